@@ -1,0 +1,40 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+WORKERS ?= 2
+
+.PHONY: demo test lint setup model clean
+
+demo: .venv/demo model
+	$(BIN)/easyedit demo
+
+test: .venv/dev model
+	EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/dev model
+
+# The embedded model, converted once into the user's cache.
+model: .venv/demo
+	@$(BIN)/easyedit models fetch
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and alone: the pinned build, never whatever another package would drag in.
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ".[gguf]"
+	@touch $@
+
+.venv/dev: .venv/demo
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,80 @@
+"""Knowledge editing of language models: change one fact, see what else changed, undo it exactly.
+
+Example:
+    >>> from easyeditor import BaseEditor, ROMEHyperParams
+    >>> editor = BaseEditor.from_hparams(ROMEHyperParams.preset("smollm2-135m"))  # doctest: +SKIP
+    >>> metrics, edited_model, patch = editor.edit(  # doctest: +SKIP
+    ...     prompts="The Eiffel Tower is located in the city of", subject="The Eiffel Tower",
+    ...     target_new="Rome", ground_truth="Paris")
+    >>> editor.undo(patch)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from easyeditor.edits import Case as Case
+    from easyeditor.edits import Edit as Edit
+    from easyeditor.edits import Probe as Probe
+    from easyeditor.editors.base import BaseEditor as BaseEditor
+    from easyeditor.editors.base import EditResult as EditResult
+    from easyeditor.errors import EasyEditError as EasyEditError
+    from easyeditor.lm.loading import load as load
+    from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.ft import FTHyperParams as FTHyperParams
+    from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
+    from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
+    from easyeditor.patches.files import load_patch as load_patch
+    from easyeditor.patches.files import save_patch as save_patch
+    from easyeditor.patches.weight import WeightPatch as WeightPatch
+
+__version__ = version("easyeditor")
+
+# Imported on first use: `import easyeditor` is quick, and the command line parses before torch loads.
+_PUBLIC = {
+    "BaseEditor": "editors.base",
+    "Case": "edits",
+    "EasyEditError": "errors",
+    "Edit": "edits",
+    "EditResult": "editors.base",
+    "FTHyperParams": "methods.ft",
+    "LM": "lm.model",
+    "MEMITHyperParams": "methods.memit",
+    "Probe": "edits",
+    "ROMEHyperParams": "methods.rome",
+    "WeightPatch": "patches.weight",
+    "load": "lm.loading",
+    "load_patch": "patches.files",
+    "save_patch": "patches.files",
+}
+
+__all__ = [
+    "LM",
+    "BaseEditor",
+    "Case",
+    "EasyEditError",
+    "Edit",
+    "EditResult",
+    "FTHyperParams",
+    "MEMITHyperParams",
+    "Probe",
+    "ROMEHyperParams",
+    "WeightPatch",
+    "__version__",
+    "load",
+    "load_patch",
+    "save_patch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'easyeditor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""The MLP as a linear associative memory: contexts, keys, values, moments, the solve."""

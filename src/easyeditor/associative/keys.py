@@ -1,0 +1,81 @@
+"""Keys and values of an MLP at one token: what goes into the down-projection and what comes out.
+
+In the papers' notation the down-projection ``W`` maps a key ``k`` ``(d_in,)`` to a value ``v``
+``(d_out,)``; both are read at the subject's last token (arXiv 2202.05262, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from easyeditor.edits import Edit
+from easyeditor.errors import SubjectRequiredError
+from easyeditor.lm.hooks import hidden_of, reading_inputs, reading_output, stopping
+from easyeditor.lm.model import LM, chunks
+from easyeditor.lm.resume import Site
+from easyeditor.lm.tokens import Row
+
+
+def subject_of(edit: Edit) -> str:
+    """The edit's subject.
+
+    Raises:
+        SubjectRequiredError: it has none.
+    """
+    if edit.subject is None:
+        raise SubjectRequiredError(
+            f"The edit of {edit.prompt!r} names no subject, and this method locates the fact by "
+            "it. Give subject=..., the words of the prompt that the fact is about."
+        )
+    return edit.subject
+
+
+def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
+    """``prefix + prompt`` for each context, cut after the subject's last token.
+
+    Later tokens cannot change what is read there, so they are not run.
+    """
+    rows = []
+    for context in contexts:
+        row = lm.text.row(edit.prompt, subject=subject_of(edit), prefix=context)
+        assert row.subject_last is not None
+        rows.append(Row(row.ids[: row.subject_last + 1], (), row.subject_last))
+    return rows
+
+
+def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, torch.Tensor]:
+    """Inputs of the down-projections at each row's subject-last, ``{layer: (rows, d_in)}``, float32.
+
+    One pass for all layers, stopping at the highest.
+    """
+    ordered = sorted(set(layers))
+    modules = [lm.projection(layer).module for layer in ordered]
+    found = {layer: [torch.empty(0)] * len(rows) for layer in ordered}
+    with lm.at_rest(), torch.no_grad():
+        for chunk in chunks(rows, 2048, 1 << 30):
+            batch = lm.pad([rows[i].ids for i in chunk])
+            with reading_inputs(modules) as inputs, stopping():
+                lm.call(batch)
+            for layer, seen in zip(ordered, inputs, strict=True):
+                assert seen is not None
+                wide = seen.view(len(chunk), -1, seen.shape[-1])
+                for row, i in enumerate(chunk):
+                    found[layer][i] = wide[row, rows[i].subject_last].float()
+    return {layer: torch.stack(keys) for layer, keys in found.items()}
+
+
+def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
+    """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
+    found = [torch.empty(0)] * len(rows)
+    with lm.at_rest(), torch.no_grad():
+        for chunk in chunks(rows, 2048, 1 << 30):
+            batch = lm.pad([rows[i].ids for i in chunk])
+            with reading_output(site.module(lm), stop=True) as outputs, stopping():
+                lm.call(batch)
+            hidden = hidden_of(outputs[0])
+            wide = hidden.view(len(chunk), -1, hidden.shape[-1])
+            for row, i in enumerate(chunk):
+                found[i] = wide[row, rows[i].subject_last].float()
+    return torch.stack(found)

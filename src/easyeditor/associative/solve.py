@@ -1,0 +1,69 @@
+r"""The one closed form behind ROME, EMMET and MEMIT.
+
+.. math:: \Delta = R\,(E + K^\top C^{-1} K)^{-1} K^\top C^{-1}
+
+``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``C`` the
+second moment of the layer's keys and ``E`` a diagonal of slacks: 0 makes a key exact, a larger one lets
+it give way (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229 eq. 14 divided by λ).
+Only an ``n × n`` system is solved; ``C`` comes factored once.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Factor:
+    """Cholesky factor of ``C + ridge·I``, float64, ready to apply ``C⁻¹``.
+
+    ``Factor.identity(d)`` stands for ``C = I`` (no second-moment adjustment). The ridge is a
+    thousandth of a percent of the mean diagonal, raised tenfold until the factorisation succeeds.
+    """
+
+    def __init__(self, lower: torch.Tensor | None) -> None:
+        self._lower = lower
+
+    @classmethod
+    def identity(cls) -> Factor:
+        """``C = I``."""
+        return cls(None)
+
+    @classmethod
+    def of(cls, moment: torch.Tensor) -> Factor:
+        """Factor a symmetric positive semi-definite ``(d_in, d_in)`` matrix."""
+        c = moment.double()
+        mean = c.diagonal().mean()
+        ridge = 1e-5
+        while True:
+            shifted = c.clone()
+            shifted.diagonal().add_(ridge * mean)
+            lower, info = torch.linalg.cholesky_ex(shifted)
+            if int(info) == 0 or ridge > 1:
+                return cls(lower)
+            ridge *= 10
+
+    def solve(self, keys: torch.Tensor) -> torch.Tensor:
+        """``C⁻¹ K`` for ``K`` ``(d_in, n)``, float64."""
+        k = keys.double()
+        if self._lower is None:
+            return k
+        return torch.cholesky_solve(k.to(self._lower.device), self._lower).to(k.device)
+
+
+def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor) -> torch.Tensor:
+    """``U = C⁻¹ K (E + Kᵀ C⁻¹ K)⁻¹`` of shape ``(d_in, n)``, so that ``Δᵀ = U Rᵀ``.
+
+    Args:
+        keys: ``(d_in, n)``.
+        factor: of the second moment.
+        slack: one number for all keys or ``(n,)``, in units of ``Kᵀ C⁻¹ K``.
+    """
+    k = keys.double()
+    solved = factor.solve(k)
+    small = k.T @ solved
+    diagonal = torch.as_tensor(slack, dtype=small.dtype, device=small.device)
+    small.diagonal().add_(diagonal)
+    if bool((diagonal > 0).all()):
+        return torch.linalg.solve(small, solved.T).T
+    # Two exact keys may be parallel (one prompt twice); the minimum-norm answer is then right.
+    return solved @ torch.linalg.pinv(small, hermitian=True, rtol=1e-12)

@@ -1,0 +1,94 @@
+"""``easyedit demo``: move the Eiffel Tower and look at what else moved."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from easyeditor.cli import options
+from easyeditor.cli.app import DONE, NOT_TAKEN
+
+EPILOG = "Examples: [bold]easyedit demo[/] · [bold]easyedit demo --method memit[/] · --json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EPILOG)(demo)
+
+
+def demo(
+    method: options.Method = "ROME",
+    save: Annotated[Path, typer.Option(help="Where the patch is written.")] = Path(
+        "eiffel-rome.safetensors"
+    ),
+    as_json: options.Json = False,
+) -> None:
+    """Edit a fact in a real 135M-parameter model and show before and after."""
+    started = time.perf_counter()
+
+    from easyeditor.cli import output
+    from easyeditor.edits import Case, Edit, Probe
+
+    edit = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower", "Paris")
+    rephrases = ("To see the Eiffel Tower you must travel to", "The Eiffel Tower stands in")
+    neighbours = (
+        ("The Louvre is located in the city of", "Paris"),
+        ("The Colosseum is located in the city of", "Rome"),
+        ("The capital of France is", "Paris"),
+    )
+    case = Case(
+        "eiffel",
+        edit,
+        (
+            *(Probe(text, (edit.target,), "rephrase") for text in rephrases),
+            *(Probe(text, (answer,), "locality/neighborhood") for text, answer in neighbours),
+        ),
+    )
+    model = options.DEFAULT_MODEL
+    settings = options.settings_of(method, model, None, None)
+    lm = output.load_model(model)
+    loaded = time.perf_counter() - started
+
+    from easyeditor.editors.base import BaseEditor
+    from easyeditor.patches.files import save_patch
+
+    editor = BaseEditor(lm, settings)
+    before = output.snapshot(editor.lm, case, max_new_tokens=12)
+    with output.working(f"{method}: editing (the first time also collects statistics) …"):
+        result = editor.edit_cases([case], evaluate_when="end", verbose=False)
+    after = output.snapshot(editor.lm, case, max_new_tokens=12)
+    lines = output.before_after(case, before, after)
+    saved = save_patch(result.patch, save)
+    editor.undo(result.patch)
+    undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
+    seconds = {"load": loaded, **result.patch.about.seconds}
+    seconds["whole demo"] = time.perf_counter() - started
+    taken = result.metrics[0]["post"]["rewrite_acc"] == 1.0
+    if as_json:
+        output.print_json(
+            {
+                "method": method,
+                "model": model,
+                "before_after": lines,
+                "metrics": result.metrics[0],
+                "seconds": seconds,
+                "patch": str(saved),
+                "undone_exactly": undone,
+            }
+        )
+    else:
+        output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
+        output.out.print(f"Seconds: {output.seconds_line(seconds)}")
+        output.out.print(
+            f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
+            f"Undone in this process by editor.undo(patch): "
+            f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
+            f"On disk the model was never changed: drop the patch to be rid of the edit, or use it:\n"
+            f'  easyedit generate --patch {saved} "{edit.prompt}"\n'
+            f"  easyedit show {saved}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    raise typer.Exit(DONE if taken and undone else NOT_TAKEN)

@@ -1,0 +1,73 @@
+"""Options several commands share, and turning words into hyper-parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easyeditor.errors import HyperParamsError, UnknownMethodError
+from easyeditor.methods import METHODS
+
+if TYPE_CHECKING:
+    from easyeditor.hyperparams import HyperParams
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def _method(name: str) -> str:
+    try:
+        return METHODS.canonical(name)
+    except UnknownMethodError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Method = Annotated[
+    str,
+    typer.Option("--method", "-m", callback=_method, help=f"One of {', '.join(METHODS)}."),
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-M", help="A hub name, a folder, a .gguf file, or smollm2-135m."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change one hyper-parameter; repeatable."),
+]
+Hparams = Annotated[Path | None, typer.Option("--hparams", help="A YAML file of hyper-parameters.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, or an accelerator's number; the best one by default.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default."),
+]
+
+
+def settings_of(
+    method: str, model: str, file: Path | None, changes: list[str] | None
+) -> HyperParams:
+    """The file, or the preset of exactly this model, or the defaults; then the changes.
+
+    Raises:
+        HyperParamsError: unknown names, wrong values, an unreadable file.
+    """
+    import yaml
+
+    kind = METHODS.get(method).hyperparams_class
+    values: dict[str, Any] = {}
+    for change in changes or []:
+        name, equals, value = change.partition("=")
+        if not equals or not name.strip():
+            raise HyperParamsError(f"--set takes NAME=VALUE, e.g. --set v_lr=0.4; got {change!r}.")
+        try:
+            values[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise HyperParamsError(f"--set {change!r}: the value is not YAML ({error}).") from None
+    if file is not None:
+        found: HyperParams = kind.from_hparams(file).replace(**values)
+    else:
+        found = kind.for_model(model, **values)
+    return found

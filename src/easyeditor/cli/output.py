@@ -1,0 +1,129 @@
+"""What the commands share to show: JSON, tables of scores, before and after."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from easyeditor.cli.app import err
+from easyeditor.edits import Case
+
+if TYPE_CHECKING:
+    from easyeditor.lm.model import LM, TokenScores
+
+out = Console(highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, and nothing else."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """A spinner on stderr while something takes time; silent in a pipe."""
+    with err.status(message):
+        yield
+
+
+def load_model(name: str, *, device: str | None = None, dtype: str | None = None) -> LM:
+    """Load with a spinner and without the libraries' own bars."""
+    with working(f"loading {name} …"):
+        from transformers.utils import logging as hf_logging
+
+        from easyeditor.lm.loading import load
+
+        hf_logging.disable_progress_bar()
+        return load(name, device=device, dtype=dtype)
+
+
+def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
+    """``(kind, prompt, new answer, old answer)`` of every line a case's table shows."""
+    edit = case.edit
+    rows = [("prompt", edit.prompt, edit.target, edit.ground_truth)]
+    for probe in case.probes:
+        if probe.group == "rephrase":
+            rows.append(("rephrase", probe.prompt, edit.target, edit.ground_truth))
+        elif probe.group == "locality":
+            rows.append(("neighbour", probe.prompt, edit.target, probe.answers[0]))
+        else:
+            rows.append((probe.name or probe.group, probe.prompt, probe.answers[0], None))
+    return rows
+
+
+def snapshot(
+    lm: LM, case: Case, *, max_new_tokens: int
+) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
+    """Scores and free continuations of everything :func:`asked` shows."""
+    rows = asked(case)
+    pairs = list(dict.fromkeys((p, a) for _, p, new, old in rows for a in (new, old) if a))
+    prompts = list(dict.fromkeys(p for _, p, _, _ in rows))
+    scores = dict(zip(pairs, lm.score(pairs), strict=True))
+    texts = dict(zip(prompts, lm.generate(prompts, max_new_tokens), strict=True))
+    return scores, texts
+
+
+def _chance(scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None) -> str:
+    return f"{math.exp(scores[prompt, answer].mean_logprob):.3f}" if answer else ""
+
+
+def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
+    """The table's content as plain data."""
+    told = []
+    for kind, prompt, new, old in asked(case):
+        line: dict[str, Any] = {"kind": kind, "prompt": prompt, "new": new, "old": old}
+        for when, (scores, texts) in (("before", before), ("after", after)):
+            line[when] = {
+                "p_new": float(_chance(scores, prompt, new)),
+                "p_old": float(_chance(scores, prompt, old)) if old else None,
+                "continuation": texts[prompt],
+            }
+        told.append(line)
+    return told
+
+
+def show_before_after(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table: probabilities of the old and the new answer, then what the model writes."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("prompt", overflow="fold", ratio=1)
+    table.add_column("P(old answer)", justify="right", no_wrap=True)
+    table.add_column("P(new answer)", justify="right", no_wrap=True)
+    for line in lines:
+        stays = line["kind"] == "neighbour"
+        table.add_row(
+            line["kind"], Text(line["prompt"]),
+            _arrow(line, "old", good=stays), _arrow(line, "new", good=not stays),
+        )  # fmt: skip
+    out.print(table)
+    free = Table(title="What the model writes (greedy)", title_justify="left", expand=False)
+    for name in ("prompt", "before", "after"):
+        free.add_column(name, overflow="fold")
+    for line in lines:
+        free.add_row(
+            Text(line["prompt"]),
+            Text(" ".join(line["before"]["continuation"].split())),
+            Text(" ".join(line["after"]["continuation"].split())),
+        )
+    out.print(free)
+
+
+def _arrow(line: Mapping[str, Any], which: str, *, good: bool) -> Text:
+    before, after = line["before"][f"p_{which}"], line["after"][f"p_{which}"]
+    if before is None:
+        return Text("")
+    style = "green" if (after >= 0.5) == good else "yellow"
+    return Text.assemble(f"{line[which]} {before:.3f} → ", (f"{after:.3f}", style))
+
+
+def seconds_line(seconds: Mapping[str, float]) -> str:
+    """``contexts 0.7 s · values 2.1 s``."""
+    return " · ".join(f"{phase} {spent:.1f} s" for phase, spent in seconds.items())

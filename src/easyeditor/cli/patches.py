@@ -1,0 +1,180 @@
+"""``apply``, ``export``, ``show`` and ``generate``: what one does with a patch file."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easyeditor.cli import options
+
+if TYPE_CHECKING:
+    from easyeditor.patches.weight import WeightPatch
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Apply it even if it was made for another model.")
+]
+
+
+class Format(str, Enum):
+    """What ``export`` can write."""
+
+    lora = "lora"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(
+        epilog="Example: [bold]easyedit apply eiffel.safetensors --model smollm2-135m --out edited[/]"
+    )(apply)
+    app.command(
+        epilog="Example: [bold]easyedit export eiffel.safetensors --format lora --out adapter[/]"
+    )(export)
+    app.command(epilog="Example: [bold]easyedit show eiffel.safetensors[/]")(show)
+    app.command(
+        epilog='Example: [bold]easyedit generate --patch eiffel.safetensors "The Eiffel Tower is in"[/]'
+    )(generate)
+
+
+def _load(paths: list[Path]) -> list[WeightPatch]:
+    from easyeditor.patches.files import load_patch
+
+    return [load_patch(path) for path in paths]
+
+
+def apply(
+    patches: Annotated[list[Path], typer.Argument(help="Patch files, applied in this order.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    force: Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write an edited model that plain transformers loads."""
+    from easyeditor.cli import output
+    from easyeditor.errors import PatchStateError
+
+    loaded = _load(patches)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise PatchStateError(f"{out} exists and is not an empty folder; name a new one.")
+    lm = output.load_model(model, device=device, dtype=dtype)
+    for patch in loaded:
+        patch.apply(lm.model, force=force)
+    with output.working("writing …"):
+        lm.model.save_pretrained(out)
+        lm.tokenizer.save_pretrained(out)
+    edits = sum(len(patch.about.edits) for patch in loaded)
+    if as_json:
+        output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
+    else:
+        output.out.print(
+            f"{edits} edits of {len(loaded)} patches are in {out}. Load it with "
+            f'AutoModelForCausalLM.from_pretrained("{out}").', markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def export(
+    patch: Annotated[Path, typer.Argument(help="A patch file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.lora,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank kept of dense patches (64 by default).")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a LoRA adapter that peft loads with the same logits."""
+    from easyeditor.cli import output
+    from easyeditor.patches.lora import export_lora
+
+    made = export_lora(_load([patch])[0], out, rank=rank)
+    if as_json:
+        told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
+        output.print_json({**told, "relative_errors": made.errors})
+        return
+    output.out.print(f"LoRA adapter of rank {made.rank} in {made.folder}.", markup=False)
+    for name, error in made.errors.items():
+        said = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
+        output.out.print(f"  {name}: {said}", markup=False)
+
+
+def show(
+    patch: Annotated[Path, typer.Argument(help="A patch file.")], as_json: options.Json = False
+) -> None:
+    """Say what a patch does, how it was made, and for which model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from easyeditor.cli import output
+    from easyeditor.patches.files import header_of
+    from easyeditor.patches.weight import LowRank
+
+    loaded = _load([patch])[0]
+    header = header_of(loaded)
+    matrices: dict[str, Any] = {}
+    for name, parts in loaded.entries.items():
+        rank = sum(p.u.shape[1] if isinstance(p, LowRank) else min(p.shape) for p in parts)
+        norm = float(loaded.dense(name).norm())
+        matrices[name] = {"shape": list(parts[0].shape), "rank": rank, "norm": round(norm, 5)}
+    if as_json:
+        output.print_json({"path": str(patch), **header, "matrices": matrices})
+        return
+    output.out.print(f"{header['method']} patch for {header['model_name']}", markup=False)
+    edits = Table(title="Edits", title_justify="left")
+    for name in ("prompt", "subject", "old", "new"):
+        edits.add_column(name, overflow="fold")
+    for edit in loaded.about.edits:
+        cells = (edit.prompt, edit.subject, edit.ground_truth, edit.target)
+        edits.add_row(*(Text(cell or "") for cell in cells))
+    output.out.print(edits)
+    changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
+    for name in ("weight", "shape", "rank", "‖Δ‖"):
+        changed.add_column(name, overflow="fold")
+    for name, about in matrices.items():
+        changed.add_row(name, str(about["shape"]), str(about["rank"]), f"{about['norm']:.4g}")
+    output.out.print(changed)
+    settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
+    output.out.print(f"Settings: {settings}", markup=False, soft_wrap=True)
+    made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
+    output.out.print(f"Made with {made}; {output.seconds_line(header['seconds'])}", markup=False)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    force: Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Continue a prompt; with patches, before and after side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from easyeditor.cli import output
+    from easyeditor.errors import EditError
+
+    if not prompt.strip():
+        raise EditError("The prompt is empty; give a text to continue.")
+    loaded = _load(patch or [])
+    lm = output.load_model(model, device=device, dtype=dtype)
+    texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
+    if loaded:
+        for one in loaded:
+            one.apply(lm.model, force=force)
+        texts["after"] = lm.generate([prompt], max_new_tokens)[0]
+    if as_json:
+        output.print_json({"prompt": prompt, "model": model, **texts})
+        return
+    if not loaded:
+        output.out.print(Text(prompt, style="dim") + Text(texts["before"]))
+        return
+    table = Table(title=Text(prompt), title_justify="left")
+    for name in texts:
+        table.add_column(name, overflow="fold", ratio=1)
+    table.add_row(*(Text(text.strip()) for text in texts.values()))
+    output.out.print(table)

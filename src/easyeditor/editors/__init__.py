@@ -1,0 +1,1 @@
+"""Edit, evaluate, keep or put back."""

@@ -1,0 +1,134 @@
+"""Every error EasyEdit raises on purpose.
+
+::
+
+    EasyEditError
+    ├── EditError (ValueError)                 an edit that cannot be carried out as written
+    │   ├── SubjectNotFoundError               the subject does not occur in the prompt
+    │   ├── SubjectRequiredError               the method needs a subject and got none
+    │   ├── EmptyTargetError                   nothing to learn
+    │   └── ContradictingEditsError            one prompt, two targets
+    ├── DataError (ValueError)                 a file of edits that cannot be read
+    ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
+    │   └── HyperParamsFileError (OSError)     no such file, or not YAML
+    ├── UnknownMethodError (LookupError)       no method of that name
+    ├── UnknownFamilyError (LookupError)       an architecture nobody described and nothing was found
+    ├── UnsupportedModelError (ValueError)     this method cannot edit this model
+    ├── ModelLoadError (OSError)               no such model, or unreadable
+    ├── MetaDeviceError (RuntimeError)         weights that are not in memory
+    ├── PatchError (ValueError)
+    │   ├── PatchFormatError                   unreadable, truncated or not ours
+    │   ├── PatchMismatchError                 made for another model
+    │   └── PatchStateError                    applied twice, or undone without being applied
+    ├── MomentsError (ValueError)              statistics that cannot be collected
+    ├── DivergedError (ArithmeticError)        a loss that is not a number
+    └── MissingExtraError (ImportError)        an optional package is not installed
+
+Each says what was given, what is allowed and what to do. An edit that fails leaves the model
+bit-identical.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EasyEditError(Exception):
+    """Base of all errors raised on purpose."""
+
+    def __str__(self) -> str:
+        # LookupError would quote the message; an error is a sentence.
+        return str(self.args[0]) if self.args else ""
+
+
+class EditError(EasyEditError, ValueError):
+    """An edit that cannot be carried out as written."""
+
+
+class SubjectNotFoundError(EditError):
+    """The subject does not occur in the prompt."""
+
+
+class SubjectRequiredError(EditError):
+    """The method locates facts by their subject and the edit names none."""
+
+
+class EmptyTargetError(EditError):
+    """The target holds nothing to learn."""
+
+
+class ContradictingEditsError(EditError):
+    """Two edits of one request give the same prompt different targets."""
+
+
+class DataError(EasyEditError, ValueError):
+    """A file of edits that cannot be read; the message names file and record."""
+
+
+class HyperParamsError(EasyEditError, ValueError):
+    """Unknown, mistyped or impossible hyper-parameters; lists every problem, not the first."""
+
+
+class HyperParamsFileError(HyperParamsError, OSError):
+    """The hyper-parameter file is missing or is not YAML."""
+
+
+class UnknownMethodError(EasyEditError, LookupError):
+    """No editing method of that name."""
+
+
+class UnknownFamilyError(EasyEditError, LookupError):
+    """The architecture has no family row and its structure could not be recognised."""
+
+
+class UnsupportedModelError(EasyEditError, ValueError):
+    """The method, as configured, cannot edit this kind of model."""
+
+
+class ModelLoadError(EasyEditError, OSError):
+    """The model cannot be found or read."""
+
+
+class MetaDeviceError(EasyEditError, RuntimeError):
+    """The model's weights are not in memory (meta device, or offloaded to disk)."""
+
+
+class PatchError(EasyEditError, ValueError):
+    """Something is wrong with a patch."""
+
+
+class PatchFormatError(PatchError):
+    """The file is unreadable, truncated or not an EasyEdit patch."""
+
+
+class PatchMismatchError(PatchError):
+    """The patch was made for another model."""
+
+
+class PatchStateError(PatchError):
+    """The patch is already applied, or is not applied."""
+
+
+class MomentsError(EasyEditError, ValueError):
+    """Second moments cannot be collected from this model or text."""
+
+
+class DivergedError(EasyEditError, ArithmeticError):
+    """A loss became NaN or infinite."""
+
+
+class MissingExtraError(EasyEditError, ImportError):
+    """An optional package is not installed; the message holds the install command."""
+
+    @classmethod
+    def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
+        """The error for ``package``, which ``pip install "easyeditor[extra]"`` brings."""
+        return cls(f'{purpose} needs {package}. Install it: pip install "easyeditor[{extra}]"')
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest known word, or an empty string."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""

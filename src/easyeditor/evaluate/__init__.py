@@ -1,0 +1,1 @@
+"""What an edit changed: observations of a model, and what they say before and after."""

@@ -1,0 +1,209 @@
+"""Hyper-parameters: frozen, typed, read from the classic YAML files, refused when unknown.
+
+Defaults are the published values. Layers may be written absolute (``17``), from the end (``-1``)
+or as a share of the depth (``0.17``); :meth:`HyperParams.resolved` turns them into absolute
+numbers, and those go into every result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from easyeditor.errors import HyperParamsError, HyperParamsFileError, did_you_mean
+
+log = logging.getLogger(__name__)
+H = TypeVar("H", bound="HyperParams")
+
+# Preset name -> the name the model is loaded by. Matching is exact, never by substring.
+KNOWN_MODELS = {
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "gpt-j-6B": "EleutherAI/gpt-j-6b",
+    "gpt-neo-2.7B": "EleutherAI/gpt-neo-2.7B",
+    "llama-7b": "huggyllama/llama-7b",
+    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+    "t5-3b": "google-t5/t5-3b",
+    "smollm2-135m": "smollm2-135m",
+}
+
+# Classic keys that name a module; the family table answers them, so they are only checked.
+FAMILY_KEYS = frozenset(
+    {
+        "rewrite_module_tmp",
+        "layer_module_tmp",
+        "mlp_module_tmp",
+        "attn_module_tmp",
+        "ln_f_module",
+        "lm_head_module",
+    }
+)
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+Layers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
+def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int, ...]:
+    """Absolute layer numbers: ``-1`` is the last, ``0.5`` half-way down, ``3`` is itself.
+
+    Raises:
+        HyperParamsError: a layer lies outside the model.
+    """
+    found = []
+    for layer in layers:
+        if isinstance(layer, float) and not layer.is_integer():
+            absolute = round(layer * n_layers)
+        else:
+            absolute = int(layer) + (n_layers if layer < 0 else 0)
+        if not 0 <= absolute < n_layers:
+            raise HyperParamsError(
+                f"layers={list(layers)}: the model has {n_layers} layers, so {layer} is outside "
+                f"it. Use 0 to {n_layers - 1}, -1 for the last, or a share such as 0.2."
+            )
+        found.append(absolute)
+    return tuple(sorted(set(found)))
+
+
+class HyperParams(BaseModel):
+    """What all methods share. Subclasses add fields, ``presets`` and ``ignored``.
+
+    Raises (on construction):
+        HyperParamsError: lists every unknown field, wrong type and impossible value at once.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Model -> only what differs from the defaults."""
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Classic fields that no longer mean anything; named in one log line, then dropped."""
+
+    alg_name: str = ""
+    model_name: str = ""
+    device: int | str | None = None
+    model_parallel: bool = False
+    fp16: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    chat_template: bool = False
+    layers: Layers = (0,)
+
+    _family_claims: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **data: Any) -> None:
+        kind = type(self)
+        if "alg" in data:
+            data.setdefault("alg_name", data.pop("alg"))
+        claims = {key: str(data.pop(key)) for key in FAMILY_KEYS & data.keys()}
+        dropped = sorted(kind.ignored & data.keys())
+        for key in dropped:
+            del data[key]
+        if dropped:
+            log.info("%s: no longer used: %s", kind.__name__, ", ".join(dropped))
+        expected = kind.model_fields["alg_name"].default
+        if str(data.get("alg_name", expected)).lower() != expected.lower():
+            raise HyperParamsError(
+                f"{kind.__name__} was given alg_name={data['alg_name']!r}; it holds {expected!r}. "
+                "Use the class of that method, or correct the file."
+            )
+        data["alg_name"] = expected
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise HyperParamsError(_explain(kind, error)) from None
+        self._family_claims = claims
+
+    @property
+    def family_claims(self) -> dict[str, str]:
+        """Classic module templates that were given, to be checked against the family table."""
+        return dict(self._family_claims)
+
+    @classmethod
+    def from_hparams(cls: type[H], path: str | Path) -> H:
+        """Read ``path``, or ``path`` + ``.yaml``, as in ``"./hparams/ROME/gpt2-xl"``.
+
+        Raises:
+            HyperParamsFileError: no such file, or not a YAML mapping.
+            HyperParamsError: the file holds something that is not allowed.
+        """
+        given = Path(path)
+        file = given if given.is_file() else given.with_name(given.name + ".yaml")
+        if not file.is_file():
+            presets = ", ".join(cls.presets)
+            raise HyperParamsFileError(
+                f"No hyper-parameter file {str(given)!r} (nor with .yaml). Built-in presets of "
+                f"{cls.__name__}: {presets}; use {cls.__name__}.preset(name), or write the files "
+                "with: easyedit hparams write --out hparams"
+            )
+        try:
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise HyperParamsFileError(f"{file} is not YAML: {error}") from None
+        if not isinstance(data, Mapping):
+            raise HyperParamsFileError(f"{file} must hold 'name: value' lines.")
+        try:
+            return cls(**{str(key): value for key, value in data.items()})
+        except HyperParamsError as error:
+            raise HyperParamsError(f"{file}: {error}") from None
+
+    @classmethod
+    def preset(cls: type[H], name: str, **changes: Any) -> H:
+        """The published settings for one model, with ``changes`` on top.
+
+        Raises:
+            HyperParamsError: there is no such preset.
+        """
+        found = next((known for known in cls.presets if known.lower() == name.lower()), None)
+        if found is None:
+            raise HyperParamsError(
+                f"{cls.__name__} has no preset {name!r}.{did_you_mean(name, cls.presets)} "
+                f"Known: {', '.join(cls.presets)}."
+            )
+        return cls(**{"model_name": KNOWN_MODELS[found], **cls.presets[found], **changes})
+
+    @classmethod
+    def for_model(cls: type[H], model_name: str, **changes: Any) -> H:
+        """The preset whose model is exactly ``model_name`` (or its last part), else the defaults.
+
+        ``"openai-community/gpt2-xl"``, ``"gpt2-xl"`` and ``"/models/gpt2-xl"`` are one model;
+        ``"my-gpt2-xl-tuned"`` is not.
+        """
+        base = model_name.rstrip("/").rpartition("/")[2].lower()
+        for known in cls.presets:
+            hub = KNOWN_MODELS[known]
+            if base in {known.lower(), hub.rpartition("/")[2].lower()}:
+                return cls.preset(known, **{"model_name": model_name, **changes})
+        return cls(**{"model_name": model_name, **changes})
+
+    def replace(self: H, **changes: Any) -> H:
+        """A checked copy with ``changes``."""
+        copy = type(self)(**{**self.model_dump(), **changes})
+        copy._family_claims = {**self._family_claims, **copy._family_claims}
+        return copy
+
+    def resolved(self: H, n_layers: int) -> H:
+        """The same settings with absolute layer numbers, for a model of ``n_layers``."""
+        return self.replace(layers=resolve_layers(self.layers, n_layers))
+
+
+def _explain(kind: type[HyperParams], error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else "?"
+        if item["type"] == "extra_forbidden":
+            hint = did_you_mean(name, [*kind.model_fields, *FAMILY_KEYS])
+            problems.append(f"unknown field {name!r}.{hint}")
+        else:
+            problems.append(f"{name}={item['input']!r}: {item['msg']}")
+    problems = list(dict.fromkeys(problems))
+    known = ", ".join(kind.model_fields)
+    return f"{kind.__name__}: " + "; ".join(problems) + f" Fields: {known}."

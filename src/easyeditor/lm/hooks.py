@@ -1,0 +1,145 @@
+"""Looking into a forward pass: reading inputs, adding vectors, reading few logits, stopping early.
+
+These are the only places that know what a block or a projection may return: a tensor or a tuple,
+``(rows, length, width)`` or OPT's flattened ``(rows * length, width)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Stop(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by a hook once nothing above it is needed."""
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states in a block's output."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """The same kind of output holding other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def reading_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor | None]]:
+    """Record the first input of each module; the forward pass stops at the last one of the list.
+
+    Yields the list that fills up. Wrap the call of the model in :func:`stopping`.
+    """
+    found: list[torch.Tensor | None] = [None] * len(modules)
+
+    def hook(index: int) -> Callable[..., None]:
+        def read(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            found[index] = args[0]
+            if index == len(modules) - 1:
+                raise Stop
+
+        return read
+
+    handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(modules)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def reading_output(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
+    """Record a module's output (as it is); with ``stop`` nothing above it is computed."""
+    found: list[Any] = []
+
+    def read(_module: nn.Module, _args: Any, output: Any) -> None:
+        found.append(output)
+        if stop:
+            raise Stop
+
+    handle = module.register_forward_hook(read)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Swallow the :class:`Stop` of an early end."""
+    try:
+        yield
+    except Stop:
+        return
+
+
+@contextmanager
+def adding(module: nn.Module, positions: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
+    """Add ``delta`` ``(rows, width)`` to the module's output at one position per row.
+
+    A flattened output is seen as ``(rows, -1, width)``. The output is never changed in place.
+    """
+    n = len(positions)
+
+    def add(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = hidden_of(output)
+        seen = hidden.view(n, -1, hidden.shape[-1])
+        rows = torch.arange(n, device=hidden.device)
+        at = positions.to(hidden.device)
+        changed = seen.index_put(
+            (rows, at), delta.to(device=hidden.device, dtype=hidden.dtype), accumulate=True
+        )
+        return with_hidden(output, changed.view(hidden.shape))
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def gathering(head: nn.Module, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Compute logits only where they are read: the head sees ``(1, reads, width)``.
+
+    The model's own head, soft-caps and scales stay in place; its output becomes
+    ``(1, reads, vocabulary)``.
+    """
+
+    def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        picked = hidden[rows.to(hidden.device), positions.to(hidden.device)]
+        return (picked[None], *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Compute with these tensors in place of the named parameters, which are not touched.
+
+    Gradients flow to the tensors. The parameters are the same objects before and after.
+    """
+    held: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for path, tensor in tensors.items():
+            owner, _, name = path.rpartition(".")
+            module = model.get_submodule(owner)
+            parameter = module._parameters.pop(name)
+            assert parameter is not None
+            held.append((module, name, parameter))
+            object.__setattr__(module, name, tensor)
+        yield
+    finally:
+        for module, name, parameter in held:
+            object.__delattr__(module, name)
+            module._parameters[name] = parameter

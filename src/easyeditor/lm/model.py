@@ -1,0 +1,302 @@
+"""``LM``: the model being edited, exactly as it is, with its tokenizer and its family row."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from easyeditor.errors import HyperParamsError, MetaDeviceError, UnsupportedModelError
+from easyeditor.lm.families import Projection, Stack, family_of
+from easyeditor.lm.hooks import gathering
+from easyeditor.lm.tokens import Batch, Row, Text, pad
+
+TOKEN_BUDGET = 4096
+"""Padded tokens per forward pass in evaluation."""
+LOGIT_BUDGET = 64 * 2**20
+"""Logits (numbers, not bytes) held at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """One target under teacher forcing: its tokens, their log-probabilities, the model's choices."""
+
+    target: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    argmax: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens that are the argmax."""
+        return sum(a == t for a, t in zip(self.argmax, self.target, strict=True)) / len(self.target)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability per target token, in nats."""
+        return sum(self.logprobs) / len(self.logprobs)
+
+
+class LM:
+    """A Hugging Face model, its tokenizer, and one row of the family table.
+
+    It is the only thing that knows how a model is built. It never changes weights; the trap is
+    that it *holds* the caller's model, so whatever changes that model changes this.
+
+    Attributes:
+        model: the caller's model, the same object.
+        tokenizer: its fast tokenizer.
+        family: the row that says where its parts are.
+        text: the rules that turn prompts into tokens.
+        memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
+
+    Raises:
+        MetaDeviceError: weights are not in memory.
+        UnknownFamilyError: nobody described this architecture and it was not recognised.
+        ModelLoadError: the tokenizer gives no offsets.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, *, chat_template: bool = False
+    ) -> None:
+        meta = [name for name, p in model.named_parameters() if p.is_meta]
+        if meta:
+            raise MetaDeviceError(
+                f"{len(meta)} weights of {type(model).__name__} are on the meta device (first: "
+                f"{meta[0]}), so there is nothing to edit. Load the checkpoint into memory: "
+                "from_pretrained(..., device_map=None), or a map without 'disk'."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.family = family_of(model)
+        self.text = Text(
+            tokenizer,
+            encoder_decoder=self.family.encoder is not None,
+            chat_template=chat_template,
+        )
+        self.memo: dict[Any, Any] = {}
+        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+
+    # -- how it is built ------------------------------------------------------------------
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether prompts go to an encoder and targets to a decoder."""
+        return self.family.encoder is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        device = self.model.get_input_embeddings().weight.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def name(self) -> str:
+        """What the model was loaded by, as far as its configuration knows."""
+        return str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's blocks (a causal model's only ones)."""
+        return self._blocks(self.family.decoder)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output embedding."""
+        return self.model.get_submodule(self.family.head)
+
+    def _blocks(self, stack: Stack) -> nn.ModuleList:
+        blocks = self.model.get_submodule(stack.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def projection(self, layer: int) -> Projection:
+        """The decoder's MLP down-projection at ``layer``."""
+        return self._projection(self.family.decoder, layer)
+
+    def projections(self, layer: int) -> list[Projection]:
+        """The down-projections at ``layer`` of every column: the encoder's first, if there is one."""
+        stacks = [self.family.encoder, self.family.decoder]
+        return [
+            self._projection(stack, layer)
+            for stack in stacks
+            if stack is not None and layer < len(self._blocks(stack))
+        ]
+
+    def _projection(self, stack: Stack, layer: int) -> Projection:
+        return Projection(self.model, f"{stack.blocks}.{layer}.{stack.down}", self.family.conv1d)
+
+    def check_claims(self, claims: Mapping[str, str]) -> None:
+        """Hold a classic file's module templates against the family row.
+
+        Raises:
+            HyperParamsError: they name other modules than this model's.
+        """
+        stack = self.family.decoder
+        layer = f"{stack.blocks}.{{}}"
+        attention = stack.attn_out.rpartition(".")[0]
+        true = {
+            "rewrite_module_tmp": {f"{layer}.{stack.down}"},
+            "layer_module_tmp": {layer},
+            "mlp_module_tmp": {f"{layer}.{stack.mlp}".rstrip(".")},
+            "attn_module_tmp": {
+                f"{layer}.{'.'.join(attention.split('.')[: i + 1])}"
+                for i in range(attention.count(".") + 1)
+            },
+            "ln_f_module": {stack.final_norm},
+            "lm_head_module": {self.family.head},
+        }
+        if self.encoder_decoder:  # classic T5 files name the encoder's side too
+            return
+        wrong = [
+            f"{key}={claim!r} (here: {' or '.join(sorted(true[key]))})"
+            for key, claim in claims.items()
+            if claim not in true[key]
+        ]
+        if wrong:
+            raise HyperParamsError(
+                f"These module names do not fit {type(self.model).__name__}: {'; '.join(wrong)}. "
+                "Leave them out: the family table knows them."
+            )
+
+    # -- forward passes -------------------------------------------------------------------
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Evaluation mode and no parameter gradients inside; both exactly restored after."""
+        training = [m for m in self.model.modules() if m.training]
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+            for module in training:
+                module.training = True
+
+    def pad(self, sequences: Sequence[Sequence[int]], *, left: bool = False) -> Batch:
+        """Pad token sequences into a batch on the model's input device."""
+        return pad(sequences, self.text.pad_id, self.device, left=left)
+
+    def call(self, batch: Batch, **more: Any) -> Any:
+        """One forward pass of the model's own code, with positions where it takes them."""
+        arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+        if "position_ids" in self._accepts:
+            arguments["position_ids"] = batch.positions
+        return self.model(**{**arguments, **more})
+
+    def target_logits(self, rows: Sequence[Row], **more: Any) -> torch.Tensor:
+        """Logits at every target token of every row, ``(sum of target lengths, vocabulary)``.
+
+        One forward pass; computed only where read; differentiable. The last target token is not fed.
+        """
+        lengths = [len(row.target) for row in rows]
+        index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
+        if self.encoder_decoder:
+            labels = pad([row.target for row in rows], 0, self.device).ids
+            decoder_ids = self.model._shift_right(labels)
+            more = {**more, "decoder_input_ids": decoder_ids}
+            positions = torch.cat([torch.arange(n) for n in lengths])
+            batch = self.pad([row.ids for row in rows])
+        else:
+            positions = torch.cat(
+                [torch.arange(row.prompt_length - 1, len(row.ids) - 1) for row in rows]
+            )
+            batch = self.pad([row.ids[:-1] for row in rows])
+        with gathering(self.head, index, positions):
+            logits: torch.Tensor = self.call(batch, **more).logits
+        return logits[0]
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[TokenScores]:
+        """Score each ``(prompt, answer)`` under teacher forcing; few, length-sorted forwards.
+
+        Equal pairs are computed once. The model may be in training mode; it is read in evaluation mode.
+        """
+        unique = list(dict.fromkeys(pairs))
+        rows = [self.text.row(prompt, answer) for prompt, answer in unique]
+        found: dict[int, TokenScores] = {}
+        vocabulary = self.model.config.get_text_config().vocab_size
+        with self.at_rest(), torch.inference_mode():
+            for chunk in chunks(rows, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
+                logits = self.target_logits([rows[i] for i in chunk]).float()
+                targets = torch.tensor(
+                    [t for i in chunk for t in rows[i].target], device=logits.device
+                )
+                at_target = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+                best = logits.argmax(1).tolist()
+                start = 0
+                for i in chunk:
+                    end = start + len(rows[i].target)
+                    found[i] = TokenScores(
+                        rows[i].target, tuple(at_target[start:end].tolist()), tuple(best[start:end])
+                    )
+                    start = end
+        by_pair = {pair: found[i] for i, pair in enumerate(unique)}
+        return [by_pair[pair] for pair in pairs]
+
+    def logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
+        """Log-probability (nats) of each token of each answer."""
+        return [scores.logprobs for scores in self.score(pairs)]
+
+    def argmax(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+        """The most probable token at each position of each answer, under teacher forcing."""
+        return [scores.argmax for scores in self.score(pairs)]
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 20, **options: Any
+    ) -> list[str]:
+        """Continuations by the model's own ``generate``: greedy unless asked, without the prompt."""
+        rows = [self.text.row(prompt) for prompt in prompts]
+        batch = self.pad([row.ids for row in rows], left=True)
+        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+        with self.at_rest(), torch.inference_mode():
+            out = self.model.generate(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                pad_token_id=self.text.pad_id,
+                **settings,
+            )
+        start = 0 if self.encoder_decoder else batch.ids.shape[1]
+        return [self.tokenizer.decode(ids[start:], skip_special_tokens=True) for ids in out]
+
+    def require_causal(self, method: str) -> None:
+        """Refuse an encoder-decoder.
+
+        Raises:
+            UnsupportedModelError: this model has an encoder.
+        """
+        if self.encoder_decoder:
+            raise UnsupportedModelError(
+                f"{method} edits decoder-only models for now; {type(self.model).__name__} has an "
+                "encoder. Use FT for it."
+            )
+
+
+def chunks(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[int]]:
+    """Indices of ``rows`` sorted by length, cut so that a padded chunk keeps to both budgets."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    chunk: list[int] = []
+    read = 0
+    for i in order:
+        more = len(rows[i].target)
+        if chunk and ((len(chunk) + 1) * len(rows[i].ids) > tokens or read + more > reads):
+            yield chunk
+            chunk, read = [], 0
+        chunk.append(i)
+        read += more
+    if chunk:
+        yield chunk

@@ -1,0 +1,254 @@
+"""Forward passes that resume above the edited place instead of repeating what cannot change.
+
+A search adds a vector to one layer's output at one token. With causal attention nothing before
+that token changes, and nothing below that layer. So the tokens before it are run once and leave
+their keys and values in a cache; the rest is run once up to the layer; and each step starts from
+the stored hidden states, in the model's own forward, with the lower blocks replaced by stubs.
+
+:class:`Plain` repeats everything and is right for every model; :class:`Resumed` must give the
+same logits, which :func:`open_runs` checks once per model and place before it trusts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from easyeditor.lm.hooks import adding, gathering, hidden_of, reading_output, stopping, with_hidden
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the vector is added.
+
+    ``"down"``: the output of the MLP's down-projection itself (post-norms and residual
+    multipliers come after it); ``"block"``: the output of the whole block.
+    """
+
+    layer: int
+    kind: Literal["down", "block"]
+
+    def module(self, lm: LM) -> nn.Module:
+        """The module whose output the vector is added to."""
+        if self.kind == "down":
+            return lm.projection(self.layer).module
+        return lm.blocks[self.layer]
+
+    @property
+    def start(self) -> int:
+        """The first block that has to run again."""
+        return self.layer if self.kind == "down" else self.layer + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One token sequence: the vector goes in at position ``at``, logits are read at ``reads``.
+
+    No read may lie before ``at``: nothing changes there.
+    """
+
+    ids: tuple[int, ...]
+    at: int
+    reads: tuple[int, ...]
+
+
+class Runs(Protocol):
+    """Several runs that take one vector each."""
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """``(runs, width)`` → ``(all reads, vocabulary)``, in the order of runs and reads."""
+        ...
+
+    def keep(self, rows: torch.Tensor) -> Runs:
+        """Only the runs with these indices, without computing anything again."""
+        ...
+
+
+def _reads(runs: Sequence[Run], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    index = [i for i, run in enumerate(runs) for _ in run.reads]
+    position = [
+        read - offset for run, offset in zip(runs, offsets, strict=True) for read in run.reads
+    ]
+    return torch.tensor(index), torch.tensor(position)
+
+
+class Plain:
+    """Every step is a whole forward pass with a hook; exact for any architecture."""
+
+    def __init__(self, lm: LM, site: Site, runs: Sequence[Run]) -> None:
+        self._lm, self._site, self._runs = lm, site, list(runs)
+        self._batch = lm.pad([run.ids for run in runs])
+        self._at = torch.tensor([run.at for run in runs])
+        self._index, self._positions = _reads(runs, [0] * len(runs))
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """See :class:`Runs`."""
+        with (
+            adding(self._site.module(self._lm), self._at, delta),
+            gathering(self._lm.head, self._index, self._positions),
+        ):
+            logits: torch.Tensor = self._lm.call(self._batch).logits[0]
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> Plain:
+        """See :class:`Runs`."""
+        return Plain(self._lm, self._site, [self._runs[i] for i in rows.tolist()])
+
+
+class NotResumable(Exception):  # noqa: N818 - a signal: take the plain way
+    """This model keeps a state that cannot be resumed exactly."""
+
+
+class Resumed:
+    """Every step starts at the edited layer and token, from what was stored once.
+
+    Raises:
+        NotResumable: the model's cache is not a plain key/value cache.
+    """
+
+    def __init__(self, lm: LM, site: Site, runs: Sequence[Run]) -> None:
+        self._lm, self._site, self._runs = lm, site, list(runs)
+        prefix = lm.pad([run.ids[: run.at] for run in runs], left=True)
+        suffix = lm.pad([run.ids[run.at :] for run in runs])
+        lengths = torch.tensor([run.at for run in runs], device=lm.device)
+        self._batch = Batch(
+            suffix.ids,
+            torch.cat([prefix.mask, suffix.mask], 1),
+            suffix.positions + lengths[:, None],
+        )
+        self._index, self._positions = _reads(runs, [run.at for run in runs])
+        with torch.no_grad():
+            self._cache = self._run_prefix(prefix) if prefix.ids.shape[1] else None
+            self._stored = self._run_lower() if site.start else None
+
+    def _run_prefix(self, prefix: Batch) -> Any:
+        zero = torch.zeros(1, dtype=torch.long)
+        with gathering(self._lm.head, zero, zero):
+            cache = self._lm.call(prefix, use_cache=True).past_key_values
+        plain = {DynamicLayer, DynamicSlidingWindowLayer}
+        layers = getattr(cache, "layers", None)
+        if not layers or any(type(layer) not in plain for layer in layers):
+            raise NotResumable
+        return cache
+
+    def _fresh(self) -> dict[str, Any]:
+        """The cache arguments of one pass: copies, so that the snapshot stays as it was."""
+        if self._cache is None:
+            return {}
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        return {"past_key_values": cache, "use_cache": True}
+
+    def _run_lower(self) -> Any:
+        below = self._lm.blocks[self._site.start - 1]
+        with reading_output(below, stop=True) as found, stopping():
+            self._lm.call(self._batch, **self._fresh())
+        return found[0]
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """See :class:`Runs`."""
+        site, lm = self._site, self._lm
+        first = torch.zeros(len(self._runs), dtype=torch.long)
+        with ExitStack() as stack:
+            if site.kind == "down":
+                stack.enter_context(adding(site.module(lm), first, delta))
+                stored = self._stored
+            else:
+                hidden = hidden_of(self._stored)
+                head = hidden[:, :1] + delta[:, None].to(hidden.device, hidden.dtype)
+                stored = with_hidden(self._stored, torch.cat([head, hidden[:, 1:]], 1))
+            if site.start:
+                stack.enter_context(stubbed(lm.blocks, site.start, stored))
+            stack.enter_context(gathering(lm.head, self._index, self._positions))
+            logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> Resumed:
+        """See :class:`Runs`."""
+        kept = copy.copy(self)
+        n = len(self._runs)
+        kept._runs = [self._runs[i] for i in rows.tolist()]
+        kept._index, kept._positions = _reads(kept._runs, [run.at for run in kept._runs])
+        at = rows.to(self._batch.ids.device)
+        kept._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
+        kept._stored = _pick(self._stored, rows, n)
+        if self._cache is not None:
+            kept._cache = self._fresh()["past_key_values"]
+            for layer in kept._cache.layers:
+                if layer.is_initialized:
+                    layer.keys = _pick(layer.keys, rows, n)
+                    layer.values = _pick(layer.values, rows, n)
+        return kept
+
+
+def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_pick(item, rows, n) for item in value)
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
+        return value[rows.to(value.device)]
+    return value
+
+
+@contextmanager
+def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
+    """Blocks below ``start`` hand on ``stored`` instead of computing; put back on leaving.
+
+    The list keeps its length and every stub its block's attributes: some models index both.
+    """
+    originals = list(blocks[:start])
+    try:
+        for i, block in enumerate(originals):
+            stub = copy.copy(block)
+            stub.forward = lambda *_args, **_more: stored
+            blocks[i] = stub
+        yield
+    finally:
+        for i, block in enumerate(originals):
+            blocks[i] = block
+
+
+def open_runs(lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True) -> Runs:
+    """The fastest exact way to run these: :class:`Resumed` where it is proven, else :class:`Plain`.
+
+    The proof is made once per model and site: a zero vector must give the plain logits.
+    """
+    if not resume or lm.encoder_decoder:
+        return Plain(lm, site, runs)
+    proven = ("resumable", site)
+    if proven not in lm.memo:
+        lm.memo[proven] = _agrees(lm, site, runs)
+        if not lm.memo[proven]:
+            log.warning(
+                "%s cannot be resumed at layer %d; searching with whole forward passes.",
+                type(lm.model).__name__,
+                site.layer,
+            )
+    return Resumed(lm, site, runs) if lm.memo[proven] else Plain(lm, site, runs)
+
+
+def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
+    # The shortest and the longest prefix: between them lie all paddings that occur.
+    order = sorted(runs, key=lambda run: run.at)
+    sample = [order[0], order[-1]]
+    width = lm.projection(site.layer).d_out
+    zero = torch.zeros(len(sample), width, device=lm.device)
+    try:
+        with torch.no_grad():
+            fast = Resumed(lm, site, sample).logits(zero).float().log_softmax(-1)
+            slow = Plain(lm, site, sample).logits(zero).float().log_softmax(-1)
+    except NotResumable:
+        return False
+    full = next(lm.model.parameters()).dtype == torch.float32
+    return torch.allclose(fast, slow, rtol=0, atol=1e-3 if full else 0.25)

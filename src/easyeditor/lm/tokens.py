@@ -1,0 +1,174 @@
+"""Text to tokens: prompt and target joined once, positions found by character offsets.
+
+One function, :meth:`Text.row`, builds every token sequence the project feeds to a model, so a
+space, a BOS token or a padding rule is decided in one place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from easyeditor.errors import ModelLoadError, SubjectNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenised prompt with its target.
+
+    Attributes:
+        ids: the tokens of prompt and target (of the prompt alone for an encoder-decoder).
+        target: the target's tokens. In a causal model they are the tail of ``ids``.
+        subject_last: index in ``ids`` of the subject's last token, if a subject was given.
+    """
+
+    ids: tuple[int, ...]
+    target: tuple[int, ...] = ()
+    subject_last: int | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the target, in a causal model."""
+        return len(self.ids) - len(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded rows: ``ids``, ``mask`` and ``positions``, each ``(rows, length)``."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
+) -> Batch:
+    """Pad to the longest sequence; positions count real tokens, so either side gives equal logits."""
+    length = max((len(s) for s in sequences), default=0)
+    ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        start = length - len(sequence) if left else 0
+        ids[i, start : start + len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, start : start + len(sequence)] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Batch(ids.to(device), mask.to(device), positions.to(device))
+
+
+def find_subject(prompt: str, subject: str) -> tuple[int, int]:
+    """Character span of the subject: its last occurrence as whole words, else its last at all.
+
+    Raises:
+        SubjectNotFoundError: it does not occur.
+    """
+    whole = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
+    if whole:
+        return whole[-1]
+    start = prompt.rfind(subject)
+    if start < 0:
+        raise SubjectNotFoundError(
+            f"The subject {subject!r} does not occur in the prompt {prompt!r}."
+        )
+    return start, start + len(subject)
+
+
+class Text:
+    """A tokenizer with the project's rules for joining, offsets and special tokens.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
+        encoder_decoder: whether prompt and target go to different sides.
+        chat_template: wrap prompts by the tokenizer's own template, as one user turn.
+
+    Raises:
+        ModelLoadError: the tokenizer gives no offsets, or has no chat template to apply.
+    """
+
+    def __init__(self, tokenizer: Any, *, encoder_decoder: bool, chat_template: bool) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelLoadError(
+                f"{type(tokenizer).__name__} gives no character offsets. Load the fast tokenizer: "
+                "AutoTokenizer.from_pretrained(..., use_fast=True)."
+            )
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise ModelLoadError("chat_template=True, but this tokenizer has no chat template.")
+        self.tokenizer = tokenizer
+        self.encoder_decoder = encoder_decoder
+        self.chat_template = chat_template
+
+    @property
+    def pad_id(self) -> int:
+        """Padding token; where there is none, EOS or 0 (masked anyway)."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def row(
+        self, prompt: str, target: str = "", *, subject: str | None = None, prefix: str = ""
+    ) -> Row:
+        """Tokens of ``prefix + prompt + target`` with the target's and subject's places.
+
+        A target gets exactly one leading space unless the prompt ends, or the target begins,
+        with white space. A token that straddles the border counts as target.
+
+        Raises:
+            SubjectNotFoundError: the subject does not occur in the prompt.
+        """
+        text, start = self._render(prefix + prompt)
+        span = None
+        if subject is not None:
+            low, high = find_subject(prompt, subject)
+            span = (start + len(prefix) + low, start + len(prefix) + high)
+        if self.encoder_decoder:
+            ids, offsets = self._encode(text, keep_end=True)
+            labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()
+            if labels and labels[-1] == self.tokenizer.eos_token_id:
+                labels = labels[:-1]
+            return Row(ids, labels, self._last(offsets, span))
+        spaced = not target or text[-1:].isspace() or target[:1].isspace()
+        full = text + ("" if spaced else " ") + target
+        ids, offsets = self._encode(full, keep_end=False)
+        first = len(full) - len(target.lstrip())
+        begin = len(ids)
+        if target:
+            begin = next(i for i, (low, high) in enumerate(offsets) if high > first and high > low)
+        return Row(ids, ids[begin:], self._last(offsets, span))
+
+    def _render(self, prompt: str) -> tuple[str, int]:
+        """The text to tokenise and where ``prompt`` starts in it."""
+        if not self.chat_template:
+            return prompt, 0
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        at = text.rfind(prompt)
+        if at < 0:  # some templates strip the content
+            prompt = prompt.strip()
+            at = text.rfind(prompt)
+        return text, max(at, 0)
+
+    def _encode(
+        self, text: str, *, keep_end: bool
+    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        # A template writes its own BOS, so the tokenizer must not add a second one.
+        encoded = self.tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=not self.chat_template
+        )
+        ids, offsets = list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
+        end = self.tokenizer.eos_token_id
+        while not keep_end and ids and ids[-1] == end and offsets[-1][0] == offsets[-1][1]:
+            ids.pop()
+            offsets.pop()
+        return tuple(ids), offsets
+
+    @staticmethod
+    def _last(offsets: list[tuple[int, int]], span: tuple[int, int] | None) -> int | None:
+        if span is None:
+            return None
+        return max(i for i, (low, high) in enumerate(offsets) if low < span[1] and high > span[0])

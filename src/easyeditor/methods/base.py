@@ -1,0 +1,110 @@
+"""What every method promises, and the fields that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from easyeditor.associative.moments import Moments, moments
+from easyeditor.associative.solve import Factor
+from easyeditor.associative.values import Search
+from easyeditor.edits import Edit
+from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.model import LM
+from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.patches.weight import WeightPatch
+
+
+class Method(Protocol):
+    """Computes patches. What grows over a sequence of edits lives on the instance.
+
+    ``edit`` leaves the model bit-identical, also when it fails. ``max_batch`` is 1, or None for any number
+    of edits at once.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    hyperparams_class: ClassVar[type[HyperParams]]
+    max_batch: ClassVar[int | None]
+    needs_subject: ClassVar[bool]
+    hyperparams: HyperParams
+
+    def __init__(self, hyperparams: HyperParams) -> None: ...
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+        """Find the patch that makes all ``edits`` true at once."""
+        ...
+
+    def reset(self) -> None:
+        """Forget whatever was kept between edits."""
+        ...
+
+
+class LocateHyperParams(HyperParams):
+    """Fields of the methods that search a value and solve for weights; classic names.
+
+    ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL file, or the
+    name of a Hugging Face dataset such as ``"wikipedia"``.
+    """
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
+
+    fact_token: Literal["subject_last"] = "subject_last"
+    v_num_grad_steps: int = Field(20, ge=1)
+    v_lr: float = Field(0.5, gt=0)
+    v_weight_decay: float = Field(0.5, ge=0)
+    clamp_norm_factor: float = Field(4.0, gt=0)
+    kl_factor: float = Field(0.0625, ge=0)
+    mom2_adjustment: bool = True
+    mom2_dataset: str = "self"
+    mom2_n_tokens: int | None = Field(None, ge=1)
+    mom2_n_samples: int | None = Field(None, ge=1)
+    stats_dir: str | None = None
+    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    resume: bool = True
+    seed: int = 0
+
+    def search(self) -> Search:
+        """The settings of the value search."""
+        return Search(
+            self.v_num_grad_steps,
+            self.v_lr,
+            self.v_weight_decay,
+            self.clamp_norm_factor,
+            self.kl_factor,
+        )
+
+
+class Factors:
+    """Factored second moments, kept for the models and layers an instance has met."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], Factor] = {}
+
+    def get(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> dict[int, Factor]:
+        """``{layer: factor}``; collects all missing moments in one pass."""
+        if not settings.mom2_adjustment:
+            return {layer: Factor.identity() for layer in layers}
+        model = fingerprint(lm.model).digest
+        missing = [layer for layer in layers if (model, layer) not in self._kept]
+        if missing:
+            made: dict[int, Moments] = moments(
+                lm,
+                missing,
+                source=settings.mom2_dataset,
+                tokens=settings.mom2_n_tokens,
+                documents=settings.mom2_n_samples,
+                directory=Path(settings.stats_dir) if settings.stats_dir else None,
+                seed=settings.seed,
+            )
+            for layer in missing:
+                device = lm.projection(layer).parameter.device
+                self._kept[model, layer] = Factor.of(made[layer].matrix.to(device))
+        return {layer: self._kept[model, layer] for layer in layers}
+
+    def clear(self) -> None:
+        """Forget them; the files stay."""
+        self._kept.clear()

@@ -1,0 +1,153 @@
+"""FT: fine-tuning a few down-projections under a box, the baseline every editor is held against.
+
+Adam on the listed weights; after each step every number is put back to within ``norm_constraint`` of where
+it was (an L∞ box). Two objectives: ``prompt_last`` (FT-L, the ROME paper's baseline, arXiv 2202.05262,
+appendix E.1: all target tokens read at the last prompt position) and ``target_new`` (FT-M: cross-entropy
+over the target tokens, the honest one). The trap: without a box FT learns the fact and forgets the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from easyeditor.edits import Edit, check_consistent
+from easyeditor.errors import DivergedError
+from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.lm.hooks import substituting
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
+from easyeditor.timing import Stopwatch
+
+ENOUGH = 1e-2
+"""A loss under which a step is skipped, and an epoch ends the training."""
+
+
+class FTHyperParams(HyperParams):
+    """Settings of FT-L and FT-M; defaults as published, the layer relative to the depth."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"kl_factor", "max_length"})
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-xl": {"layers": [0], "norm_constraint": 5e-4},
+        "gpt-j-6B": {"layers": [21], "norm_constraint": 5e-5},
+        "gpt-neo-2.7B": {"layers": [21], "norm_constraint": 5e-5},
+        "llama-7b": {"layers": [21]},
+        "llama-2-7b": {"layers": [21]},
+        "t5-3b": {"layers": [0, 21], "num_steps": 50, "objective_optimization": "target_new"},
+        "smollm2-135m": {"layers": [20], "objective_optimization": "target_new"},
+    }
+
+    alg_name: str = "FT"
+    layers: Layers = (0.66,)
+    num_steps: int = Field(25, ge=1)
+    batch_size: int = Field(1, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    norm_constraint: float | None = Field(None, gt=0)
+    objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
+    append_eos: bool = False
+
+
+class FT:
+    """Constrained fine-tuning; any number of edits, learnt together."""
+
+    name: ClassVar[str] = "FT"
+    title: ClassVar[str] = "constrained fine-tuning (FT-L, FT-M)"
+    hyperparams_class: ClassVar[type[FTHyperParams]] = FTHyperParams
+    max_batch: ClassVar[int | None] = None
+    needs_subject: ClassVar[bool] = False
+
+    def __init__(self, hyperparams: FTHyperParams) -> None:
+        self.hyperparams = hyperparams
+
+    def reset(self) -> None:
+        """Nothing is kept between edits."""
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+        """The dense patch that training on ``edits`` leads to; the weights themselves are only read.
+
+        Raises:
+            ContradictingEditsError: one prompt, two targets.
+            DivergedError: a loss is not a number.
+        """
+        check_consistent(edits)
+        settings = self.hyperparams.resolved(lm.n_layers)
+        watch = Stopwatch()
+        projections = [p for layer in settings.layers for p in lm.projections(int(layer))]
+        rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
+        if settings.append_eos:
+            rows = [_with_eos(row, lm) for row in rows]
+        # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to nothing.
+        start = {p.path: p.parameter.detach().float() for p in projections}
+        learnt = {path: w.clone().requires_grad_() for path, w in start.items()}
+        with watch("train"), lm.at_rest():
+            self._train(lm, rows, start, learnt, settings)
+        entries = {}
+        for p in projections:
+            change = learnt[p.path].detach() - start[p.path]
+            entries[p.path] = [Dense((change.T if p.transposed else change).contiguous())]
+        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+    @staticmethod
+    def _train(
+        lm: LM,
+        rows: Sequence[Row],
+        start: dict[str, torch.Tensor],
+        learnt: dict[str, torch.Tensor],
+        settings: FTHyperParams,
+    ) -> None:
+        adam = torch.optim.Adam(learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+        for step in range(settings.num_steps):
+            losses = []
+            for i in range(0, len(rows), settings.batch_size):
+                adam.zero_grad(set_to_none=True)
+                dtypes = {
+                    path: p.dtype for path, p in lm.model.named_parameters() if path in learnt
+                }
+                weights = {path: w.to(dtypes[path]) for path, w in learnt.items()}
+                with substituting(lm.model, weights):
+                    loss = _loss(lm, rows[i : i + settings.batch_size], settings)
+                losses.append(loss.item())
+                if losses[-1] != losses[-1]:
+                    raise DivergedError(
+                        f"FT's loss became NaN at step {step}; the model is unchanged. Lower lr, or "
+                        "load the model in float32 or bfloat16."
+                    )
+                if losses[-1] < ENOUGH:
+                    continue
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+                if settings.norm_constraint is not None:
+                    box = settings.norm_constraint
+                    with torch.no_grad():
+                        for path, w in learnt.items():
+                            w.copy_(torch.clamp(w, start[path] - box, start[path] + box))
+            if sum(losses) / len(losses) < ENOUGH:
+                return
+
+
+def _with_eos(row: Row, lm: LM) -> Row:
+    end = (lm.tokenizer.eos_token_id,)
+    ids = row.ids if lm.encoder_decoder else row.ids + end
+    return Row(ids, row.target + end)
+
+
+def _loss(lm: LM, rows: Sequence[Row], settings: FTHyperParams) -> torch.Tensor:
+    """Mean over edits of the mean negative log-likelihood over the target's tokens."""
+    targets = torch.tensor([token for row in rows for token in row.target])
+    weight = torch.tensor([1 / (len(rows) * len(row.target)) for row in rows for _ in row.target])
+    if settings.objective_optimization == "target_new" or lm.encoder_decoder:
+        logits = lm.target_logits(rows)
+    else:  # every target token is read where the prompt ends
+        first = [Row(row.ids[: row.prompt_length + 1], row.target[:1]) for row in rows]
+        repeat = torch.tensor([i for i, row in enumerate(rows) for _ in row.target])
+        logits = lm.target_logits(first)
+        logits = logits[repeat.to(logits.device)]
+    nll = torch.nn.functional.cross_entropy(
+        logits.float(), targets.to(logits.device), reduction="none"
+    )
+    return (nll * weight.to(nll.device)).sum()

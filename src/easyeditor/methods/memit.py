@@ -1,0 +1,128 @@
+"""MEMIT: mass-editing memory in a transformer (Meng et al., arXiv 2210.07229).
+
+For every edit a hidden state ``z`` at the last layer of a range is searched (block output at the
+subject's last token + δ); the range's down-projections then carry the residual ``z − current`` upwards,
+each layer its share, in closed form for all edits at once::
+
+    Δ = R Kᵀ (λC + KKᵀ)⁻¹ = R (λI + Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹
+
+λ (``mom2_update_weight``) multiplies the *mean* second moment. Every ``C`` comes from the unedited model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from easyeditor.associative.contexts import context_prefixes
+from easyeditor.associative.keys import keys_at, subject_rows, values_at
+from easyeditor.associative.solve import closed_form
+from easyeditor.associative.values import find_values
+from easyeditor.edits import Edit, check_consistent
+from easyeditor.hyperparams import Layers
+from easyeditor.lm.model import LM
+from easyeditor.lm.resume import Site
+from easyeditor.methods.base import Factors, LocateHyperParams
+from easyeditor.patches.stack import carrying
+from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
+from easyeditor.timing import Stopwatch
+
+
+class MEMITHyperParams(LocateHyperParams):
+    """Settings of MEMIT; defaults as published for GPT-J, layers relative to the depth."""
+
+    ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-xl": {
+            "layers": [13, 14, 15, 16, 17],
+            "v_num_grad_steps": 20,
+            "mom2_update_weight": 20000,
+        },
+        "gpt-j-6B": {"layers": [3, 4, 5, 6, 7, 8]},
+        "gpt-neo-2.7B": {"layers": [3, 4, 5, 6, 7, 8]},
+        "llama-7b": {"layers": [4, 5, 6, 7, 8], "v_weight_decay": 1e-3, "clamp_norm_factor": 4},
+        "llama-2-7b": {"layers": [4, 5, 6, 7, 8], "v_weight_decay": 1e-3, "clamp_norm_factor": 4},
+        "smollm2-135m": {"layers": [2, 3, 4, 5, 6], "clamp_norm_factor": 4},
+    }
+
+    alg_name: str = "MEMIT"
+    layers: Layers = (0.11, 0.14, 0.18, 0.21, 0.25, 0.29)
+    v_num_grad_steps: int = Field(25, ge=1)
+    clamp_norm_factor: float = Field(0.75, gt=0)
+    context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
+    mom2_update_weight: float = Field(15000, gt=0)
+    batch_size: int = Field(100, ge=1)
+
+
+class MEMIT:
+    """Any number of facts in one batch, spread over several layers. Needs the subjects."""
+
+    name: ClassVar[str] = "MEMIT"
+    title: ClassVar[str] = "mass-editing memory in a transformer, arXiv 2210.07229"
+    hyperparams_class: ClassVar[type[MEMITHyperParams]] = MEMITHyperParams
+    max_batch: ClassVar[int | None] = None
+    needs_subject: ClassVar[bool] = True
+
+    def __init__(self, hyperparams: MEMITHyperParams) -> None:
+        self.hyperparams = hyperparams
+        self._factors = Factors()
+
+    def reset(self) -> None:
+        """Forget the factored moments."""
+        self._factors.clear()
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+        """The patch for all ``edits``: one low-rank change per layer, of rank ``len(edits)``.
+
+        Raises:
+            SubjectRequiredError: an edit names no subject.
+            ContradictingEditsError: one prompt, two targets.
+            DivergedError: the search left the finite numbers.
+            UnsupportedModelError: an encoder-decoder.
+        """
+        lm.require_causal(self.name)
+        check_consistent(edits)
+        bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
+        settings = self.hyperparams.resolved(lm.n_layers)
+        layers = [int(layer) for layer in settings.layers]
+        site = Site(layers[-1], "block")
+        watch = Stopwatch()
+        with watch("contexts"):
+            contexts = context_prefixes(
+                lm, settings.context_template_length_params, seed=settings.seed
+            )
+            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+        with watch("moments"):
+            factors = self._factors.get(lm, layers, settings)
+        with watch("values"):
+            found = find_values(
+                lm, site, edits, contexts, settings.search(), resume=settings.resume
+            )
+        entries: dict[str, list[Part]] = {}
+        z = found.origin + found.delta
+        with watch("solve"), ExitStack() as carried:
+            for i, layer in enumerate(layers):
+                keys = keys_at(lm, [layer], rows)[layer]
+                keys = keys.view(len(edits), len(contexts), -1)
+                mean = keys[:, 0]
+                if len(contexts) > 1:  # the bare key and the mean of the others count the same
+                    mean = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+                residual = (z - values_at(lm, site, bare)) / (len(layers) - i)
+                u = closed_form(mean.T, factors[layer], settings.mom2_update_weight)
+                part = _smallest(u, residual)
+                projection = lm.projection(layer)
+                entries[projection.path] = [part]
+                step = weight_patch(lm, self.name, (), settings, {projection.path: [part]}, {})
+                carried.enter_context(carrying(lm.model, step))
+        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+
+def _smallest(u: torch.Tensor, v: torch.Tensor) -> Part:
+    """Low-rank while that takes fewer numbers than the whole matrix."""
+    low = LowRank(u.float().contiguous(), v.float().contiguous())
+    rank, (d_in, d_out) = u.shape[1], low.shape
+    return low if rank * (d_in + d_out) < d_in * d_out else Dense((u @ v.to(u)).float())

@@ -1,0 +1,150 @@
+"""ROME: rank-one model editing (Meng et al., arXiv 2202.05262).
+
+The MLP's down-projection ``W`` at one layer is read as a linear associative memory. ``k_star`` is its
+input at the subject's last token, ``v_star = W k_star + δ`` the output that makes the model answer
+with the target, and the edit is the rank-one change that stores the pair and disturbs as little as
+possible of what the second moment ``C`` says the layer is used for::
+
+    W += (v_star − W k) uᵀ / (uᵀ k),    u = C⁻¹ k_star
+
+How the keys of the sampled contexts are used is the one choice (``key``):
+
+- ``"ridge"`` (default): δ is stored for *every* context's own key, the bare prompt's exactly and the
+  others as closely as ``key_slack`` allows: one constrained ridge, rank one. Exact on the bare
+  prompt, cannot collapse (no division by a key that may be nearly orthogonal to ``u``), and the
+  search did the same thing, adding δ in every context.
+- ``"paper"``: ``u`` from the averaged key, division by the bare one. Exact, but one edit may ruin
+  the model when the subject opens the prompt (arXiv 2406.11263, 2403.07175).
+- ``"averaged"``: the averaged key everywhere (R-ROME). Safe, not exact on the bare prompt.
+- ``"joint"``: averaged and bare key as two constraints of one solve, rank two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from easyeditor.associative.contexts import context_prefixes
+from easyeditor.associative.keys import keys_at, subject_rows
+from easyeditor.associative.solve import Factor, closed_form
+from easyeditor.associative.values import find_values
+from easyeditor.edits import Edit
+from easyeditor.errors import HyperParamsError
+from easyeditor.lm.model import LM
+from easyeditor.lm.resume import Site
+from easyeditor.methods.base import Factors, LocateHyperParams
+from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
+from easyeditor.timing import Stopwatch
+
+
+class ROMEHyperParams(LocateHyperParams):
+    """Settings of ROME; defaults as published for GPT-2 XL, the layer relative to the depth."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-xl": {"layers": [17]},
+        "gpt-j-6B": {"layers": [5]},
+        "gpt-neo-2.7B": {"layers": [5]},
+        "llama-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
+        "llama-2-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
+        "smollm2-135m": {"layers": [3]},
+    }
+
+    alg_name: str = "ROME"
+    layers: tuple[int | float, ...] = Field((0.17,), min_length=1, max_length=1)
+    key: Literal["ridge", "paper", "averaged", "joint"] = "ridge"
+    key_slack: float = Field(0.1, gt=0)
+
+
+class ROME:
+    """One fact, one layer, one rank. Needs the subject."""
+
+    name: ClassVar[str] = "ROME"
+    title: ClassVar[str] = "rank-one model editing, arXiv 2202.05262"
+    hyperparams_class: ClassVar[type[ROMEHyperParams]] = ROMEHyperParams
+    max_batch: ClassVar[int | None] = 1
+    needs_subject: ClassVar[bool] = True
+
+    def __init__(self, hyperparams: ROMEHyperParams) -> None:
+        self.hyperparams = hyperparams
+        self._factors = Factors()
+
+    def reset(self) -> None:
+        """Forget the factored moments."""
+        self._factors.clear()
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+        """The rank-one patch (rank two with ``key="joint"``) for one edit.
+
+        Raises:
+            SubjectRequiredError: the edit names no subject.
+            DivergedError: the search left the finite numbers.
+            UnsupportedModelError: an encoder-decoder.
+        """
+        lm.require_causal(self.name)
+        if len(edits) != 1:
+            raise HyperParamsError(f"{self.name} makes one edit at a time, not {len(edits)}.")
+        settings = self.hyperparams.resolved(lm.n_layers)
+        layer = int(settings.layers[0])
+        watch = Stopwatch()
+        rows = subject_rows(lm, edits[0], [""])  # fails before any work when there is no subject
+        with watch("contexts"):
+            contexts = context_prefixes(
+                lm, settings.context_template_length_params, seed=settings.seed
+            )
+            rows = subject_rows(lm, edits[0], contexts)
+        with watch("moments"):
+            factor = self._factors.get(lm, [layer], settings)[layer]
+        with watch("values"):
+            found = find_values(
+                lm, Site(layer, "down"), edits, contexts, settings.search(), resume=settings.resume
+            )
+        with watch("solve"):
+            keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
+            weight = lm.projection(layer).weight
+            part = solve_rank_one(keys, found.delta[0], weight, factor, settings)
+        entries = {lm.projection(layer).path: [part]}
+        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+
+def solve_rank_one(
+    keys: torch.Tensor,
+    delta: torch.Tensor,
+    weight: torch.Tensor,
+    factor: Factor,
+    settings: ROMEHyperParams,
+) -> LowRank:
+    """The change that stores δ under the keys, as ``settings.key`` says.
+
+    Args:
+        keys: ``(d_in, contexts)`` float32, the bare prompt's first.
+        delta: ``(d_out,)`` float32.
+        weight: ``(d_in, d_out)``, the matrix being edited.
+        factor: of the layer's second moment.
+        settings: ``key`` and ``key_slack``.
+    """
+    bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
+    residual = delta[None].double()  # v_star − W k for the key that v_star was made for
+    drift = ((bare - mean).T.double() @ weight.double()) + residual  # v_star − W k_mean
+    if settings.key == "ridge":
+        slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, factor)))
+        slack[0] = 0.0
+        u = closed_form(keys, factor, slack).sum(1, keepdim=True)
+        v = residual
+    elif settings.key == "paper":
+        direction = factor.solve(mean)
+        u = direction / (direction.T @ bare.double())
+        v = residual
+    elif settings.key == "averaged":
+        u, v = closed_form(mean, factor, 0.0), drift
+    else:
+        u = closed_form(torch.cat([bare, mean], 1), factor, 0.0)
+        v = torch.cat([residual, drift])
+    return LowRank(u.float().contiguous(), v.float().contiguous())
+
+
+def _energy(key: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """``kᵀ C⁻¹ k``: the unit in which slack is measured, so that it does not depend on scale."""
+    return (key.double().T @ factor.solve(key))[0, 0]

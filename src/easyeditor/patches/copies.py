@@ -1,0 +1,34 @@
+"""A real model of the same class that shares every tensor until one is edited."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from easyeditor.patches.stack import originals, set_stack, stack_of
+from easyeditor.patches.weight import WeightPatch
+
+
+def edited_copy(model: PreTrainedModel, patch: WeightPatch) -> PreTrainedModel:
+    """A copy that carries ``patch`` (on top of what ``model`` carries); ``model`` stays as it is.
+
+    New parameter objects over the same storage, so ``.half()`` or ``requires_grad_()`` on the copy
+    does not reach the original; only edited matrices take memory. In-place arithmetic on an
+    untouched weight of either model does reach the other: that is the price of sharing.
+    """
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach()
+    stack = stack_of(model)
+    memo[id(stack)] = stack.fork()
+    twin: PreTrainedModel = copy.deepcopy(model, memo)
+    set_stack(twin, memo[id(stack)])  # type: ignore[arg-type]
+    named = dict(twin.named_parameters())
+    for path in set(patch.entries) | set(originals(model)):
+        named[path].data = named[path].data.clone()
+    patch.apply(twin, force=True)
+    return twin

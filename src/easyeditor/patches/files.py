@@ -1,0 +1,133 @@
+"""Patches as files: safetensors with a JSON header that says what the edit is.
+
+The header holds the edits, the method, its resolved hyper-parameters, versions and the fingerprint of
+the model. No pickle: loading a patch runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from easyeditor.edits import Edit
+from easyeditor.errors import PatchFormatError
+from easyeditor.patches.fingerprint import Fingerprint
+from easyeditor.patches.weight import About, Dense, LowRank, Part, WeightPatch
+
+FORMAT = 1
+KEY = "easyedit"
+
+
+def save_patch(patch: WeightPatch, path: str | Path) -> Path:
+    """Write ``patch``; the file appears whole or not at all. Returns its path.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    file = Path(path)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parts in patch.entries.items():
+        for i, part in enumerate(parts):
+            fields = (
+                {"u": part.u, "v": part.v} if isinstance(part, LowRank) else {"delta": part.delta}
+            )
+            for field, tensor in fields.items():
+                tensors[f"{i}.{field}:{name}"] = tensor.detach().cpu().contiguous()
+    header = {
+        "format": FORMAT,
+        "kind": "weights",
+        "transposed": patch.transposed,
+        **header_of(patch),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part_file = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part_file, metadata={KEY: json.dumps(header, ensure_ascii=False)})
+        part_file.replace(file)
+    finally:
+        part_file.unlink(missing_ok=True)
+    return file
+
+
+def header_of(patch: WeightPatch) -> dict[str, Any]:
+    """What a patch says of itself, as JSON types."""
+    about = patch.about
+    return {
+        "method": about.method,
+        "edits": [asdict(edit) for edit in about.edits],
+        "hyperparams": dict(about.hyperparams),
+        "model_name": about.model_name,
+        "model": about.model.to_dict(),
+        "versions": dict(about.versions),
+        "seconds": dict(about.seconds),
+    }
+
+
+def load_patch(path: str | Path) -> WeightPatch:
+    """Read a patch file.
+
+    Raises:
+        PatchFormatError: no such file, truncated, not safetensors, or not written by EasyEdit.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise PatchFormatError(f"No patch file {str(path)!r}.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise PatchFormatError(
+            f"{file} cannot be read as a patch ({error}): it is damaged or not safetensors. Save the "
+            "patch again."
+        ) from None
+    if header is None:
+        raise PatchFormatError(
+            f"{file} is safetensors but not an EasyEdit patch (it has no {KEY!r} header)."
+        )
+    try:
+        return _build(json.loads(header), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PatchFormatError(
+            f"{file} has a header that does not fit its content: {error!r}."
+        ) from None
+
+
+def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> WeightPatch:
+    if header["format"] != FORMAT or header["kind"] != "weights":
+        raise ValueError(
+            f"format {header['format']}, kind {header['kind']}; this version reads format {FORMAT}, "
+            "kind weights"
+        )
+    fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
+    for key, tensor in tensors.items():
+        label, _, name = key.partition(":")
+        index, _, field = label.partition(".")
+        fields.setdefault(name, {}).setdefault(int(index), {})[field] = tensor
+    entries: dict[str, tuple[Part, ...]] = {
+        name: tuple(
+            Dense(parts[i]["delta"])
+            if "delta" in parts[i]
+            else LowRank(parts[i]["u"], parts[i]["v"])
+            for i in sorted(parts)
+        )
+        for name, parts in sorted(fields.items())
+    }
+    about = About(
+        method=header["method"],
+        edits=tuple(Edit(**edit) for edit in header["edits"]),
+        hyperparams=header["hyperparams"],
+        model=Fingerprint.from_dict(header["model"]),
+        model_name=header["model_name"],
+        versions=header["versions"],
+        seconds=header["seconds"],
+    )
+    return WeightPatch(entries, about, header["transposed"])

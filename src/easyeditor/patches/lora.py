@@ -1,0 +1,81 @@
+"""Export a patch as a LoRA adapter that ``peft`` loads.
+
+``W + u v`` is a LoRA with ``A = uᵀ``, ``B = vᵀ`` and scale one (alpha = rank), so a low-rank patch is
+exported exactly; a dense one by truncated SVD, with the error measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from easyeditor.patches.weight import LowRank, WeightPatch
+
+DENSE_RANK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LoraExport:
+    """What was written: rank and, per matrix, ``‖Δ − BA‖ / ‖Δ‖`` (0 where it is exact)."""
+
+    folder: Path
+    rank: int
+    errors: dict[str, float]
+
+
+def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = None) -> LoraExport:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` into ``folder``.
+
+    Args:
+        patch: its matrices must be weights of linear layers.
+        folder: made if needed.
+        rank: for dense parts, the rank kept (64 by default); low-rank patches keep their own.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    errors: dict[str, float] = {}
+    for path, parts in patch.entries.items():
+        if all(isinstance(part, LowRank) for part in parts):
+            u = torch.cat([part.u for part in parts if isinstance(part, LowRank)], 1)
+            v = torch.cat([part.v for part in parts if isinstance(part, LowRank)], 0)
+            errors[path] = 0.0
+        else:
+            whole = patch.dense(path).double()
+            kept = min(rank or DENSE_RANK, *whole.shape)
+            left, values, right = torch.linalg.svd(whole, full_matrices=False)
+            u, v = left[:, :kept] * values[:kept], right[:kept]
+            lost = float((whole - u @ v).norm() / whole.norm().clamp(min=1e-30))
+            errors[path] = lost
+        factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
+    most = max(u.shape[1] for u, _ in factors.values())
+    tensors = {}
+    for name, (u, v) in factors.items():
+        missing = most - u.shape[1]  # one rank for the whole adapter: the rest is zero
+        u = torch.nn.functional.pad(u, (0, missing))
+        v = torch.nn.functional.pad(v, (0, 0, 0, missing))
+        tensors[f"base_model.model.{name}.lora_A.weight"] = u.T.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = v.T.contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": patch.about.model_name,
+        "r": most,
+        "lora_alpha": most,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": not patch.transposed,
+        "inference_mode": True,
+        # Whole names: GPT-2's "c_proj" alone would match the attention as well.
+        "target_modules": sorted(factors),
+    }
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    (place / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return LoraExport(place, most, errors)

@@ -1,0 +1,131 @@
+"""Tiny random models of the real Hugging Face classes, one per family, built from a config.
+
+They say nothing about the quality of an edit; they pin behaviour (shapes, hooks, exactness)
+on every architecture without a download.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+TEXT = (
+    "The Eiffel Tower is located in the city of Paris. The mother tongue of Anna Lind is Danish. "
+    "Therefore we went home. Because it rained, I stayed inside. You can see the river from here. "
+    "Berlin is the capital of Germany and Rome is the capital of Italy. She plays the piano well. "
+) * 4
+
+# The usual names for width, MLP width, depth and heads; families that use others override them.
+USUAL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+GPT2_LIKE = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+
+CONFIGS: dict[str, dict[str, object]] = {
+    "gpt2": GPT2_LIKE,
+    "gptj": {**GPT2_LIKE, "rotary_dim": 4},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_heads": 4,
+        "attention_types": [[["global", "local", "global"], 1]],
+        "window_size": 4,
+        "max_position_embeddings": 128,
+    },
+    "gpt_neox": {**USUAL, "num_key_value_heads": None},
+    "llama": USUAL,
+    "mistral": {**USUAL, "sliding_window": 6},
+    "qwen2": {**USUAL, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": USUAL,
+    "gemma": USUAL,
+    "gemma2": {**USUAL, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        **USUAL,
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "phi": USUAL,
+    "phi3": USUAL,
+    "opt": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+    },
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "falcon": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    },
+    "mpt": {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 128, "expansion_ratio": 2},
+    "olmo": USUAL,
+    "olmo2": USUAL,
+    "stablelm": USUAL,
+    "granite": {**USUAL, "residual_multiplier": 0.3, "logits_scaling": 2.0},
+    "cohere": USUAL,
+    "smollm3": USUAL,
+    "starcoder2": USUAL,
+    "t5": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 3,
+        "num_decoder_layers": 3,
+        "num_heads": 4,
+    },
+}
+CAUSAL = tuple(name for name in CONFIGS if name != "t5")
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on ``TEXT``; the special tokens take ids 0 to 2."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A fresh tiny model of family ``name`` in evaluation mode."""
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(name, vocab_size=len(tokenizer()), **special, **CONFIGS[name])
+    if name == "t5":
+        config.decoder_start_token_id = 0
+    auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = auto.from_config(config).to(dtype).eval()
+        for parameter in built.parameters():  # the initial 0.02 leaves nothing for an edit to see
+            if parameter.dim() > 1:
+                parameter.data.mul_(4)
+    return built
