@@ -16,11 +16,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from easyeditor.editors.base import BaseEditor as BaseEditor
+    from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Probe as Probe
-    from easyeditor.editors.base import BaseEditor as BaseEditor
-    from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.errors import EasyEditError as EasyEditError
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __version__ = version("easyeditor")
 
-# Imported on first use: `import easyeditor` is quick, and the command line parses before torch loads.
+# Imported on first use: `import easyeditor` is quick, and the command line parses before torch
+# loads.
 _PUBLIC = {
     "BaseEditor": "editors.base",
     "Case": "edits",

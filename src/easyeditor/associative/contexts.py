@@ -52,8 +52,8 @@ def context_prefixes(
 ) -> tuple[str, ...]:
     """The empty prefix, then for each ``(tokens, count)`` that many sampled ones, ``"text. "``.
 
-    ``((5, 10), (10, 10))`` are ROME's 20. They are sampled once per model and settings: a later edit sees
-    the prefixes of the model as it was first met.
+    ``((5, 10), (10, 10))`` are ROME's 20. They are sampled once per model and settings: a later
+    edit sees the prefixes of the model as it was first met.
     """
     key = ("contexts", tuple(map(tuple, lengths)), seed)
     if key not in lm.memo:

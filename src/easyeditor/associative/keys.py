@@ -46,9 +46,9 @@ def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
 
 
 def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, torch.Tensor]:
-    """Inputs of the down-projections at each row's subject-last, ``{layer: (rows, d_in)}``, float32.
+    """Inputs of the down-projections at each row's subject-last: ``{layer: (rows, d_in)}``.
 
-    One pass for all layers, stopping at the highest.
+    Float32; one pass for all layers, stopping at the highest.
     """
     ordered = sorted(set(layers))
     modules = [lm.projection(layer).module for layer in ordered]

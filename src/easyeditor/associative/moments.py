@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from easyeditor.associative.contexts import SEEDS, sample
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.hooks import reading_inputs, stopping
-from easyeditor.lm.paths import cache_dir
 from easyeditor.lm.model import LM
+from easyeditor.lm.paths import cache_dir
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
 
@@ -50,7 +50,7 @@ class Moments:
     source: str
 
     def condition_number(self) -> float:
-        """Largest over smallest eigenvalue (infinite when there were fewer tokens than ``d_in``)."""
+        """Largest over smallest eigenvalue; infinite with fewer tokens than ``d_in``."""
         values = torch.linalg.eigvalsh(self.matrix.double())
         return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
 
@@ -241,8 +241,10 @@ def _documents(source: str) -> Iterator[str]:
         raise MissingExtraError.of(
             "the package datasets", "datasets", f"Second moments from the dataset {source!r}"
         ) from None
-    names = {"wikipedia": ("wikimedia/wikipedia", "20231101.en"),
-             "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1")}  # fmt: skip
+    names = {
+        "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+        "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    }
     try:
         for record in datasets.load_dataset(
             *names.get(source, (source,)), split="train", streaming=True

@@ -2,8 +2,10 @@ r"""The one closed form behind ROME, EMMET and MEMIT.
 
 .. math:: \Delta = R\,(E + K^\top C^{-1} K)^{-1} K^\top C^{-1}
 
-``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``C`` the
-second moment of the layer's keys and ``E`` a diagonal of slacks: 0 makes a key exact, a larger one lets
+``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``C``
+the
+second moment of the layer's keys and ``E`` a diagonal of slacks: 0 makes a key exact, a larger one
+lets
 it give way (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229 eq. 14 divided by λ).
 Only an ``n × n`` system is solved; ``C`` comes factored once.
 """

@@ -82,7 +82,8 @@ def find_values(
         contexts: prefixes, the first of them empty.
         search: the settings.
         resume: False repeats the whole forward pass at every step (the same numbers, slower).
-        memory: bytes the search may use beside the model; 22 % of the model by default (at least 64 MB).
+        memory: bytes the search may use beside the model; 22 % of the model by default (at least
+            64 MB).
 
     Raises:
         SubjectRequiredError: an edit has no subject.
@@ -122,7 +123,7 @@ def _lines(lm: LM, i: int, edit: Edit, contexts: Sequence[str], search: Search) 
 
 
 def _bytes_per_token(lm: LM) -> tuple[int, int]:
-    """What one token leaves behind, roughly: in the key/value cache, and in a graph for backward."""
+    """Roughly what one token leaves in the key/value cache, and in a graph for backward."""
     config = lm.model.config.get_text_config()
     projection = lm.projection(0)
     size = projection.parameter.element_size()

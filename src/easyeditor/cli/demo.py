@@ -86,9 +86,10 @@ def demo(
             f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
             f"Undone in this process by editor.undo(patch): "
             f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
-            f"On disk the model was never changed: drop the patch to be rid of the edit, or use it:\n"
+            "On disk the model was never changed. Without the patch there is no edit; with it:\n"
             f'  easyedit generate --patch {saved} "{edit.prompt}"\n'
             f"  easyedit show {saved}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+        )
     raise typer.Exit(DONE if taken and undone else NOT_TAKEN)

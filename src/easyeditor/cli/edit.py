@@ -11,8 +11,8 @@ from easyeditor.cli import options
 from easyeditor.cli.app import BAD_INPUT, DONE, NOT_TAKEN
 
 if TYPE_CHECKING:
-    from easyeditor.edits import Case
     from easyeditor.editors.base import EditResult
+    from easyeditor.edits import Case
 
 EXAMPLES = """
 Examples:
@@ -157,9 +157,11 @@ def _show(
         table.add_column(name, justify="left" if name in {"edit", "target"} else "right")
     for case, metric in zip(cases, result.metrics, strict=True):
         table.add_row(
-            Text(case.edit.prompt), Text(case.edit.target), *_numbers(metric["post"]),
+            Text(case.edit.prompt),
+            Text(case.edit.target),
+            *_numbers(metric["post"]),
             f"{metric['time']:.1f}",
-        )  # fmt: skip
+        )
     if len(cases) > 1:
         table.add_section()
         mean = averages(result.metrics)
@@ -169,8 +171,10 @@ def _show(
     if saved:
         output.out.print(
             f"Patch: {saved}\nUse it:  easyedit generate --model {model} --patch {saved} PROMPT\n"
-            f"Ship it: easyedit apply {saved} --model {model} --out DIR", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"Ship it: easyedit apply {saved} --model {model} --out DIR",
+            markup=False,
+            soft_wrap=True,
+        )
     taken = sum(m["post"]["rewrite_acc"] == 1.0 for m in result.metrics)
     if taken < len(cases):
         output.out.print(f"[yellow]{len(cases) - taken} of {len(cases)} edits did not take.[/]")

@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Example: [bold]easyedit methods --json[/]")(methods)
-    group = typer.Typer(cls=Commands, help="Families that are known by name, and the embedded model.",
-                        epilog="Examples: [bold]easyedit models[/] · easyedit models fetch",
-                        invoke_without_command=True)  # fmt: skip
+    group = typer.Typer(
+        cls=Commands,
+        help="Families known by name, and the embedded model.",
+        epilog="Examples: [bold]easyedit models[/] · easyedit models fetch",
+        invoke_without_command=True,
+    )
     group.callback()(models)
     group.command(epilog="Example: [bold]easyedit models fetch[/]")(fetch)
     app.add_typer(group, name="models")
-    settings = typer.Typer(cls=Commands, help="Hyper-parameters: list, show, write as YAML.",
-                           epilog="Examples: [bold]easyedit hparams ls[/] · hparams show rome gpt2-xl",
-                           no_args_is_help=True)  # fmt: skip
+    settings = typer.Typer(
+        cls=Commands,
+        help="Hyper-parameters: list, show, write as YAML.",
+        epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]",
+        no_args_is_help=True,
+    )
     settings.command("ls", epilog="Example: [bold]easyedit hparams ls[/]")(hparams_ls)
     settings.command("show", epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]")(
         hparams_show
@@ -63,9 +69,12 @@ def methods(as_json: options.Json = False) -> None:
         table.add_column(name, overflow="fold")
     for m in known:
         table.add_row(
-            m.name, m.title, "any number" if m.max_batch is None else str(m.max_batch),
-            "needed" if m.needs_subject else "", ", ".join(m.hyperparams_class.presets),
-        )  # fmt: skip
+            m.name,
+            m.title,
+            "any number" if m.max_batch is None else str(m.max_batch),
+            "needed" if m.needs_subject else "",
+            ", ".join(m.hyperparams_class.presets),
+        )
     output.out.print(table)
 
 

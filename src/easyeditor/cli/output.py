@@ -100,9 +100,11 @@ def show_before_after(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         stays = line["kind"] == "neighbour"
         table.add_row(
-            line["kind"], Text(line["prompt"]),
-            _arrow(line, "old", good=stays), _arrow(line, "new", good=not stays),
-        )  # fmt: skip
+            line["kind"],
+            Text(line["prompt"]),
+            _arrow(line, "old", good=stays),
+            _arrow(line, "new", good=not stays),
+        )
     out.print(table)
     free = Table(title="What the model writes (greedy)", title_justify="left", expand=False)
     for name in ("prompt", "before", "after"):

@@ -26,15 +26,13 @@ class Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(
-        epilog="Example: [bold]easyedit apply eiffel.safetensors --model smollm2-135m --out edited[/]"
-    )(apply)
+    app.command(epilog="Example: [bold]easyedit apply eiffel.safetensors --out edited[/]")(apply)
     app.command(
         epilog="Example: [bold]easyedit export eiffel.safetensors --format lora --out adapter[/]"
     )(export)
     app.command(epilog="Example: [bold]easyedit show eiffel.safetensors[/]")(show)
     app.command(
-        epilog='Example: [bold]easyedit generate --patch eiffel.safetensors "The Eiffel Tower is in"[/]'
+        epilog='Example: [bold]easyedit generate --patch a.safetensors "The Eiffel Tower is in"[/]'
     )(generate)
 
 
@@ -72,8 +70,10 @@ def apply(
     else:
         output.out.print(
             f"{edits} edits of {len(loaded)} patches are in {out}. Load it with "
-            f'AutoModelForCausalLM.from_pretrained("{out}").', markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f'AutoModelForCausalLM.from_pretrained("{out}").',
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def export(

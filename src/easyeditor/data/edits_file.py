@@ -35,10 +35,12 @@ ARROW = "=>"
 def read_cases(path: str | Path) -> list[Case]:
     """Read a file of edits into cases.
 
-    JSON holds a list of records (or one); JSONL one per line; CSV one per row. A record has ``prompt``,
-    ``target_new`` and, if it likes, ``subject``, ``ground_truth``, ``rephrase_prompts`` (a text or a list),
-    ``locality`` and ``portability``: a list of ``{"prompt", "answer"}``, of ``"prompt => answer"`` texts, or
-    ``{name: {"prompt", "ground_truth"}}`` as for ``editor.edit``.
+    JSON holds a list of records (or one); JSONL one per line; CSV one per row. A record has
+    ``prompt``,
+    ``target_new`` and, if it likes, ``subject``, ``ground_truth``, ``rephrase_prompts`` (a text or
+    a list),
+    ``locality`` and ``portability``: a list of ``{"prompt", "answer"}``, of ``"prompt => answer"``
+    texts, or ``{name: {"prompt", "ground_truth"}}`` as for ``editor.edit``.
 
     Raises:
         DataError: names the file, the record (for JSONL and CSV its line) and what is wrong.
@@ -50,7 +52,7 @@ def read_cases(path: str | Path) -> list[Case]:
         text = file.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from None
-    cases = []
+    cases: list[Case] = []
     for place, record in _records(file, text):
         try:
             cases.append(case_of(record, default_id=str(len(cases))))
@@ -102,7 +104,8 @@ def case_of(record: Any, default_id: str) -> Case:
     for key, value in record.items():
         if key not in FIELDS:
             raise DataError(
-                f"unknown field {key!r}.{did_you_mean(str(key), FIELDS)} Known: {', '.join(FIELDS)}."
+                f"unknown field {key!r}.{did_you_mean(str(key), FIELDS)} "
+                f"Known: {', '.join(FIELDS)}."
             )
         if value is not None:
             known[FIELDS[key]] = value

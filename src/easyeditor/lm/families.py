@@ -40,8 +40,8 @@ class Stack:
 class Family:
     """One architecture: its decoder, its output head, and its encoder if it has one.
 
-    ``conv1d`` marks weights stored ``(d_in, d_out)`` (GPT-2's ``Conv1D``); all others are ``nn.Linear``,
-    ``(d_out, d_in)``.
+    ``conv1d`` marks weights stored ``(d_in, d_out)`` (GPT-2's ``Conv1D``); all others are
+    ``nn.Linear``, ``(d_out, d_in)``.
     """
 
     name: str
@@ -68,9 +68,13 @@ def _gpt(down: str, up: str, attn_out: str, blocks: str = "transformer.h") -> St
 def _t5(side: str, position: int) -> Stack:
     ff = f"layer.{position}.DenseReluDense"
     return Stack(
-        f"{side}.block", ff, f"{ff}.wo", (f"{ff}.wi",), "layer.0.SelfAttention.o",
+        f"{side}.block",
+        ff,
+        f"{ff}.wo",
+        (f"{ff}.wi",),
+        "layer.0.SelfAttention.o",
         f"{side}.final_layer_norm",
-    )  # fmt: skip
+    )
 
 
 _NEOX = ("mlp.dense_h_to_4h",)
@@ -88,7 +92,7 @@ _ROWS = (
             "attention.dense",
             "gpt_neox.final_layer_norm",
         ),
-    ),  # fmt: skip
+    ),
     *(
         Family(name, _llama())
         for name in (
@@ -106,7 +110,7 @@ _ROWS = (
             "cohere",
             "smollm3",
         )
-    ),  # fmt: skip
+    ),
     Family(
         "phi",
         _llama(
@@ -115,7 +119,7 @@ _ROWS = (
             up=("mlp.fc1",),
             attn_out="self_attn.dense",
         ),
-    ),  # fmt: skip
+    ),
     Family("phi3", _llama(up=("mlp.gate_up_proj",))),
     Family("starcoder2", _llama(down="mlp.c_proj", up=("mlp.c_fc",))),
     Family(
@@ -128,7 +132,7 @@ _ROWS = (
             "self_attn.out_proj",
             "model.decoder.final_layer_norm",
         ),
-    ),  # fmt: skip
+    ),
     # BLOOM's and MPT's mlp adds the residual inside, so the projection itself is what we read.
     Family("bloom", _gpt("dense_4h_to_h", "dense_h_to_4h", "self_attention.dense")),
     Family("falcon", _gpt("dense_4h_to_h", "dense_h_to_4h", "self_attention.dense")),
@@ -142,7 +146,7 @@ _ROWS = (
             "attn.out_proj",
             "transformer.norm_f",
         ),
-    ),  # fmt: skip
+    ),
     Family("t5", _t5("decoder", 2), encoder=_t5("encoder", 1)),
 )
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
@@ -290,7 +294,7 @@ class Projection:
         self.module = model.get_submodule(name)
         self.path = f"{name}.weight"
         self.transposed = not conv1d
-        rows, columns = self.module.weight.shape
+        rows, columns = self.parameter.shape
         self.d_in, self.d_out = (columns, rows) if self.transposed else (rows, columns)
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 
-class Stop(Exception):  # noqa: N818 - a signal, not an error
+class Stop(Exception):
     """Raised by a hook once nothing above it is needed."""
 
 

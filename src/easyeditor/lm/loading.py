@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers import PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from easyeditor.errors import MissingExtraError, ModelLoadError, did_you_mean
 from easyeditor.lm import embedded
@@ -48,8 +53,8 @@ def load(
     Args:
         name: ``"smollm2-135m"`` (embedded), a hub name, a folder, or a ``.gguf`` file.
         device: see :func:`pick_device`; unused with ``model_parallel``.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; the checkpoint's own by default, except that
-            float16 is read as float32 on a CPU.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; the checkpoint's own by default,
+            except that float16 is read as float32 on a CPU.
         model_parallel: spread the model over all devices (``device_map="auto"``).
         chat_template: wrap prompts by the tokenizer's chat template.
 

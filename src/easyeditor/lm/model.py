@@ -25,7 +25,7 @@ LOGIT_BUDGET = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """One target under teacher forcing: its tokens, their log-probabilities, the model's choices."""
+    """One target under teacher forcing: its tokens, their log-probabilities, the argmaxes."""
 
     target: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -126,7 +126,7 @@ class LM:
         return self._projection(self.family.decoder, layer)
 
     def projections(self, layer: int) -> list[Projection]:
-        """The down-projections at ``layer`` of every column: the encoder's first, if there is one."""
+        """The down-projections at ``layer`` of every column, an encoder's first."""
         stacks = [self.family.encoder, self.family.decoder]
         return [
             self._projection(stack, layer)
@@ -202,7 +202,8 @@ class LM:
     def target_logits(self, rows: Sequence[Row], **more: Any) -> torch.Tensor:
         """Logits at every target token of every row, ``(sum of target lengths, vocabulary)``.
 
-        One forward pass; computed only where read; differentiable. The last target token is not fed.
+        One forward pass; computed only where read; differentiable. The last target token is not
+        fed.
         """
         lengths = [len(row.target) for row in rows]
         index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
@@ -224,7 +225,8 @@ class LM:
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[TokenScores]:
         """Score each ``(prompt, answer)`` under teacher forcing; few, length-sorted forwards.
 
-        Equal pairs are computed once. The model may be in training mode; it is read in evaluation mode.
+        Equal pairs are computed once. The model may be in training mode; it is read in evaluation
+        mode.
         """
         unique = list(dict.fromkeys(pairs))
         rows = [self.text.row(prompt, answer) for prompt, answer in unique]
@@ -259,7 +261,7 @@ class LM:
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 20, **options: Any
     ) -> list[str]:
-        """Continuations by the model's own ``generate``: greedy unless asked, without the prompt."""
+        """Continuations without the prompt, by the model's own ``generate``; greedy unless asked."""
         rows = [self.text.row(prompt) for prompt in prompts]
         batch = self.pad([row.ids for row in rows], left=True)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}

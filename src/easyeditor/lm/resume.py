@@ -107,7 +107,7 @@ class Plain:
         return Plain(self._lm, self._site, [self._runs[i] for i in rows.tolist()])
 
 
-class NotResumable(Exception):  # noqa: N818 - a signal: take the plain way
+class NotResumable(Exception):
     """This model keeps a state that cannot be resumed exactly."""
 
 

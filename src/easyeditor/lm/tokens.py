@@ -48,7 +48,7 @@ class Batch:
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
 ) -> Batch:
-    """Pad to the longest sequence; positions count real tokens, so either side gives equal logits."""
+    """Pad to the longest; positions count real tokens, so either side gives equal logits."""
     length = max((len(s) for s in sequences), default=0)
     ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -21,8 +21,8 @@ from easyeditor.patches.weight import WeightPatch
 class Method(Protocol):
     """Computes patches. What grows over a sequence of edits lives on the instance.
 
-    ``edit`` leaves the model bit-identical, also when it fails. ``max_batch`` is 1, or None for any number
-    of edits at once.
+    ``edit`` leaves the model bit-identical, also when it fails. ``max_batch`` is 1, or None for
+    any number of edits at once.
     """
 
     name: ClassVar[str]
@@ -46,8 +46,8 @@ class Method(Protocol):
 class LocateHyperParams(HyperParams):
     """Fields of the methods that search a value and solve for weights; classic names.
 
-    ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL file, or the
-    name of a Hugging Face dataset such as ``"wikipedia"``.
+    ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL
+    file, or the name of a Hugging Face dataset such as ``"wikipedia"``.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})

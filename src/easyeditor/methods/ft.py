@@ -1,9 +1,13 @@
 """FT: fine-tuning a few down-projections under a box, the baseline every editor is held against.
 
-Adam on the listed weights; after each step every number is put back to within ``norm_constraint`` of where
-it was (an L∞ box). Two objectives: ``prompt_last`` (FT-L, the ROME paper's baseline, arXiv 2202.05262,
-appendix E.1: all target tokens read at the last prompt position) and ``target_new`` (FT-M: cross-entropy
-over the target tokens, the honest one). The trap: without a box FT learns the fact and forgets the rest.
+Adam on the listed weights; after each step every number is put back to within ``norm_constraint``
+of where
+it was (an L∞ box). Two objectives: ``prompt_last`` (FT-L, the ROME paper's baseline, arXiv
+2202.05262,
+appendix E.1: all target tokens read at the last prompt position) and ``target_new`` (FT-M:
+cross-entropy
+over the target tokens, the honest one). The trap: without a box FT learns the fact and forgets the
+rest.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ class FT:
         """Nothing is kept between edits."""
 
     def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
-        """The dense patch that training on ``edits`` leads to; the weights themselves are only read.
+        """The dense patch that training on ``edits`` leads to; the model's weights are only read.
 
         Raises:
             ContradictingEditsError: one prompt, two targets.
@@ -81,7 +85,8 @@ class FT:
         rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
         if settings.append_eos:
             rows = [_with_eos(row, lm) for row in rows]
-        # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to nothing.
+        # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to
+        # nothing.
         start = {p.path: p.parameter.detach().float() for p in projections}
         learnt = {path: w.clone().requires_grad_() for path, w in start.items()}
         with watch("train"), lm.at_rest():
@@ -114,8 +119,8 @@ class FT:
                 losses.append(loss.item())
                 if losses[-1] != losses[-1]:
                     raise DivergedError(
-                        f"FT's loss became NaN at step {step}; the model is unchanged. Lower lr, or "
-                        "load the model in float32 or bfloat16."
+                        f"FT's loss became NaN at step {step}; the model is unchanged. Lower "
+                        "lr, or load the model in float32 or bfloat16."
                     )
                 if losses[-1] < ENOUGH:
                     continue

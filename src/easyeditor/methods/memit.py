@@ -1,12 +1,13 @@
 """MEMIT: mass-editing memory in a transformer (Meng et al., arXiv 2210.07229).
 
 For every edit a hidden state ``z`` at the last layer of a range is searched (block output at the
-subject's last token + δ); the range's down-projections then carry the residual ``z − current`` upwards,
-each layer its share, in closed form for all edits at once::
+subject's last token + δ); the range's down-projections then carry the residual ``z − current``
+upwards, each layer its share, in closed form for all edits at once::
 
     Δ = R Kᵀ (λC + KKᵀ)⁻¹ = R (λI + Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹
 
-λ (``mom2_update_weight``) multiplies the *mean* second moment. Every ``C`` comes from the unedited model.
+λ (``mom2_update_weight``) multiplies the *mean* second moment. Every ``C`` comes from the unedited
+model.
 """
 
 from __future__ import annotations

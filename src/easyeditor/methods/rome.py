@@ -1,6 +1,7 @@
 """ROME: rank-one model editing (Meng et al., arXiv 2202.05262).
 
-The MLP's down-projection ``W`` at one layer is read as a linear associative memory. ``k_star`` is its
+The MLP's down-projection ``W`` at one layer is read as a linear associative memory. ``k_star`` is
+its
 input at the subject's last token, ``v_star = W k_star + δ`` the output that makes the model answer
 with the target, and the edit is the rank-one change that stores the pair and disturbs as little as
 possible of what the second moment ``C`` says the layer is used for::
@@ -9,8 +10,8 @@ possible of what the second moment ``C`` says the layer is used for::
 
 How the keys of the sampled contexts are used is the one choice (``key``):
 
-- ``"ridge"`` (default): δ is stored for *every* context's own key, the bare prompt's exactly and the
-  others as closely as ``key_slack`` allows: one constrained ridge, rank one. Exact on the bare
+- ``"ridge"`` (default): δ is stored for *every* context's own key, the bare prompt's exactly and
+  the others as closely as ``key_slack`` allows: one constrained ridge, rank one. Exact on the bare
   prompt, cannot collapse (no division by a key that may be nearly orthogonal to ``u``), and the
   search did the same thing, adding δ in every context.
 - ``"paper"``: ``u`` from the averaged key, division by the bare one. Exact, but one edit may ruin

@@ -1,7 +1,7 @@
 """Patches as files: safetensors with a JSON header that says what the edit is.
 
-The header holds the edits, the method, its resolved hyper-parameters, versions and the fingerprint of
-the model. No pickle: loading a patch runs no code.
+The header holds the edits, the method, its resolved hyper-parameters, versions and the fingerprint
+of the model. No pickle: loading a patch runs no code.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def load_patch(path: str | Path) -> WeightPatch:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PatchFormatError(
-            f"{file} cannot be read as a patch ({error}): it is damaged or not safetensors. Save the "
-            "patch again."
+            f"{file} cannot be read as a patch ({error}): it is damaged or not safetensors. "
+            "Save the patch again."
         ) from None
     if header is None:
         raise PatchFormatError(
@@ -104,8 +104,8 @@ def load_patch(path: str | Path) -> WeightPatch:
 def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> WeightPatch:
     if header["format"] != FORMAT or header["kind"] != "weights":
         raise ValueError(
-            f"format {header['format']}, kind {header['kind']}; this version reads format {FORMAT}, "
-            "kind weights"
+            f"format {header['format']}, kind {header['kind']}; this version reads "
+            f"format {FORMAT}, kind weights"
         )
     fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
     for key, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """Export a patch as a LoRA adapter that ``peft`` loads.
 
-``W + u v`` is a LoRA with ``A = uᵀ``, ``B = vᵀ`` and scale one (alpha = rank), so a low-rank patch is
-exported exactly; a dense one by truncated SVD, with the error measured.
+``W + u v`` is a LoRA with ``A = uᵀ``, ``B = vᵀ`` and scale one (alpha = rank), so a low-rank patch
+is exported exactly; a dense one by truncated SVD, with the error measured.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class WeightPatch:
         if why:
             raise PatchMismatchError(
                 f"This patch does not belong to this model: {why}. It was made for "
-                f"{self.about.model_name or 'another model'}. Load that model, or force it (force=True, "
-                "--force) if you know that the weights correspond."
+                f"{self.about.model_name or 'another model'}. Load that model, or force it "
+                "(force=True, --force) if you know that the weights correspond."
             )
 
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
