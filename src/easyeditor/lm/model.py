@@ -261,7 +261,7 @@ class LM:
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 20, **options: Any
     ) -> list[str]:
-        """Continuations without the prompt, by the model's own ``generate``; greedy unless asked."""
+        """Continuations (no prompt) by the model's own ``generate``; greedy unless asked."""
         rows = [self.text.row(prompt) for prompt in prompts]
         batch = self.pad([row.ids for row in rows], left=True)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
