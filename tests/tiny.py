@@ -96,6 +96,53 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 CAUSAL = tuple(name for name in CONFIGS if name != "t5")
 
+# Architectures without a row in the family table.
+UNLISTED: dict[str, dict[str, object]] = {
+    "codegen": {**GPT2_LIKE, "rotary_dim": 4},
+    "olmo3": {**USUAL, "sliding_window": 6},
+    "glm": USUAL,
+    "nemotron": USUAL,
+    "gpt_bigcode": GPT2_LIKE,
+    "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 3, "attention_heads": 4},
+    "lfm2": {
+        **USUAL,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "mixtral": {**USUAL, "num_local_experts": 2},
+    "qwen2_moe": {
+        **USUAL,
+        "num_experts": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 48,
+    },
+    "deepseek_v3": {
+        **USUAL,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 16,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": 128,
+    },
+}
+
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -115,13 +162,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A fresh tiny model of family ``name`` in evaluation mode."""
+def model(
+    name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object
+) -> PreTrainedModel:
+    """A fresh tiny model of family ``name`` in evaluation mode; ``changes`` to its config."""
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(name, vocab_size=len(tokenizer()), **special, **CONFIGS[name])
-    if name == "t5":
+    usual = {**CONFIGS, **UNLISTED}[name]
+    settings = {"vocab_size": len(tokenizer()), **special, **usual, **changes}
+    config = AutoConfig.for_model(name, **settings)
+    if config.is_encoder_decoder:
         config.decoder_start_token_id = 0
-    auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = auto.from_config(config).to(dtype).eval()

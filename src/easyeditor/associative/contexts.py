@@ -6,7 +6,7 @@ with a generator of our own: no global random state is read or changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,8 +23,12 @@ def sample(
     *,
     generator: torch.Generator,
     top_k: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[tuple[int, ...]]:
-    """Sample ``n_tokens`` after each start; the start's tokens are part of the result."""
+    """Sample ``n_tokens`` after each start; the start's tokens are part of the result.
+
+    ``progress`` is told how many tokens each step has made.
+    """
     rows = [lm.text.row(start).ids for start in starts]
     batch = lm.pad(rows, left=True)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
@@ -40,6 +44,8 @@ def sample(
             chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             for row, token in zip(made, chosen[:, 0].tolist(), strict=True):
                 row.append(token)
+            if progress is not None:
+                progress(len(made))
             ids = chosen.to(ids.device)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             positions = positions[:, -1:] + 1

@@ -28,6 +28,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.paths import cache_dir
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
+from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ def _collect(
         for p in projections
     ]
     seen = 0
+    progress = bar(n_tokens, f"second moments of {len(ordered)} layers", "token")
     for sequences in _batches(_sequences(lm, source, n_tokens, documents, seed), n_tokens):
         batch = lm.pad(sequences)
         real = batch.mask.bool().flatten()
@@ -165,6 +167,8 @@ def _collect(
                 flat = keys.reshape(-1, keys.shape[-1])[real.to(keys.device)].float()
                 total.addmm_(flat.T, flat)
         seen += int(real.sum())
+        progress.update(int(real.sum()))
+    progress.close()
     if not seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
     return {
@@ -214,11 +218,15 @@ def _self_sampled(lm: LM, n_tokens: int, seed: int) -> Iterator[Sequence[int]]:
     if key not in lm.memo:
         generator = torch.Generator().manual_seed(seed)
         made: list[tuple[int, ...]] = []
+        progress = bar(n_tokens, "sampling text for second moments", "token")
         while sum(map(len, made)) < n_tokens:
             left = n_tokens - sum(map(len, made))
             rows = min(SAMPLED_ROWS, -(-left // SAMPLED_LENGTH))
             starts = [SEEDS[i % len(SEEDS)] for i in range(rows)]
-            made += sample(lm, starts, SAMPLED_LENGTH, generator=generator)
+            made += sample(
+                lm, starts, SAMPLED_LENGTH, generator=generator, progress=progress.update
+            )
+        progress.close()
         lm.memo[key] = made
     yield from lm.memo[key]
 

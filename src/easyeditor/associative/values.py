@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Run, Runs, Site, open_runs
+from easyeditor.progress import bar
 
 KL_PROMPT = "{} is a"
 STOP_LOSS = 5e-2
@@ -29,13 +31,18 @@ STOP_LOSS = 5e-2
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Settings of the search; the names are the classic files'."""
+    """Settings of the search; the names are the classic files'.
+
+    ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
+    the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
+    """
 
     v_num_grad_steps: int
     v_lr: float
     v_weight_decay: float
     clamp_norm_factor: float
     kl_factor: float
+    v_stop_nll: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,9 +102,11 @@ def find_values(
     origin = values_at(lm, site, bare)
     found = Found(torch.zeros_like(origin), origin, [[] for _ in edits])
     lines = [_lines(lm, i, edit, contexts, search) for i, edit in enumerate(edits)]
-    with lm.at_rest():
-        for group in _groups(lm, lines, memory // 2):
-            _search_group(lm, site, [lines[i] for i in group], found, search, resume, memory // 2)
+    total = len(edits) * search.v_num_grad_steps
+    with lm.at_rest(), bar(total, "searching values") as progress:
+        for group in _groups(lm, lines, memory // 4):
+            own = [lines[i] for i in group]
+            _search_group(lm, site, own, found, search, resume, memory * 3 // 4, progress)
     return found
 
 
@@ -226,6 +235,7 @@ def _search_group(
     search: Search,
     resume: bool,
     memory: int,
+    progress: Any,
 ) -> None:
     members = [own[0].edit for own in lines]
     slot = {edit: i for i, edit in enumerate(members)}
@@ -238,12 +248,14 @@ def _search_group(
     for step in range(search.v_num_grad_steps):
         adam.zero_grad(set_to_none=True)
         total = dict.fromkeys(alive, 0.0)
+        nll = dict.fromkeys(alive, 0.0)
         for batch in batches:
             delta = torch.stack([deltas[slot[line.edit]] for line in batch.lines])
             each = batch.losses(delta)
             each.sum().backward()  # type: ignore[no-untyped-call]
             for line, loss in zip(batch.lines, each.tolist(), strict=True):
                 total[line.edit] += loss
+                nll[line.edit] += loss if line.target else 0.0
         for edit in alive:
             at = slot[edit]
             decay = search.v_weight_decay * deltas[at].norm() / size[at] ** 2
@@ -257,7 +269,10 @@ def _search_group(
                 "is unchanged. Lower v_lr, or load the model in float32 or bfloat16."
             )
         last = step == search.v_num_grad_steps - 1
-        finished = {edit for edit in alive if last or total[edit] < STOP_LOSS}
+        enough = total if search.v_stop_nll is None else nll
+        limit = STOP_LOSS if search.v_stop_nll is None else search.v_stop_nll
+        finished = {edit for edit in alive if last or enough[edit] < limit}
+        progress.update(len(alive) + len(finished) * (search.v_num_grad_steps - step - 1))
         for edit in finished:
             deltas[slot[edit]].grad = None
         adam.step()
@@ -268,9 +283,9 @@ def _search_group(
             batches = [batch for batch in batches if batch.keep(alive)]
         with torch.no_grad():
             for edit in alive:
-                limit = search.clamp_norm_factor * size[slot[edit]]
+                longest = search.clamp_norm_factor * size[slot[edit]]
                 norm = deltas[slot[edit]].norm()
-                if norm > limit:
-                    deltas[slot[edit]].mul_(limit / norm)
+                if norm > longest:
+                    deltas[slot[edit]].mul_(longest / norm)
     for edit in members:
         found.delta[edit] = deltas[slot[edit]].detach()

@@ -57,8 +57,7 @@ def demo(
 
     editor = BaseEditor(lm, settings)
     before = output.snapshot(editor.lm, case, max_new_tokens=12)
-    with output.working(f"{method}: editing (the first time also collects statistics) …"):
-        result = editor.edit_cases([case], evaluate_when="end", verbose=False)
+    result = editor.edit_cases([case], evaluate_when="end", verbose=False)
     after = output.snapshot(editor.lm, case, max_new_tokens=12)
     lines = output.before_after(case, before, after)
     saved = save_patch(result.patch, save)

@@ -82,8 +82,7 @@ def edit(
     batch = editor.method.max_batch != 1 and len(cases) > 1 and not one_by_one
     single = len(cases) == 1
     before = output.snapshot(editor.lm, cases[0], max_new_tokens=12) if single else None
-    with output.working(f"{method}: {len(cases)} edit{'s' * (not single)} …"):
-        result = editor.edit_cases(cases, evaluate_when="end", batch=batch, verbose=False)
+    result = editor.edit_cases(cases, evaluate_when="end", batch=batch, verbose=False)
     lines: list[dict[str, Any]] = []
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
+from easyeditor.associative.keys import subject_of
 from easyeditor.editors.requests import Nested, Texts, make_cases
 from easyeditor.edits import Case, check_consistent
 from easyeditor.errors import EditError
@@ -22,6 +23,7 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.stack import carrying, exchange, stack_of
 from easyeditor.patches.weight import WeightPatch, merged
+from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
 When = Literal["each", "end", "both"]
@@ -229,10 +231,7 @@ class BaseEditor:
         check_consistent(case.edit for case in cases)
         if self.method.needs_subject:
             for case in cases:
-                if case.edit.subject is None:
-                    from easyeditor.associative.keys import subject_of
-
-                    subject_of(case.edit)
+                subject_of(case.edit)
         before = observe(self.lm, cases)
         metrics = [
             MetricDict(
@@ -245,6 +244,7 @@ class BaseEditor:
         ]
         number = {case.id: i for i, case in enumerate(cases)}
         patches: list[WeightPatch] = []
+        progress = bar(len(cases), self.method.name, "edit")
         try:
             for group in groups:
                 started = time.perf_counter()
@@ -258,6 +258,7 @@ class BaseEditor:
                 patches.append(patch)
                 if not keep:
                     self._measure("post", group, metrics, number, before, when != "end")
+                progress.update(len(group))
                 for case in group:
                     metrics[number[case.id]]["time"] = spent / len(group)
                     if verbose and "post" in metrics[number[case.id]]:
@@ -268,6 +269,8 @@ class BaseEditor:
                     if any(patch is applied for applied in self.applied):
                         patch.revert(self.model)
             raise
+        finally:
+            progress.close()
         whole = merged(patches)
         if keep:
             edited = edited_copy(self.model, whole)

@@ -58,6 +58,7 @@ class LocateHyperParams(HyperParams):
     v_weight_decay: float = Field(0.5, ge=0)
     clamp_norm_factor: float = Field(4.0, gt=0)
     kl_factor: float = Field(0.0625, ge=0)
+    v_stop_nll: float | None = Field(None, gt=0)
     mom2_adjustment: bool = True
     mom2_dataset: str = "self"
     mom2_n_tokens: int | None = Field(None, ge=1)
@@ -75,6 +76,7 @@ class LocateHyperParams(HyperParams):
             self.v_weight_decay,
             self.clamp_norm_factor,
             self.kl_factor,
+            self.v_stop_nll,
         )
 
 

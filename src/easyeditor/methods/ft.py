@@ -25,6 +25,7 @@ from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
+from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
 ENOUGH = 1e-2
@@ -106,6 +107,7 @@ class FT:
         settings: FTHyperParams,
     ) -> None:
         adam = torch.optim.Adam(learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+        progress = bar(settings.num_steps, "fine-tuning")
         for step in range(settings.num_steps):
             losses = []
             for i in range(0, len(rows), settings.batch_size):
@@ -131,8 +133,10 @@ class FT:
                     with torch.no_grad():
                         for path, w in learnt.items():
                             w.copy_(torch.clamp(w, start[path] - box, start[path] + box))
+            progress.update()
             if sum(losses) / len(losses) < ENOUGH:
-                return
+                break
+        progress.close()
 
 
 def _with_eos(row: Row, lm: LM) -> Row:

@@ -1,0 +1,74 @@
+"""Seconds and peak memory of edits of the embedded model, after loading, statistics cached.
+
+python benchmarks/edit_speed.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+
+import common
+from easyeditor.associative.moments import moments
+from easyeditor.edits import Edit
+from easyeditor.lm.loading import load
+from easyeditor.methods import METHODS
+
+EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
+BATCHES = {"ROME": (1,), "MEMIT": (1, 10, 100), "FT": (1,)}
+
+
+def main() -> None:
+    lm = load("smollm2-135m", device="cpu")
+    common.touch(lm.model)
+    lm.score([("warm", "up")])
+    size = common.model_mb(lm.model)
+    told: dict[str, object] = {"model_mb": round(size)}
+
+    folder = tempfile.mkdtemp()
+    start = time.perf_counter()
+    found = moments(lm, [2, 3, 4, 5, 6], tokens=20000, source=_text(folder), directory=folder)
+    told["moments_five_layers_20000_tokens_s"] = time.perf_counter() - start
+    told["moments_tokens"] = found[2].tokens
+    shutil.rmtree(folder)
+
+    for name, sizes in BATCHES.items():
+        method = METHODS.get(name)
+        settings = method.hyperparams_class.preset("smollm2-135m")
+        for n in sizes:
+            edits = [EIFFEL] if n == 1 else common.made_up_edits(n)
+            made = method(settings)
+            if method.needs_subject:  # statistics on disk and factored, contexts not yet sampled
+                made._factors.get(lm, settings.resolved(lm.n_layers).layers, settings)
+            lm.memo.clear()
+            common.reset_peak()
+            before = common.memory_mb("VmRSS")
+            start = time.perf_counter()
+            patch = made.edit(lm, edits)
+            seconds = time.perf_counter() - start
+            extra = common.memory_mb("VmHWM") - before
+            told[f"{name} {n}"] = {
+                "seconds": seconds,
+                "seconds_per_edit": seconds / n,
+                "phases": dict(patch.about.seconds),
+                "peak_extra_mb": round(extra),
+                "peak_extra_share_of_model": extra / size,
+            }
+            print(name, n, told[f"{name} {n}"], flush=True)
+    common.write("edit_speed", told)
+
+
+def _text(folder: str) -> str:
+    """A text file of over 20,000 tokens, made up: only the time is measured on it."""
+    path = f"{folder}/text.txt"
+    people = common.made_up_edits(100)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(40):
+            line = " ".join(f"{e.prompt} {e.target}." for e in people[i % 7 :: 2])
+            file.write(line + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    main()

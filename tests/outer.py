@@ -1,0 +1,150 @@
+"""Helpers of the tests that use EasyEdit from outside: editors on tiny models, bits, the script."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperParams
+from easyeditor.hyperparams import HyperParams
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "easyeditor"
+
+PROMPT, SUBJECT, TARGET = "The mother tongue of Anna Lind is", "Anna Lind", "French"
+FACTS = (
+    (PROMPT, SUBJECT, TARGET),
+    ("The Eiffel Tower is located in the city of", "The Eiffel Tower", "Rome"),
+    ("Berlin is the capital of", "Berlin", "Italy"),
+)
+PROMPTS, SUBJECTS, TARGETS = (list(column) for column in zip(*FACTS, strict=True))
+
+SETTINGS: dict[str, tuple[type[HyperParams], dict[str, Any]]] = {
+    "FT": (
+        FTHyperParams,
+        {"layers": [1], "num_steps": 3, "lr": 1e-2, "objective_optimization": "target_new"},
+    ),
+    "ROME": (
+        ROMEHyperParams,
+        {
+            "layers": [1],
+            "v_num_grad_steps": 2,
+            "mom2_adjustment": False,
+            "context_template_length_params": [[2, 2]],
+        },
+    ),
+    "MEMIT": (
+        MEMITHyperParams,
+        {
+            "layers": [0, 1],
+            "v_num_grad_steps": 2,
+            "mom2_adjustment": False,
+            "context_template_length_params": [[2, 2]],
+        },
+    ),
+}
+
+
+def settings(method: str = "FT", **changes: Any) -> HyperParams:
+    """Cheap hyper-parameters for a tiny model."""
+    kind, values = SETTINGS[method]
+    return kind(**{**values, **changes})
+
+
+def editor(method: str = "FT", family: str = "llama", **changes: Any) -> BaseEditor:
+    """An editor of a fresh tiny model; equal arguments give equal models."""
+    return BaseEditor.from_pretrained(
+        tiny.model(family), tiny.tokenizer(), settings(method, **changes)
+    )
+
+
+def bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every weight and buffer."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(model: nn.Module, before: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the weights that have not the bits they had; a NaN equals itself."""
+    now = model.state_dict()
+    assert now.keys() == before.keys()
+    return [
+        name
+        for name, old in before.items()
+        if now[name].dtype != old.dtype or not torch.equal(_bytes(now[name]), _bytes(old))
+    ]
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+def logits(model: nn.Module, prompt: str = PROMPT) -> torch.Tensor:
+    """Logits of one prompt, ``(length, vocabulary)``, by the plainest call there is."""
+    ids = tiny.tokenizer()(prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=ids).logits[0]
+
+
+def said(model: nn.Module, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """The answer's tokens and the argmax before each: one prompt, one pass, nothing padded."""
+    tokenizer = tiny.tokenizer()
+    if model.config.is_encoder_decoder:
+        labels = tokenizer(answer, return_tensors="pt")["input_ids"]
+        asked = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            out = model(input_ids=asked, labels=labels).logits[0]
+        return labels[0].tolist(), out.argmax(-1).tolist()
+    ids = tokenizer(f"{prompt} {answer}")["input_ids"]
+    start = first_token(prompt, answer)
+    best = logits(model, f"{prompt} {answer}")[start - 1 : -1].argmax(-1)
+    return ids[start:], best.tolist()
+
+
+def first_token(prompt: str, answer: str) -> int:
+    """Index of the first token that holds a letter of the answer, after ``"prompt "``."""
+    offsets = tiny.tokenizer()(f"{prompt} {answer}", return_offsets_mapping=True)["offset_mapping"]
+    return next(i for i, (_, end) in enumerate(offsets) if end > len(prompt) + 1)
+
+
+def share(these: Iterable[int], those: Iterable[int]) -> float:
+    """Share of places at which two lists agree."""
+    pairs = list(zip(these, those, strict=True))
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the script left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Script:
+    """Calls ``easyedit`` through its real entry point, in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *words: object) -> Said:
+        """Run ``easyedit WORDS``; anything but a clean exit goes up as it is."""
+        from easyeditor.cli import app, main
+
+        app.registered_commands.clear()  # main() registers; a process calls it once
+        app.registered_groups.clear()
+        self._monkeypatch.setattr(sys, "argv", ["easyedit", *map(str, words)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        told = self._capsys.readouterr()
+        return Said(int(left.value.code or 0), told.out, told.err)

@@ -1,0 +1,570 @@
+"""The script ``easyedit`` through its entry point: JSON, exit codes, mistakes, files that load."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import outer
+import tiny
+from easyeditor import load_patch
+from easyeditor.cli.info import write_presets
+from easyeditor.hyperparams import KNOWN_MODELS
+from easyeditor.lm.families import FAMILIES
+from easyeditor.methods import METHODS
+from outer import FACTS, PROMPT, SUBJECT, TARGET
+
+DONE, NOT_TAKEN, BAD_INPUT = 0, 1, 2
+TAKES = ("layers=[1]", "num_steps=60", "lr=0.02", "objective_optimization=target_new")
+WEAK = ("layers=[1]", "num_steps=1", "lr=1e-9")
+ROME = (
+    "layers=[1]",
+    "v_num_grad_steps=2",
+    "mom2_adjustment=false",
+    "context_template_length_params=[[2, 2]]",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model on disk."""
+    place = tmp_path_factory.mktemp("model") / "tiny-llama"
+    tiny.model("llama").save_pretrained(place)
+    tiny.tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    """A patch file of a dense and of a low-rank method, made in Python for the same model."""
+    from easyeditor import save_patch
+
+    place = tmp_path_factory.mktemp("patches")
+    for method in ("FT", "ROME"):
+        made = outer.editor(method).edit(PROMPT, TARGET, subject=SUBJECT, keep_original_weight=True)
+        save_patch(made.patch, place / f"{method.lower()}.safetensors")
+    return place
+
+
+@pytest.fixture
+def easyedit(monkeypatch, capsys, tmp_path):
+    """Call the script; logging and the environment are put back afterwards."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
+    levels = [logger.level for logger in loggers]
+    yield outer.Script(monkeypatch, capsys)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def sets(settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def document(told):
+    """Standard output as the one strict JSON document it must be."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(told.out, parse_constant=refuse)
+
+
+def editing(folder, *more, method="ft", settings=TAKES):
+    return ("edit", "--model", folder, "--method", method, *sets(settings), *more)
+
+
+ONE = ("--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
+
+
+# -- edit -------------------------------------------------------------------------------------
+
+
+def test_edit_as_json(easyedit, folder, tmp_path):
+    file = tmp_path / "p.safetensors"
+    told = easyedit(
+        *editing(folder, *ONE, "--json", "--save", file, "--ground-truth", "Danish"),
+        *("--rephrase", "Anna Lind speaks", "--rephrase", "Anna Lind is"),
+        *("--locality", "She plays the => piano", "--portability", "Berlin is => the capital"),
+    )
+    assert told.code == DONE
+    found = document(told)
+    (metric,) = found["metrics"]
+    assert metric["post"]["rewrite_acc"] == 1.0
+    assert {"rephrase_acc", "rephrase_success"} <= set(metric["post"])
+    assert set(metric["post"]["locality"]) == {"neighborhood_acc", "neighborhood_success"}
+    assert set(metric["post"]["portability"]) == {"one_hop_acc"}
+    assert found["averages"]["post"]["rewrite_acc"] == 1.0
+    assert (found["method"], found["model"]) == ("FT", str(folder))
+    assert found["patch"]["path"] == str(file)
+    assert found["patch"]["edits"] == [
+        {"prompt": PROMPT, "target": TARGET, "subject": SUBJECT, "ground_truth": "Danish"}
+    ]
+    assert found["patch"]["hyperparams"]["num_steps"] == 60
+    lines = [(line["kind"], line["prompt"], line["new"]) for line in found["before_after"]]
+    assert lines == [
+        ("prompt", PROMPT, TARGET),
+        ("rephrase", "Anna Lind speaks", TARGET),
+        ("rephrase", "Anna Lind is", TARGET),
+        ("neighbour", "She plays the", TARGET),
+        ("one_hop", "Berlin is", "the capital"),
+    ]
+    first = found["before_after"][0]
+    assert first["after"]["p_new"] > first["before"]["p_new"]
+    edited = tiny.model("llama")
+    load_patch(file).apply(edited)
+    assert outer.share(*outer.said(edited, PROMPT, TARGET)) == 1.0
+    for model, when in ((tiny.model("llama"), "before"), (edited, "after")):
+        assert first[when]["continuation"] == written(model, 12)
+
+
+def written(model, n):
+    """Greedy continuation of the prompt, by transformers alone."""
+    ids = tiny.tokenizer()(PROMPT, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, do_sample=False, max_new_tokens=n)
+    return tiny.tokenizer().decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_edit_for_people(easyedit, folder, tmp_path):
+    told = easyedit(*editing(folder, *ONE, "--save", tmp_path / "p.safetensors"))
+    assert told.code == DONE
+    assert all(word in told.out for word in ("Scores", TARGET, "easyedit generate", "1.00"))
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("json_too", [True, False])
+def test_an_edit_that_does_not_take(easyedit, folder, json_too):
+    told = easyedit(*editing(folder, *ONE, settings=WEAK), *["--json"] * json_too)
+    assert told.code == NOT_TAKEN
+    if json_too:
+        assert document(told)["metrics"][0]["post"]["rewrite_acc"] < 1
+    else:
+        assert "1 of 1 edits did not take" in told.out
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("more", [[], ["--one-by-one"]])
+def test_many_edits(easyedit, folder, tmp_path, suffix, more):
+    records = [{"prompt": p, "subject": s, "target_new": t, "case_id": t} for p, s, t in FACTS]
+    file = tmp_path / f"edits.{suffix}"
+    lines = [json.dumps(record) for record in records]
+    file.write_text(f"[{','.join(lines)}]" if suffix == "json" else "\n".join(lines))
+    told = easyedit(*editing(folder, "--edits", file, "--json", *more), "--set", "batch_size=3")
+    found = document(told)
+    assert [metric["case_id"] for metric in found["metrics"]] == [t for _, _, t in FACTS]
+    taken = all(metric["post"]["rewrite_acc"] == 1 for metric in found["metrics"])
+    assert told.code == (DONE if taken else NOT_TAKEN)
+    assert len(found["patch"]["edits"]) == 3
+
+
+def test_many_edits_for_people(easyedit, folder, tmp_path):
+    file = tmp_path / "edits.csv"
+    file.write_text("prompt,subject,target_new\n" + "\n".join(",".join(f) for f in FACTS))
+    told = easyedit(*editing(folder, "--edits", file, method="memit", settings=ROME[1:]))
+    assert told.code in {DONE, NOT_TAKEN}
+    assert "mean" in told.out
+
+
+def test_two_records_of_one_name(easyedit, folder, tmp_path):
+    file = tmp_path / "edits.json"
+    file.write_text(
+        json.dumps([{"prompt": p, "target_new": t, "case_id": "same"} for p, _, t in FACTS])
+    )
+    found = document(easyedit(*editing(folder, "--edits", file, "--json", settings=WEAK)))
+    assert "error" in found or all("post" in metric for metric in found["metrics"])
+
+
+def test_settings_from_a_file(easyedit, folder, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("alg_name: FT\nlayers: [2]\nnum_steps: 2\nlr: 5e-4\n")
+    told = easyedit(*editing(folder, *ONE, settings=["num_steps=3"]), "--hparams", file, "--json")
+    used = document(told)["patch"]["hyperparams"]
+    assert (used["layers"], used["num_steps"], used["lr"]) == ([2], 3, 5e-4)
+
+
+def test_the_model_on_disk_stays_as_it_is(easyedit, folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    easyedit(*editing(folder, *ONE, settings=WEAK))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# -- patches ----------------------------------------------------------------------------------
+
+
+def test_apply_writes_a_plain_model(easyedit, folder, patches, tmp_path):
+    out = tmp_path / "edited"
+    told = easyedit(
+        "apply", patches / "rome.safetensors", "--model", folder, "--out", out, "--json"
+    )
+    assert told.code == DONE
+    assert document(told) == {
+        "out": str(out),
+        "patches": [str(patches / "rome.safetensors")],
+        "edits": 1,
+    }
+    plain = AutoModelForCausalLM.from_pretrained(out).eval()
+    expected = tiny.model("llama")
+    load_patch(patches / "rome.safetensors").apply(expected)
+    assert torch.equal(outer.logits(plain), outer.logits(expected))
+    assert not torch.equal(outer.logits(plain), outer.logits(tiny.model("llama")))
+    again = AutoTokenizer.from_pretrained(out)
+    assert again(PROMPT)["input_ids"] == tiny.tokenizer()(PROMPT)["input_ids"]
+
+
+def test_apply_several(easyedit, folder, patches, tmp_path):
+    files = [patches / "rome.safetensors", patches / "ft.safetensors"]
+    told = easyedit("apply", *files, "--model", folder, "--out", tmp_path / "edited")
+    assert told.code == DONE
+    assert "2 edits of 2 patches" in told.out
+    expected = tiny.model("llama")
+    for file in files:
+        load_patch(file).apply(expected)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "edited").eval()
+    assert torch.equal(outer.logits(plain), outer.logits(expected))
+
+
+def test_apply_into_an_empty_folder(easyedit, folder, patches, tmp_path):
+    told = easyedit(
+        "apply", patches / "ft.safetensors", "--model", folder, "--out", tmp_path, "--json"
+    )
+    assert told.code == DONE
+
+
+@pytest.mark.parametrize("occupied", ["file", "folder"])
+def test_apply_never_overwrites(easyedit, folder, patches, tmp_path, occupied):
+    out = tmp_path / "out"
+    inside = out / "thesis.txt" if occupied == "folder" else out
+    inside.parent.mkdir(exist_ok=True)
+    inside.write_text("kept")
+    told = easyedit("apply", patches / "ft.safetensors", "--model", folder, "--out", out)
+    assert (told.code, told.out) == (BAD_INPUT, "")
+    assert "name a new one" in told.err
+    assert inside.read_text() == "kept"
+    assert sum(1 for _ in tmp_path.rglob("*")) == (2 if occupied == "folder" else 1)
+
+
+@pytest.mark.parametrize("command", ["apply", "generate"])
+def test_a_patch_for_another_model(easyedit, patches, tmp_path, command):
+    other = tmp_path / "other"
+    tiny.model("llama", seed=1).save_pretrained(other)
+    tiny.tokenizer().save_pretrained(other)
+    patch = patches / "rome.safetensors"
+    words = {
+        "apply": ["apply", patch, "--out", tmp_path / "edited"],
+        "generate": ["generate", "--patch", patch, PROMPT],
+    }[command]
+    told = easyedit(*words, "--model", other, "--json")
+    assert told.code == BAD_INPUT
+    assert document(told)["error"]["type"] == "PatchMismatchError"
+    assert not (tmp_path / "edited").exists()
+    assert easyedit(*words, "--model", other, "--force", "--json").code == DONE
+
+
+@pytest.mark.parametrize("method", ["rome", "ft"])
+def test_export(easyedit, patches, tmp_path, method):
+    out = tmp_path / "adapter"
+    patch = load_patch(patches / f"{method}.safetensors")
+    told = easyedit("export", patches / f"{method}.safetensors", "--out", out, "--json")
+    assert told.code == DONE
+    found = document(told)
+    assert (found["out"], found["format"]) == (str(out), "lora")
+    assert found["rank"] == (1 if method == "rome" else 32)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == config["r"] == found["rank"]
+    tensors = load_file(out / "adapter_model.safetensors")
+    for path in patch.entries:
+        name = f"base_model.model.{path.removesuffix('.weight')}"
+        product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        assert torch.allclose(product, patch.dense(path).T, atol=1e-6)
+        lost = (product - patch.dense(path).T).norm() / patch.dense(path).norm()
+        assert found["relative_errors"][path] == pytest.approx(float(lost), abs=1e-6)
+
+
+def test_export_of_a_lower_rank_tells_its_error(easyedit, patches, tmp_path):
+    words = ("export", patches / "ft.safetensors", "--rank", 2, "--out", tmp_path / "a")
+    found = document(easyedit(*words, "--json"))
+    whole = next(iter(load_patch(patches / "ft.safetensors").entries))
+    values = torch.linalg.svdvals(load_patch(patches / "ft.safetensors").dense(whole))
+    expected = float(values[2:].norm() / values.norm())
+    assert expected > 1e-3
+    assert found["rank"] == 2
+    assert found["relative_errors"][whole] == pytest.approx(expected, rel=1e-3)
+    assert "truncated SVD" in easyedit(*words).out
+
+
+def test_show(easyedit, patches):
+    found = document(easyedit("show", patches / "rome.safetensors", "--json"))
+    assert found["method"] == "ROME"
+    assert found["edits"][0]["target"] == TARGET
+    (matrix,) = found["matrices"].values()
+    assert (matrix["shape"], matrix["rank"]) == ([64, 32], 1)
+    assert matrix["norm"] > 0
+    told = easyedit("show", patches / "rome.safetensors")
+    assert told.code == DONE
+    assert all(word in told.out for word in ("ROME patch", TARGET, "down_proj", "Settings"))
+
+
+def test_generate_before_and_after(easyedit, folder, patches):
+    words = ("generate", "--model", folder, "--max-new-tokens", 8)
+    plain = document(easyedit(*words, PROMPT, "--json"))
+    assert set(plain) == {"prompt", "model", "before"}
+    patched = document(easyedit(*words, "--patch", patches / "ft.safetensors", PROMPT, "--json"))
+    assert patched["before"] == plain["before"]
+    assert patched["after"] != plain["before"]
+    assert plain["before"] == written(tiny.model("llama"), 8)
+    assert easyedit(*words, PROMPT).code == DONE
+    told = easyedit(*words, "--patch", patches / "ft.safetensors", PROMPT)
+    assert all(word in told.out for word in ("before", "after"))
+
+
+# -- what there is ----------------------------------------------------------------------------
+
+
+def test_methods(easyedit):
+    found = document(easyedit("methods", "--json"))
+    assert [item["name"] for item in found] == list(METHODS)
+    told = easyedit("methods")
+    assert told.code == DONE
+    assert all(name in told.out for name in METHODS)
+
+
+def test_models(easyedit):
+    found = document(easyedit("models", "--json"))
+    assert set(found["families"]) == set(FAMILIES)
+    assert found["presets"] == KNOWN_MODELS
+    assert found["embedded"] == {"name": "smollm2-135m", "in_cache": False}
+    told = easyedit("models")
+    assert told.code == DONE
+    assert all(name in told.out for name in FAMILIES)
+
+
+def test_hparams(easyedit, tmp_path):
+    found = document(easyedit("hparams", "ls", "--json"))
+    assert list(found) == list(METHODS)
+    assert "gpt2-xl" in found["ROME"]
+    assert "gpt2-xl" in easyedit("hparams", "ls").out
+    shown = document(easyedit("hparams", "show", "rome", "gpt2-xl", "--json"))
+    assert (shown["layers"], shown["alg_name"]) == ([17], "ROME")
+    assert "layers:\n- 17" in easyedit("hparams", "show", "rome", "gpt2-xl").out
+    told = document(easyedit("hparams", "write", "--out", tmp_path / "mine", "--json"))
+    expected = write_presets(tmp_path / "theirs")
+    assert [path.removeprefix(str(tmp_path / "mine")) for path in told] == [
+        str(path).removeprefix(str(tmp_path / "theirs")) for path in expected
+    ]
+    for path, mine in zip(expected, told, strict=True):
+        with open(mine, "rb") as file:
+            assert file.read() == path.read_bytes()
+
+
+def test_version(easyedit):
+    from easyeditor import __version__
+
+    assert easyedit("--version").out.strip() == __version__
+
+
+def commands(command=None, path=()):
+    """Every command and group of the script."""
+    if command is None:
+        from easyeditor.cli import app, demo, edit, info, patches
+
+        app.registered_commands.clear()
+        app.registered_groups.clear()
+        for module in (demo, edit, patches, info):
+            module.register(app)
+        command = typer.main.get_command(app)
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+def test_the_commands_are_all_there():
+    expected = "apply demo edit export generate hparams methods models show"
+    assert " ".join(sorted({path[0] for path in commands() if path})) == expected
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_help_shows_an_example(easyedit, path):
+    told = easyedit(*path, "--help")
+    assert told.code == DONE
+    assert "Example" in told.out or not path
+    assert " ".join(("easyedit", *path)) in told.out.split("Usage", 1)[1].split("\n", 1)[1]
+
+
+# -- mistakes ---------------------------------------------------------------------------------
+
+BAD = {
+    "unknown method": (("--method", "roem", *ONE), "Did you mean 'ROME'"),
+    "unknown folder": (("--model", "./nowhere/at/all", *ONE), "No folder './nowhere/at/all'"),
+    "unknown model": (("--model", "no-such/model", *ONE), "'no-such/model' could not be loaded"),
+    "unknown gguf": (("--model", "nothing.gguf", *ONE), "No GGUF file"),
+    "misspelt embedded model": (("--model", "smollm-135m", *ONE), "smollm2-135m"),
+    "unknown hyper-parameter": (("--set", "num_stps=3", *ONE), "Did you mean 'num_steps'"),
+    "hyper-parameter of another type": (("--set", "lr=fast", *ONE), "lr='fast'"),
+    "set without a value": (("--set", "lr", *ONE), "NAME=VALUE"),
+    "set without a name": (("--set", "=3", *ONE), "NAME=VALUE"),
+    "set that is no yaml": (("--set", "layers=[1", *ONE), "not YAML"),
+    "set self": (("--set", "self=1", *ONE), "self"),
+    "set name": (("--set", "name=x", "--model", "gpt2-xl", *ONE), "unknown field 'name'"),
+    "set model_name": (("--set", "model_name=x", *ONE), "model_name"),
+    "set alg_name": (("--set", "alg_name=ROME", *ONE), "alg_name"),
+    "layer outside": (("--set", "layers=[9]", *ONE), "3 layers"),
+    "unknown settings file": (("--hparams", "nothing.yaml", *ONE), "nothing.yaml"),
+    "unknown file of edits": (("--edits", "nothing.json"), "No file of edits"),
+    "file of edits and prompt": (("--edits", "nothing.json", *ONE), "not both"),
+    "no prompt": (("--target", "x"), "--prompt missing"),
+    "no target": (("--prompt", "x"), "--target missing"),
+    "neither": ((), "--prompt and --target missing"),
+    "empty prompt": (("--prompt", " ", "--target", "x"), "prompt is empty"),
+    "empty target": (("--prompt", "x", "--target", ""), "is empty"),
+    "subject elsewhere": ((*ONE, "--subject", "Berlin"), "'Berlin' does not occur"),
+    "empty rephrase": ((*ONE, "--rephrase", ""), "empty prompt"),
+    "locality without arrow": ((*ONE, "--locality", "She plays"), "'prompt => answer'"),
+    "portability without answer": ((*ONE, "--portability", "a =>"), "'prompt => answer'"),
+    "unknown precision": ((*ONE, "--dtype", "float99"), "float99"),
+    "precision that is none": ((*ONE, "--dtype", "nn"), "nn"),
+    "unknown device": ((*ONE, "--device", "abacus"), "abacus"),
+    "no memory": ((*ONE, "--device", "meta"), "meta device"),
+    "unknown option": ((*ONE, "--promt", "x"), "--prompt"),
+    "save under a file": ((*ONE, "--save", f"{__file__}/p.safetensors"), "test_cli.py"),
+}
+
+
+def refused(told):
+    """What a mistake must look like to a person: code 2, nothing on stdout, one message."""
+    assert told.code == BAD_INPUT
+    assert told.out == ""
+    assert "Traceback" not in told.err
+    return " ".join(told.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("words", "why"), BAD.values(), ids=BAD)
+def test_bad_edit(easyedit, folder, words, why):
+    told = refused(easyedit(*editing(folder, settings=WEAK), *words))
+    assert why in told
+
+
+@pytest.mark.parametrize(("words", "why"), BAD.values(), ids=BAD)
+def test_bad_edit_as_json(easyedit, folder, words, why):
+    told = easyedit(*editing(folder, "--json", settings=WEAK), *words)
+    assert told.code == BAD_INPUT
+    error = document(told)["error"]
+    assert why in error["message"]
+    assert error["type"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("nonsense",), "No such command"),
+        (("show", "nothing.safetensors"), "No patch file"),
+        (("show", __file__), "cannot be read as a patch"),
+        (("show",), "Missing argument 'patch'"),
+        (("export", "nothing.safetensors", "--out", "x"), "No patch file"),
+        (("export", __file__), "--out"),
+        (("export", __file__, "--out", "x", "--format", "onnx"), "lora"),
+        (("export", __file__, "--out", "x", "--rank", "0"), "--rank"),
+        (("apply", "nothing.safetensors", "--out", "x"), "No patch file"),
+        (("apply", __file__), "--out"),
+        (("generate",), "Missing argument 'prompt'"),
+        (("generate", ""), "prompt is empty"),
+        (("generate", "--max-new-tokens", "0", "a"), "--max-new-tokens"),
+        (("generate", "--patch", "nothing.safetensors", "a"), "No patch file"),
+        (("generate", "--model", "./nowhere", "a"), "No folder"),
+        (("hparams", "show", "roem"), "Did you mean 'ROME'"),
+        (("hparams", "shw"), "No such command"),
+        (("hparams", "write", "--out", __file__), "test_cli.py"),
+        (("models", "nonsense"), "No such command"),
+        (("demo", "--method", "roem"), "Did you mean 'ROME'"),
+    ],
+    ids=range(20),
+)
+def test_bad_commands(easyedit, words, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert why in refused(easyedit(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_file_of_edits_is_named(easyedit, folder, tmp_path):
+    file = tmp_path / "edits.jsonl"
+    file.write_text(json.dumps({"prompt": PROMPT, "target_new": TARGET}) + "\n{}\n")
+    assert "edits.jsonl, line 2" in refused(easyedit(*editing(folder, "--edits", file)))
+
+
+def test_contradicting_edits(easyedit, folder, tmp_path):
+    file = tmp_path / "edits.json"
+    file.write_text(json.dumps([{"prompt": PROMPT, "target_new": t} for t in ("a", "b")]))
+    assert "contradict" in refused(easyedit(*editing(folder, "--edits", file)))
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_a_missing_subject(easyedit, folder, method):
+    told = easyedit(*editing(folder, *ONE[:4], method=method, settings=ROME))
+    assert "names no subject" in refused(told)
+
+
+def test_a_model_that_is_broken(easyedit, folder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert "could not be loaded" in refused(easyedit(*editing(broken, *ONE)))
+
+
+def test_a_model_with_a_weight_that_is_not_a_number(easyedit, tmp_path):
+    model = tiny.model("llama")
+    model.model.layers[0].self_attn.o_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    told = easyedit(*editing(tmp_path, *ONE, "--json"))
+    assert told.code == BAD_INPUT
+    assert document(told)["error"]["type"] == "DivergedError"
+
+
+# -- speed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["edit", "--nonsense"],
+        ["edit", "--method", "roem"],
+        ["edit", "--prompt", "x"],
+        ["edit", *ONE, "--locality", "no arrow"],
+        ["edit", "--prompt", "x", "--target", "y", "--subject", "z"],
+        ["edit", "--edits", "nothing.json"],
+        ["edit", *ONE, "--set", "no-value"],
+        ["generate", " "],
+        ["show", "nothing.safetensors"],
+        ["hparams", "show", "roem"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_is_answered_without_torch(words):
+    script = (
+        "import sys\n"
+        f"sys.argv = ['easyedit', *{words!r}]\n"
+        "from easyeditor.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as left:\n"
+        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "    print(left.code, sorted(heavy))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(outer.ROOT / "src")},
+    )
+    assert done.stdout.strip() == "2 []"

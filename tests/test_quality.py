@@ -1,0 +1,80 @@
+"""Edits of the real embedded model, on facts it knows, written by us (``facts.json``).
+
+The thresholds are what was measured on these facts, less a margin for other processors.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from easyeditor.edits import Case, Edit, Probe
+from easyeditor.editors.base import BaseEditor
+from easyeditor.evaluate.report import averages
+from easyeditor.lm.loading import load
+from easyeditor.methods import METHODS
+
+FACTS = json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))[:40]
+
+
+def case_of(fact):
+    edit = Edit(fact["prompt"], fact["target"], fact["subject"], fact["ground_truth"])
+    probes = [Probe(text, (edit.target,), "rephrase") for text in fact["rephrases"]]
+    probes += [
+        Probe(probe["prompt"], (probe["answer"],), "locality/neighborhood")
+        for probe in fact["locality"]
+    ]
+    return Case(fact["id"], edit, tuple(probes))
+
+
+@cache
+def embedded():
+    return load("smollm2-135m", device="cpu")
+
+
+def editor(method):
+    kind = METHODS.get(method).hyperparams_class
+    return BaseEditor(embedded(), kind.preset("smollm2-135m"))
+
+
+def check(result, rephrase, locality):
+    missed = [m["case_id"] for m in result.metrics if m["post"]["rewrite_acc"] < 1]
+    mean = averages(result.metrics)
+    print(mean)
+    assert not missed
+    assert mean["pre"]["rewrite_success"] == 0
+    assert mean["pre"]["rephrase_success"] < 0.05
+    assert mean["post"]["rephrase_success"] >= rephrase
+    assert mean["post"]["locality"]["neighborhood_acc"] >= locality
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_one_fact_at_a_time(half):
+    cases = [case_of(fact) for fact in FACTS[half::2]]
+    result = editor("ROME").edit_cases(cases, keep_original_weight=True, verbose=False)
+    check(result, rephrase=0.9, locality=0.8)
+
+
+def test_forty_facts_in_one_batch():
+    cases = [case_of(fact) for fact in FACTS]
+    result = editor("MEMIT").edit_cases(
+        cases, keep_original_weight=True, verbose=False, batch=True, evaluate_when="end"
+    )
+    check(result, rephrase=0.9, locality=0.8)
+
+
+def test_fine_tuning_one_fact_at_a_time():
+    cases = [case_of(fact) for fact in FACTS]
+    result = editor("FT").edit_cases(cases, keep_original_weight=True, verbose=False)
+    check(result, rephrase=0.5, locality=0.6)
+
+
+def test_the_embedded_model_is_as_it_was():
+    lm = embedded()
+    before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+    case = case_of(FACTS[0])
+    whole = editor("FT").edit_cases([case], verbose=False)
+    assert (dict(lm.model.named_parameters())[next(iter(whole.patch.entries))] != 0).any()
+    editor("FT").undo(whole.patch)
+    assert all((p == before[name]).all() for name, p in lm.model.named_parameters())

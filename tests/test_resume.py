@@ -1,0 +1,275 @@
+"""Resuming a forward pass gives the numbers of the whole pass; what cannot be resumed is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import tiny
+from easyeditor import LM, Edit
+from easyeditor.associative import values
+from easyeditor.associative.values import Found, Search, find_values
+from easyeditor.errors import DivergedError
+from easyeditor.lm.resume import NotResumable, Plain, Resumed, Run, Site, open_runs, stubbed
+from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, shared_lm
+
+# Subjects near the answer (a window of 6 tokens must reach it); the last one opens its prompt.
+NEAR = (
+    Edit("The mother tongue of Anna Lind is", "Italy well", subject="Anna Lind"),
+    Edit("You can see Berlin in", "Rome", subject="Berlin"),
+    Edit("The river is the", "city of Paris", subject="The"),
+)
+SEARCH = Search(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+SITES = [Site(0, "down"), Site(1, "down"), Site(0, "block"), Site(1, "block")]
+every_family = pytest.mark.parametrize("family", tiny.CAUSAL)
+every_site = pytest.mark.parametrize("site", SITES, ids=lambda site: f"{site.kind}{site.layer}")
+some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+
+
+def runs(target: LM) -> list[Run]:
+    """Of different lengths, places and numbers of reads; one starts at the very first token."""
+    found = []
+    for edit in NEAR:
+        for context in CONTEXTS:
+            row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
+            reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
+            found.append(Run(row.ids[:-1], row.subject_last, reads))
+    assert min(run.at for run in found) == 0
+    return found
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
+    assert (a - b).norm() <= tolerance * b.norm()
+
+
+def assert_same_search(a: Found, b: Found) -> None:
+    assert [len(own) for own in a.losses] == [len(own) for own in b.losses]
+    for mine, its in zip(a.losses, b.losses, strict=True):
+        assert mine == pytest.approx(its, rel=1e-4)
+    for mine, its in zip(a.delta, b.delta, strict=True):
+        assert_near(mine, its, 1e-3)
+
+
+# -- the same numbers ----------------------------------------------------------------------------
+
+
+@every_site
+@every_family
+def test_the_search_finds_the_same(family: str, site: Site) -> None:
+    target = shared_lm(family)
+    found = find_values(target, site, NEAR, CONTEXTS, SEARCH)
+    assert target.memo["resumable", site]
+    plain = find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
+    assert found.delta.norm(dim=1).min() > 0.1
+    assert_same_search(found, plain)
+
+
+@every_site
+@every_family
+def test_gradients_are_those_of_the_whole_pass(family: str, site: Site) -> None:
+    target, seen = shared_lm(family), []
+    for kind in (Resumed, Plain):
+        delta = noise(9, 32).requires_grad_()
+        with target.at_rest():
+            logits = kind(target, site, runs(target)).logits(delta)
+        (logits.log_softmax(-1) * noise(*logits.shape)).sum().backward()
+        seen.append((logits.detach(), delta.grad))
+    (fast, fast_gradient), (whole, gradient) = seen
+    assert_near(fast, whole, 1e-5)
+    assert gradient.norm(dim=1).min() > 1e-3
+    assert_near(fast_gradient, gradient, 1e-4)
+
+
+@every_site
+@every_family
+@pytest.mark.parametrize("kind", [Resumed, Plain])
+def test_keeping_some_runs_is_opening_only_them(family: str, site: Site, kind: type) -> None:
+    target = shared_lm(family)
+    delta, all_runs = noise(9, 32), runs(target)
+    with target.at_rest(), torch.no_grad():
+        opened = kind(target, site, all_runs)
+        whole = opened.logits(delta)
+        few = opened.keep(torch.tensor([0, 2, 3, 7]))
+        fewer = few.keep(torch.tensor([1, 3]))
+        for kept, rows in ((few, [0, 2, 3, 7]), (fewer, [2, 7])):
+            fresh = kind(target, site, [all_runs[i] for i in rows]).logits(delta[rows])
+            assert_near(kept.logits(delta[rows]), fresh, 1e-5)
+        assert torch.equal(opened.logits(delta), whole)  # the one kept from is as it was
+
+
+def first_losses(target: LM) -> list[float]:
+    """The loss at δ = 0: one unpadded pass per context, no code of the search."""
+    losses = []
+    for edit in NEAR:
+        each = []
+        for context in CONTEXTS:
+            prompt = target.tokenizer(context + edit.prompt)["input_ids"]
+            answer = target.tokenizer(" " + edit.target)["input_ids"]
+            with torch.no_grad():
+                said = target.model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
+            at = said[len(prompt) - 1 : -1].log_softmax(-1)
+            each.append(float(-at[range(len(answer)), answer].mean()))
+        losses.append(sum(each) / len(each))
+    return losses
+
+
+@pytest.mark.parametrize("family", [*tiny.CAUSAL, "lfm2"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_first_loss_is_that_of_the_unedited_model(family: str, resume: bool) -> None:
+    target = shared_lm(family)
+    found = find_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH, resume=resume)
+    assert [own[0] for own in found.losses] == pytest.approx(first_losses(target), rel=1e-4)
+
+
+@some_families
+def test_the_loss_is_answer_plus_divergence_plus_decay(family: str) -> None:
+    target, site, edit = shared_lm(family), Site(1, "down"), NEAR[0]
+    search = Search(2, v_lr=0.3, v_weight_decay=0.7, clamp_norm_factor=4.0, kl_factor=0.5)
+    found = find_values(target, site, [edit], CONTEXTS, search)
+    delta = found.delta[0]
+    ids = target.tokenizer(edit.subject)["input_ids"]  # of "{subject} is a" nothing later is read
+    subject = Plain(target, site, [Run(tuple(ids), len(ids) - 1, (len(ids) - 1,))])
+    answers = target.tokenizer(" " + edit.target)["input_ids"] * len(CONTEXTS)
+    with target.at_rest(), torch.no_grad():
+        first = subject.logits(0 * delta[None]).log_softmax(-1)[0]
+        now = subject.logits(delta[None]).log_softmax(-1)[0]
+        said = Plain(target, site, runs(target)[:3]).logits(delta.expand(3, -1)).log_softmax(-1)
+    loss = (
+        -said[range(len(answers)), answers].mean()
+        + 0.5 * (first.exp() * (first - now)).sum()
+        + 0.7 * delta.norm() / found.origin[0].norm() ** 2
+    )
+    assert found.losses[0][1] == pytest.approx(float(loss), rel=1e-4)
+    assert found.losses[0][1] != pytest.approx(found.losses[0][0], rel=1e-2)
+
+
+def test_the_vector_stays_inside_its_ball() -> None:
+    target, site = shared_lm("llama"), Site(1, "down")
+    search = Search(4, v_lr=50.0, v_weight_decay=0.0, clamp_norm_factor=0.75, kl_factor=0.0)
+    found = find_values(target, site, NEAR, CONTEXTS, search)
+    torch.testing.assert_close(found.delta.norm(dim=1), 0.75 * found.origin.norm(dim=1))
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_changes_nothing() -> None:
+    target = lm("llama")
+    with torch.no_grad():
+        target.blocks[2].mlp.down_proj.weight[0, 0] = torch.nan
+    before = Snapshot(target.model)
+    with pytest.raises(DivergedError, match="nan at step 0"):
+        find_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH)
+    assert before.differences(target.model) == []
+
+
+# -- what cannot be resumed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", [Site(1, "down"), Site(1, "block")], ids=str)
+def test_a_hybrid_cache_is_not_resumed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    target = lm("lfm2")  # short convolutions keep a state that is not keys and values
+    with pytest.raises(NotResumable), target.at_rest():
+        Resumed(target, site, runs(target))
+    with caplog.at_level(logging.WARNING):
+        found = find_values(target, site, NEAR, CONTEXTS, SEARCH)
+    assert "cannot be resumed" in caplog.text
+    assert isinstance(open_runs(target, site, runs(target)), Plain)
+    plain = find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
+    assert_same_search(found, plain)
+
+
+def test_what_does_not_agree_with_the_whole_pass_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, site = lm("llama"), Site(1, "down")
+    honest = Resumed.logits
+    monkeypatch.setattr(Resumed, "logits", lambda self, delta: honest(self, delta).flip(-1))
+    with target.at_rest():
+        assert isinstance(open_runs(target, site, runs(target)), Plain)
+    monkeypatch.setattr(Resumed, "logits", honest)
+    assert isinstance(open_runs(target, site, runs(target)), Plain)  # judged once per model
+    assert isinstance(open_runs(lm("llama"), site, runs(target)), Resumed)
+    assert isinstance(open_runs(lm("llama"), site, runs(target), resume=False), Plain)
+
+
+def test_an_encoder_decoder_is_not_resumed() -> None:
+    opened = open_runs(lm("t5"), Site(1, "down"), [Run((5, 6, 7), 1, (2,))])
+    assert isinstance(opened, Plain)
+
+
+# -- the stubs -----------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_failing_pass_puts_the_blocks_back(family: str) -> None:
+    target = lm(family)
+    with target.at_rest():
+        opened = Resumed(target, Site(1, "block"), runs(target))
+        before = Snapshot(target.model)
+        opened.logits(noise(9, 32))
+        assert before.differences(target.model) == []
+        failing_at(target.blocks[2], 1)
+        before = Snapshot(target.model)
+        with pytest.raises(Interrupt):
+            opened.logits(noise(9, 32))
+        assert before.differences(target.model) == []
+
+
+def test_stubs_hand_on_what_was_stored_and_leave() -> None:
+    blocks = shared_lm("llama").blocks
+    originals = list(blocks)
+    with stubbed(blocks, 2, "stored"):
+        assert [blocks[i](object()) for i in (0, 1)] == ["stored", "stored"]
+        assert [a is b for a, b in zip(blocks, originals, strict=True)] == [False, False, True]
+    assert [a is b for a, b in zip(blocks, originals, strict=True)] == [True] * 3
+
+
+# -- batching ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@some_families
+def test_memory_changes_the_batches_and_no_result(
+    family: str, resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, site, sizes = shared_lm(family), Site(1, "down"), []
+
+    def counted(target: LM, site: Site, own: Sequence[Run], **more: bool) -> object:
+        sizes.append(len(own))
+        return open_runs(target, site, own, **more)
+
+    monkeypatch.setattr(values, "open_runs", counted)
+    found, batches = [], []
+    for memory in (1, 150_000, None):
+        sizes.clear()
+        found.append(
+            find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=resume, memory=memory)
+        )
+        batches.append(list(sizes))
+        assert sum(sizes) == len(NEAR) * (len(CONTEXTS) + 1)  # one KL prompt per edit
+    assert batches[0] == [1] * 12
+    assert 12 > len(batches[1]) > len(batches[2]) >= 1
+    for other in found[1:]:
+        assert_same_search(found[0], other)
+
+
+@some_families
+def test_edits_searched_together_are_those_searched_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, site = shared_lm(family), Site(1, "down")
+    search = Search(5, v_lr=0.1, v_weight_decay=0.0, clamp_norm_factor=4.0, kl_factor=0.0625)
+    alone = [find_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
+    # The edit that is nearest to its answer finishes at its third loss, the others later or never.
+    monkeypatch.setattr(values, "STOP_LOSS", min(f.losses[0][2] for f in alone) + 1e-4)
+    alone = [find_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
+    steps = [len(found.losses[0]) for found in alone]
+    assert min(steps) == 3 < max(steps)
+    together = find_values(target, site, NEAR, CONTEXTS, search)
+    delta, origin = (torch.cat([getattr(f, name) for f in alone]) for name in ("delta", "origin"))
+    assert_same_search(together, Found(delta, origin, [f.losses[0] for f in alone]))
