@@ -1,10 +1,10 @@
 """A model that accelerate has spread over devices is edited, resumed and undone like any other."""
 
 import pytest
-import tiny
 import torch
 from accelerate import dispatch_model
 
+import tiny
 from easyeditor.associative.values import Search, find_values
 from easyeditor.edits import Edit
 from easyeditor.lm import LM

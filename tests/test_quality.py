@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from easyeditor.edits import Case, Edit, Probe
 from easyeditor.editors.base import BaseEditor
+from easyeditor.edits import Case, Edit, Probe
 from easyeditor.evaluate.report import averages
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
@@ -41,8 +41,7 @@ def editor(method):
 def check(result, rephrase, locality):
     missed = [m["case_id"] for m in result.metrics if m["post"]["rewrite_acc"] < 1]
     mean = averages(result.metrics)
-    print(mean)
-    assert not missed
+    assert not missed, mean
     assert mean["pre"]["rewrite_success"] == 0
     assert mean["pre"]["rephrase_success"] < 0.05
     assert mean["post"]["rephrase_success"] >= rephrase

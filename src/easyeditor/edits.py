@@ -97,6 +97,7 @@ def check_consistent(edits: Iterable[Edit]) -> None:
     """Refuse a request that asks for two things at once.
 
     Raises:
+        EditError: there are no edits.
         ContradictingEditsError: one prompt has two different targets.
     """
     wanted: dict[str, str] = {}
@@ -107,3 +108,5 @@ def check_consistent(edits: Iterable[Edit]) -> None:
                 f"Two edits of {edit.prompt!r} contradict each other: {target!r} and "
                 f"{edit.target!r}. Keep one, or apply them in two calls, the later one last."
             )
+    if not wanted:
+        raise EditError("There is nothing to edit: the list of edits is empty.")

@@ -12,8 +12,8 @@
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
     ├── UnknownMethodError (LookupError)       no method of that name
-    ├── UnknownFamilyError (LookupError)       an architecture nobody described and nothing was
-    found ├── UnsupportedModelError (ValueError)     this method cannot edit this model
+    ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
+    ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
     ├── MetaDeviceError (RuntimeError)         weights that are not in memory
     ├── PatchError (ValueError)

@@ -60,7 +60,10 @@ def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int,
     found = []
     for layer in layers:
         if isinstance(layer, float) and not layer.is_integer():
+            # A share always lies inside the model: 0.99 of three layers is the last.
             absolute = round(layer * n_layers)
+            if 0 < layer < 1:
+                absolute = min(absolute, n_layers - 1)
         else:
             absolute = int(layer) + (n_layers if layer < 0 else 0)
         if not 0 <= absolute < n_layers:
@@ -99,7 +102,7 @@ class HyperParams(BaseModel):
 
     _family_claims: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         kind = type(self)
         if "alg" in data:
             data.setdefault("alg_name", data.pop("alg"))
@@ -136,7 +139,7 @@ class HyperParams(BaseModel):
             HyperParamsError: the file holds something that is not allowed.
         """
         given = Path(path)
-        file = given if given.is_file() else given.with_name(given.name + ".yaml")
+        file = given if given.is_file() else Path(f"{path}.yaml")
         if not file.is_file():
             presets = ", ".join(cls.presets)
             raise HyperParamsFileError(
@@ -156,7 +159,7 @@ class HyperParams(BaseModel):
             raise HyperParamsError(f"{file}: {error}") from None
 
     @classmethod
-    def preset(cls: type[H], name: str, **changes: Any) -> H:
+    def preset(cls: type[H], name: str, /, **changes: Any) -> H:
         """The published settings for one model, with ``changes`` on top.
 
         Raises:
@@ -171,7 +174,7 @@ class HyperParams(BaseModel):
         return cls(**{"model_name": KNOWN_MODELS[found], **cls.presets[found], **changes})
 
     @classmethod
-    def for_model(cls: type[H], model_name: str, **changes: Any) -> H:
+    def for_model(cls: type[H], model_name: str, /, **changes: Any) -> H:
         """The preset whose model is exactly ``model_name`` (or its last part), else the defaults.
 
         ``"openai-community/gpt2-xl"``, ``"gpt2-xl"`` and ``"/models/gpt2-xl"`` are one model;

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from easyeditor.errors import DivergedError
 from easyeditor.lm.model import LM
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
@@ -29,7 +30,7 @@ def sample(
 
     ``progress`` is told how many tokens each step has made.
     """
-    rows = [lm.text.row(start).ids for start in starts]
+    rows = [lm.text.plain(start) for start in starts]
     batch = lm.pad(rows, left=True)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
     made = [list(row) for row in rows]
@@ -41,6 +42,11 @@ def sample(
             if top_k is not None:
                 floor = logits.topk(top_k).values[:, -1:]
                 logits = logits.masked_fill(logits < floor, float("-inf"))
+            if logits.isnan().any():
+                raise DivergedError(
+                    "The model's own predictions are not numbers, so nothing can be sampled from "
+                    "it; it is unchanged. Load it in float32 or bfloat16, and check its weights."
+                )
             chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             for row, token in zip(made, chosen[:, 0].tolist(), strict=True):
                 row.append(token)

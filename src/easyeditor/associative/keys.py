@@ -12,7 +12,7 @@ import torch
 
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectRequiredError
-from easyeditor.lm.hooks import hidden_of, reading_inputs, reading_output, stopping
+from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
 from easyeditor.lm.model import LM, chunks
 from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
@@ -79,3 +79,35 @@ def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
             for row, i in enumerate(chunk):
                 found[i] = wide[row, rows[i].subject_last].float()
     return torch.stack(found)
+
+
+def write_scale(lm: LM, layer: int) -> float | None:
+    """How much of what the down-projection writes arrives at the block's output.
+
+    1 for a plain residual stream, the multiplier where there is one (Granite), and None where a
+    norm comes between (Gemma 2 and 3, OLMo 2): then no vector added at the block's output can be
+    written exactly. Measured on the model, once per layer.
+    """
+    key = ("write scale", layer)
+    if key not in lm.memo:
+        batch = lm.pad([lm.text.plain("The")])
+        last = batch.ids.shape[1] - 1
+        at, block = torch.tensor([last]), lm.blocks[layer]
+        width = lm.projection(layer).d_out
+        direction = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
+
+        def output(delta: torch.Tensor) -> torch.Tensor:
+            down = lm.projection(layer).module
+            with adding(down, at, delta), reading_output(block, stop=True) as found, stopping():
+                lm.call(batch)
+            return hidden_of(found[0])[0, last].float().cpu()
+
+        with lm.at_rest(), torch.no_grad():
+            plain = output(torch.zeros(1, width))
+            delta = direction * plain.norm() / direction.norm()
+            once, twice = output(delta) - plain, output(2 * delta) - plain
+        scale = float(once @ delta[0] / (delta[0] @ delta[0]))
+        error = (once - scale * delta[0]).norm() + (twice - 2 * once).norm()
+        lm.memo[key] = scale if error < 0.05 * once.norm() else None
+    found_scale: float | None = lm.memo[key]
+    return found_scale

@@ -36,6 +36,8 @@ TOKENS_PER_WIDTH = 4
 """Default number of tokens, in units of ``d_in``; 2 to 10 are enough (arXiv 2506.04226)."""
 WINDOW = 128
 """Tokens per sequence when a text is read."""
+SLICE = 20000
+"""Characters tokenised at once."""
 SELF = "self"
 """The source that needs no download: text sampled from the model itself."""
 SAMPLED_LENGTH = 48
@@ -135,7 +137,7 @@ def _store(path: Path, made: Moments, recipe: dict[str, Any]) -> None:
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"moment": made.matrix.contiguous()}, part, metadata=about)
         part.replace(path)  # whole or not at all
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         log.warning("second moments were computed but could not be kept in %s: %s", path, error)
 
 
@@ -155,20 +157,20 @@ def _collect(
         for p in projections
     ]
     seen = 0
-    progress = bar(n_tokens, f"second moments of {len(ordered)} layers", "token")
-    for sequences in _batches(_sequences(lm, source, n_tokens, documents, seed), n_tokens):
-        batch = lm.pad(sequences)
-        real = batch.mask.bool().flatten()
-        with lm.at_rest(), torch.inference_mode():
-            with reading_inputs(modules) as inputs, stopping():
-                lm.call(batch)
-            for total, keys in zip(sums, inputs, strict=True):
-                assert keys is not None
-                flat = keys.reshape(-1, keys.shape[-1])[real.to(keys.device)].float()
-                total.addmm_(flat.T, flat)
-        seen += int(real.sum())
-        progress.update(int(real.sum()))
-    progress.close()
+    texts = _sequences(lm, source, n_tokens, documents, seed)
+    with bar(n_tokens, f"second moments of {len(ordered)} layers", "token") as progress:
+        for sequences in _batches(texts, n_tokens):
+            batch = lm.pad(sequences)
+            real = batch.mask.bool().flatten()
+            with lm.at_rest(), torch.inference_mode():
+                with reading_inputs(modules) as inputs, stopping():
+                    lm.call(batch)
+                for total, keys in zip(sums, inputs, strict=True):
+                    assert keys is not None
+                    flat = keys.reshape(-1, keys.shape[-1])[real.to(keys.device)].float()
+                    total.addmm_(flat.T, flat)
+            seen += int(real.sum())
+            progress.update(int(real.sum()))
     if not seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
     return {
@@ -205,11 +207,12 @@ def _sequences(
     for i, text in enumerate(_documents(source)):
         if documents is not None and i >= documents:
             return
-        ids = lm.text.row(text[:20000]).ids if text.strip() else ()
-        for start in range(0, len(ids), WINDOW):
-            piece = ids[start : start + WINDOW]
-            if len(piece) > 1:
-                yield piece
+        for cut in range(0, len(text), SLICE):
+            ids = lm.text.plain(text[cut : cut + SLICE])
+            for start in range(0, len(ids), WINDOW):
+                piece = ids[start : start + WINDOW]
+                if len(piece) > 1:
+                    yield piece
 
 
 def _self_sampled(lm: LM, n_tokens: int, seed: int) -> Iterator[Sequence[int]]:
@@ -231,15 +234,26 @@ def _self_sampled(lm: LM, n_tokens: int, seed: int) -> Iterator[Sequence[int]]:
     yield from lm.memo[key]
 
 
+def _text_of(line: str, place: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise MomentsError(f'{place}: a JSONL corpus has one {{"text": "…"}} object per line.')
+    return text
+
+
 def _documents(source: str) -> Iterator[str]:
     path = Path(source)
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".jsonl":
-                for line in file:
-                    yield str(json.loads(line)["text"])
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _text_of(line, f"{path}, line {number}")
             else:
-                yield from (paragraph for paragraph in file if paragraph.strip())
+                yield from (line.rstrip("\n") for line in file if line.strip())
         return
     if path.suffix in {".txt", ".jsonl"}:
         raise MomentsError(f"No text file {source!r} to collect second moments from.")

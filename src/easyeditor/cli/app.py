@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -17,22 +19,46 @@ from easyeditor.errors import EasyEditError
 
 DONE, NOT_TAKEN, BAD_INPUT = 0, 1, 2
 
+# typer brings click's usage errors, or its own copy of them: this is the class either way.
+UsageError: Any = typer.BadParameter.__base__
+
 err = Console(stderr=True, highlight=False)
+
+
+def _tell(error: Exception, message: str) -> None:
+    if "--json" in sys.argv:
+        told = {"error": {"type": type(error).__name__, "message": message}}
+        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        if not getattr(error, "told", False):
+            _tell(error, error.format_message())
+            error.told = True
+        raise
 
 
 class Commands(TyperGroup):
     """A group whose deliberate errors end with exit code 2 and one message on stderr."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse; what is wrong with the words themselves is told as JSON, too."""
+        with _told():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _told():
+                return super().invoke(ctx)
         except (EasyEditError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            if "--json" in sys.argv:
-                told = {"error": {"type": type(error).__name__, "message": str(error)}}
-                sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+            _tell(error, str(error))
             err.print(f"[bold red]Error[/] ({type(error).__name__}):", end=" ")
             err.print(str(error), markup=False, soft_wrap=True)
             raise SystemExit(BAD_INPUT) from None

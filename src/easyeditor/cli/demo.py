@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     method: options.Method = "ROME",
-    save: Annotated[Path, typer.Option(help="Where the patch is written.")] = Path(
-        "eiffel-rome.safetensors"
-    ),
+    save: Annotated[
+        Path | None, typer.Option(help="Where the patch is written: eiffel-METHOD.safetensors.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Edit a fact in a real 135M-parameter model and show before and after."""
@@ -60,7 +60,7 @@ def demo(
     result = editor.edit_cases([case], evaluate_when="end", verbose=False)
     after = output.snapshot(editor.lm, case, max_new_tokens=12)
     lines = output.before_after(case, before, after)
-    saved = save_patch(result.patch, save)
+    saved = save_patch(result.patch, save or Path(f"eiffel-{method.lower()}.safetensors"))
     editor.undo(result.patch)
     undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
     seconds = {"load": loaded, **result.patch.about.seconds}

@@ -57,7 +57,7 @@ def edit(
         bool, typer.Option("--one-by-one", help="Edits of a file in sequence, not as one batch.")
     ] = False,
     method: options.Method = "ROME",
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.MaybeModel = None,
     hparams: options.Hparams = None,
     set_: options.Settings = None,
     device: options.Device = None,
@@ -71,7 +71,10 @@ def edit(
     from easyeditor.cli import output
 
     settings = options.settings_of(method, model, hparams, set_)
-    lm = output.load_model(model, device=device, dtype=dtype)
+    model = settings.model_name
+    wanted = "float16" if settings.fp16 else settings.dtype
+    place = device if device is not None else settings.device
+    lm = output.load_model(model, device=place, dtype=dtype or wanted)
 
     from easyeditor.editors.base import BaseEditor
     from easyeditor.evaluate.report import averages

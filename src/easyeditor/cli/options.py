@@ -31,6 +31,15 @@ Model = Annotated[
     str,
     typer.Option("--model", "-M", help="A hub name, a folder, a .gguf file, or smollm2-135m."),
 ]
+MaybeModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-M",
+        help="A hub name, a folder, a .gguf file, or smollm2-135m; by default what --hparams "
+        "names, else smollm2-135m.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Settings = Annotated[
     list[str] | None,
@@ -47,16 +56,17 @@ Dtype = Annotated[
 
 
 def settings_of(
-    method: str, model: str, file: Path | None, changes: list[str] | None
+    method: str, model: str | None, file: Path | None, changes: list[str] | None
 ) -> HyperParams:
     """The file, or the preset of exactly this model, or the defaults; then the changes.
+
+    ``model_name`` of what comes back is the model to load.
 
     Raises:
         HyperParamsError: unknown names, wrong values, an unreadable file.
     """
     import yaml
 
-    kind = METHODS.get(method).hyperparams_class
     values: dict[str, Any] = {}
     for change in changes or []:
         name, equals, value = change.partition("=")
@@ -66,8 +76,13 @@ def settings_of(
             values[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise HyperParamsError(f"--set {change!r}: the value is not YAML ({error}).") from None
+    kind = METHODS.get(method).hyperparams_class
+    if "model_name" in values:
+        raise HyperParamsError("--set model_name: name the model with --model.")
+    found: HyperParams
     if file is not None:
-        found: HyperParams = kind.from_hparams(file).replace(**values)
-    else:
-        found = kind.for_model(model, **values)
+        found = kind.from_hparams(file).replace(**values)
+        named = model or found.model_name or DEFAULT_MODEL
+        return found.replace(model_name=named)
+    found = kind.for_model(model or DEFAULT_MODEL, **values)
     return found

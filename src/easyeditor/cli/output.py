@@ -34,7 +34,7 @@ def working(message: str) -> Iterator[None]:
         yield
 
 
-def load_model(name: str, *, device: str | None = None, dtype: str | None = None) -> LM:
+def load_model(name: str, *, device: int | str | None = None, dtype: str | None = None) -> LM:
     """Load with a spinner and without the libraries' own bars."""
     with working(f"loading {name} …"):
         from transformers.utils import logging as hf_logging

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easyeditor.cli import options
+from easyeditor.errors import PatchFormatError, PatchStateError
 
 if TYPE_CHECKING:
     from easyeditor.patches.weight import WeightPatch
@@ -37,9 +38,18 @@ def register(app: typer.Typer) -> None:
 
 
 def _load(paths: list[Path]) -> list[WeightPatch]:
+    for path in paths:  # before torch is imported
+        if not path.is_file():
+            raise PatchFormatError(f"No patch file {str(path)!r}.")
+
     from easyeditor.patches.files import load_patch
 
     return [load_patch(path) for path in paths]
+
+
+def _need_empty(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise PatchStateError(f"{folder} exists and is not an empty folder; name a new one.")
 
 
 def apply(
@@ -53,11 +63,12 @@ def apply(
 ) -> None:
     """Write an edited model that plain transformers loads."""
     from easyeditor.cli import output
-    from easyeditor.errors import PatchStateError
 
+    _need_empty(out)
+    twice = next((path for path in patches if patches.count(path) > 1), None)
+    if twice is not None:
+        raise PatchStateError(f"{twice} is named twice; one edit is applied once.")
     loaded = _load(patches)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise PatchStateError(f"{out} exists and is not an empty folder; name a new one.")
     lm = output.load_model(model, device=device, dtype=dtype)
     for patch in loaded:
         patch.apply(lm.model, force=force)
@@ -87,6 +98,9 @@ def export(
 ) -> None:
     """Write a LoRA adapter that peft loads with the same logits."""
     from easyeditor.cli import output
+
+    _need_empty(out)
+
     from easyeditor.patches.lora import export_lora
 
     made = export_lora(_load([patch])[0], out, rank=rank)
@@ -108,10 +122,12 @@ def show(
     from rich.text import Text
 
     from easyeditor.cli import output
+
+    loaded = _load([patch])[0]
+
     from easyeditor.patches.files import header_of
     from easyeditor.patches.weight import LowRank
 
-    loaded = _load([patch])[0]
     header = header_of(loaded)
     matrices: dict[str, Any] = {}
     for name, parts in loaded.entries.items():

@@ -67,7 +67,9 @@ def _records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     suffix = file.suffix.lower()
     if suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
+        for row in _rows(file, reader):
+            if None in row:
+                raise DataError(f"{file}, line {reader.line_num}: more cells than columns.")
             filled = {key: value for key, value in row.items() if value not in (None, "")}
             yield f"line {reader.line_num}", filled
     elif suffix == ".jsonl":
@@ -81,6 +83,13 @@ def _records(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             yield f"record {number}", record
     else:
         raise DataError(f"{file}: edits are read from .json, .jsonl or .csv, not {suffix!r}.")
+
+
+def _rows(file: Path, reader: csv.DictReader[str]) -> Iterator[dict[Any, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num + 1}: {error}.") from None
 
 
 def _json(file: Path, text: str, place: str) -> Any:
@@ -108,17 +117,16 @@ def case_of(record: Any, default_id: str) -> Case:
                 f"Known: {', '.join(FIELDS)}."
             )
         if value is not None:
+            if FIELDS[key] in known:
+                raise DataError(f"{key!r} names the {FIELDS[key]} a second time.")
             known[FIELDS[key]] = value
     missing = [name for name in ("prompt", "target") if name not in known]
     if missing:
         names = " and ".join({"target": "target_new"}.get(name, name) for name in missing)
         raise DataError(f"{names} missing.")
     edit = Edit(known["prompt"], known["target"], known.get("subject"), known.get("ground_truth"))
-    rephrases = known.get("rephrase", [])
-    probes = [
-        Probe(text, (edit.target,), "rephrase")
-        for text in ([rephrases] if isinstance(rephrases, str) else rephrases)
-    ]
+    rephrases = _texts("rephrase", known.get("rephrase", []))
+    probes = [Probe(text, (edit.target,), "rephrase") for text in rephrases]
     probes += _probes("locality", "neighborhood", known.get("locality"))
     probes += _probes("portability", "one_hop", known.get("portability"))
     return Case(str(known.get("id", default_id)), edit, tuple(probes))
@@ -150,9 +158,8 @@ def _probes(group: str, name: str, given: Any) -> list[Probe]:
         for key, block in given.items():
             if not isinstance(block, Mapping) or not {"prompt", "ground_truth"} <= set(block):
                 raise DataError(f"{group}[{key!r}] must hold 'prompt' and 'ground_truth'.")
-            prompts, answers = block["prompt"], block["ground_truth"]
-            prompts = [prompts] if isinstance(prompts, str) else prompts
-            answers = [answers] if isinstance(answers, str) else answers
+            prompts = _texts(f"{group}[{key!r}]", block["prompt"])
+            answers = _texts(f"{group}[{key!r}]", block["ground_truth"])
             if len(prompts) != len(answers):
                 raise DataError(
                     f"{group}[{key!r}]: {len(prompts)} prompts but {len(answers)} answers."
@@ -163,6 +170,14 @@ def _probes(group: str, name: str, given: Any) -> list[Probe]:
             ]
         return found
     raise DataError(f"{group} must be a list or an object, not {type(given).__name__}.")
+
+
+def _texts(name: str, given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list):
+        return given
+    raise DataError(f"{name} must be a text or a list of texts, not {type(given).__name__}.")
 
 
 def _one(group: str, name: str, item: Any) -> Probe:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from easyeditor.associative.keys import subject_of
 from easyeditor.editors.requests import Nested, Texts, make_cases
 from easyeditor.edits import Case, check_consistent
-from easyeditor.errors import EditError
+from easyeditor.errors import EditError, HyperParamsError
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.observe import Observation, observe
 from easyeditor.hyperparams import HyperParams
@@ -64,6 +64,7 @@ class BaseEditor:
     """
 
     def __init__(self, lm: LM, hparams: HyperParams) -> None:
+        _check(hparams)
         lm.check_claims(hparams.family_claims)
         self.lm = lm
         self.hparams = hparams
@@ -76,6 +77,7 @@ class BaseEditor:
         Raises:
             ModelLoadError: it cannot be found or read.
         """
+        _check(hparams)
         lm = load(
             hparams.model_name,
             device=hparams.device,
@@ -90,6 +92,7 @@ class BaseEditor:
         cls, model: PreTrainedModel, tokenizer: Any, hparams: HyperParams
     ) -> BaseEditor:
         """Edit a model that is in memory; it is used as it is, on its own device."""
+        _check(hparams)
         return cls(LM(model, tokenizer, chat_template=hparams.chat_template), hparams)
 
     @property
@@ -242,7 +245,7 @@ class BaseEditor:
             )
             for case in cases
         ]
-        number = {case.id: i for i, case in enumerate(cases)}
+        number = {id(case): i for i, case in enumerate(cases)}
         patches: list[WeightPatch] = []
         progress = bar(len(cases), self.method.name, "edit")
         try:
@@ -260,9 +263,22 @@ class BaseEditor:
                     self._measure("post", group, metrics, number, before, when != "end")
                 progress.update(len(group))
                 for case in group:
-                    metrics[number[case.id]]["time"] = spent / len(group)
-                    if verbose and "post" in metrics[number[case.id]]:
-                        log.info("%s", metrics[number[case.id]])
+                    metrics[number[id(case)]]["time"] = spent / len(group)
+                    if verbose and "post" in metrics[number[id(case)]]:
+                        log.info("%s", metrics[number[id(case)]])
+            whole = merged(patches)
+            if keep:
+                edited = edited_copy(self.model, whole)
+                final = LM(edited, self.tokenizer, chat_template=self.lm.text.chat_template)
+            else:
+                exchange(self.model, patches, whole)
+                patches = [whole]
+                edited, final = self.model, self.lm
+            if when != "each":
+                key = "post" if when == "end" else "final"
+                after = observe(final, cases)
+                for case in cases:
+                    metrics[number[id(case)]][key] = MetricDict(summarise(case, before, after))
         except BaseException:
             if not keep:  # all or nothing: a half-made sequence is taken back
                 for patch in patches:
@@ -271,18 +287,6 @@ class BaseEditor:
             raise
         finally:
             progress.close()
-        whole = merged(patches)
-        if keep:
-            edited = edited_copy(self.model, whole)
-            final = LM(edited, self.tokenizer, chat_template=self.lm.text.chat_template)
-        else:
-            exchange(self.model, patches, whole)
-            edited, final = self.model, self.lm
-        if when != "each":
-            key = "post" if when == "end" else "final"
-            after = observe(final, cases)
-            for case in cases:
-                metrics[number[case.id]][key] = MetricDict(summarise(case, before, after))
         return EditResult(list(metrics), edited, whole)
 
     def _measure(
@@ -290,7 +294,7 @@ class BaseEditor:
         key: str,
         group: Sequence[Case],
         metrics: list[MetricDict],
-        number: Mapping[str, int],
+        number: Mapping[int, int],
         before: Observation,
         wanted: bool,
     ) -> None:
@@ -298,7 +302,15 @@ class BaseEditor:
             return
         after = observe(self.lm, group)
         for case in group:
-            metrics[number[case.id]][key] = MetricDict(summarise(case, before, after))
+            metrics[number[id(case)]][key] = MetricDict(summarise(case, before, after))
+
+
+def _check(hparams: object) -> None:
+    if not isinstance(hparams, HyperParams):
+        raise HyperParamsError(
+            f"hparams must be hyper-parameters, e.g. of ...HyperParams.from_hparams(path), not "
+            f"{type(hparams).__name__} ({hparams!r})."
+        )
 
 
 def _request(case: Case) -> dict[str, Any]:

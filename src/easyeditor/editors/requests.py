@@ -15,6 +15,8 @@ Nested = str | Sequence[str | Sequence[str]]
 def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
     if value is None:
         return [None] * (n or 0)
+    if not isinstance(value, (str, Sequence)) or isinstance(value, bytes):
+        raise EditError(f"{name} must be a text or a list, not {type(value).__name__}.")
     items = [value] if isinstance(value, str) else list(value)
     if n is not None and len(items) != n:
         raise EditError(
@@ -23,10 +25,12 @@ def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
     return items
 
 
-def _several(value: Any) -> list[str]:
+def _several(name: str, value: Any) -> list[str]:
     """One entry of a nested list: a text, a list of texts, or nothing."""
     if value is None:
         return []
+    if not isinstance(value, (str, Sequence)):
+        raise EditError(f"{name}: {value!r} must be a text or a list, not {type(value).__name__}.")
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -46,7 +50,7 @@ def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Pr
         prompts = _list(f"{where}['prompt']", block["prompt"], n)
         answers = _list(f"{where}['ground_truth']", block["ground_truth"], n)
         for i, (asked, told) in enumerate(zip(prompts, answers, strict=True)):
-            own, truth = _several(asked), _several(told)
+            own, truth = _several(where, asked), _several(where, told)
             if len(own) != len(truth):
                 raise EditError(f"{where}, edit {i}: {len(own)} prompts but {len(truth)} answers.")
             found[i] += [
@@ -83,6 +87,9 @@ def make_cases(
     cases = []
     for i in range(n):
         edit = Edit(asked[i], targets[i], subjects[i] or None, truths[i] or None)
-        probes = [Probe(text, (edit.target,), "rephrase") for text in _several(rephrases[i])]
+        probes = [
+            Probe(text, (edit.target,), "rephrase")
+            for text in _several("rephrase_prompts", rephrases[i])
+        ]
         cases.append(Case(str(i), edit, (*probes, *locality[i], *portability[i])))
     return cases

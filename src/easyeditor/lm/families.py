@@ -236,6 +236,15 @@ def discover(model: PreTrainedModel) -> Family:
     if len(downs) != 1 or not all(_has(block, downs[0]) for block in blocks):
         raise _unknown(model, f"candidates for the down-projection: {downs or 'none'}")
     down = downs[0]
+    part = blocks[0].get_submodule(down.partition(".")[0]) if "." in down else blocks[0]
+    known = {f"{name}.weight" for name in (down, *ups[down])}
+    others = [
+        name
+        for name, parameter in part.named_parameters(prefix=down.partition(".")[0])
+        if "." in down and parameter.dim() > 1 and name not in known
+    ]
+    if others:  # experts, a router, a state-space mixer: more than one linear memory
+        raise _unknown(model, f"beside {down} the same part of the block holds {others[:3]}")
     outs = [n for n, (_, d_out) in shapes.items() if d_out == width and n != down]
     outs = [n for n in outs if n.rpartition(".")[0] != down.rpartition(".")[0] or "." not in down]
     trunk = blocks_name.rpartition(".")[0]

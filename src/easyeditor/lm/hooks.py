@@ -129,17 +129,18 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
 
     Gradients flow to the tensors. The parameters are the same objects before and after.
     """
-    held: list[tuple[nn.Module, str, nn.Parameter]] = []
+    held: list[tuple[nn.Module, str, dict[str, nn.Parameter | None]]] = []
     try:
         for path, tensor in tensors.items():
             owner, _, name = path.rpartition(".")
             module = model.get_submodule(owner)
-            parameter = module._parameters.pop(name)
-            assert parameter is not None
-            held.append((module, name, parameter))
+            whole = dict(module._parameters)
+            del module._parameters[name]
+            held.append((module, name, whole))
             object.__setattr__(module, name, tensor)
         yield
     finally:
-        for module, name, parameter in held:
+        for module, name, whole in reversed(held):
             object.__delattr__(module, name)
-            module._parameters[name] = parameter
+            module._parameters.clear()  # in their order: optimisers and state dicts go by it
+            module._parameters.update(whole)

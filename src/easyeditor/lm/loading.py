@@ -78,6 +78,8 @@ def load(
         where = Path(name).expanduser()
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
+    if dtype not in {None, "float32", "bfloat16", "float16"}:
+        raise ModelLoadError(f"dtype={dtype!r}: use 'float32', 'bfloat16' or 'float16'.")
     target = pick_device(device)
     try:
         model, tokenizer = _read(str(where), dtype, target, model_parallel, options)

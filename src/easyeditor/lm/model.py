@@ -157,12 +157,22 @@ class LM:
             "ln_f_module": {stack.final_norm},
             "lm_head_module": {self.family.head},
         }
-        if self.encoder_decoder:  # classic T5 files name the encoder's side too
-            return
+        # Classic files name a tied head by the embedding, and FT's end in ".weight".
+        embedding = self.model.get_input_embeddings()
+        true["lm_head_module"] |= {n for n, m in self.model.named_modules() if m is embedding}
+        if self.encoder_decoder:  # either side may be named, and names that never existed are
+            true = {
+                "rewrite_module_tmp": {
+                    f"{s.blocks}.{{}}.{s.down}"
+                    for s in (self.family.decoder, self.family.encoder)
+                    if s is not None
+                }
+            }
+            claims = {key: claim for key, claim in claims.items() if key in true}
         wrong = [
             f"{key}={claim!r} (here: {' or '.join(sorted(true[key]))})"
             for key, claim in claims.items()
-            if claim not in true[key]
+            if claim.removesuffix(".weight") not in true[key]
         ]
         if wrong:
             raise HyperParamsError(
@@ -284,7 +294,7 @@ class LM:
         if self.encoder_decoder:
             raise UnsupportedModelError(
                 f"{method} edits decoder-only models for now; {type(self.model).__name__} has an "
-                "encoder. Use FT for it."
+                "encoder. Choose a method that edits encoder-decoders: easyedit methods."
             )
 
 

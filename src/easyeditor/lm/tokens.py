@@ -15,6 +15,11 @@ import torch
 
 from easyeditor.errors import ModelLoadError, SubjectNotFoundError
 
+MARK = "@@content@@"
+"""Stands for the user's words while a chat template is asked where it puts them."""
+WORD_END = r"(?![\w\u0300-\u036f])"
+"""Not before a letter, nor before an accent that combines with the last one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -66,7 +71,7 @@ def find_subject(prompt: str, subject: str) -> tuple[int, int]:
     Raises:
         SubjectNotFoundError: it does not occur.
     """
-    whole = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
+    whole = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(subject)}{WORD_END}", prompt)]
     if whole:
         return whole[-1]
     start = prompt.rfind(subject)
@@ -134,32 +139,39 @@ class Text:
         spaced = not target or text[-1:].isspace() or target[:1].isspace()
         full = text + ("" if spaced else " ") + target
         ids, offsets = self._encode(full, keep_end=False)
-        first = len(full) - len(target.lstrip())
         begin = len(ids)
-        if target:
-            begin = next(i for i, (low, high) in enumerate(offsets) if high > first and high > low)
+        if target:  # a space that is a token of its own belongs to the target, too
+            begin = next(i for i, (_, high) in enumerate(offsets) if high > len(text))
         return Row(ids, ids[begin:], self._last(offsets, span))
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Tokens of running text: BOS where the tokenizer adds one, never a chat template."""
+        return self._encode(text, keep_end=False, specials=True)[0]
 
     def _render(self, prompt: str) -> tuple[str, int]:
         """The text to tokenise and where ``prompt`` starts in it."""
         if not self.chat_template:
             return prompt, 0
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        before = self._wrap(MARK).partition(MARK)[0]
+        text = self._wrap(prompt)
+        start = len(before)
+        if not text.startswith(prompt, start):  # the template trims what it is given
+            start -= len(prompt) - len(prompt.lstrip())
+        return text, start
+
+    def _wrap(self, content: str) -> str:
+        wrapped: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        at = text.rfind(prompt)
-        if at < 0:  # some templates strip the content
-            prompt = prompt.strip()
-            at = text.rfind(prompt)
-        return text, max(at, 0)
+        return wrapped
 
     def _encode(
-        self, text: str, *, keep_end: bool
+        self, text: str, *, keep_end: bool, specials: bool | None = None
     ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         # A template writes its own BOS, so the tokenizer must not add a second one.
-        encoded = self.tokenizer(
-            text, return_offsets_mapping=True, add_special_tokens=not self.chat_template
-        )
+        if specials is None:
+            specials = not self.chat_template
+        encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=specials)
         ids, offsets = list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
         end = self.tokenizer.eos_token_id
         while not keep_end and ids and ids[-1] == end and offsets[-1][0] == offsets[-1][1]:

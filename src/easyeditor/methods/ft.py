@@ -13,13 +13,13 @@ rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.errors import DivergedError
+from easyeditor.errors import DivergedError, HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
@@ -52,7 +52,10 @@ class FTHyperParams(HyperParams):
     batch_size: int = Field(1, ge=1)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    norm_constraint: float | None = Field(None, gt=0)
+    # Classic files switch the box off with `norm_constraint: false`.
+    norm_constraint: Annotated[
+        float | None, BeforeValidator(lambda value: None if value is False else value)
+    ] = Field(None, gt=0)
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     append_eos: bool = False
 
@@ -106,40 +109,44 @@ class FT:
         learnt: dict[str, torch.Tensor],
         settings: FTHyperParams,
     ) -> None:
+        kinds = {path: lm.model.get_parameter(path).dtype for path in learnt}
         adam = torch.optim.Adam(learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay)
-        progress = bar(settings.num_steps, "fine-tuning")
-        for step in range(settings.num_steps):
-            losses = []
-            for i in range(0, len(rows), settings.batch_size):
-                adam.zero_grad(set_to_none=True)
-                dtypes = {
-                    path: p.dtype for path, p in lm.model.named_parameters() if path in learnt
-                }
-                weights = {path: w.to(dtypes[path]) for path, w in learnt.items()}
-                with substituting(lm.model, weights):
-                    loss = _loss(lm, rows[i : i + settings.batch_size], settings)
-                losses.append(loss.item())
-                if losses[-1] != losses[-1]:
-                    raise DivergedError(
-                        f"FT's loss became NaN at step {step}; the model is unchanged. Lower "
-                        "lr, or load the model in float32 or bfloat16."
-                    )
-                if losses[-1] < ENOUGH:
-                    continue
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
-                if settings.norm_constraint is not None:
-                    box = settings.norm_constraint
-                    with torch.no_grad():
-                        for path, w in learnt.items():
-                            w.copy_(torch.clamp(w, start[path] - box, start[path] + box))
-            progress.update()
-            if sum(losses) / len(losses) < ENOUGH:
-                break
-        progress.close()
+        with bar(settings.num_steps, "fine-tuning") as progress:
+            for step in range(settings.num_steps):
+                losses = []
+                for i in range(0, len(rows), settings.batch_size):
+                    adam.zero_grad(set_to_none=True)
+                    weights = {path: w.to(kinds[path]) for path, w in learnt.items()}
+                    with substituting(lm.model, weights):
+                        loss = _loss(lm, rows[i : i + settings.batch_size], settings)
+                    losses.append(loss.item())
+                    if losses[-1] != losses[-1]:
+                        raise DivergedError(
+                            f"FT's loss became NaN at step {step}; the model is unchanged. Lower "
+                            "lr, or load the model in float32 or bfloat16."
+                        )
+                    if losses[-1] < ENOUGH:
+                        continue
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    adam.step()
+                    _into_box(learnt, start, settings.norm_constraint)
+                progress.update()
+                if sum(losses) / len(losses) < ENOUGH:
+                    break
+
+
+@torch.no_grad()
+def _into_box(
+    learnt: dict[str, torch.Tensor], start: dict[str, torch.Tensor], size: float | None
+) -> None:
+    if size is not None:
+        for path, w in learnt.items():
+            w.copy_(torch.clamp(w, start[path] - size, start[path] + size))
 
 
 def _with_eos(row: Row, lm: LM) -> Row:
+    if lm.tokenizer.eos_token_id is None:
+        raise HyperParamsError("append_eos=True, but this tokenizer has no end-of-sequence token.")
     end = (lm.tokenizer.eos_token_id,)
     ids = row.ids if lm.encoder_decoder else row.ids + end
     return Row(ids, row.target + end)

@@ -12,6 +12,7 @@ model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.keys import keys_at, subject_rows, values_at
+from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
 from easyeditor.associative.solve import closed_form
 from easyeditor.associative.values import find_values
 from easyeditor.edits import Edit, check_consistent
@@ -31,6 +32,8 @@ from easyeditor.methods.base import Factors, LocateHyperParams
 from easyeditor.patches.stack import carrying
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
+
+log = logging.getLogger(__name__)
 
 
 class MEMITHyperParams(LocateHyperParams):
@@ -90,7 +93,7 @@ class MEMIT:
         bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
         settings = self.hyperparams.resolved(lm.n_layers)
         layers = [int(layer) for layer in settings.layers]
-        site = Site(layers[-1], "block")
+        site, layers, scale = _where(lm, layers)
         watch = Stopwatch()
         with watch("contexts"):
             contexts = context_prefixes(
@@ -112,7 +115,7 @@ class MEMIT:
                 mean = keys[:, 0]
                 if len(contexts) > 1:  # the bare key and the mean of the others count the same
                     mean = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
-                residual = (z - values_at(lm, site, bare)) / (len(layers) - i)
+                residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 u = closed_form(mean.T, factors[layer], settings.mom2_update_weight)
                 part = _smallest(u, residual)
                 projection = lm.projection(layer)
@@ -120,6 +123,23 @@ class MEMIT:
                 step = weight_patch(lm, self.name, (), settings, {projection.path: [part]}, {})
                 carried.enter_context(carrying(lm.model, step))
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+
+def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
+    """Where z is searched, the layers that write it, and how much of a write arrives.
+
+    A model that normalises what its MLPs write cannot be given a vector at a block's output; there
+    z is searched at the last down-projection itself, which alone carries it.
+    """
+    scale = write_scale(lm, layers[-1])
+    if scale is not None:
+        return Site(layers[-1], "block"), layers, scale
+    log.info(
+        "%s normalises what its MLPs write; only layer %d is edited.",
+        type(lm.model).__name__,
+        layers[-1],
+    )
+    return Site(layers[-1], "down"), layers[-1:], 1.0
 
 
 def _smallest(u: torch.Tensor, v: torch.Tensor) -> Part:

@@ -24,6 +24,15 @@ from easyeditor.patches.weight import About, Dense, LowRank, Part, WeightPatch
 
 FORMAT = 1
 KEY = "easyedit"
+KINDS: dict[str, type] = {
+    "method": str,
+    "edits": list,
+    "hyperparams": dict,
+    "model": dict,
+    "versions": dict,
+    "seconds": dict,
+    "transposed": bool,
+}
 
 
 def save_patch(patch: WeightPatch, path: str | Path) -> Path:
@@ -52,6 +61,8 @@ def save_patch(patch: WeightPatch, path: str | Path) -> Path:
     try:
         save_file(tensors, part_file, metadata={KEY: json.dumps(header, ensure_ascii=False)})
         part_file.replace(file)
+    except SafetensorError as error:  # its own error, also for a full disk
+        raise OSError(f"{file} cannot be written: {error}") from error
     finally:
         part_file.unlink(missing_ok=True)
     return file
@@ -101,6 +112,17 @@ def load_patch(path: str | Path) -> WeightPatch:
         ) from None
 
 
+def _check(name: str, parts: tuple[Part, ...]) -> None:
+    for part in parts:
+        tensors = (part.u, part.v) if isinstance(part, LowRank) else (part.delta,)
+        if any(t.dim() != 2 or not t.is_floating_point() for t in tensors):
+            raise ValueError(f"the change of {name} is no floating-point matrix")
+        if isinstance(part, LowRank) and part.u.shape[1] != part.v.shape[0]:
+            raise ValueError(f"the factors of {name} do not fit each other")
+        if part.shape != parts[0].shape or not part.is_finite():
+            raise ValueError(f"the change of {name} has several shapes, or is not finite")
+
+
 def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> WeightPatch:
     if header["format"] != FORMAT or header["kind"] != "weights":
         raise ValueError(
@@ -121,6 +143,16 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> We
         )
         for name, parts in sorted(fields.items())
     }
+    if not entries:
+        raise ValueError("it changes nothing")
+    for name, parts in entries.items():
+        _check(name, parts)
+    for name, kind in KINDS.items():
+        if not isinstance(header[name], kind):
+            raise TypeError(f"{name} is {header[name]!r}")
+    samples = header["model"]["samples"]
+    if not all(isinstance(sample, (int, float)) for sample in samples):
+        raise TypeError(f"samples are {samples!r}")
     about = About(
         method=header["method"],
         edits=tuple(Edit(**edit) for edit in header["edits"]),

@@ -17,8 +17,7 @@ from torch import nn
 
 from easyeditor.patches.stack import originals
 
-SAMPLED_PARAMETERS = 48
-PER_PARAMETER = 4
+PER_PARAMETER = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     shapes = hashlib.sha256()
     for name, parameter in named:
         shapes.update(f"{name}:{tuple(parameter.shape)};".encode())
-    step = max(1, len(named) // SAMPLED_PARAMETERS)
     samples: list[float] = []
-    for name, parameter in named[::step]:
+    for name, parameter in named:
         flat = saved.get(name, parameter.detach()).reshape(-1)
         stride = max(1, flat.numel() // PER_PARAMETER)
         samples += flat[stride // 2 :: stride][:PER_PARAMETER].float().tolist()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from easyeditor.patches.weight import LowRank, WeightPatch
@@ -76,6 +77,9 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
     }
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # its own error, also for a full disk
+        raise OSError(f"{place} cannot be written: {error}") from error
     (place / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return LoraExport(place, most, errors)

@@ -29,6 +29,11 @@ class Change(Protocol):
         ...
 
     @property
+    def transposed(self) -> bool:
+        """Whether the model stores these matrices ``(d_out, d_in)``."""
+        ...
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """``{parameter path: (d_in, d_out)}``."""
         ...
@@ -98,7 +103,12 @@ def push(model: nn.Module, patch: Change) -> None:
         if path not in stack.saved:
             stack.saved[path] = parameter.detach().clone()
     stack.patches.append(patch)
-    _rebuild(model, stack, parameters)
+    try:
+        _rebuild(model, stack, parameters)
+    except BaseException:
+        del stack.patches[-1]
+        _rebuild(model, stack, parameters)
+        raise
 
 
 def pop(model: nn.Module, patch: Change) -> None:
@@ -140,10 +150,12 @@ def _parameters(model: nn.Module, patch: Change) -> dict[str, nn.Parameter]:
     named = dict(model.named_parameters())
     for path, shape in patch.shapes.items():
         parameter = named.get(path)
-        if parameter is None or tuple(parameter.shape) not in {shape, shape[::-1]}:
+        stored = shape[::-1] if patch.transposed else shape
+        if parameter is None or tuple(parameter.shape) != stored:
             has = "no such weight" if parameter is None else tuple(parameter.shape)
             raise PatchMismatchError(
-                f"The patch changes {path} of shape {shape} (d_in, d_out); the model has {has}."
+                f"The patch changes {path} of shape {shape} (d_in, d_out); the model has {has}"
+                f"{', stored (d_out, d_in)' * (parameter is not None and patch.transposed)}."
             )
     return {path: named[path] for path in patch.entries}
 
