@@ -39,8 +39,8 @@ def main() -> None:
         for n in sizes:
             edits = [EIFFEL] if n == 1 else common.made_up_edits(n)
             made = method(settings)
-            if method.needs_subject:  # statistics on disk and factored, contexts not yet sampled
-                made._factors.get(lm, settings.resolved(lm.n_layers).layers, settings)
+            if method.needs_subject:  # statistics on disk, not in memory; contexts not yet sampled
+                made._factors.prepare(lm, settings.resolved(lm.n_layers).layers, settings)
             lm.memo.clear()
             common.reset_peak()
             before = common.memory_mb("VmRSS")

@@ -16,10 +16,12 @@ import torch
 
 
 class Factor:
-    """Cholesky factor of ``C + ridge·I``, float64, ready to apply ``C⁻¹``.
+    """Cholesky factor of ``C + ridge·I``, ready to apply ``C⁻¹``.
 
-    ``Factor.identity(d)`` stands for ``C = I`` (no second-moment adjustment). The ridge is a
-    thousandth of a percent of the mean diagonal, raised tenfold until the factorisation succeeds.
+    Found and applied in float64, kept in float32: that changes ``C`` by its own rounding, and
+    whatever ``C`` is, exact keys stay exact. ``Factor.identity()`` stands for ``C = I`` (no
+    second-moment adjustment). The ridge is a thousandth of a percent of the mean diagonal, raised
+    tenfold until the factorisation succeeds.
     """
 
     def __init__(self, lower: torch.Tensor | None) -> None:
@@ -41,7 +43,7 @@ class Factor:
             shifted.diagonal().add_(ridge * mean)
             lower, info = torch.linalg.cholesky_ex(shifted)
             if int(info) == 0 or ridge > 1:
-                return cls(lower)
+                return cls(lower.float())
             ridge *= 10
 
     def solve(self, keys: torch.Tensor) -> torch.Tensor:
@@ -49,7 +51,7 @@ class Factor:
         k = keys.double()
         if self._lower is None:
             return k
-        return torch.cholesky_solve(k.to(self._lower.device), self._lower).to(k.device)
+        return torch.cholesky_solve(k.to(self._lower.device), self._lower.double()).to(k.device)
 
 
 def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor) -> torch.Tensor:

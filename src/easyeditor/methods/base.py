@@ -86,27 +86,42 @@ class Factors:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Factor] = {}
 
+    def prepare(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> None:
+        """Make sure the moments are in their cache, in one pass, and hold none in memory.
+
+        Whatever can go wrong with a corpus goes wrong here, before a long search.
+        """
+        if missing := self._missing(lm, layers, settings):
+            _collect(lm, missing, settings)
+
     def get(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> dict[int, Factor]:
-        """``{layer: factor}``; collects all missing moments in one pass."""
+        """``{layer: factor}``, factored once and kept."""
         if not settings.mom2_adjustment:
             return {layer: Factor.identity() for layer in layers}
         model = fingerprint(lm.model).digest
-        missing = [layer for layer in layers if (model, layer) not in self._kept]
-        if missing:
-            made: dict[int, Moments] = moments(
-                lm,
-                missing,
-                source=settings.mom2_dataset,
-                tokens=settings.mom2_n_tokens,
-                documents=settings.mom2_n_samples,
-                directory=Path(settings.stats_dir) if settings.stats_dir else None,
-                seed=settings.seed,
-            )
-            for layer in missing:
-                device = lm.projection(layer).parameter.device
-                self._kept[model, layer] = Factor.of(made[layer].matrix.to(device))
+        for layer in self._missing(lm, layers, settings):  # one matrix in memory at a time
+            matrix = _collect(lm, [layer], settings)[layer].matrix
+            self._kept[model, layer] = Factor.of(matrix.to(lm.projection(layer).parameter.device))
         return {layer: self._kept[model, layer] for layer in layers}
+
+    def _missing(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> list[int]:
+        if not settings.mom2_adjustment:
+            return []
+        model = fingerprint(lm.model).digest
+        return [layer for layer in layers if (model, layer) not in self._kept]
 
     def clear(self) -> None:
         """Forget them; the files stay."""
         self._kept.clear()
+
+
+def _collect(lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> dict[int, Moments]:
+    return moments(
+        lm,
+        layers,
+        source=settings.mom2_dataset,
+        tokens=settings.mom2_n_tokens,
+        documents=settings.mom2_n_samples,
+        directory=Path(settings.stats_dir) if settings.stats_dir else None,
+        seed=settings.seed,
+    )

@@ -104,11 +104,13 @@ class ROME:
             )
             rows = subject_rows(lm, edits[0], contexts)
         with watch("moments"):
-            factor = self._factors.get(lm, [layer], settings)[layer]
+            self._factors.prepare(lm, [layer], settings)
         with watch("values"):
             found = find_values(
                 lm, Site(layer, "down"), edits, contexts, settings.search(), resume=settings.resume
             )
+        with watch("moments"):
+            factor = self._factors.get(lm, [layer], settings)[layer]
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
             weight = lm.projection(layer).weight
