@@ -18,6 +18,10 @@ from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 
 
+TOKENS = 1024
+"""Padded tokens per forward pass."""
+
+
 def subject_of(edit: Edit) -> str:
     """The edit's subject.
 
@@ -54,7 +58,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     modules = [lm.projection(layer).module for layer in ordered]
     found = {layer: [torch.empty(0)] * len(rows) for layer in ordered}
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, 2048, 1 << 30):
+        for chunk in chunks(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_inputs(modules) as inputs, stopping():
                 lm.call(batch)
@@ -70,7 +74,7 @@ def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
     found = [torch.empty(0)] * len(rows)
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, 2048, 1 << 30):
+        for chunk in chunks(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
                 lm.call(batch)

@@ -17,9 +17,9 @@ from easyeditor.lm.families import Projection, Stack, family_of
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 
-TOKEN_BUDGET = 4096
+TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in evaluation."""
-LOGIT_BUDGET = 64 * 2**20
+LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
 
 

@@ -1,0 +1,52 @@
+"""What the README tells a new user to type, typed."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import easyeditor
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+MAIN = "from easyeditor.cli import main; main()"
+
+
+def commands():
+    block = README.partition("## On the command line")[2].partition("\n\n`--model`")[0]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if "easyedit " in line]
+
+
+def test_the_commands_run_one_after_the_other(tmp_path):
+    record = json.loads(re.search(r"```json\n(.*?)```", README, re.S).group(1))
+    (tmp_path / "facts.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    known = commands()
+    assert [words[0] for words in known] == [
+        "edit", "edit", "show", "generate", "apply", "export", "methods", "models", "hparams",
+    ]  # fmt: skip
+    for words in known:
+        command = [sys.executable, "-c", MAIN, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        assert done.stdout
+    assert (tmp_path / "edited" / "model.safetensors").is_file()
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_the_python_example_runs():
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["metrics"][0]["post"]["rewrite_acc"] == 1
+    assert names["editor"].applied == []
+    assert isinstance(names["patch"], easyeditor.WeightPatch)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+def test_the_make_targets_exist(target):
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:", makefile, re.M)
