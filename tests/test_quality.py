@@ -1,6 +1,7 @@
 """Edits of the real embedded model, on facts it knows, written by us (``facts.json``).
 
-The thresholds are what was measured on these facts, less a margin for other processors.
+The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
+processors. Fine-tuning's are low because it is: without a box it forgets, with one it learns nothing.
 """
 
 import json
@@ -52,7 +53,7 @@ def check(result, rephrase, locality):
 def test_one_fact_at_a_time(half):
     cases = [case_of(fact) for fact in FACTS[half::2]]
     result = editor("ROME").edit_cases(cases, keep_original_weight=True, verbose=False)
-    check(result, rephrase=0.9, locality=0.8)
+    check(result, rephrase=0.75, locality=0.85)
 
 
 def test_forty_facts_in_one_batch():
@@ -60,13 +61,13 @@ def test_forty_facts_in_one_batch():
     result = editor("MEMIT").edit_cases(
         cases, keep_original_weight=True, verbose=False, batch=True, evaluate_when="end"
     )
-    check(result, rephrase=0.9, locality=0.8)
+    check(result, rephrase=0.78, locality=0.83)
 
 
 def test_fine_tuning_one_fact_at_a_time():
     cases = [case_of(fact) for fact in FACTS]
     result = editor("FT").edit_cases(cases, keep_original_weight=True, verbose=False)
-    check(result, rephrase=0.5, locality=0.6)
+    check(result, rephrase=0.4, locality=0.35)
 
 
 def test_the_embedded_model_is_as_it_was():

@@ -50,13 +50,13 @@ class ROMEHyperParams(LocateHyperParams):
         "gpt-neo-2.7B": {"layers": [5]},
         "llama-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
         "llama-2-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
-        # Measured on CounterFact: half the contexts and a stop at p(target) = 0.9 score as high.
+        # Measured: a third of the contexts and a stop at p(target) = 0.9 score as high.
         "smollm2-135m": {
             "layers": [3],
             "v_num_grad_steps": 25,
             "v_weight_decay": 1e-3,
             "v_stop_nll": 0.1,
-            "context_template_length_params": [[5, 5], [10, 5]],
+            "context_template_length_params": [[5, 3], [10, 3]],
         },
     }
 
