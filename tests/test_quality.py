@@ -1,7 +1,7 @@
 """Edits of the real embedded model, on facts it knows, written by us (``facts.json``).
 
 The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
-processors. Fine-tuning's are low because it is: without a box it forgets, with one it learns nothing.
+processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails.
 """
 
 import json

@@ -17,7 +17,6 @@ from easyeditor.lm.model import LM, chunks
 from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 
-
 TOKENS = 1024
 """Padded tokens per forward pass."""
 
