@@ -109,9 +109,9 @@ def said(model: nn.Module, prompt: str, answer: str) -> tuple[list[int], list[in
 
 
 def first_token(prompt: str, answer: str) -> int:
-    """Index of the first token that holds a letter of the answer, after ``"prompt "``."""
+    """Index of the first token that reaches beyond the prompt; a space of its own counts."""
     offsets = tiny.tokenizer()(f"{prompt} {answer}", return_offsets_mapping=True)["offset_mapping"]
-    return next(i for i, (_, end) in enumerate(offsets) if end > len(prompt) + 1)
+    return next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
 
 
 def share(these: Iterable[int], those: Iterable[int]) -> float:

@@ -292,15 +292,16 @@ def test_export(easyedit, patches, tmp_path, method):
 
 
 def test_export_of_a_lower_rank_tells_its_error(easyedit, patches, tmp_path):
-    words = ("export", patches / "ft.safetensors", "--rank", 2, "--out", tmp_path / "a")
-    found = document(easyedit(*words, "--json"))
+    words = ("export", patches / "ft.safetensors", "--rank", 2, "--out")
+    found = document(easyedit(*words, tmp_path / "a", "--json"))
     whole = next(iter(load_patch(patches / "ft.safetensors").entries))
     values = torch.linalg.svdvals(load_patch(patches / "ft.safetensors").dense(whole))
     expected = float(values[2:].norm() / values.norm())
     assert expected > 1e-3
     assert found["rank"] == 2
     assert found["relative_errors"][whole] == pytest.approx(expected, rel=1e-3)
-    assert "truncated SVD" in easyedit(*words).out
+    assert "truncated SVD" in easyedit(*words, tmp_path / "b").out
+    assert "not an empty folder" in easyedit(*words, tmp_path / "b").err
 
 
 def test_show(easyedit, patches):

@@ -159,7 +159,8 @@ class LM:
         }
         # Classic files name a tied head by the embedding, and FT's end in ".weight".
         embedding = self.model.get_input_embeddings()
-        true["lm_head_module"] |= {n for n, m in self.model.named_modules() if m is embedding}
+        if getattr(self.head, "weight", None) is embedding.weight:
+            true["lm_head_module"] |= {n for n, m in self.model.named_modules() if m is embedding}
         if self.encoder_decoder:  # either side may be named, and names that never existed are
             true = {
                 "rewrite_module_tmp": {

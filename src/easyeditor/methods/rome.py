@@ -34,6 +34,7 @@ from easyeditor.associative.solve import Factor, closed_form
 from easyeditor.associative.values import find_values
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
+from easyeditor.hyperparams import Layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Site
 from easyeditor.methods.base import Factors, LocateHyperParams
@@ -61,7 +62,7 @@ class ROMEHyperParams(LocateHyperParams):
     }
 
     alg_name: str = "ROME"
-    layers: tuple[int | float, ...] = Field((0.17,), min_length=1, max_length=1)
+    layers: Layers = Field((0.17,), max_length=1)
     key: Literal["ridge", "paper", "averaged", "joint"] = "ridge"
     key_slack: float = Field(0.03, gt=0)
 
