@@ -64,7 +64,7 @@ def _text(folder: str) -> str:
     path = f"{folder}/text.txt"
     people = common.made_up_edits(100)
     with open(path, "w", encoding="utf-8") as file:
-        for i in range(40):
+        for i in range(60):
             line = " ".join(f"{e.prompt} {e.target}." for e in people[i % 7 :: 2])
             file.write(line + "\n")
     return path

@@ -46,6 +46,10 @@ def test_the_python_example_runs():
     assert isinstance(names["patch"], easyeditor.WeightPatch)
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "lint"])
 def test_the_make_targets_exist(target):
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")

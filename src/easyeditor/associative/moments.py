@@ -173,6 +173,11 @@ def _collect(
             progress.update(int(real.sum()))
     if not seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
+    if not all(bool(total.isfinite().all()) for total in sums):
+        raise MomentsError(
+            "The model's activations are not finite on this text, so there are no second moments. "
+            "Load it in float32 or bfloat16."
+        )
     return {
         layer: Moments((total / seen).cpu(), seen, source)
         for layer, total in zip(ordered, sums, strict=True)

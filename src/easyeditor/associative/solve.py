@@ -15,6 +15,11 @@ from __future__ import annotations
 import torch
 
 
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in float64, on the CPU where its device has no such numbers (Apple GPUs)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 class Factor:
     """Cholesky factor of ``C + ridge·I``, ready to apply ``C⁻¹``.
 
@@ -35,7 +40,7 @@ class Factor:
     @classmethod
     def of(cls, moment: torch.Tensor) -> Factor:
         """Factor a symmetric positive semi-definite ``(d_in, d_in)`` matrix."""
-        c = moment.double()
+        c = double(moment)
         mean = c.diagonal().mean()
         ridge = 1e-5
         while True:
@@ -48,10 +53,10 @@ class Factor:
 
     def solve(self, keys: torch.Tensor) -> torch.Tensor:
         """``C⁻¹ K`` for ``K`` ``(d_in, n)``, float64."""
-        k = keys.double()
+        k = double(keys)
         if self._lower is None:
             return k
-        return torch.cholesky_solve(k.to(self._lower.device), self._lower.double()).to(k.device)
+        return torch.cholesky_solve(k.to(self._lower.device), double(self._lower)).to(k.device)
 
 
 def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor) -> torch.Tensor:
@@ -62,7 +67,7 @@ def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor)
         factor: of the second moment.
         slack: one number for all keys or ``(n,)``, in units of ``Kᵀ C⁻¹ K``.
     """
-    k = keys.double()
+    k = double(keys)
     solved = factor.solve(k)
     small = k.T @ solved
     diagonal = torch.as_tensor(slack, dtype=small.dtype, device=small.device)

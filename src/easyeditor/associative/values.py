@@ -89,7 +89,7 @@ def find_values(
         contexts: prefixes, the first of them empty.
         search: the settings.
         resume: False repeats the whole forward pass at every step (the same numbers, slower).
-        memory: bytes the search may use beside the model; 22 % of the model by default (at least
+        memory: bytes the search may use beside the model; 19 % of the model by default (at least
             64 MB).
 
     Raises:
@@ -97,7 +97,7 @@ def find_values(
         DivergedError: a loss is not a number; nothing was changed.
     """
     if memory is None:
-        memory = max(_model_bytes(lm) * 22 // 100, 64 * 2**20)
+        memory = max(_model_bytes(lm) * 19 // 100, 64 * 2**20)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
     origin = values_at(lm, site, bare)
     found = Found(torch.zeros_like(origin), origin, [[] for _ in edits])
@@ -136,7 +136,7 @@ def _bytes_per_token(lm: LM) -> tuple[int, int]:
     config = lm.model.config.get_text_config()
     projection = lm.projection(0)
     size = projection.parameter.element_size()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 1)
     share = (getattr(config, "num_key_value_heads", None) or heads) / heads
     cache = int(2 * projection.d_out * share * size)
     graph = size * (16 * projection.d_out + 4 * projection.d_in)

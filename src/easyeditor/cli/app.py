@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from easyeditor.errors import EasyEditError
 
-DONE, NOT_TAKEN, BAD_INPUT = 0, 1, 2
+DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED = 0, 1, 2, 70
 
 # typer brings click's usage errors, or its own copy of them: this is the class either way.
 UsageError: Any = typer.BadParameter.__base__
@@ -109,4 +109,11 @@ def main() -> None:
 
     for module in (demo, edit, patches, info):
         module.register(app)
-    app()
+    try:
+        app()
+    except Exception as error:  # a bug of ours, or no memory: not "the edit did not take"
+        _tell(error, repr(error))
+        if {"-v", "--verbose"} & set(sys.argv):
+            raise
+        err.print(f"[bold red]Unexpected error[/]: {error!r} (easyedit -v shows where)")
+        sys.exit(UNEXPECTED)

@@ -72,16 +72,18 @@ def edit(
 
     settings = options.settings_of(method, model, hparams, set_)
     model = settings.model_name
-    wanted = "float16" if settings.fp16 else settings.dtype
-    place = device if device is not None else settings.device
-    lm = output.load_model(model, device=place, dtype=dtype or wanted)
+    if device is not None:
+        settings = settings.replace(device=device)
+    if dtype is not None:
+        settings = settings.replace(dtype=dtype, fp16=False)
+    with output.loading(model):
+        from easyeditor.editors.base import BaseEditor
 
-    from easyeditor.editors.base import BaseEditor
+        editor = BaseEditor.from_hparams(settings)
+
     from easyeditor.evaluate.report import averages
-    from easyeditor.lm.model import LM
     from easyeditor.patches.files import header_of, save_patch
 
-    editor = BaseEditor(LM(lm.model, lm.tokenizer, chat_template=settings.chat_template), settings)
     batch = editor.method.max_batch != 1 and len(cases) > 1 and not one_by_one
     single = len(cases) == 1
     before = output.snapshot(editor.lm, cases[0], max_new_tokens=12) if single else None

@@ -35,14 +35,21 @@ def working(message: str) -> Iterator[None]:
 
 
 def load_model(name: str, *, device: int | str | None = None, dtype: str | None = None) -> LM:
-    """Load with a spinner and without the libraries' own bars."""
+    """Load a model for reading."""
+    with loading(name):
+        from easyeditor.lm.loading import load
+
+        return load(name, device=device, dtype=dtype)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """A spinner, and none of the libraries' own bars."""
     with working(f"loading {name} …"):
         from transformers.utils import logging as hf_logging
 
-        from easyeditor.lm.loading import load
-
         hf_logging.disable_progress_bar()
-        return load(name, device=device, dtype=dtype)
+        yield
 
 
 def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
@@ -71,8 +78,10 @@ def snapshot(
     return scores, texts
 
 
-def _chance(scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None) -> str:
-    return f"{math.exp(scores[prompt, answer].mean_logprob):.3f}" if answer else ""
+def _chance(
+    scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None
+) -> float | None:
+    return math.exp(scores[prompt, answer].mean_logprob) if answer else None
 
 
 def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
@@ -82,8 +91,8 @@ def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"kind": kind, "prompt": prompt, "new": new, "old": old}
         for when, (scores, texts) in (("before", before), ("after", after)):
             line[when] = {
-                "p_new": float(_chance(scores, prompt, new)),
-                "p_old": float(_chance(scores, prompt, old)) if old else None,
+                "p_new": _chance(scores, prompt, new),
+                "p_old": _chance(scores, prompt, old),
                 "continuation": texts[prompt],
             }
         told.append(line)

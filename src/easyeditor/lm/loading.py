@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def _read(
     if dtype is None and kind == torch.float16 and device.type == "cpu":
         kind = torch.float32
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    if model_parallel and importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError.of("accelerate", "parallel", "model_parallel")
     placed = {"device_map": "auto"} if model_parallel else {}
     model = auto.from_pretrained(where, dtype=kind, **placed, **options)
     if options:

@@ -295,7 +295,7 @@ class LM:
         if self.encoder_decoder:
             raise UnsupportedModelError(
                 f"{method} edits decoder-only models for now; {type(self.model).__name__} has an "
-                "encoder. Choose a method that edits encoder-decoders: easyedit methods."
+                "encoder. Fine-tuning edits it."
             )
 
 

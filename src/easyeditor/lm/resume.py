@@ -222,11 +222,13 @@ def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
 def open_runs(lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True) -> Runs:
     """The fastest exact way to run these: :class:`Resumed` where it is proven, else :class:`Plain`.
 
-    The proof is made once per model and site: a zero vector must give the plain logits.
+    The proof is made once per model and site, on the first runs met: a zero vector must give the
+    plain logits.
     """
     if not resume or lm.encoder_decoder:
         return Plain(lm, site, runs)
-    proven = ("resumable", site)
+    # Without a prefix there is no cache, so that is a proof of its own.
+    proven = ("resumable", site, any(run.at for run in runs))
     if proven not in lm.memo:
         lm.memo[proven] = _agrees(lm, site, runs)
         if not lm.memo[proven]:
@@ -239,7 +241,7 @@ def open_runs(lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True) -
 
 
 def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
-    # The shortest and the longest prefix: between them lie all paddings that occur.
+    # The shortest and the longest prefix: between them lie all paddings of these runs.
     order = sorted(runs, key=lambda run: run.at)
     sample = [order[0], order[-1]]
     width = lm.projection(site.layer).d_out

@@ -61,7 +61,10 @@ class FTHyperParams(HyperParams):
 
 
 class FT:
-    """Constrained fine-tuning; any number of edits, learnt together."""
+    """Constrained fine-tuning; ``edit`` learns all it is given together.
+
+    The trap: an editor hands over ``batch_size`` edits at a time, 1 by default, in sequence.
+    """
 
     name: ClassVar[str] = "FT"
     title: ClassVar[str] = "constrained fine-tuning (FT-L, FT-M)"
@@ -84,6 +87,8 @@ class FT:
         """
         check_consistent(edits)
         settings = self.hyperparams.resolved(lm.n_layers)
+        if lm.encoder_decoder:  # the decoder's first position is not where a prompt ends
+            settings = settings.replace(objective_optimization="target_new")
         watch = Stopwatch()
         projections = [p for layer in settings.layers for p in lm.projections(int(layer))]
         rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
@@ -156,7 +161,7 @@ def _loss(lm: LM, rows: Sequence[Row], settings: FTHyperParams) -> torch.Tensor:
     """Mean over edits of the mean negative log-likelihood over the target's tokens."""
     targets = torch.tensor([token for row in rows for token in row.target])
     weight = torch.tensor([1 / (len(rows) * len(row.target)) for row in rows for _ in row.target])
-    if settings.objective_optimization == "target_new" or lm.encoder_decoder:
+    if settings.objective_optimization == "target_new":
         logits = lm.target_logits(rows)
     else:  # every target token is read where the prompt ends
         first = [Row(row.ids[: row.prompt_length + 1], row.target[:1]) for row in rows]

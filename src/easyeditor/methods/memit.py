@@ -103,6 +103,7 @@ class MEMIT:
         settings = self.hyperparams.resolved(lm.n_layers)
         layers = [int(layer) for layer in settings.layers]
         site, layers, scale = _where(lm, layers)
+        settings = settings.replace(layers=layers)
         watch = Stopwatch()
         with watch("contexts"):
             contexts = context_prefixes(

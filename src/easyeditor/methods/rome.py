@@ -30,7 +30,7 @@ from pydantic import Field
 
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
-from easyeditor.associative.solve import Factor, closed_form
+from easyeditor.associative.solve import Factor, closed_form, double
 from easyeditor.associative.values import find_values
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
@@ -137,8 +137,8 @@ def solve_rank_one(
         settings: ``key`` and ``key_slack``.
     """
     bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
-    residual = delta[None].double()  # v_star − W k for the key that v_star was made for
-    drift = ((bare - mean).T.double() @ weight.double()) + residual  # v_star − W k_mean
+    residual = double(delta[None])  # v_star − W k for the key that v_star was made for
+    drift = (double((bare - mean).T) @ double(weight)) + residual  # v_star − W k_mean
     if settings.key == "ridge":
         slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, factor)))
         slack[0] = 0.0
@@ -146,7 +146,7 @@ def solve_rank_one(
         v = residual
     elif settings.key == "paper":
         direction = factor.solve(mean)
-        u = direction / (direction.T @ bare.double())
+        u = direction / (direction.T @ double(bare))
         v = residual
     elif settings.key == "averaged":
         u, v = closed_form(mean, factor, 0.0), drift
@@ -158,4 +158,4 @@ def solve_rank_one(
 
 def _energy(key: torch.Tensor, factor: Factor) -> torch.Tensor:
     """``kᵀ C⁻¹ k``: the unit in which slack is measured, so that it does not depend on scale."""
-    return (key.double().T @ factor.solve(key))[0, 0]
+    return (double(key).T @ factor.solve(key))[0, 0]

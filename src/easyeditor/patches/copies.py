@@ -7,7 +7,7 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.patches.stack import originals, set_stack, stack_of
+from easyeditor.patches.stack import set_stack, stack_of
 from easyeditor.patches.weight import WeightPatch
 
 
@@ -15,8 +15,8 @@ def edited_copy(model: PreTrainedModel, patch: WeightPatch) -> PreTrainedModel:
     """A copy that carries ``patch`` (on top of what ``model`` carries); ``model`` stays as it is.
 
     New parameter objects over the same storage, so ``.half()`` or ``requires_grad_()`` on the copy
-    does not reach the original; only edited matrices take memory. In-place arithmetic on an
-    untouched weight of either model does reach the other: that is the price of sharing.
+    does not reach the original, nor does a later edit of either; only edited matrices take memory.
+    The trap: arithmetic of your own, in place on an untouched weight, does reach the other.
     """
     memo: dict[int, object] = {}
     for parameter in model.parameters():
@@ -27,8 +27,5 @@ def edited_copy(model: PreTrainedModel, patch: WeightPatch) -> PreTrainedModel:
     memo[id(stack)] = stack.fork()
     twin: PreTrainedModel = copy.deepcopy(model, memo)
     set_stack(twin, memo[id(stack)])  # type: ignore[arg-type]
-    named = dict(twin.named_parameters())
-    for path in set(patch.entries) | set(originals(model)):
-        named[path].data = named[path].data.clone()
     patch.apply(twin, force=True)
     return twin

@@ -1,9 +1,10 @@
 """The patches a model carries, and the bits it had before.
 
 The stack lives on the model itself, so it can be neither lost nor confused with another model's.
-Edited weights are always rebuilt from the saved original bits plus the patches that remain, summed
-in float32 or better and rounded once: undoing in any order is exact, and undoing everything puts
-the saved bits back. Nothing is ever subtracted.
+A parameter is given another tensor, never written into: its storage may be shared with an edited
+copy. Edited weights are always rebuilt from the saved original bits plus the patches that remain,
+summed in float32 or better and rounded once: undoing in any order is exact, and undoing everything
+puts the saved tensor back. Nothing is ever subtracted.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def push(model: nn.Module, patch: Change) -> None:
     parameters = _parameters(model, patch)
     for path, parameter in parameters.items():
         if path not in stack.saved:
-            stack.saved[path] = parameter.detach().clone()
+            stack.saved[path] = parameter.data
     stack.patches.append(patch)
     try:
         _rebuild(model, stack, parameters)
@@ -169,7 +170,7 @@ def _rebuild(model: nn.Module, stack: PatchStack, parameters: dict[str, nn.Param
             total = total.clone() if total is original else total
             for patch in acting:
                 patch.add_to(path, total)
-            parameter.data.copy_(total)
+            parameter.data = total.to(parameter.dtype)
         else:
-            parameter.data.copy_(original)
+            parameter.data = original.to(parameter.device, parameter.dtype)
             del stack.saved[path]
