@@ -139,12 +139,23 @@ def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
 
 @contextmanager
 def carrying(model: nn.Module, patch: Change) -> Iterator[None]:
-    """The model carries ``patch`` inside and its former bits after, whatever happens."""
+    """The model carries ``patch`` inside and its former tensors after, whatever happens.
+
+    Nested uses must be left in reverse order.
+    """
+    stack = stack_of(model)
+    parameters = _parameters(model, patch)
+    former = {path: parameter.data for path, parameter in parameters.items()}
+    unedited = [path for path in parameters if path not in stack.saved]
     push(model, patch)
     try:
         yield
     finally:
-        pop(model, patch)
+        stack.patches = [applied for applied in stack.patches if applied is not patch]
+        for path, parameter in parameters.items():
+            parameter.data = former[path]
+        for path in unedited:
+            del stack.saved[path]
 
 
 def _parameters(model: nn.Module, patch: Change) -> dict[str, nn.Parameter]:
