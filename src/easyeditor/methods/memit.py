@@ -114,7 +114,13 @@ class MEMIT:
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
             found = find_values(
-                lm, site, edits, contexts, settings.search(), resume=settings.resume
+                lm,
+                site,
+                edits,
+                contexts,
+                settings.search(),
+                resume=settings.resume,
+                memory=settings.memory,
             )
         entries: dict[str, list[Part]] = {}
         z = found.origin + found.delta

@@ -108,7 +108,13 @@ class ROME:
             self._factors.prepare(lm, [layer], settings)
         with watch("values"):
             found = find_values(
-                lm, Site(layer, "down"), edits, contexts, settings.search(), resume=settings.resume
+                lm,
+                Site(layer, "down"),
+                edits,
+                contexts,
+                settings.search(),
+                resume=settings.resume,
+                memory=settings.memory,
             )
         with watch("moments"):
             factor = self._factors.get(lm, [layer], settings)[layer]
