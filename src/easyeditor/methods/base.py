@@ -47,8 +47,8 @@ class LocateHyperParams(HyperParams):
     """Fields of the methods that search a value and solve for weights; classic names.
 
     ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL
-    file, or the name of a Hugging Face dataset such as ``"wikipedia"``. ``memory_mb`` is what the search may
-    use beside the model: 19 % of the model by default; more is faster on small models.
+    file, or the name of a Hugging Face dataset such as ``"wikipedia"``. ``memory_mb`` is what the
+    search may use beside the model: 19 % of the model by default; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
