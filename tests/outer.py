@@ -138,7 +138,8 @@ class Script:
 
     def __call__(self, *words: object) -> Said:
         """Run ``easyedit WORDS``; anything but a clean exit goes up as it is."""
-        from easyeditor.cli import app, main
+        from easyeditor.cli.app import app
+        from easyeditor.cli.main import main
 
         app.registered_commands.clear()  # main() registers; a process calls it once
         app.registered_groups.clear()

@@ -377,7 +377,8 @@ def test_version(easyedit):
 def commands(command=None, path=()):
     """Every command and group of the script."""
     if command is None:
-        from easyeditor.cli import app, demo, edit, info, patches
+        from easyeditor.cli import demo, edit, info, patches
+        from easyeditor.cli.app import app
 
         app.registered_commands.clear()
         app.registered_groups.clear()
@@ -555,7 +556,7 @@ def test_a_wrong_command_is_answered_without_torch(words):
     script = (
         "import sys\n"
         f"sys.argv = ['easyedit', *{words!r}]\n"
-        "from easyeditor.cli import main\n"
+        "from easyeditor.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "except SystemExit as left:\n"

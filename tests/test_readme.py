@@ -12,7 +12,7 @@ import pytest
 import easyeditor
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-MAIN = "from easyeditor.cli import main; main()"
+MAIN = "from easyeditor.cli.main import main; main()"
 
 
 def commands():

@@ -25,7 +25,8 @@ UsageError: Any = typer.BadParameter.__base__
 err = Console(stderr=True, highlight=False)
 
 
-def _tell(error: Exception, message: str) -> None:
+def tell(error: Exception, message: str) -> None:
+    """With ``--json`` an error is the one document on stdout."""
     if "--json" in sys.argv:
         told = {"error": {"type": type(error).__name__, "message": message}}
         sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
@@ -37,7 +38,7 @@ def _told() -> Iterator[None]:
         yield
     except UsageError as error:
         if not getattr(error, "told", False):
-            _tell(error, error.format_message())
+            tell(error, error.format_message())
             error.told = True
         raise
 
@@ -58,7 +59,7 @@ class Commands(TyperGroup):
         except (EasyEditError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            _tell(error, str(error))
+            tell(error, str(error))
             err.print(f"[bold red]Error[/] ({type(error).__name__}):", end=" ")
             err.print(str(error), markup=False, soft_wrap=True)
             raise SystemExit(BAD_INPUT) from None
@@ -101,19 +102,3 @@ def _options(
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("easyeditor").setLevel(level)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def main() -> None:
-    """Entry point of the ``easyedit`` script."""
-    from easyeditor.cli import demo, edit, info, patches
-
-    for module in (demo, edit, patches, info):
-        module.register(app)
-    try:
-        app()
-    except Exception as error:  # a bug of ours, or no memory: not "the edit did not take"
-        _tell(error, repr(error))
-        if {"-v", "--verbose"} & set(sys.argv):
-            raise
-        err.print(f"[bold red]Unexpected error[/]: {error!r} (easyedit -v shows where)")
-        sys.exit(UNEXPECTED)
