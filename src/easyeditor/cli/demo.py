@@ -80,7 +80,7 @@ def demo(
         )
     else:
         output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
-        output.out.print(f"Seconds: {output.seconds_line(seconds)}")
+        output.out.print(f"Seconds: {output.seconds_line(seconds)}", soft_wrap=True)
         output.out.print(
             f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
             f"Undone in this process by editor.undo(patch): "

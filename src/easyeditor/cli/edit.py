@@ -171,7 +171,8 @@ def _show(
         mean = averages(result.metrics)
         table.add_row("mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}")
     output.out.print(table)
-    output.out.print(f"Seconds: {output.seconds_line(result.patch.about.seconds)}")
+    spent = output.seconds_line(result.patch.about.seconds)
+    output.out.print(f"Seconds: {spent}", soft_wrap=True)
     if saved:
         output.out.print(
             f"Patch: {saved}\nUse it:  easyedit generate --model {model} --patch {saved} PROMPT\n"
