@@ -86,11 +86,29 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the evaluator knows. A method is given only ``edit``, so probes cannot leak."""
+    """What the evaluator knows. A method is given only ``edits``, so probes cannot leak.
+
+    Attributes:
+        id: names the case in every result.
+        edit: the fact that is changed; the scores named ``rewrite_…`` are of this one.
+        probes: what is asked before and after.
+        also: further edits that belong to the same case and are made together with ``edit``
+            (a multi-hop question that rests on several new facts).
+        generation: prompts to be continued freely, for fluency and consistency.
+        references: texts that say what is true after the edit, for consistency.
+    """
 
     id: str
     edit: Edit
     probes: tuple[Probe, ...] = field(default=())
+    also: tuple[Edit, ...] = field(default=())
+    generation: tuple[str, ...] = field(default=())
+    references: tuple[str, ...] = field(default=())
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Every edit of the case, ``edit`` first."""
+        return (self.edit, *self.also)
 
 
 def check_consistent(edits: Iterable[Edit]) -> None:
