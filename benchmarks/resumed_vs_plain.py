@@ -18,7 +18,8 @@ import torch
 
 import common
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.values import KL_PROMPT, Search, find_values
+from easyeditor.associative.microbatches import KL_PROMPT, lines_of
+from easyeditor.associative.values import Search, find_values
 from easyeditor.edits import Edit
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -88,6 +89,21 @@ def plain_loop(lm: LM, edit: Edit, contexts: tuple[str, ...], search: Search) ->
     return losses
 
 
+def limit(lm: LM, edit: Edit, contexts: tuple[str, ...], search: Search, steps: int) -> float:
+    """The ratio if every multiplication took the same time and nothing else took any."""
+    lines = lines_of(lm, 0, edit, contexts, search.kl_factor)
+    block = sum(p.numel() for p in lm.blocks[0].parameters())
+    head = lm.head.weight.numel()
+    padded = len(lines) * max(len(line.run.ids) for line in lines)
+    again = sum(line.run.tokens(True) for line in lines)
+    past = sum(line.run.at for line in lines)
+    reads = sum(len(line.run.reads) for line in lines)
+    above = lm.n_layers - LAYER - 1
+    plain = steps * padded * (block * (lm.n_layers + above) + 2 * head)
+    resumed = steps * (again * block * (2 * above + 1) + 2 * reads * head)
+    return plain / (resumed + past * block * lm.n_layers + again * block * LAYER)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--edits", type=int, default=5)
@@ -121,6 +137,7 @@ def main() -> None:
             for found in (within, free)
             for a, b in zip(found.losses[0], plain, strict=True)
         )
+        row["limit_by_multiplications"] = limit(lm, edit, contexts, search, len(plain))
         row["ratio"] = row["plain_s"] / row["resumed_s"]  # type: ignore[operator]
         row["ratio_unbounded_memory"] = row["plain_s"] / row["resumed_unbounded_memory_s"]  # type: ignore[operator]
         told.append(row)

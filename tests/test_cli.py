@@ -103,7 +103,8 @@ def test_edit_as_json(easyedit, folder, tmp_path):
     (metric,) = found["metrics"]
     assert metric["post"]["rewrite_acc"] == 1.0
     assert {"rephrase_acc", "rephrase_success"} <= set(metric["post"])
-    assert set(metric["post"]["locality"]) == {"neighborhood_acc", "neighborhood_success"}
+    names = {f"neighborhood_{what}" for what in ("acc", "success", "diff")}
+    assert set(metric["post"]["locality"]) == names
     assert set(metric["post"]["portability"]) == {"one_hop_acc"}
     assert found["averages"]["post"]["rewrite_acc"] == 1.0
     assert (found["method"], found["model"]) == ("FT", str(folder))

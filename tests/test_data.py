@@ -178,7 +178,7 @@ BAD_RECORDS = {
 @pytest.mark.parametrize(("record", "why"), BAD_RECORDS.values(), ids=BAD_RECORDS)
 def test_a_bad_record_is_named(tmp_path, suffix, record, why):
     file = saved(tmp_path, suffix, [GOOD, record])
-    place = "record 2" if suffix == "json" else "line 2"
+    place = "line 1, record 2" if suffix == "json" else "line 2"
     with pytest.raises(DataError, match=rf"edits\.{suffix}, {place}: .*{why}"):
         read_cases(file)
 

@@ -85,6 +85,7 @@ def test_importing_is_light():
     script = (
         "import sys, easyeditor, easyeditor.errors, easyeditor.edits, easyeditor.hyperparams\n"
         "import easyeditor.methods, easyeditor.data.edits_file\n"
+        "import easyeditor.data.open, easyeditor.data.write\n"
         "print({'torch', 'transformers', 'numpy', 'rich', 'typer'} & set(sys.modules) or 'light')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 import tiny
 from easyeditor import LM, Edit
 from easyeditor.associative import values
+from easyeditor.associative.microbatches import MicroBatch, micro_batches
 from easyeditor.associative.values import Found, Search, find_values
 from easyeditor.errors import DivergedError
 from easyeditor.lm.resume import NotResumable, Plain, Resumed, Run, Site, open_runs, stubbed
@@ -239,11 +239,12 @@ def test_memory_changes_the_batches_and_no_result(
 ) -> None:
     target, site, sizes = shared_lm(family), Site(1, "down"), []
 
-    def counted(target: LM, site: Site, own: Sequence[Run], **more: bool) -> object:
-        sizes.append(len(own))
-        return open_runs(target, site, own, **more)
+    def counted(*given: object) -> list[MicroBatch]:
+        made = micro_batches(*given)
+        sizes.extend(len(batch.lines) for batch in made)
+        return made
 
-    monkeypatch.setattr(values, "open_runs", counted)
+    monkeypatch.setattr(values, "micro_batches", counted)
     found, batches = [], []
     for memory in (1, 150_000, None):
         sizes.clear()

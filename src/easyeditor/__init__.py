@@ -16,6 +16,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from easyeditor.data.counterfact import CounterFactDataset as CounterFactDataset
+    from easyeditor.data.dataset import CaseDataset as CaseDataset
+    from easyeditor.data.edits_file import EditsDataset as EditsDataset
+    from easyeditor.data.knowedit import KnowEditDataset as KnowEditDataset
+    from easyeditor.data.mquake import MQuAKEDataset as MQuAKEDataset
+    from easyeditor.data.open import open_dataset as open_dataset
+    from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
+    from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
+    from easyeditor.data.zsre import ZsreDataset as ZsreDataset
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.edits import Case as Case
@@ -38,17 +47,26 @@ __version__ = version("easyeditor")
 _PUBLIC = {
     "BaseEditor": "editors.base",
     "Case": "edits",
+    "CaseDataset": "data.dataset",
+    "CounterFactDataset": "data.counterfact",
     "EasyEditError": "errors",
     "Edit": "edits",
     "EditResult": "editors.base",
+    "EditsDataset": "data.edits_file",
     "FTHyperParams": "methods.ft",
+    "KnowEditDataset": "data.knowedit",
     "LM": "lm.model",
     "MEMITHyperParams": "methods.memit",
+    "MQuAKEDataset": "data.mquake",
     "Probe": "edits",
+    "QAEditDataset": "data.qaedit",
     "ROMEHyperParams": "methods.rome",
+    "RippleEditsDataset": "data.rippleedits",
     "WeightPatch": "patches.weight",
+    "ZsreDataset": "data.zsre",
     "load": "lm.loading",
     "load_patch": "patches.files",
+    "open_dataset": "data.open",
     "save_patch": "patches.files",
 }
 
@@ -56,17 +74,26 @@ __all__ = [
     "LM",
     "BaseEditor",
     "Case",
+    "CaseDataset",
+    "CounterFactDataset",
     "EasyEditError",
     "Edit",
     "EditResult",
+    "EditsDataset",
     "FTHyperParams",
+    "KnowEditDataset",
     "MEMITHyperParams",
+    "MQuAKEDataset",
     "Probe",
+    "QAEditDataset",
     "ROMEHyperParams",
+    "RippleEditsDataset",
     "WeightPatch",
+    "ZsreDataset",
     "__version__",
     "load",
     "load_patch",
+    "open_dataset",
     "save_patch",
 ]
 

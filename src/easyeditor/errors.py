@@ -22,6 +22,11 @@
     │   └── PatchStateError                    applied twice, or undone without being applied
     ├── MomentsError (ValueError)              statistics that cannot be collected
     ├── DivergedError (ArithmeticError)        a loss that is not a number
+    ├── JudgeError (RuntimeError)              a judging model that does not answer
+    ├── DownstreamError (ValueError)           a downstream task that is unknown or cannot be run
+    ├── BenchError (ValueError)                a benchmark run that cannot be started or read
+    │   ├── RunMismatchError                   the folder holds a run with other settings
+    │   └── RunBusyError                       another process works in the folder
     └── MissingExtraError (ImportError)        an optional package is not installed
 
 Each says what was given, what is allowed and what to do. An edit that fails leaves the model
@@ -116,6 +121,26 @@ class MomentsError(EasyEditError, ValueError):
 
 class DivergedError(EasyEditError, ArithmeticError):
     """A loss became NaN or infinite."""
+
+
+class BenchError(EasyEditError, ValueError):
+    """A benchmark run that cannot be started, continued or read."""
+
+
+class RunMismatchError(BenchError):
+    """The folder holds a run with other settings; lists what differs."""
+
+
+class RunBusyError(BenchError):
+    """Another process works in the same run folder."""
+
+
+class JudgeError(EasyEditError, RuntimeError):
+    """The judging model cannot be reached, refuses, or does not answer as one."""
+
+
+class DownstreamError(EasyEditError, ValueError):
+    """A downstream task is unknown, or cannot be run as it is defined."""
 
 
 class MissingExtraError(EasyEditError, ImportError):

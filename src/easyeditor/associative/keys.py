@@ -17,7 +17,7 @@ from easyeditor.lm.model import LM, chunks
 from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 
-TOKENS = 1024
+TOKENS = 256
 """Padded tokens per forward pass."""
 
 
@@ -54,8 +54,12 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     Float32; one pass for all layers, stopping at the highest.
     """
     ordered = sorted(set(layers))
-    modules = [lm.projection(layer).module for layer in ordered]
-    found = {layer: [torch.empty(0)] * len(rows) for layer in ordered}
+    projections = [lm.projection(layer) for layer in ordered]
+    modules = [projection.module for projection in projections]
+    found = {
+        layer: torch.empty(len(rows), projection.d_in, device=projection.parameter.device)
+        for layer, projection in zip(ordered, projections, strict=True)
+    }
     with lm.at_rest(), torch.no_grad():
         for chunk in chunks(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
@@ -63,25 +67,30 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
                 lm.call(batch)
             for layer, seen in zip(ordered, inputs, strict=True):
                 assert seen is not None
-                wide = seen.view(len(chunk), -1, seen.shape[-1])
-                for row, i in enumerate(chunk):
-                    found[layer][i] = wide[row, rows[i].subject_last].float()
-    return {layer: torch.stack(keys) for layer, keys in found.items()}
+                found[layer][chunk] = _at_subject(seen, [rows[i] for i in chunk])
+    return found
 
 
 def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
-    found = [torch.empty(0)] * len(rows)
+    found = torch.empty(0)
     with lm.at_rest(), torch.no_grad():
         for chunk in chunks(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
                 lm.call(batch)
-            hidden = hidden_of(outputs[0])
-            wide = hidden.view(len(chunk), -1, hidden.shape[-1])
-            for row, i in enumerate(chunk):
-                found[i] = wide[row, rows[i].subject_last].float()
-    return torch.stack(found)
+            values = _at_subject(hidden_of(outputs[0]), [rows[i] for i in chunk])
+            if not len(found):
+                found = values.new_empty(len(rows), values.shape[1])
+            found[chunk] = values
+    return found
+
+
+def _at_subject(hidden: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """A copy of each row's subject-last, float32: a view would hold the whole pass in memory."""
+    at = torch.tensor([row.subject_last for row in rows], device=hidden.device)
+    wide = hidden.view(len(rows), -1, hidden.shape[-1])
+    return wide[torch.arange(len(rows), device=hidden.device), at].float()
 
 
 def write_scale(lm: LM, layer: int) -> float | None:

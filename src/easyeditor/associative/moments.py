@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from easyeditor.associative.contexts import SEEDS, sample
+from easyeditor.associative.contexts import SEEDS
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
-from easyeditor.lm.paths import cache_dir
+from easyeditor.lm.sampling import sample
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
+from easyeditor.paths import cache_dir
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,15 @@ SAMPLED_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made."""
+    """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made.
+
+    ``path`` is the file that holds it, None where none could be written.
+    """
 
     matrix: torch.Tensor
     tokens: int
     source: str
+    path: Path | None = None
 
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue; infinite with fewer tokens than ``d_in``."""
@@ -108,8 +113,7 @@ def moments(
     if missing:
         log.info("collecting second moments of layers %s from %s", missing, source)
         for layer, made in _collect(lm, missing, source, n_tokens, documents, seed).items():
-            found[layer] = made
-            _store(folder / f"{digest}-{layer}.safetensors", made, recipe)
+            found[layer] = _store(folder / f"{digest}-{layer}.safetensors", made, recipe)
     return found
 
 
@@ -125,20 +129,22 @@ def _load(path: Path) -> Moments | None:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             matrix = file.get_tensor("moment")
-        return Moments(matrix, int(about["tokens"]), about["source"])
+        return Moments(matrix, int(about["tokens"]), about["source"], path)
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
 
 
-def _store(path: Path, made: Moments, recipe: dict[str, Any]) -> None:
+def _store(path: Path, made: Moments, recipe: dict[str, Any]) -> Moments:
     about = {"tokens": str(made.tokens), "source": made.source, "recipe": json.dumps(recipe)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"moment": made.matrix.contiguous()}, part, metadata=about)
         part.replace(path)  # whole or not at all
+        return replace(made, path=path)
     except (OSError, SafetensorError) as error:
         log.warning("second moments were computed but could not be kept in %s: %s", path, error)
+        return made
 
 
 def _collect(

@@ -40,23 +40,30 @@ class Factor:
     @classmethod
     def of(cls, moment: torch.Tensor) -> Factor:
         """Factor a symmetric positive semi-definite ``(d_in, d_in)`` matrix."""
-        c = double(moment)
-        mean = c.diagonal().mean()
+        on = "cpu" if moment.device.type == "mps" else moment.device
         ridge = 1e-5
         while True:
-            shifted = c.clone()
-            shifted.diagonal().add_(ridge * mean)
-            lower, info = torch.linalg.cholesky_ex(shifted)
+            c = moment.to(on, torch.float64, copy=True)
+            c.diagonal().add_(ridge * c.diagonal().mean())
+            lower, info = c.mT, torch.empty((), dtype=torch.int32, device=c.device)
+            torch.linalg.cholesky_ex(lower, out=(lower, info))  # in place: these are large
             if int(info) == 0 or ridge > 1:
                 return cls(lower.float())
             ridge *= 10
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return 0 if self._lower is None else self._lower.untyped_storage().nbytes()
 
     def solve(self, keys: torch.Tensor) -> torch.Tensor:
         """``C⁻¹ K`` for ``K`` ``(d_in, n)``, float64."""
         k = double(keys)
         if self._lower is None:
             return k
-        return torch.cholesky_solve(k.to(self._lower.device), double(self._lower)).to(k.device)
+        lower = double(self._lower)
+        half = torch.linalg.solve_triangular(lower, k.to(lower.device), upper=False)
+        return torch.linalg.solve_triangular(lower.mT, half, upper=True).to(k.device)
 
 
 def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor) -> torch.Tensor:

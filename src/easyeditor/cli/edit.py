@@ -51,7 +51,8 @@ def edit(
         list[str] | None, typer.Option(help="'prompt => answer' that should follow; repeatable.")
     ] = None,
     edits: Annotated[
-        Path | None, typer.Option(help="A JSON, JSONL or CSV file of edits instead.")
+        Path | None,
+        typer.Option(help="A file of edits instead, or of any kind that 'easyedit data ls' names."),
     ] = None,
     one_by_one: Annotated[
         bool, typer.Option("--one-by-one", help="Edits of a file in sequence, not as one batch.")
@@ -119,14 +120,15 @@ def _cases(
     portability: list[str] | None,
     edits: Path | None,
 ) -> list[Case]:
-    from easyeditor.data.edits_file import parse_arrow, read_cases
+    from easyeditor.data.edits_file import parse_arrow
+    from easyeditor.data.open import open_dataset
     from easyeditor.edits import Case, Edit, Probe, check_consistent
 
     one = [prompt, target, subject, ground_truth, rephrase, locality, portability]
     if edits is not None:
         if any(one):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
-        cases = read_cases(edits)
+        cases = list(open_dataset(edits))
     else:
         missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
         if missing:
@@ -136,7 +138,7 @@ def _cases(
         probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
         probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
         cases = [Case("0", change, tuple(probes))]
-    check_consistent(case.edit for case in cases)
+    check_consistent(own for case in cases for own in case.edits)
     return cases
 
 

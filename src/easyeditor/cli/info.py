@@ -87,7 +87,7 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
     from easyeditor.cli import output
     from easyeditor.hyperparams import KNOWN_MODELS
     from easyeditor.lm.families import FAMILIES
-    from easyeditor.lm.paths import cache_dir
+    from easyeditor.paths import cache_dir
 
     here = (cache_dir() / "models" / options.DEFAULT_MODEL / "config.json").is_file()
     if as_json:

@@ -1,1 +1,19 @@
-"""Files of edits → cases."""
+"""Files of edits → cases: one file per kind of dataset, imported when asked for."""
+
+from easyeditor.errors import DataError
+from easyeditor.registry import Registry
+
+# The order is the one in which a file is asked what it is; the most general comes last.
+DATASETS = Registry(
+    "kind of dataset",
+    DataError,
+    {
+        "mquake": "easyeditor.data.mquake:MQuAKEDataset",
+        "counterfact": "easyeditor.data.counterfact:CounterFactDataset",
+        "zsre": "easyeditor.data.zsre:ZsreDataset",
+        "rippleedits": "easyeditor.data.rippleedits:RippleEditsDataset",
+        "knowedit": "easyeditor.data.knowedit:KnowEditDataset",
+        "qaedit": "easyeditor.data.qaedit:QAEditDataset",
+        "edits": "easyeditor.data.edits_file:EditsDataset",
+    },
+)

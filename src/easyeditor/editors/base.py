@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
-from easyeditor.associative.keys import subject_of
-from easyeditor.editors.requests import Nested, Texts, make_cases
-from easyeditor.edits import Case, check_consistent
+from easyeditor.editors.making import check_request, make_patch
+from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
+from easyeditor.editors.sheet import MetricDict as MetricDict
+from easyeditor.editors.sheet import ScoreSheet
+from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError
-from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Observation, observe
+from easyeditor.evaluate.observe import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -27,15 +29,6 @@ from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
 When = Literal["each", "end", "both"]
-
-
-class MetricDict(dict[str, Any]):
-    """A metric dict; the old spelling ``portablility`` reads ``portability``."""
-
-    def __missing__(self, key: str) -> Any:
-        if key == "portablility":
-            return self["portability"]
-        raise KeyError(key)
 
 
 class EditResult(NamedTuple):
@@ -78,14 +71,7 @@ class BaseEditor:
             ModelLoadError: it cannot be found or read.
         """
         _check(hparams)
-        lm = load(
-            hparams.model_name,
-            device=hparams.device,
-            dtype="float16" if hparams.fp16 else hparams.dtype,
-            model_parallel=hparams.model_parallel,
-            chat_template=hparams.chat_template,
-        )
-        return cls(lm, hparams)
+        return cls(load_for(hparams), hparams)
 
     @classmethod
     def from_pretrained(
@@ -120,8 +106,8 @@ class BaseEditor:
 
     def edit(
         self,
-        prompts: Texts,
-        target_new: Texts,
+        prompts: Texts | None = None,
+        target_new: Texts | None = None,
         ground_truth: Texts | None = None,
         rephrase_prompts: Nested | None = None,
         locality_inputs: Mapping[str, Any] | None = None,
@@ -130,7 +116,9 @@ class BaseEditor:
         verbose: bool = True,
         *,
         subject: Texts | None = None,
+        requests: Sequence[Mapping[str, Any]] | None = None,
         evaluate_when: When = "each",
+        measures: Measures | None = None,
     ) -> EditResult:
         """Make each prompt continue with its target, one edit after the other, and measure.
 
@@ -142,37 +130,47 @@ class BaseEditor:
             ground_truth: the old answers, where known; several measures compare with them.
             rephrase_prompts: other wordings; an entry may be a list.
             locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}``: what must not
-                change.
+                change; any number of names; an entry may be a list.
             portability_inputs: the same for what should follow from the edit.
             keep_original_weight: True leaves the caller's model untouched, measures each edit
-                alone, and returns a
-                copy that shares all unedited tensors. False edits the caller's model; edits
-                accumulate.
+                alone, and returns a copy that shares all unedited tensors. False edits the
+                caller's model; edits accumulate.
             verbose: log each edit's scores.
             subject: what each fact is about; needed by locate-and-edit methods.
+            requests: instead of all the lists: one record per edit, with the fields of a file of
+                edits (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
+                portability``).
             evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
-                ``"both"`` (then ``post`` is after each, ``final`` at the end).
+                ``"both"`` (then ``post`` is after each, ``final`` at the end:
+                :func:`easyeditor.evaluate.report.retention` compares them).
+            measures: what is asked beside the teacher-forced scores: free answers, long
+                continuations, perplexity.
 
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
-        cases = make_cases(
-            prompts,
-            target_new,
-            ground_truth,
-            subject,
-            rephrase_prompts,
-            locality_inputs,
-            portability_inputs,
+        cases = _requested(
+            requests,
+            prompts=prompts,
+            target_new=target_new,
+            ground_truth=ground_truth,
+            subject=subject,
+            rephrase_prompts=rephrase_prompts,
+            locality_inputs=locality_inputs,
+            portability_inputs=portability_inputs,
         )
-        return self._run(
-            cases, [[case] for case in cases], keep_original_weight, verbose, evaluate_when
+        return self.edit_cases(
+            cases,
+            keep_original_weight=keep_original_weight,
+            verbose=verbose,
+            evaluate_when=evaluate_when,
+            measures=measures,
         )
 
     def batch_edit(
         self,
-        prompts: Texts,
-        target_new: Texts,
+        prompts: Texts | None = None,
+        target_new: Texts | None = None,
         ground_truth: Texts | None = None,
         rephrase_prompts: Nested | None = None,
         locality_inputs: Mapping[str, Any] | None = None,
@@ -181,7 +179,9 @@ class BaseEditor:
         verbose: bool = True,
         *,
         subject: Texts | None = None,
+        requests: Sequence[Mapping[str, Any]] | None = None,
         evaluate_when: When = "end",
+        measures: Measures | None = None,
     ) -> EditResult:
         """:meth:`edit` for methods that take several edits: ``hparams.batch_size`` at a time.
 
@@ -190,21 +190,47 @@ class BaseEditor:
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        cases = make_cases(
-            prompts,
-            target_new,
-            ground_truth,
-            subject,
-            rephrase_prompts,
-            locality_inputs,
-            portability_inputs,
+        cases = _requested(
+            requests,
+            prompts=prompts,
+            target_new=target_new,
+            ground_truth=ground_truth,
+            subject=subject,
+            rephrase_prompts=rephrase_prompts,
+            locality_inputs=locality_inputs,
+            portability_inputs=portability_inputs,
         )
         return self.edit_cases(
             cases,
             keep_original_weight=keep_original_weight,
             verbose=verbose,
             evaluate_when=evaluate_when,
+            measures=measures,
             batch=True,
+        )
+
+    def edit_dataset(
+        self,
+        ds: Iterable[Case],
+        keep_original_weight: bool = False,
+        verbose: bool = True,
+        *,
+        evaluate_when: When = "each",
+        measures: Measures | None = None,
+        batch: bool = False,
+    ) -> EditResult:
+        """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
+
+        Raises:
+            DataError: a bad record, before anything is edited.
+        """
+        return self.edit_cases(
+            list(ds),
+            keep_original_weight=keep_original_weight,
+            verbose=verbose,
+            evaluate_when=evaluate_when,
+            measures=measures,
+            batch=batch,
         )
 
     def edit_cases(
@@ -214,95 +240,91 @@ class BaseEditor:
         keep_original_weight: bool = False,
         verbose: bool = True,
         evaluate_when: When = "each",
+        measures: Measures | None = None,
         batch: bool = False,
     ) -> EditResult:
         """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
+        if evaluate_when not in {"each", "end", "both"}:
+            raise EditError(f"evaluate_when={evaluate_when!r}: use 'each', 'end' or 'both'.")
+        check_request(self.method, cases)
         size = int(getattr(self.hparams, "batch_size", 1)) if batch else 1
-        groups = [list(cases[i : i + size]) for i in range(0, len(cases), size)]
-        return self._run(cases, groups, keep_original_weight, verbose, evaluate_when)
-
-    def _run(
-        self,
-        cases: Sequence[Case],
-        groups: Sequence[Sequence[Case]],
-        keep: bool,
-        verbose: bool,
-        when: When,
-    ) -> EditResult:
-        if when not in {"each", "end", "both"}:
-            raise EditError(f"evaluate_when={when!r}: use 'each', 'end' or 'both'.")
-        check_consistent(case.edit for case in cases)
-        if self.method.needs_subject:
-            for case in cases:
-                subject_of(case.edit)
-        before = observe(self.lm, cases)
-        metrics = [
-            MetricDict(
-                case_id=case.id,
-                requested_rewrite=_request(case),
-                time=0.0,
-                pre=MetricDict(summarise(case, before, before)),
-            )
-            for case in cases
-        ]
-        number = {id(case): i for i, case in enumerate(cases)}
+        sheet = ScoreSheet(self.lm, cases, measures or Measures())
         patches: list[WeightPatch] = []
-        progress = bar(len(cases), self.method.name, "edit")
         try:
-            for group in groups:
-                started = time.perf_counter()
-                patch = self.method.edit(self.lm, [case.edit for case in group])
-                spent = time.perf_counter() - started
-                if keep:
-                    with carrying(self.model, patch):
-                        self._measure("post", group, metrics, number, before, when != "end")
-                else:
-                    patch.apply(self.model, force=True)
-                patches.append(patch)
-                if not keep:
-                    self._measure("post", group, metrics, number, before, when != "end")
-                progress.update(len(group))
-                for case in group:
-                    metrics[number[id(case)]]["time"] = spent / len(group)
-                    if verbose and "post" in metrics[number[id(case)]]:
-                        log.info("%s", metrics[number[id(case)]])
-            whole = merged(patches)
-            if keep:
-                edited = edited_copy(self.model, whole)
+            with bar(len(cases), self.method.name, "edit") as progress:
+                for start in range(0, len(cases), size):
+                    group = cases[start : start + size]
+                    began = time.perf_counter()
+                    patch = make_patch(self.method, self.lm, [e for c in group for e in c.edits])
+                    spent = time.perf_counter() - began
+                    with self._with(patch, patches, keep_original_weight):
+                        if evaluate_when != "end":
+                            sheet.fill("post", self.lm, group)
+                    progress.update(len(group))
+                    for case in group:
+                        sheet[case]["time"] = spent / len(group)
+                        if verbose and evaluate_when != "end":
+                            log.info("%s", sheet[case])
+            edited, whole = self._finish(patches, keep_original_weight)
+            if evaluate_when != "each":
                 final = LM(edited, self.tokenizer, chat_template=self.lm.text.chat_template)
-            else:
-                exchange(self.model, patches, whole)
-                patches = [whole]
-                edited, final = self.model, self.lm
-            if when != "each":
-                key = "post" if when == "end" else "final"
-                after = observe(final, cases)
-                for case in cases:
-                    metrics[number[id(case)]][key] = MetricDict(summarise(case, before, after))
+                sheet.fill("post" if evaluate_when == "end" else "final", final, cases)
         except BaseException:
-            if not keep:  # all or nothing: a half-made sequence is taken back
-                for patch in patches:
-                    if any(patch is applied for applied in self.applied):
-                        patch.revert(self.model)
+            for patch in patches:  # all or nothing: a half-made sequence is taken back
+                if any(patch is applied for applied in self.applied):
+                    patch.revert(self.model)
             raise
-        finally:
-            progress.close()
-        return EditResult(list(metrics), edited, whole)
+        return EditResult(list(sheet.metrics), edited, whole)
 
-    def _measure(
-        self,
-        key: str,
-        group: Sequence[Case],
-        metrics: list[MetricDict],
-        number: Mapping[int, int],
-        before: Observation,
-        wanted: bool,
-    ) -> None:
-        if not wanted:
-            return
-        after = observe(self.lm, group)
-        for case in group:
-            metrics[number[id(case)]][key] = MetricDict(summarise(case, before, after))
+    @contextmanager
+    def _with(self, patch: WeightPatch, patches: list[WeightPatch], keep: bool) -> Iterator[None]:
+        """The model carries the patch inside; after, only if edits accumulate."""
+        if keep:
+            with carrying(self.model, patch):
+                yield
+            patches.append(patch)
+        else:
+            patch.apply(self.model, force=True)
+            patches.append(patch)
+            yield
+
+    def _finish(
+        self, patches: list[WeightPatch], keep: bool
+    ) -> tuple[PreTrainedModel, WeightPatch]:
+        """The model that holds every edit, and the one patch that stands for all of them."""
+        whole = merged(patches)
+        if keep:
+            return edited_copy(self.model, whole), whole
+        exchange(self.model, patches, whole)
+        patches[:] = [whole]
+        return self.model, whole
+
+
+def load_for(hparams: HyperParams) -> LM:
+    """The model that the hyper-parameters name, loaded as they say.
+
+    Raises:
+        ModelLoadError: it cannot be found or read.
+    """
+    return load(
+        hparams.model_name,
+        device=hparams.device,
+        dtype="float16" if hparams.fp16 else hparams.dtype,
+        model_parallel=hparams.model_parallel,
+        chat_template=hparams.chat_template,
+    )
+
+
+def _requested(requests: Sequence[Mapping[str, Any]] | None, **lists: Any) -> list[Case]:
+    if requests is None:
+        for name in ("prompts", "target_new"):
+            if lists[name] is None:
+                raise EditError(f"There is nothing to edit: give {name} (or requests=[...]).")
+        return make_cases(**lists)
+    given = [name for name, value in lists.items() if value is not None]
+    if given:
+        raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
+    return cases_of(requests)
 
 
 def _check(hparams: object) -> None:
@@ -311,16 +333,3 @@ def _check(hparams: object) -> None:
             f"hparams must be hyper-parameters, e.g. of ...HyperParams.from_hparams(path), not "
             f"{type(hparams).__name__} ({hparams!r})."
         )
-
-
-def _request(case: Case) -> dict[str, Any]:
-    edit = case.edit
-    return {
-        "prompt": edit.prompt,
-        "target_new": edit.target,
-        "ground_truth": edit.ground_truth,
-        "subject": edit.subject,
-        "probes": [
-            {"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in case.probes
-        ],
-    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easyeditor.data.edits_file import case_of
+from easyeditor.data.fields import Fields
 from easyeditor.edits import Case, Edit, Probe
-from easyeditor.errors import EditError
+from easyeditor.errors import DataError, EditError
 
 Texts = str | Sequence[str]
 Nested = str | Sequence[str | Sequence[str]]
@@ -92,4 +94,21 @@ def make_cases(
             for text in _several("rephrase_prompts", rephrases[i])
         ]
         cases.append(Case(str(i), edit, (*probes, *locality[i], *portability[i])))
+    return cases
+
+
+def cases_of(requests: Sequence[Mapping[str, Any]]) -> list[Case]:
+    """One case per record, with the fields of a file of edits.
+
+    Raises:
+        EditError: no records, or one that cannot be carried out; says which.
+    """
+    if isinstance(requests, (str, Mapping)) or not isinstance(requests, Sequence) or not requests:
+        raise EditError("requests must be a list of records, one per edit, and not empty.")
+    cases = []
+    for i, record in enumerate(requests):
+        try:
+            cases.append(case_of(Fields(record), i))
+        except DataError as error:
+            raise EditError(f"requests[{i}]: {error}") from None
     return cases

@@ -2,7 +2,7 @@
 
 Accuracies are shares of target tokens that are the argmax under teacher forcing; probabilities are
 geometric means per token. Teacher forcing overstates what free generation will say
-(arXiv 2502.11177): read these numbers as what they are.
+(arXiv 2502.11177): read these numbers as what they are, and ``generation`` beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from easyeditor.edits import Case, Probe
-from easyeditor.evaluate.observe import Observation
+from easyeditor.evaluate.observe import Measures, Observation, open_prompts
+from easyeditor.evaluate.text import Consistency, contains, equals, natural_answer, ngram_entropy
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -25,11 +26,17 @@ def _probability(seen: Observation, prompt: str, answer: str | None) -> float | 
     return math.exp(seen[prompt, answer].mean_logprob) if answer else None
 
 
-def _prefers(seen: Observation, prompt: str, winner: str, loser: str) -> float:
-    return float(seen[prompt, winner].mean_logprob > seen[prompt, loser].mean_logprob)
+def _compare(seen: Observation, pairs: Iterable[tuple[str, str, str]]) -> dict[str, float]:
+    """Share of ``(prompt, winner, loser)`` with P(winner) > P(loser), and the mean difference."""
+    gaps = [
+        math.exp(seen[prompt, winner].mean_logprob) - math.exp(seen[prompt, loser].mean_logprob)
+        for prompt, winner, loser in pairs
+    ]
+    return {"success": _mean(float(gap > 0) for gap in gaps), "diff": _mean(gaps)} if gaps else {}
 
 
-def _by_name(case: Case, group: str) -> dict[str, list[Probe]]:
+def by_name(case: Case, group: str) -> dict[str, list[Probe]]:
+    """The case's probes of one group, by the part of their kind after the slash."""
     found: dict[str, list[Probe]] = defaultdict(list)
     for probe in case.probes:
         if probe.group == group:
@@ -37,52 +44,83 @@ def _by_name(case: Case, group: str) -> dict[str, list[Probe]]:
     return found
 
 
-def summarise(case: Case, before: Observation, now: Observation) -> dict[str, Any]:
+def summarise(
+    case: Case,
+    before: Observation,
+    now: Observation,
+    measures: Measures | None = None,
+    consistency: Consistency | None = None,
+) -> dict[str, Any]:
     """The ``pre`` (``now is before``) or ``post`` half of a classic metric dict.
 
     - ``rewrite_acc``, ``rephrase_acc``: token accuracy of the target on the prompt, the rephrases.
     - ``rewrite_prob``: probability of ``target_new`` and ``ground_truth`` on the prompt.
-    - ``rewrite_success``, ``rephrase_success``: share with P(new) > P(true), where the true answer
-      is known.
+    - ``rewrite_success``, ``rephrase_success`` (efficacy and paraphrase score): share with
+      P(new) > P(true), where the true answer is known; ``…_diff``: mean of P(new) − P(true).
     - ``locality``: per name ``<name>_acc``, the share of argmax tokens the edit left as they were
-      (only
-      after an edit: before it, it is 1 by definition), and ``<name>_success``, the share with
-      P(true) > P(new).
+      (only after an edit: before it, it is 1 by definition), ``<name>_success`` (neighbourhood
+      score), the share with P(true) > P(new), and ``<name>_diff``.
     - ``portability``: per name ``<name>_acc``, token accuracy on the reasoning prompts.
+    - ``generation``, ``fluency``, ``consistency``, ``perplexity``: as far as they were measured.
     """
     edit = case.edit
     out: dict[str, Any] = {
-        "rewrite_acc": now[edit.prompt, edit.target].accuracy,
+        "rewrite_acc": _mean(now[own.prompt, own.target].accuracy for own in case.edits),
         "rewrite_prob": {
             "target_new": _probability(now, edit.prompt, edit.target),
             "ground_truth": _probability(now, edit.prompt, edit.ground_truth),
         },
     }
-    if edit.ground_truth:
-        out["rewrite_success"] = _prefers(now, edit.prompt, edit.target, edit.ground_truth)
-    rephrases = _by_name(case, "rephrase").get("rephrase", [])
+    rephrases = by_name(case, "rephrase").get("rephrase", [])
     if rephrases:
-        out["rephrase_acc"] = _mean(now[p.prompt, edit.target].accuracy for p in rephrases)
-        if edit.ground_truth:
-            out["rephrase_success"] = _mean(
-                _prefers(now, p.prompt, edit.target, edit.ground_truth) for p in rephrases
-            )
+        out["rephrase_acc"] = _mean(now[p.prompt, p.answers[0]].accuracy for p in rephrases)
+    if edit.ground_truth:
+        for name, prompts in (
+            ("rewrite", [edit.prompt]),
+            ("rephrase", [p.prompt for p in rephrases]),
+        ):
+            rivals = [(prompt, edit.target, edit.ground_truth) for prompt in prompts]
+            out |= {f"{name}_{k}": v for k, v in _compare(now, rivals).items()}
     out["locality"] = {}
-    for name, probes in _by_name(case, "locality").items():
+    for name, probes in by_name(case, "locality").items():
         if now is not before:
-            out["locality"][f"{name}_acc"] = _mean(
-                _unchanged(before, now, probe) for probe in probes
-            )
+            out["locality"][f"{name}_acc"] = _mean(_unchanged(before, now, p) for p in probes)
         # A neighbour whose true answer is the new target has no rival to be compared with.
-        rivals = [p for p in probes if p.answers[0].strip() != edit.target.strip()]
-        if rivals:
-            out["locality"][f"{name}_success"] = _mean(
-                _prefers(now, p.prompt, p.answers[0], edit.target) for p in rivals
-            )
+        rivals = [
+            (p.prompt, p.answers[0], edit.target)
+            for p in probes
+            if p.answers[0].strip() != edit.target.strip()
+        ]
+        out["locality"] |= {f"{name}_{k}": v for k, v in _compare(now, rivals).items()}
     out["portability"] = {
         f"{name}_acc": _mean(now[p.prompt, p.answers[0]].accuracy for p in probes)
-        for name, probes in _by_name(case, "portability").items()
+        for name, probes in by_name(case, "portability").items()
     }
+    if now.answers:
+        out["generation"] = _generation(case, now)
+    if now.continuations:
+        written = [now.continuations[p] for p in open_prompts(case, measures or Measures())]
+        out["fluency"] = _mean(ngram_entropy(text) for text in written)
+        if consistency is not None and case.references:
+            out["consistency"] = consistency(written, case.references)
+    if now.perplexity is not None:
+        out["perplexity"] = now.perplexity
+    return out
+
+
+def _generation(case: Case, now: Observation) -> dict[str, float]:
+    """Free answers up to where they end by themselves: do they hold, or are they, the answer?"""
+    asked: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+        "rewrite": [(case.edit.prompt, (case.edit.target,))],
+        "rephrase": [(p.prompt, p.answers) for p in case.probes if p.group == "rephrase"],
+        "portability": [(p.prompt, p.answers) for p in case.probes if p.group == "portability"],
+    }
+    out = {}
+    for name, pairs in asked.items():
+        told = [(natural_answer(now.answers[p], now.chat), accepted) for p, accepted in pairs]
+        if told:
+            out[f"{name}_acc"] = _mean(float(contains(text, wanted)) for text, wanted in told)
+            out[f"{name}_exact"] = _mean(float(equals(text, wanted)) for text, wanted in told)
     return out
 
 

@@ -1,7 +1,8 @@
 """The model being edited: how it is built, loaded, tokenised, hooked and resumed."""
 
 from easyeditor.lm.families import FAMILIES, Family, Projection, Stack, discover, family_of
-from easyeditor.lm.model import LM, TokenScores
+from easyeditor.lm.model import LM
+from easyeditor.lm.scoring import TokenScores
 from easyeditor.lm.tokens import Row
 
 __all__ = [

@@ -24,7 +24,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from easyeditor.errors import MissingExtraError, ModelLoadError
-from easyeditor.lm.paths import cache_dir
+from easyeditor.paths import cache_dir
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,31 +14,15 @@ from transformers import PreTrainedModel
 from easyeditor.errors import HyperParamsError, MetaDeviceError, UnsupportedModelError
 from easyeditor.lm.families import Projection, Stack, family_of
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in evaluation."""
 LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """One target under teacher forcing: its tokens, their log-probabilities, the argmaxes."""
-
-    target: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    argmax: tuple[int, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of target tokens that are the argmax."""
-        return sum(a == t for a, t in zip(self.argmax, self.target, strict=True)) / len(self.target)
-
-    @property
-    def mean_logprob(self) -> float:
-        """Mean log-probability per target token, in nats."""
-        return sum(self.logprobs) / len(self.logprobs)
+GENERATION_BUDGET = 8192
+"""Tokens, prompts and continuations together, in one batch of generation."""
 
 
 class LM:
@@ -53,6 +36,8 @@ class LM:
         tokenizer: its fast tokenizer.
         family: the row that says where its parts are.
         text: the rules that turn prompts into tokens.
+        owners: which of several changes each row of the batch being run asks about; read by
+            whoever lets the model carry several at once.
         memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
 
     Raises:
@@ -80,6 +65,7 @@ class LM:
             chat_template=chat_template,
         )
         self.memo: dict[Any, Any] = {}
+        self.owners: list[int] = []
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
     # -- how it is built ------------------------------------------------------------------
@@ -233,33 +219,62 @@ class LM:
             logits: torch.Tensor = self.call(batch, **more).logits
         return logits[0]
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[TokenScores]:
+    def score(
+        self, pairs: Sequence[tuple[str, str]], owners: Sequence[int] | None = None
+    ) -> list[TokenScores]:
         """Score each ``(prompt, answer)`` under teacher forcing; few, length-sorted forwards.
 
-        Equal pairs are computed once. The model may be in training mode; it is read in evaluation
-        mode.
+        Equal pairs are computed once, and a causal model runs a prompt once for all its answers.
+        The model may be in training mode; it is read in evaluation mode. ``owners`` says for each
+        pair which of several changes it asks about, where the model carries several at once.
         """
-        unique = list(dict.fromkeys(pairs))
-        rows = [self.text.row(prompt, answer) for prompt, answer in unique]
+        asked = list(zip(pairs, owners or [0] * len(pairs), strict=True))
+        unique = list(dict.fromkeys(asked))
+        rows = [self.text.row(prompt, answer) for (prompt, answer), _ in unique]
+        whose = [owner for _, owner in unique]
+        if self.encoder_decoder:  # the decoder's input differs from answer to answer
+            plan = [
+                Passage(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
+                for i, row in enumerate(rows)
+            ]
+        else:
+            plan = passages(rows, whose)
         found: dict[int, TokenScores] = {}
         vocabulary = self.model.config.get_text_config().vocab_size
+        lengths, reads = [len(p.ids) for p in plan], [len(p.reads) for p in plan]
         with self.at_rest(), torch.inference_mode():
-            for chunk in chunks(rows, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
-                logits = self.target_logits([rows[i] for i in chunk]).float()
-                targets = torch.tensor(
-                    [t for i in chunk for t in rows[i].target], device=logits.device
-                )
-                at_target = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-                best = logits.argmax(1).tolist()
-                start = 0
-                for i in chunk:
-                    end = start + len(rows[i].target)
-                    found[i] = TokenScores(
-                        rows[i].target, tuple(at_target[start:end].tolist()), tuple(best[start:end])
-                    )
-                    start = end
-        by_pair = {pair: found[i] for i, pair in enumerate(unique)}
-        return [by_pair[pair] for pair in pairs]
+            for chunk in cut(lengths, reads, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
+                self.owners = [whose[plan[k].asks[0][0]] for k in chunk]
+                found.update(self._score([plan[k] for k in chunk], rows))
+        by_question = {question: found[i] for i, question in enumerate(unique)}
+        return [by_question[question] for question in asked]
+
+    def _score(
+        self, plan: Sequence[Passage], rows: Sequence[Row]
+    ) -> Iterator[tuple[int, TokenScores]]:
+        if self.encoder_decoder:
+            logits = self.target_logits([rows[p.asks[0][0]] for p in plan]).float()
+        else:
+            index = torch.tensor([k for k, p in enumerate(plan) for _ in p.reads])
+            positions = torch.tensor([read for p in plan for read in p.reads])
+            with gathering(self.head, index, positions):
+                logits = self.call(self.pad([p.ids for p in plan])).logits[0].float()
+        norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
+        at: list[int] = []
+        start = 0
+        for p in plan:
+            at += [start + k for _, own in p.asks for k in own]
+            start += len(p.reads)
+        asked = [i for p in plan for i, _ in p.asks]
+        targets = [token for i in asked for token in rows[i].target]
+        place = torch.tensor(at, device=logits.device)
+        picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
+        values, done = picked.tolist(), 0
+        for i in asked:
+            end = done + len(rows[i].target)
+            argmax = tuple(best[k] for k in at[done:end])
+            yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)
+            done = end
 
     def logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
         """Log-probability (nats) of each token of each answer."""
@@ -270,21 +285,41 @@ class LM:
         return [scores.argmax for scores in self.score(pairs)]
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 20, **options: Any
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 20,
+        owners: Sequence[int] | None = None,
+        **options: Any,
     ) -> list[str]:
-        """Continuations (no prompt) by the model's own ``generate``; greedy unless asked."""
-        rows = [self.text.row(prompt) for prompt in prompts]
-        batch = self.pad([row.ids for row in rows], left=True)
+        """Continuations (no prompt) by the model's own ``generate``; greedy unless asked.
+
+        Equal prompts are continued once (unless sampled); the batches are left-padded. ``owners``
+        as for :meth:`score`.
+        """
+        wanted = list(zip(prompts, owners or [0] * len(prompts), strict=True))
+        sampled = bool(options.get("do_sample"))
+        asked = wanted if sampled else list(dict.fromkeys(wanted))
+        ids = [self.text.row(prompt).ids for prompt, _ in asked]
+        lengths = [len(row) + max_new_tokens for row in ids]
+        told = [""] * len(asked)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
         with self.at_rest(), torch.inference_mode():
-            out = self.model.generate(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                pad_token_id=self.text.pad_id,
-                **settings,
-            )
-        start = 0 if self.encoder_decoder else batch.ids.shape[1]
-        return [self.tokenizer.decode(ids[start:], skip_special_tokens=True) for ids in out]
+            for chunk in cut(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
+                batch = self.pad([ids[i] for i in chunk], left=True)
+                self.owners = [asked[i][1] for i in chunk]
+                out = self.model.generate(
+                    input_ids=batch.ids,
+                    attention_mask=batch.mask,
+                    pad_token_id=self.text.pad_id,
+                    **settings,
+                )
+                start = 0 if self.encoder_decoder else batch.ids.shape[1]
+                for i, made in zip(chunk, out, strict=True):
+                    told[i] = self.tokenizer.decode(made[start:], skip_special_tokens=True)
+        if sampled:
+            return told
+        by_question = dict(zip(asked, told, strict=True))
+        return [by_question[question] for question in wanted]
 
     def require_causal(self, method: str) -> None:
         """Refuse an encoder-decoder.
@@ -300,16 +335,5 @@ class LM:
 
 
 def chunks(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[int]]:
-    """Indices of ``rows`` sorted by length, cut so that a padded chunk keeps to both budgets."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    chunk: list[int] = []
-    read = 0
-    for i in order:
-        more = len(rows[i].target)
-        if chunk and ((len(chunk) + 1) * len(rows[i].ids) > tokens or read + more > reads):
-            yield chunk
-            chunk, read = [], 0
-        chunk.append(i)
-        read += more
-    if chunk:
-        yield chunk
+    """:func:`cut` for rows, each read at its target's tokens."""
+    return cut([len(row.ids) for row in rows], [len(row.target) for row in rows], tokens, reads)

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from easyeditor.lm.hooks import adding, gathering, hidden_of, reading_output, stopping, with_hidden
 from easyeditor.lm.model import LM
+from easyeditor.lm.saved import Shelf, slim
 from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,24 @@ class Run:
     at: int
     reads: tuple[int, ...]
 
+    def tokens(self, resume: bool) -> int:
+        """How many are run at every step."""
+        return len(self.ids) - (self.at if resume else 0)
+
 
 class Runs(Protocol):
-    """Several runs that take one vector each."""
+    """Several runs that take one vector each.
+
+    Attributes:
+        left: bytes that the last pass left for its backward pass.
+    """
+
+    left: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes kept between steps."""
+        ...
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """``(runs, width)`` → ``(all reads, vocabulary)``, in the order of runs and reads."""
@@ -87,24 +103,34 @@ def _reads(runs: Sequence[Run], offsets: Sequence[int]) -> tuple[torch.Tensor, t
 class Plain:
     """Every step is a whole forward pass with a hook; exact for any architecture."""
 
-    def __init__(self, lm: LM, site: Site, runs: Sequence[Run]) -> None:
+    def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
+        self._shelf = shelf or Shelf()
         self._batch = lm.pad([run.ids for run in runs])
         self._at = torch.tensor([run.at for run in runs])
         self._index, self._positions = _reads(runs, [0] * len(runs))
+        self.left = 0
+
+    @property
+    def stored(self) -> int:
+        """See :class:`Runs`."""
+        return 0
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`Runs`."""
         with (
             adding(self._site.module(self._lm), self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
+            slim(self._lm, self._shelf) as kept,
         ):
             logits: torch.Tensor = self._lm.call(self._batch).logits[0]
+        self.left = kept.bytes
         return logits
 
     def keep(self, rows: torch.Tensor) -> Plain:
         """See :class:`Runs`."""
-        return Plain(self._lm, self._site, [self._runs[i] for i in rows.tolist()])
+        kept = [self._runs[i] for i in rows.tolist()]
+        return Plain(self._lm, self._site, kept, self._shelf)
 
 
 class NotResumable(Exception):
@@ -118,8 +144,9 @@ class Resumed:
         NotResumable: the model's cache is not a plain key/value cache.
     """
 
-    def __init__(self, lm: LM, site: Site, runs: Sequence[Run]) -> None:
+    def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
+        self._shelf = shelf or Shelf()
         prefix = lm.pad([run.ids[: run.at] for run in runs], left=True)
         suffix = lm.pad([run.ids[run.at :] for run in runs])
         lengths = torch.tensor([run.at for run in runs], device=lm.device)
@@ -131,15 +158,24 @@ class Resumed:
         self._index, self._positions = _reads(runs, [run.at for run in runs])
         with torch.no_grad():
             self._cache = self._run_prefix(prefix) if prefix.ids.shape[1] else None
-            self._stored = self._run_lower() if site.start else None
+            self._below = self._run_lower() if site.start else None
+        self._drop_lower_cache()
+        self.left = 0
+
+    @property
+    def stored(self) -> int:
+        """See :class:`Runs`."""
+        tensors = self._past(self._site.start)
+        if self._site.start:
+            tensors.append(hidden_of(self._below))
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _run_prefix(self, prefix: Batch) -> Any:
         zero = torch.zeros(1, dtype=torch.long)
         with gathering(self._lm.head, zero, zero):
             cache = self._lm.call(prefix, use_cache=True).past_key_values
-        plain = {DynamicLayer, DynamicSlidingWindowLayer}
         layers = getattr(cache, "layers", None)
-        if not layers or any(type(layer) not in plain for layer in layers):
+        if not layers or any(type(layer) not in _FORGETFUL for layer in layers):
             raise NotResumable
         return cache
 
@@ -148,7 +184,7 @@ class Resumed:
         if self._cache is None:
             return {}
         cache = copy.copy(self._cache)
-        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        cache.layers = [_forgetful(layer) for layer in self._cache.layers]
         return {"past_key_values": cache, "use_cache": True}
 
     def _run_lower(self) -> Any:
@@ -164,16 +200,31 @@ class Resumed:
         with ExitStack() as stack:
             if site.kind == "down":
                 stack.enter_context(adding(site.module(lm), first, delta))
-                stored = self._stored
+                stored = self._below
             else:
-                hidden = hidden_of(self._stored)
+                hidden = hidden_of(self._below)
                 head = hidden[:, :1] + delta[:, None].to(hidden.device, hidden.dtype)
-                stored = with_hidden(self._stored, torch.cat([head, hidden[:, 1:]], 1))
+                stored = with_hidden(self._below, torch.cat([head, hidden[:, 1:]], 1))
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
+            kept = stack.enter_context(slim(lm, self._shelf, self._past(site.layer + 1)))
             logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
+        self.left = kept.bytes
         return logits
+
+    def _past(self, start: int) -> list[torch.Tensor]:
+        """Stored keys and values of the blocks from ``start`` on, in their order."""
+        layers = [] if self._cache is None else self._cache.layers[start:]
+        return [
+            each for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)
+        ]
+
+    def _drop_lower_cache(self) -> None:
+        """Of the blocks below only the shape of their keys and values is asked for."""
+        for layer in [] if self._cache is None else self._cache.layers[: self._site.start]:
+            if layer.is_initialized:
+                layer.keys, layer.values = _hollow(layer.keys), _hollow(layer.values)
 
     def keep(self, rows: torch.Tensor) -> Resumed:
         """See :class:`Runs`."""
@@ -183,13 +234,15 @@ class Resumed:
         kept._index, kept._positions = _reads(kept._runs, [run.at for run in kept._runs])
         at = rows.to(self._batch.ids.device)
         kept._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
-        kept._stored = _pick(self._stored, rows, n)
+        kept._below = _pick(self._below, rows, n)
         if self._cache is not None:
-            kept._cache = self._fresh()["past_key_values"]
+            kept._cache = copy.copy(self._cache)
+            kept._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
             for layer in kept._cache.layers:
                 if layer.is_initialized:
                     layer.keys = _pick(layer.keys, rows, n)
                     layer.values = _pick(layer.values, rows, n)
+            kept._drop_lower_cache()
         return kept
 
 
@@ -199,6 +252,38 @@ def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
         return value[rows.to(value.device)]
     return value
+
+
+class _Forgetful(DynamicLayer):
+    """Hands out past and new keys and values together, and keeps the past alone."""
+
+    keys: Any
+    values: Any
+
+    def update(self, *args: Any, **more: Any) -> Any:
+        past: tuple[Any, Any] = self.keys, self.values
+        whole = super().update(*args, **more)
+        self.keys, self.values = past
+        return whole
+
+
+class _ForgetfulWindow(_Forgetful, DynamicSlidingWindowLayer):
+    """The same over a window."""
+
+
+_FORGETFUL = {DynamicLayer: _Forgetful, DynamicSlidingWindowLayer: _ForgetfulWindow}
+
+
+def _forgetful(layer: Any) -> Any:
+    copied = copy.copy(layer)
+    if layer.is_initialized:
+        copied.__class__ = _FORGETFUL[type(layer)]
+    return copied
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """The same shape over one number."""
+    return tensor.new_zeros(()).expand(tensor.shape)
 
 
 @contextmanager
@@ -219,14 +304,17 @@ def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
             blocks[i] = block
 
 
-def open_runs(lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True) -> Runs:
+def open_runs(
+    lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True, shelf: Shelf | None = None
+) -> Runs:
     """The fastest exact way to run these: :class:`Resumed` where it is proven, else :class:`Plain`.
 
+    Runs that share a ``shelf`` take turns: each pass's backward pass comes before the next pass.
     The proof is made once per model and site, on the first runs met: a zero vector must give the
     plain logits.
     """
     if not resume or lm.encoder_decoder:
-        return Plain(lm, site, runs)
+        return Plain(lm, site, runs, shelf)
     # Without a prefix there is no cache, so that is a proof of its own.
     proven = ("resumable", site, any(run.at for run in runs))
     if proven not in lm.memo:
@@ -237,7 +325,8 @@ def open_runs(lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True) -
                 type(lm.model).__name__,
                 site.layer,
             )
-    return Resumed(lm, site, runs) if lm.memo[proven] else Plain(lm, site, runs)
+    kind = Resumed if lm.memo[proven] else Plain
+    return kind(lm, site, runs, shelf)
 
 
 def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:

@@ -13,6 +13,7 @@ from easyeditor.associative.solve import Factor
 from easyeditor.associative.values import Search
 from easyeditor.edits import Edit
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.weight import WeightPatch
@@ -34,6 +35,14 @@ class Method(Protocol):
 
     def __init__(self, hyperparams: HyperParams) -> None: ...
 
+    def prepare(self, lm: LM) -> None:
+        """Collect once what must come from the unedited model; :meth:`edit` does it if needed.
+
+        Call it before a model that edits are to accumulate on is edited, so that a sequence that
+        goes on in another process finds the same numbers.
+        """
+        ...
+
     def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
         """Find the patch that makes all ``edits`` true at once."""
         ...
@@ -48,7 +57,7 @@ class LocateHyperParams(HyperParams):
 
     ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL
     file, or the name of a Hugging Face dataset such as ``"wikipedia"``. ``memory_mb`` is what the
-    search may use beside the model: 19 % of the model by default; more is faster on small models.
+    search may use beside the model: 12 % of the model by default; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
@@ -87,8 +96,16 @@ class LocateHyperParams(HyperParams):
         )
 
 
+KEEP = 0.05
+"""Share of the model's size up to which factored moments stay in memory."""
+
+
 class Factors:
-    """Factored second moments, kept for the models and layers an instance has met."""
+    """Factored second moments, kept for the models and layers an instance has met.
+
+    Kept while they are small beside the model, or in no file; the others are factored again for
+    each use, so that memory does not grow with the layers.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], Factor] = {}
@@ -98,24 +115,26 @@ class Factors:
 
         Whatever can go wrong with a corpus goes wrong here, before a long search.
         """
-        if missing := self._missing(lm, layers, settings):
-            _collect(lm, missing, settings)
-
-    def get(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> dict[int, Factor]:
-        """``{layer: factor}``, factored once and kept."""
-        if not settings.mom2_adjustment:
-            return {layer: Factor.identity() for layer in layers}
         model = fingerprint(lm.model).digest
-        for layer in self._missing(lm, layers, settings):  # one matrix in memory at a time
-            matrix = _collect(lm, [layer], settings)[layer].matrix
-            self._kept[model, layer] = Factor.of(matrix.to(lm.projection(layer).parameter.device))
-        return {layer: self._kept[model, layer] for layer in layers}
+        missing = [layer for layer in layers if (model, layer) not in self._kept]
+        if missing and settings.mom2_adjustment:
+            for layer, made in _collect(lm, missing, settings).items():
+                if made.path is None:
+                    self._factor(lm, layer, made)
 
-    def _missing(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> list[int]:
+    def get(self, lm: LM, layer: int, settings: LocateHyperParams) -> Factor:
+        """The factor of one layer."""
         if not settings.mom2_adjustment:
-            return []
-        model = fingerprint(lm.model).digest
-        return [layer for layer in layers if (model, layer) not in self._kept]
+            return Factor.identity()
+        kept = self._kept.get((fingerprint(lm.model).digest, layer))
+        return kept or self._factor(lm, layer, _collect(lm, [layer], settings)[layer])
+
+    def _factor(self, lm: LM, layer: int, made: Moments) -> Factor:
+        factor = Factor.of(made.matrix.to(lm.projection(layer).parameter.device))
+        together = factor.bytes + sum(kept.bytes for kept in self._kept.values())
+        if made.path is None or together <= KEEP * model_bytes(lm):
+            self._kept[fingerprint(lm.model).digest, layer] = factor
+        return factor
 
     def clear(self) -> None:
         """Forget them; the files stay."""

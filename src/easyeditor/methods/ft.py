@@ -78,6 +78,9 @@ class FT:
     def reset(self) -> None:
         """Nothing is kept between edits."""
 
+    def prepare(self, lm: LM) -> None:
+        """Nothing is needed beside the edits."""
+
     def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
         """The dense patch that training on ``edits`` leads to; the model's weights are only read.
 

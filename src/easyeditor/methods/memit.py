@@ -26,8 +26,10 @@ from easyeditor.associative.solve import closed_form
 from easyeditor.associative.values import find_values
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
+from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Site
+from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Factors, LocateHyperParams
 from easyeditor.patches.stack import carrying
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
@@ -89,6 +91,13 @@ class MEMIT:
         """Forget the factored moments."""
         self._factors.clear()
 
+    def prepare(self, lm: LM) -> None:
+        """Sample the contexts and collect the moments."""
+        settings = self.hyperparams.resolved(lm.n_layers)
+        context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
+        _, layers, _ = _where(lm, [int(layer) for layer in settings.layers])
+        self._factors.prepare(lm, layers, settings)
+
     def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
         """The patch for all ``edits``: one low-rank change per layer, of rank ``len(edits)``.
 
@@ -125,22 +134,22 @@ class MEMIT:
             )
         entries: dict[str, list[Part]] = {}
         z = found.origin + found.delta
-        with watch("moments"):
-            factors = self._factors.get(lm, layers, settings)
-        with watch("solve"), ExitStack() as carried:
+        with ExitStack() as carried:
             for i, layer in enumerate(layers):
-                keys = keys_at(lm, [layer], rows)[layer]
-                keys = keys.view(len(edits), len(contexts), -1)
-                mean = keys[:, 0]
-                if len(contexts) > 1:  # the bare key and the mean of the others count the same
-                    mean = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
-                residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
-                u = closed_form(mean.T, factors[layer], settings.mom2_update_weight)
-                part = _smallest(u, residual)
-                projection = lm.projection(layer)
-                entries[projection.path] = [part]
-                step = weight_patch(lm, self.name, (), settings, {projection.path: [part]}, {})
-                carried.enter_context(carrying(lm.model, step))
+                with watch("solve"):
+                    keys = _keys(lm, layer, rows, len(edits))
+                    residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
+                with watch("moments"):
+                    factor = self._factors.get(lm, layer, settings)
+                with watch("solve"):
+                    u = closed_form(keys.T, factor, settings.mom2_update_weight)
+                    del factor  # large, and the next layer has its own
+                    part = _smallest(u, residual)
+                    projection = lm.projection(layer)
+                    entries[projection.path] = [part]
+                    step = weight_patch(lm, self.name, (), settings, {projection.path: [part]}, {})
+                    carried.enter_context(carrying(lm.model, step))
+                    give_back()
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
 
 
@@ -159,6 +168,12 @@ def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
         layers[-1],
     )
     return Site(layers[-1], "down"), layers[-1:], 1.0
+
+
+def _keys(lm: LM, layer: int, rows: Sequence[Row], n_edits: int) -> torch.Tensor:
+    """One key per edit, ``(edits, d_in)``: the bare one and the mean of the others count alike."""
+    keys = keys_at(lm, [layer], rows)[layer].view(n_edits, len(rows) // n_edits, -1)
+    return keys[:, 0] if keys.shape[1] == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
 
 def _smallest(u: torch.Tensor, v: torch.Tensor) -> Part:

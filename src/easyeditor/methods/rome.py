@@ -84,6 +84,12 @@ class ROME:
         """Forget the factored moments."""
         self._factors.clear()
 
+    def prepare(self, lm: LM) -> None:
+        """Sample the contexts and collect the moments."""
+        settings = self.hyperparams.resolved(lm.n_layers)
+        context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
+        self._factors.prepare(lm, [int(settings.layers[0])], settings)
+
     def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
         """The rank-one patch (rank two with ``key="joint"``) for one edit.
 
@@ -117,7 +123,7 @@ class ROME:
                 memory=settings.memory,
             )
         with watch("moments"):
-            factor = self._factors.get(lm, [layer], settings)[layer]
+            factor = self._factors.get(lm, layer, settings)
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
             weight = lm.projection(layer).weight

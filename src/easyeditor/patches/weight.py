@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -150,7 +151,10 @@ class WeightPatch:
 
 def versions() -> dict[str, str]:
     """Of what an edit's bits may depend on."""
-    return {name: version(name) for name in ("easyeditor", "torch", "transformers")}
+    return {name: _version(name) for name in ("easyeditor", "torch", "transformers")}
+
+
+_version = cache(version)  # which reads a file each time
 
 
 def weight_patch(
@@ -208,3 +212,27 @@ def merged(patches: Sequence[WeightPatch]) -> WeightPatch:
         seconds=seconds,
     )
     return WeightPatch(entries, about, first.transposed)
+
+
+def compacted(patches: Sequence[WeightPatch]) -> WeightPatch:
+    """:func:`merged` with one part per matrix, low-rank while that takes fewer numbers.
+
+    For long sequences: what is applied and saved stays small. The trap: the parts are summed
+    before they meet the weights, so the last bit may differ from applying them one by one.
+    """
+    whole = merged(patches)
+    entries = {path: (_one_part(parts),) for path, parts in whole.entries.items()}
+    return WeightPatch(entries, whole.about, whole.transposed)
+
+
+def _one_part(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    low = [part for part in parts if isinstance(part, LowRank)]
+    d_in, d_out = parts[0].shape
+    if len(low) == len(parts) and sum(p.u.shape[1] for p in low) * (d_in + d_out) < d_in * d_out:
+        return LowRank(torch.cat([p.u for p in low], 1), torch.cat([p.v for p in low]))
+    total = parts[0].dense().clone()
+    for part in parts[1:]:
+        total += part.dense()
+    return Dense(total)

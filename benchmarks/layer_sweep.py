@@ -1,0 +1,152 @@
+"""ROME's layer against its scores: the trade-off that a preset is chosen from.
+
+A layer needs a value search per case and the questions of every case on the model that holds only
+its edit. Both are done for all cases together: the searches are one batch, and in the evaluation
+each row of a batch carries the rank-one change of its own case, added to the projection's output.
+The first cases are also edited and measured one at a time, as a check.
+
+    python benchmarks/layer_sweep.py --data counterfact.json [--cases 50] [--layers 1,3,5]
+        [--text wikipedia.jsonl --tokens 100000] [--out docs/pictures]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import common
+from easyeditor import BaseEditor, Case, ROMEHyperParams
+from easyeditor.associative.contexts import context_prefixes
+from easyeditor.associative.keys import keys_at, subject_rows
+from easyeditor.associative.values import find_values
+from easyeditor.bench.drawing import png, svg
+from easyeditor.bench.plots import layer_plot
+from easyeditor.data.open import open_dataset
+from easyeditor.evaluate.metrics import summarise
+from easyeditor.evaluate.observe import Observation, observe, questions
+from easyeditor.evaluate.report import flatten, summary
+from easyeditor.lm.loading import load
+from easyeditor.lm.model import LM
+from easyeditor.lm.resume import Site
+from easyeditor.lm.scoring import Passage, cut, passages
+from easyeditor.methods.base import Factors
+from easyeditor.methods.rome import solve_rank_one
+from easyeditor.patches.weight import LowRank
+
+
+def found_changes(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[LowRank]:
+    """The rank-one change of every case, each from the unedited model."""
+    layer = int(settings.layers[0])
+    contexts = context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
+    factors = Factors()
+    factors.prepare(lm, [layer], settings)
+    edits = [case.edit for case in cases]
+    search = settings.search()
+    found = find_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
+    factor, weight = factors.get(lm, layer, settings), lm.projection(layer).weight
+    changes = []
+    for edit, delta in zip(edits, found.delta, strict=True):
+        keys = keys_at(lm, [layer], subject_rows(lm, edit, contexts))[layer].T
+        changes.append(solve_rank_one(keys, delta, weight, factor, settings))
+    return changes
+
+
+def scored(lm: LM, layer: int, cases: Sequence[Case], changes: Sequence[LowRank]) -> list[Any]:
+    """What the model says about each case while it holds only that case's change."""
+    pairs, rows, owner, plan = [], [], [], []
+    for number, case in enumerate(cases):
+        own = list(dict.fromkeys(questions(case)))
+        start = len(rows)
+        pairs += own
+        rows += [lm.text.row(*pair) for pair in own]
+        for p in passages(rows[start:]):
+            owner.append(number)
+            plan.append(Passage(p.ids, p.reads, tuple((start + i, at) for i, at in p.asks)))
+    u = torch.stack([change.u[:, 0] for change in changes])
+    v = torch.stack([change.v[0] for change in changes])
+    current = torch.tensor([0])
+
+    def add(_module: object, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        share = (args[0] * u[current][:, None]).sum(-1, keepdim=True)
+        return output + share * v[current][:, None]
+
+    scores: list[dict[tuple[str, str], Any]] = [{} for _ in cases]
+    handle = lm.projection(layer).module.register_forward_hook(add)
+    try:
+        with lm.at_rest(), torch.inference_mode():
+            for chunk in cut([len(p.ids) for p in plan], [len(p.reads) for p in plan], 2048, 170):
+                current = torch.tensor([owner[i] for i in chunk])
+                asked = {i: owner[k] for k in chunk for i, _ in plan[k].asks}
+                for i, said in lm._score([plan[k] for k in chunk], rows):
+                    scores[asked[i]][pairs[i]] = said
+    finally:
+        handle.remove()
+    return scores
+
+
+def check(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams, fast: Sequence[Any]) -> float:
+    """Largest difference of a metric from editing and measuring the cases one at a time."""
+    editor = BaseEditor.from_pretrained(lm.model, lm.tokenizer, settings)
+    alone = editor.edit_cases(cases, keep_original_weight=True, verbose=False).metrics
+    pairs = [(flatten(m["post"]), flatten(f)) for m, f in zip(alone, fast, strict=False)]
+    return max(abs(slow[name] - quick[name]) for slow, quick in pairs for name in slow)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default="worldfacts")
+    parser.add_argument("--cases", type=int, default=50)
+    parser.add_argument("--layers", default="0,1,2,3,4,5,8,11,15,20,25")
+    parser.add_argument("--text", default="self")
+    parser.add_argument("--tokens", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    lm = load("smollm2-135m", device="cpu")
+    cases = list(open_dataset(args.data, size=args.cases))
+    before = observe(lm, cases)
+    unedited = summary([summarise(case, before, before) for case in cases])
+    points, told = {}, {}
+    worst = 0.0
+    for layer in (int(part) for part in args.layers.split(",")):
+        settings = ROMEHyperParams.preset(
+            "smollm2-135m", layers=[layer], mom2_dataset=args.text, mom2_n_tokens=args.tokens
+        )
+        changes = found_changes(lm, cases, settings)
+        scores = scored(lm, layer, cases, changes)
+        metrics = [
+            summarise(case, before, Observation(said))
+            for case, said in zip(cases, scores, strict=True)
+        ]
+        if not points:
+            worst = check(lm, cases[:2], settings, metrics)
+        points[layer] = summary(metrics)
+        told[str(layer)] = {
+            name: [round(points[layer][name].value, 4), points[layer][name].n]
+            for name in ("S", "ES", "PS", "NS", "rewrite_acc", "rephrase_acc")
+        }
+        print(layer, told[str(layer)], flush=True)
+    common.write(
+        "layer_sweep",
+        {
+            "what": f"ROME's preset by layer, {len(cases)} cases of {Path(args.data).name}",
+            "case_ids": [case.id for case in cases],
+            "moments": Path(args.text).name,
+            "moment_tokens": args.tokens,
+            "unedited_NS": unedited["NS"].value,
+            "worst_difference_from_one_at_a_time": worst,
+            "layers": told,
+        },
+    )
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        picture = layer_plot(points, unedited=unedited)
+        (args.out / "layers.png").write_bytes(png(picture))
+        (args.out / "layers.svg").write_bytes(svg(picture))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The search's micro-batches: as large as the memory allows, measured instead of guessed.
+
+What a line (one context of one edit) costs hangs on the model: its cache, what a token leaves for
+the backward pass, its logits. One pass of the longest line tells, and the others are cut by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from easyeditor.associative.keys import subject_of
+from easyeditor.associative.surprise import FIRST, surprise
+from easyeditor.edits import Edit
+from easyeditor.lm.model import LM
+from easyeditor.lm.resume import Run, Runs, Site, open_runs
+from easyeditor.lm.saved import Shelf
+
+KL_PROMPT = "{} is a"
+OPENING = 3
+"""What storing the past takes for a moment, in units of what is stored; measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One run with its owner; ``target`` is empty for the KL prompt."""
+
+    edit: int
+    run: Run
+    target: tuple[int, ...]
+    weight: float
+
+
+def lines_of(lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float) -> list[Line]:
+    """The lines of edit ``i``: one per context, and the KL prompt if it counts."""
+    subject = subject_of(edit)
+    lines = []
+    for context in contexts:
+        row = lm.text.row(edit.prompt, edit.target, subject=subject, prefix=context)
+        assert row.subject_last is not None
+        reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
+        run = Run(row.ids[:-1], row.subject_last, reads)
+        lines.append(Line(i, run, row.target, 1 / (len(contexts) * len(row.target))))
+    if kl_factor:
+        row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
+        assert row.subject_last is not None
+        run = Run(row.ids[: row.subject_last + 1], row.subject_last, (row.subject_last,))
+        lines.append(Line(i, run, (), kl_factor))
+    return lines
+
+
+class MicroBatch:
+    """Some lines, opened once and stepped many times."""
+
+    def __init__(
+        self, lm: LM, site: Site, lines: Sequence[Line], resume: bool, shelf: Shelf | None = None
+    ) -> None:
+        self.lines = list(lines)
+        runs = [line.run for line in lines]
+        self.runs: Runs = open_runs(lm, site, runs, resume=resume, shelf=shelf)
+        self.first: torch.Tensor | None = None  # log-probabilities of the KL prompts at δ = 0
+
+    def losses(self, delta: torch.Tensor) -> torch.Tensor:
+        """Weighted loss of each line given its vector ``(lines, width)``; differentiable."""
+        owner = [i for i, line in enumerate(self.lines) for _ in line.run.reads]
+        targets = [t for line in self.lines for t in line.target or (FIRST,)]
+        weight = [self.lines[i].weight for i in owner]
+        value, self.first = surprise(
+            self.runs.logits(delta), torch.tensor(targets, device=delta.device), self.first
+        )
+        weighted = value * torch.tensor(weight, device=value.device)
+        index = torch.tensor(owner, device=value.device)
+        return value.new_zeros(len(self.lines)).index_add(0, index, weighted)
+
+    def keep(self, alive: set[int]) -> bool:
+        """Drop the lines of finished edits; False once nothing is left."""
+        rows = [i for i, line in enumerate(self.lines) if line.edit in alive]
+        if len(rows) == len(self.lines):
+            return True
+        if self.first is not None:
+            order = [i for i, line in enumerate(self.lines) if not line.target]
+            self.first = self.first[[order.index(i) for i in rows if i in order]]
+        if rows:
+            self.runs = self.runs.keep(torch.tensor(rows))
+        self.lines = [self.lines[i] for i in rows]
+        return bool(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What lines take, in bytes.
+
+    ``stored`` per token before the vector, which only ``resume`` does not run again; ``left`` by
+    every token that is; ``read`` per logits read.
+    """
+
+    stored: float
+    left: float
+    read: float
+    resume: bool
+
+    @classmethod
+    def measured(cls, lm: LM, site: Site, lines: Sequence[Line], resume: bool) -> Costs:
+        """By one forward pass of the longest line; once per model, place and order of length."""
+        longest = max((line.run for line in lines), key=lambda run: len(run.ids))
+        key = ("costs", site, resume, len(longest.ids).bit_length())
+        if key not in lm.memo:
+            runs = open_runs(lm, site, [longest], resume=resume)
+            width = lm.projection(site.layer).d_out
+            logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
+            read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
+            stored, left = runs.stored / max(longest.at, 1), runs.left / longest.tokens(resume)
+            lm.memo[key] = cls(stored, left, read, resume)
+        costs: Costs = lm.memo[key]
+        return costs
+
+    def storing(self, lines: Sequence[Line]) -> float:
+        """What these lines keep between steps."""
+        return len(lines) * max(line.run.at for line in lines) * self.stored
+
+    def stepping(self, lines: Sequence[Line]) -> float:
+        """What one step of these lines together takes."""
+        padded = len(lines) * max(line.run.tokens(self.resume) for line in lines)
+        return padded * self.left + sum(len(line.run.reads) for line in lines) * self.read
+
+
+def groups(lines: Sequence[list[Line]], costs: Costs, memory: int) -> Iterator[list[list[Line]]]:
+    """Edits of like length that fit into ``memory`` as one micro-batch; a larger one is alone."""
+    group: list[list[Line]] = []
+    for own in sorted(lines, key=lambda own: own[0].run.tokens(costs.resume)):
+        together = [line for each in [*group, own] for line in each]
+        stored = costs.storing(together)
+        if group and max(OPENING * stored, stored + costs.stepping(together)) > memory:
+            yield group
+            group = []
+        group.append(own)
+    if group:
+        yield group
+
+
+def micro_batches(
+    lm: LM, site: Site, lines: Sequence[Line], costs: Costs, memory: int
+) -> list[MicroBatch]:
+    """The fewest equal micro-batches that keep to ``memory`` one at a time."""
+    ordered = sorted(lines, key=lambda line: line.run.tokens(costs.resume))
+    room = memory - costs.storing(ordered)
+    for n in range(1, len(ordered) + 1):
+        cuts = [len(ordered) * i // n for i in range(n + 1)]
+        parts = [ordered[a:b] for a, b in pairwise(cuts)]
+        if max(map(costs.stepping, parts)) <= room:
+            break
+    shelf = Shelf()
+    return [MicroBatch(lm, site, part, costs.resume, shelf) for part in parts]

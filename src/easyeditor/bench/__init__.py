@@ -1,0 +1,1 @@
+"""Benchmarks: run methods over many cases, resumably, and report what came of it."""

@@ -1,0 +1,177 @@
+"""A crew on Ray: one model per worker process, on this machine or on a cluster.
+
+Only the driver writes. A worker that dies takes nothing with it but the task it was at, which
+another one gets; a task that keeps killing its workers ends the run, with all that was finished
+kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from easyeditor.bench.lines import Line
+from easyeditor.bench.settings import Plan
+from easyeditor.bench.work import Result, Task, Worker
+from easyeditor.errors import BenchError, MissingExtraError
+from easyeditor.evaluate.observe import Observation
+from easyeditor.lm.model import LM
+from easyeditor.progress import bar
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+"""How often one task may lose its worker."""
+
+
+class RayCrew:
+    """Workers on a Ray cluster; a context, left by letting them go.
+
+    Args:
+        open_model: loads the model; called once in every worker.
+        plan: the run.
+        workers: how many; by default one per GPU of the cluster, or two without GPUs.
+        address: of a running cluster; a local one is started by default.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        BenchError: the cluster cannot be reached, a worker could not start, or a task lost its
+            worker three times.
+    """
+
+    def __init__(
+        self,
+        open_model: Callable[[], LM],
+        plan: Plan,
+        workers: int | None = None,
+        address: str | None = None,
+    ) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError.of("ray", "ray", "Working on a cluster") from None
+        self._ray: Any = ray
+        self._started = not ray.is_initialized()
+        if self._started:
+            _connect(ray, address)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.size = workers or gpus or 2
+        options: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+        if gpus:  # more workers than GPUs share them; a worker without a place would wait forever
+            options["num_gpus"] = 1 / math.ceil(self.size / gpus)
+        self._make = ray.remote(**options)(_Remote)
+        self._open, self._plan = open_model, plan
+        self._known: Any = None
+        self._workers = [self._new() for _ in range(self.size)]
+
+    def _new(self) -> Any:
+        worker = self._make.remote(self._open, self._plan)
+        if self._known is not None:
+            worker.know.remote(self._known)
+        return worker
+
+    def know(self, before: Observation) -> None:
+        """Every worker is told, also those that come later."""
+        self._known = self._ray.put(before)
+        for worker in self._workers:
+            worker.know.remote(self._known)
+
+    def run(self, lines: Sequence[Line], what: str) -> None:
+        """Carry out every task of every line, as many at a time as there are workers."""
+        waiting = [(line, task) for line in lines if (task := line.next()) is not None]
+        idle = list(self._workers)
+        busy: dict[Any, tuple[Any, Line, Task]] = {}
+        lost: dict[int, int] = {}
+        with bar(sum(line.weight for line in lines), what, "case") as progress:
+            while waiting or busy:
+                while waiting and idle:
+                    worker = idle.pop()
+                    line, task = waiting.pop(0)
+                    busy[worker.do.remote(task)] = (worker, line, task)
+                ready, _ = self._ray.wait(list(busy), num_returns=1)
+                worker, line, task = busy.pop(ready[0])
+                result = self._result(ready[0])
+                if result is None:
+                    lost[id(line)] = lost.get(id(line), 0) + 1
+                    if lost[id(line)] >= ATTEMPTS:
+                        raise BenchError(
+                            f"{what}: {ATTEMPTS} workers died at the same task (positions "
+                            f"{task.unit.start} to {task.unit.stop}). Most often memory ran out: "
+                            "use fewer workers. What was finished is kept."
+                        )
+                    log.warning("A worker died; another one takes over its task.")
+                    self._workers.remove(worker)
+                    self._workers.append(self._new())
+                    idle.append(self._workers[-1])
+                    waiting.insert(0, (line, task))
+                    continue
+                idle.append(worker)
+                lost.pop(id(line), None)
+                line.done(task, result)
+                following = line.next()
+                if following is not None:
+                    waiting.insert(0, (line, following))
+                else:
+                    progress.update(line.weight)
+
+    def _result(self, reference: Any) -> Result | None:
+        errors = self._ray.exceptions
+        try:
+            result: Result = self._ray.get(reference)
+        except errors.RayTaskError as error:  # what the task itself raised
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except errors.RayActorError as error:
+            if error.actor_init_failed:  # raised by loading the model, and so by every attempt
+                why = str(error).strip().splitlines()[-1]
+                raise BenchError(f"A worker could not start: {why}") from None
+            return None
+        except (errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError):
+            return None
+        return result
+
+    def processes(self) -> list[int]:
+        """Process ids of the workers."""
+        found: list[int] = self._ray.get([worker.pid.remote() for worker in self._workers])
+        return found
+
+    def close(self) -> None:
+        """Let the workers go; a cluster that was running before stays."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        if self._started:
+            self._ray.shutdown()
+
+    def __enter__(self) -> RayCrew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Remote:
+    """A :class:`Worker` in a process of its own."""
+
+    def __init__(self, open_model: Callable[[], LM], plan: Plan) -> None:
+        self._worker = Worker(open_model(), plan)
+
+    def know(self, before: Observation) -> None:
+        self._worker.know(before)
+
+    def do(self, task: Task) -> Result:
+        return self._worker.do(task)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise BenchError(f"No Ray cluster at {address or 'this machine'}: {error}") from None

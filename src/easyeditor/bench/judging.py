@@ -1,0 +1,65 @@
+"""Let a language model judge the free answers of a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyeditor.bench.folder import write_whole
+from easyeditor.bench.results import read_runs
+from easyeditor.errors import BenchError
+from easyeditor.evaluate.judge import Question, Verdict, judged
+from easyeditor.evaluate.text import natural_answer
+
+FILE = "judge.json"
+
+
+def judge_run(
+    folder: str | Path, judge: Callable[[Sequence[Question]], list[Verdict]]
+) -> dict[str, Any]:
+    """Judge every answer to the edited prompts and their rephrases; kept as ``judge.json``.
+
+    In a sequence the answers at its end are judged.
+
+    Args:
+        folder: a run that asked for free answers (``--answers``).
+        judge: usually a :class:`~easyeditor.evaluate.judge.Judge`.
+
+    Returns:
+        ``{label: {"rewrite": {"judge_acc", "n", "unparsed"}, "rephrase": {…}}}``
+
+    Raises:
+        BenchError: no run, or one without free answers.
+        JudgeError: the judge does not answer.
+    """
+    run = read_runs([folder])[0]
+    asked: list[tuple[str, str, Question]] = []
+    for label, stages in run.records.items():
+        for record in stages.get("final") or stages.get("post", ()):
+            asked += [(label, kind, question) for kind, question in _questions(record)]
+    if not asked:
+        raise BenchError(f"{folder} holds no free answers: run it with --answers 24.")
+    verdicts = judge([question for _, _, question in asked])
+    told: dict[str, dict[str, list[Verdict]]] = {}
+    for (label, kind, _), verdict in zip(asked, verdicts, strict=True):
+        told.setdefault(label, {}).setdefault(kind, []).append(verdict)
+    scores = {
+        label: {kind: judged(own) for kind, own in kinds.items()} for label, kinds in told.items()
+    }
+    write_whole(Path(folder) / FILE, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+    return scores
+
+
+def _questions(record: dict[str, Any]) -> list[tuple[str, Question]]:
+    edit = record["requested_rewrite"]
+    chat = bool(record["hparams"].get("chat_template"))
+    answers = record["texts"].get("answers", {})
+    prompts = [("rewrite", edit["prompt"])]
+    prompts += [("rephrase", p["prompt"]) for p in edit["probes"] if p["kind"] == "rephrase"]
+    return [
+        (kind, Question(prompt, natural_answer(answers[prompt], chat), edit["target_new"]))
+        for kind, prompt in prompts
+        if prompt in answers
+    ]

@@ -1,0 +1,104 @@
+"""The tables and pictures of one or several runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyeditor.bench.drawing import png, svg
+from easyeditor.bench.plots import figures
+from easyeditor.bench.results import read_runs
+from easyeditor.bench.table import Table, table
+from easyeditor.bench.writers import as_csv, as_json, document, latex, markdown
+from easyeditor.errors import BenchError, MissingExtraError
+
+PICTURES = ("scores", "probability", "time", "memory", "retention")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        out: the folder.
+        files: the files, tables first.
+        table: what the tables show.
+        without: why there are no pictures; empty if there are.
+    """
+
+    out: Path
+    files: tuple[Path, ...]
+    table: Table
+    without: str = ""
+
+    def markdown(self) -> str:
+        """``table.md``."""
+        return markdown(self.table)
+
+    def document(self) -> dict[str, Any]:
+        """``table.json``, as an object."""
+        return document(self.table)
+
+
+def report(
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    measured: bool = True,
+    pictures: bool = True,
+) -> Report:
+    """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and pictures as PNG and SVG.
+
+    The runs may still be going on: complete units count. Without matplotlib the tables are written
+    all the same, and the report says what is missing. Pictures of an earlier report that do not
+    belong to this one are deleted.
+
+    Args:
+        folders: run folders.
+        out: where to; by default ``report`` in the first folder.
+        measured: with seconds and memory. Without, tables of equal runs are equal to the bit.
+        pictures: False writes the tables only.
+
+    Raises:
+        BenchError: see :func:`~easyeditor.bench.results.read_runs`, or ``out`` cannot be written.
+    """
+    given = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    runs = read_runs(given)
+    made = table(runs, measured=measured)
+    target = Path(out) if out is not None else Path(given[0]) / "report"
+    contents = {
+        "table.md": markdown(made).encode(),
+        "table.csv": as_csv(made).encode(),
+        "table.tex": latex(made).encode(),
+        "table.json": as_json(made).encode(),
+    }
+    without = "" if pictures else "No pictures were asked for."
+    if pictures:
+        try:
+            for name, figure in figures(runs, made).items():
+                contents |= {f"{name}.png": png(figure), f"{name}.svg": svg(figure)}
+        except MissingExtraError as error:
+            without = str(error)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            _write(target / name, content)
+        for stale in {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")}:
+            if stale not in contents:
+                (target / stale).unlink(missing_ok=True)
+    except OSError as error:
+        raise BenchError(f"The report cannot be written to {target}: {error}.") from None
+    return Report(target, tuple(target / name for name in contents), made, without)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or none of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

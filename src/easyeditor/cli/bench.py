@@ -1,0 +1,296 @@
+"""``easyedit bench``: compare methods on a dataset, in runs that survive a crash."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easyeditor.cli import options
+from easyeditor.cli.app import Commands
+from easyeditor.methods import METHODS
+
+if TYPE_CHECKING:
+    from easyeditor.bench.settings import Plan
+    from easyeditor.edits import Case
+    from easyeditor.evaluate.observe import Measures
+    from easyeditor.hyperparams import HyperParams
+
+EXAMPLES = """
+Examples:
+
+  easyedit bench --methods rome,ft --data worldfacts --limit 20 --out runs/first
+
+  easyedit bench --methods memit --data counterfact.json --limit 200 --protocol batch
+      --batch-size 100 --out runs/memit
+
+  easyedit bench --entrant "FT-L=ft objective_optimization=prompt_last" --entrant "FT-M=ft"
+      --data worldfacts --protocol sequential --out runs/ft --ray
+
+  easyedit bench report runs/first runs/ft
+
+Stopped at any moment, the same command goes on where it was; a finished run is only reported again.
+Protocols: single (each edit alone), batch (--batch-size edits at once, each batch from the unedited
+model), sequential (edits accumulate, --batch-size at a time).
+"""
+JUDGE_EXAMPLES = """
+Example:
+
+  easyedit bench judge runs/first --base-url http://127.0.0.1:8000/v1 --judge-model qwen3-32b
+"""
+LOCAL = "local"
+LOADING = ("device", "dtype", "fp16", "model_parallel", "chat_template")
+REPORT_EXAMPLES = """
+Example:
+
+  easyedit bench report runs/first runs/second --out comparison
+"""
+
+
+class _Bench(Commands):
+    """``--ray`` may stand without an address, which typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse, with the local cluster for a missing address."""
+        told = []
+        for here, after in zip(args, [*args[1:], "-"], strict=True):
+            told.append(here)
+            if here == "--ray" and after.startswith("-"):
+                told.append(LOCAL)
+        return super().parse_args(ctx, told)
+
+
+bench = typer.Typer(cls=_Bench, invoke_without_command=True, rich_markup_mode="rich")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.add_typer(bench, name="bench", help="Compare methods on a dataset; resumable.")
+
+
+def _spread(text: str) -> str:
+    return text.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n")
+
+
+@bench.callback(epilog=_spread(EXAMPLES))
+def run(
+    ctx: typer.Context,
+    methods: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}.")] = "",
+    entrant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'LABEL=METHOD NAME=VALUE …'",
+            help="A method with settings of its own, under a label of its own; repeatable.",
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="A file, or a name: easyedit data ls")] = "worldfacts",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many cases.")] = None,
+    protocol: Annotated[str, typer.Option(help="single, batch or sequential.")] = "single",
+    batch_size: Annotated[int, typer.Option(min=1, help="Cases per edit.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is sampled.")] = 0,
+    answers: Annotated[
+        int, typer.Option(min=0, help="Tokens of each free answer; 0: none are asked.")
+    ] = 24,
+    continuation_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens of each long continuation; 0: none.")
+    ] = 100,
+    continuations: Annotated[
+        int, typer.Option(min=1, help="Long continuations per case, at most.")
+    ] = 3,
+    heldout: Annotated[
+        str, typer.Option(help="A text file for the perplexity; 'none': not measured.")
+    ] = "",
+    downstream: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, comma-separated.")
+    ] = "",
+    downstream_limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each task.")
+    ] = None,
+    downstream_path: Annotated[
+        Path | None, typer.Option(help="A folder with task definitions of your own.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Share the cases among Ray workers: a local cluster, or the one at ADDRESS.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray workers.")] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    set_: options.Settings = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Edit every case of a dataset with every method, and report the scores."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if out is None:
+        raise typer.BadParameter("missing; name the run's folder", param_hint="--out")
+    wanted = _entrants(methods, entrant or [], model, set_ or [], seed, device, dtype)
+    cases = _cases(data, limit)
+    measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
+
+    from easyeditor.bench.settings import Plan
+
+    plan = Plan(
+        methods=wanted,
+        cases=cases,
+        protocol=protocol,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        measures=measures,
+        seed=seed,
+        data=Path(data).name,
+        downstream=tuple(task.strip() for task in downstream.split(",") if task.strip()),
+        downstream_limit=downstream_limit,
+        downstream_path=str(downstream_path) if downstream_path else None,
+    )
+    _run(plan, out, ray, workers)
+    _report([out], None, as_json)
+
+
+@bench.command(epilog=_spread(REPORT_EXAMPLES))
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; by default the first run's report/.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Tables (Markdown, CSV, LaTeX, JSON) and plots of one or several runs."""
+    _report(runs, out, as_json)
+
+
+@bench.command(epilog=_spread(JUDGE_EXAMPLES))
+def judge(
+    run: Annotated[Path, typer.Argument(help="A run that asked for free answers.")],
+    base_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint, up to /v1.")],
+    judge_model: Annotated[str, typer.Option(help="The judge's name there.")],
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 8,
+    as_json: options.Json = False,
+) -> None:
+    """Let a language model say which free answers state the new fact (OPENAI_API_KEY)."""
+    from rich.table import Table
+
+    from easyeditor.bench.judging import judge_run
+    from easyeditor.cli import output
+    from easyeditor.evaluate.judge import Judge
+
+    asked = Judge(base_url, judge_model, concurrency=concurrency, cache=run / "judge_replies.jsonl")
+    scores = judge_run(run, asked)
+    if as_json:
+        output.print_json(scores)
+        return
+    table = Table(title=f"Judged by {judge_model}", title_justify="left")
+    for name in ("method", "answers to", "states the target", "n", "no verdict"):
+        table.add_column(name)
+    for label, kinds in scores.items():
+        for kind, told in kinds.items():
+            share = "–" if told["judge_acc"] is None else f"{100 * told['judge_acc']:.1f} %"
+            table.add_row(label, kind, share, str(told["n"]), str(told["unparsed"]))
+    output.out.print(table)
+
+
+def _entrants(
+    methods: str,
+    entrants: list[str],
+    model: str,
+    changes: list[str],
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+) -> dict[str, HyperParams]:
+    asked = [
+        (name.strip(), name.strip(), list[str]()) for name in methods.split(",") if name.strip()
+    ]
+    for text in entrants:
+        try:
+            head, *own = shlex.split(text) or [""]
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r}: {error}", param_hint="--entrant") from None
+        label, equals, name = head.partition("=")
+        if not equals or not label or not name:
+            raise typer.BadParameter(
+                f"{text!r} must read 'LABEL=METHOD NAME=VALUE …'", param_hint="--entrant"
+            )
+        asked.append((label, name, own))
+    if not asked:
+        raise typer.BadParameter("name at least one", param_hint="--methods")
+    found: dict[str, HyperParams] = {}
+    for label, name, own in asked:
+        method = METHODS.canonical(name)
+        label = method if label == name else label
+        if label in found:
+            raise typer.BadParameter(f"{label!r} takes part twice; give it another label")
+        settings = options.settings_of(method, model, None, [*changes, *own])
+        more: dict[str, Any] = {"device": device} if device is not None else {}
+        if dtype is not None:
+            more |= {"dtype": dtype, "fp16": False}
+        named = {change.partition("=")[0].strip() for change in (*changes, *own)}
+        if "seed" in type(settings).model_fields and "seed" not in named:
+            more["seed"] = seed
+        found[label] = settings.replace(**more)
+    return found
+
+
+def _cases(data: str, limit: int | None) -> list[Case]:
+    from easyeditor.cli import output
+    from easyeditor.data.open import open_dataset
+
+    with output.working(f"reading {data} …"):
+        return list(open_dataset(data, size=limit))
+
+
+def _measures(
+    answers: int, continuation_tokens: int, continuations: int, heldout: str, seed: int
+) -> Measures:
+    from easyeditor.data.heldout import heldout_text
+    from easyeditor.evaluate.observe import Measures
+
+    text = "" if heldout == "none" else heldout_text(heldout or None)
+    return Measures(answers, continuation_tokens, continuations, text, seed)
+
+
+def _run(plan: Plan, out: Path, ray: str | None, workers: int | None) -> None:
+    from functools import partial
+
+    from easyeditor.bench.runner import run as carry_out
+    from easyeditor.cli import output
+    from easyeditor.editors.base import load_for
+
+    if ray is None and workers is not None:
+        raise typer.BadParameter("is for --ray", param_hint="--workers")
+    first, *others = plan.methods.values()
+    for name in LOADING:
+        if any(getattr(other, name) != getattr(first, name) for other in others):
+            raise typer.BadParameter(f"{name} must be the same for all: they share one model")
+    with output.loading(first.model_name):
+        lm = load_for(first)
+    if ray is None:
+        carry_out(lm, plan, out)
+        return
+    from easyeditor.bench.cluster import RayCrew
+
+    address = None if ray == LOCAL else ray
+    with RayCrew(partial(load_for, first), plan, workers, address) as crew:
+        carry_out(lm, plan, out, crew)
+
+
+def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
+    from easyeditor.bench.report import report as write
+    from easyeditor.cli import output
+
+    with output.working("writing the report …"):
+        made = write(runs, out)
+    if as_json:
+        output.print_json(made.document())
+    else:
+        output.out.print(made.markdown(), markup=False, soft_wrap=True)
+        output.out.print(f"Tables and plots: {made.out}", markup=False, soft_wrap=True)
+        if made.without:
+            output.out.print(made.without, markup=False, soft_wrap=True)

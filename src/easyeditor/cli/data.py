@@ -1,0 +1,165 @@
+"""``data``: which datasets there are, what a file holds, and any of them as a plain file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easyeditor.cli import options
+from easyeditor.cli.app import Commands
+
+if TYPE_CHECKING:
+    from easyeditor.data.dataset import CaseDataset
+
+EXAMPLES = """
+Examples:
+
+  easyedit data describe worldfacts
+
+  easyedit data describe facts.jsonl --json
+
+  easyedit data convert counterfact.json facts.jsonl --size 100
+
+  easyedit edit --method memit --edits facts.jsonl
+"""
+Name = Annotated[
+    str, typer.Argument(metavar="PATH_OR_NAME", help="A file, or a name data ls lists.")
+]
+Size = Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        cls=Commands,
+        help="Datasets: list, describe, convert to a plain file of edits.",
+        epilog=EXAMPLES.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n"),
+        no_args_is_help=True,
+    )
+    group.command(epilog="Example: [bold]easyedit data ls --json[/]")(ls)
+    group.command(epilog="Example: [bold]easyedit data describe worldfacts[/]")(describe)
+    group.command(epilog="Example: [bold]easyedit data convert zsre.json edits.csv[/]")(convert)
+    app.add_typer(group, name="data")
+
+
+def ls(as_json: options.Json = False) -> None:
+    """List the datasets known by name, and the kinds of file that are recognised."""
+    from rich.table import Table
+
+    from easyeditor.cli import output
+    from easyeditor.data import DATASETS
+    from easyeditor.data.fetch import SHIPPED, cached, sources
+
+    kinds = {name: DATASETS.get(name) for name in DATASETS}
+    named = [
+        {"name": name, "kind": "edits", "state": "shipped", "path": str(path), "url": None}
+        for name, path in SHIPPED.items()
+    ]
+    for name, source in sources().items():
+        here = cached(name)
+        state = "in the cache" if here.is_file() else "fetched when first used"
+        told = {"state": state, "path": str(here), "url": source.url, "licence": source.licence}
+        named.append({"name": name, "kind": source.kind, **told})
+    if as_json:
+        told_kinds = [
+            {"kind": k, "class": c.__name__, "title": c.title, "probes": list(c.probes)}
+            for k, c in kinds.items()
+        ]
+        output.print_json({"datasets": named, "kinds": told_kinds})
+        return
+    table = Table(title="By name", title_justify="left")
+    for column in ("name", "kind", "state"):
+        table.add_column(column, overflow="fold")
+    for row in named:
+        table.add_row(row["name"], row["kind"], row["state"])
+    output.out.print(table)
+    table = Table(title="Kinds of file, told by their fields", title_justify="left")
+    for column in ("kind", "what it is", "class", "probes"):
+        table.add_column(column, overflow="fold")
+    for name, kind in kinds.items():
+        table.add_row(name, kind.title, kind.__name__, "\n".join(kind.probes))
+    output.out.print(table)
+
+
+def describe(name: Name, size: Size = None, as_json: options.Json = False) -> None:
+    """Say what kind of dataset it is and what it holds; reads, and so checks, every record."""
+    from easyeditor.cli import output
+    from easyeditor.data.open import describe as told_of
+
+    with output.working(f"reading {name} …"):
+        told = told_of(_open(name, size))
+    if as_json:
+        output.print_json(told)
+        return
+    from rich.table import Table
+
+    output.out.print(f"{told['path']}: {told['title']}", markup=False, soft_wrap=True)
+    table = Table()
+    for column in ("", "cases", "probes"):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    table.add_row("all", str(told["cases"]), "")
+    for field, count in told["with"].items():
+        table.add_row(f"with {field}", str(count), "")
+    table.add_section()
+    for kind, counts in told["probes"].items():
+        table.add_row(kind, str(counts["cases"]), str(counts["probes"]))
+    output.out.print(table)
+    for example in told["examples"]:
+        _show(example)
+
+
+def _show(example: dict[str, Any]) -> None:
+    from easyeditor.cli import output
+
+    def line(label: str, text: str) -> None:
+        output.out.print(f"  {label}: {text}", markup=False, soft_wrap=True)
+
+    output.out.print(f"\nCase {example['case_id']}", markup=False)
+    for label in ("prompt", "target_new", "subject", "ground_truth"):
+        if label in example:
+            line(label, example[label])
+    for text in example.get("rephrase_prompts", []):
+        line("rephrase", text)
+    for group in ("locality", "portability"):
+        for name, probes in example.get(group, {}).items():
+            first, more = probes[0], len(probes) - 1
+            answer = first["answer"]
+            answer = answer if isinstance(answer, str) else " | ".join(answer)
+            rest = f"  (and {more} more)" if more else ""
+            line(f"{group}/{name}", f"{first['prompt']} => {answer}{rest}")
+    for label in ("also", "generation_prompts", "references"):
+        if label in example:
+            line(label, str(len(example[label])))
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, or a name data ls lists.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .json, .jsonl or .csv file.")],
+    size: Size = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write any dataset as a plain file of edits; OUT appears whole or not at all."""
+    from easyeditor.cli import output
+    from easyeditor.data.write import write_cases
+
+    with output.working(f"reading {source} …"):
+        dataset = _open(source, size)
+        file = write_cases(dataset, out, force=force)
+        told = {"path": str(file), "kind": dataset.name, "cases": len(dataset)}
+    if as_json:
+        output.print_json(told)
+    else:
+        output.out.print(
+            f"{told['cases']} cases of {source} ({told['kind']}) are in {file}.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _open(name: str, size: int | None) -> CaseDataset:
+    from easyeditor.data.open import open_dataset
+
+    return open_dataset(name, size=size)

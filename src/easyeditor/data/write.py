@@ -1,0 +1,169 @@
+"""Cases → a plain file of edits, which ``EditsDataset`` reads back as it was."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from easyeditor.data.edits_file import ARROW, HOP, NEAR
+from easyeditor.data.records import SUFFIXES
+from easyeditor.edits import Case, Edit, Probe
+from easyeditor.errors import DataError
+
+COLUMNS = (
+    "case_id",
+    "prompt",
+    "target_new",
+    "subject",
+    "ground_truth",
+    "rephrase_prompt",
+    "locality",
+    "portability",
+)
+
+
+def write_cases(
+    cases: Iterable[Case], path: str | os.PathLike[str], *, force: bool = False
+) -> Path:
+    """Write cases as .json, .jsonl or .csv; the file appears whole or not at all.
+
+    Raises:
+        DataError: another suffix; the file exists and ``force`` is not set; it cannot be written;
+            a case holds what the format does not (CSV: several probes of a group, several
+            accepted answers, generation prompts, references, further edits).
+    """
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{file}: edits are written as .json, .jsonl or .csv, not {suffix!r}.")
+    if file.exists() and not (force and file.is_file()):
+        raise DataError(
+            f"{file} exists{' and is no file' * (not file.is_file())}; take another name"
+            f"{', or --force (in Python force=True) to replace it' * file.is_file()}."
+        )
+    try:
+        with written_whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
+            if suffix == ".csv":
+                rows = csv.DictWriter(out, COLUMNS)
+                rows.writeheader()
+                rows.writerows(map(row_of, cases))
+            elif suffix == ".jsonl":
+                out.writelines(_dump(case) + "\n" for case in cases)
+            else:
+                out.write("[")
+                for i, case in enumerate(cases):
+                    out.write(("," if i else "") + "\n" + _dump(case))
+                out.write("\n]\n")
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file} cannot be written as UTF-8: {error}.") from None
+    return file
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A path beside ``file`` that takes its place at the end, and vanishes on any error."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _dump(case: Case) -> str:
+    return json.dumps(record_of(case), ensure_ascii=False)
+
+
+def record_of(case: Case) -> dict[str, Any]:
+    """The case as a record of ``EditsDataset``; fields that hold nothing are left out.
+
+    Raises:
+        DataError: a probe that such a record cannot hold.
+    """
+    record = {
+        "case_id": case.id,
+        **_edit(case.edit),
+        "rephrase_prompts": [_rephrase(case, p) for p in case.probes if p.group == "rephrase"],
+        "locality": _groups(case, "locality"),
+        "portability": _groups(case, "portability"),
+        "generation_prompts": list(case.generation),
+        "references": list(case.references),
+        "also": [_edit(edit) for edit in case.also],
+    }
+    unknown = {p.group for p in case.probes} - {"rephrase", "locality", "portability"}
+    if unknown:
+        raise DataError(f"case {case.id}: no file holds {', '.join(sorted(unknown))} probes.")
+    return {name: value for name, value in record.items() if value}
+
+
+def row_of(case: Case) -> dict[str, str]:
+    """The case as a row of CSV, its probes written ``prompt => answer``.
+
+    Raises:
+        DataError: the case holds more than a row can.
+    """
+    record = record_of(case)
+    lists = [name for name in ("generation_prompts", "references", "also") if name in record]
+    if lists:
+        raise _no_csv(case, ", ".join(lists))
+    rephrases: list[str] = record.get("rephrase_prompts", [])
+    if len(rephrases) > 1:
+        raise _no_csv(case, f"{len(rephrases)} rephrase prompts")
+    row = {name: value for name, value in record.items() if isinstance(value, str)}
+    row["rephrase_prompt"] = "".join(rephrases)
+    for group, name in (("locality", NEAR), ("portability", HOP)):
+        probes = [probe for probe in case.probes if probe.group == group]
+        if len(probes) > 1:
+            raise _no_csv(case, f"{len(probes)} {group} probes")
+        row[group] = "".join(_arrow(case, probe, f"{group}/{name}") for probe in probes)
+    return row
+
+
+def _no_csv(case: Case, what: str) -> DataError:
+    return DataError(f"case {case.id} holds {what}; CSV cannot. Write .json or .jsonl.")
+
+
+def _arrow(case: Case, probe: Probe, kind: str) -> str:
+    (answer, *more), prompt = probe.answers, probe.prompt
+    if probe.kind != kind:
+        raise _no_csv(case, f"a {probe.kind} probe")
+    if more:
+        raise _no_csv(case, f"{len(probe.answers)} accepted answers of one {kind} probe")
+    if ARROW in prompt or prompt != prompt.strip() or answer != answer.strip():
+        raise _no_csv(case, f"the probe {prompt!r}, which does not fit 'prompt {ARROW} answer'")
+    return f"{prompt} {ARROW} {answer}"
+
+
+def _edit(edit: Edit) -> dict[str, str]:
+    told = {
+        "prompt": edit.prompt,
+        "target_new": edit.target,
+        "subject": edit.subject,
+        "ground_truth": edit.ground_truth,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _rephrase(case: Case, probe: Probe) -> str:
+    if probe.answers != (case.edit.target,):
+        raise DataError(
+            f"case {case.id}: the rephrase {probe.prompt!r} accepts {list(probe.answers)}, a file "
+            "of edits only the target."
+        )
+    return probe.prompt
+
+
+def _groups(case: Case, group: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for probe in case.probes:
+        if probe.group == group:
+            answer = probe.answers[0] if len(probe.answers) == 1 else list(probe.answers)
+            found.setdefault(probe.name, []).append({"prompt": probe.prompt, "answer": answer})
+    return found

@@ -1,0 +1,91 @@
+"""How large a patch is, matrix by matrix, and how much memory making it took."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from easyeditor.lm.model import LM
+from easyeditor.patches.stack import originals
+from easyeditor.patches.weight import WeightPatch
+
+ITERATIONS = 60
+TINY = 1e-30
+"""Stands for the norm of a matrix of zeros."""
+
+
+@torch.no_grad()
+def sizes(lm: LM, patch: WeightPatch) -> dict[str, dict[str, float]]:
+    """``{matrix: {"norm": ‖ΔW‖, "relative": ‖ΔW‖/‖W‖, "spectral": largest singular value}}``.
+
+    Frobenius norms; ``W`` is the unedited matrix. The spectral norm is found by power iteration
+    from a fixed start, good to about 1e-3.
+    """
+    saved = originals(lm.model)
+    out = {}
+    for path in patch.entries:
+        weight = saved.get(path, lm.model.get_parameter(path))
+        change = patch.dense(path)
+        norm = change.norm().item()
+        out[path] = {
+            "norm": norm,
+            "relative": norm / max(weight.detach().float().norm().item(), TINY),
+            "spectral": _largest(change),
+        }
+    return out
+
+
+def _largest(matrix: torch.Tensor) -> float:
+    # The row of greatest norm is never orthogonal to the whole row space.
+    vector = matrix[matrix.norm(dim=1).argmax()]
+    if not vector.any():
+        return 0.0
+    for _ in range(ITERATIONS):
+        vector = vector / vector.norm()
+        vector = matrix.T @ (matrix @ vector)
+    return vector.norm().sqrt().item()
+
+
+class Peak:
+    """Filled when :func:`peak_memory` is left: the peak in MB, and above what was held before."""
+
+    total_mb: float = 0.0
+    extra_mb: float = 0.0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Peak memory inside, of the accelerator or (on a CPU) of the process.
+
+    The trap: only Linux lets a process reset its peak; elsewhere it is the peak since its start.
+    """
+    peak = Peak()
+    memory: Any = getattr(torch, device.type, None)  # torch.cuda, torch.xpu: they count it
+    if hasattr(memory, "max_memory_allocated"):
+        memory.reset_peak_memory_stats(device)
+        before = memory.memory_allocated(device) / 2**20
+        yield peak
+        peak.total_mb = memory.max_memory_allocated(device) / 2**20
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _resident("VmRSS")
+        yield peak
+        peak.total_mb = _resident("VmHWM")
+    peak.extra_mb = max(0.0, peak.total_mb - before)
+
+
+def _resident(field: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+    except (OSError, StopIteration):
+        import resource  # not on Windows, whose users must live without this number
+
+        unit = 2**20 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

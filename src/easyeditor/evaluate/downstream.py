@@ -1,0 +1,201 @@
+"""Downstream tasks: can the edited model still do what has nothing to do with the edit?
+
+The tasks, prompts and metrics are those of EleutherAI's lm-evaluation-harness (Gao et al., "A
+framework for few-shot language model evaluation"), run on the model as it is now. Call
+:func:`downstream` before and after an edit; the difference is the score.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from easyeditor.errors import DownstreamError, MissingExtraError, did_you_mean
+from easyeditor.lm.model import LM
+
+
+def downstream(
+    lm: LM,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    include_path: Path | str | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Scores of ``lm`` on tasks of the harness.
+
+    The model is bit-identical and in the same mode after, and no global generator moves. The trap:
+    scores compare only with the same tasks, versions, limit, seed and batch size (padding changes
+    the last bits), and differences below two standard errors say nothing.
+
+    Args:
+        lm: the model, before or after an edit. Where it wraps prompts by its chat template, the
+            tasks do.
+        tasks: names of tasks, groups or tags; ``lm-eval ls tasks`` lists them.
+        limit: only the first so many items of each task.
+        include_path: a folder with task definitions (YAML) of your own, or one such file, which
+            stands for its folder. Data files named in them are looked up by the harness from the
+            working directory.
+        batch_size: sequences per forward pass.
+        seed: of the few-shot examples and of sampling, where a task has either.
+
+    Returns:
+        ``{task: {metric: value, metric_stderr: value or None, "n": items, "version": …}}``, groups
+        included. Metrics of a filter other than the plain one are named ``metric,filter``.
+
+    Raises:
+        MissingExtraError: the package ``lm_eval`` is not installed.
+        DownstreamError: an unknown task, no such ``include_path``, a task that cannot be loaded
+            (often its data set: it comes from a hub) or run, an impossible limit or batch size.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError.of("lm_eval", "lm-eval", "Downstream evaluation")
+    names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
+    if not names:
+        raise DownstreamError("No downstream task was named.")
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise DownstreamError(
+            f"limit={limit}, batch_size={batch_size}: both are 1 or more; limit=None takes all."
+        )
+    manager = _manager(names, include_path)
+    with _generators_kept(), lm.at_rest(), _ties_kept(lm):
+        found = _run(lm, names, manager, limit, batch_size, seed)
+    return {
+        task: _scores(row, found["versions"].get(task)) for task, row in found["results"].items()
+    }
+
+
+def _run(
+    lm: LM, names: list[str], manager: Any, limit: int | None, batch_size: int, seed: int
+) -> dict[str, Any]:
+    import lm_eval
+
+    try:
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            model=_wrapped(lm, batch_size),
+            tasks=names,
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            apply_chat_template=lm.text.chat_template,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except RuntimeError:  # out of memory, for one: nothing a task definition could help
+        raise
+    except Exception as error:  # data sets, templates and task code fail each in their own way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DownstreamError(
+            f"The harness cannot run {', '.join(names)}: {reason.rstrip('.')}. A task's data set "
+            "comes from a hub or, for a definition of your own, from files that are looked up "
+            "from the working directory."
+        ) from error
+    return found
+
+
+def _wrapped(lm: LM, batch_size: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    harness = logging.getLogger("lm_eval")
+    level = harness.level
+    harness.setLevel(logging.ERROR)  # it warns that the model was not loaded by it
+    try:
+        # A copy of the tokenizer: the harness gives it a padding token where it has none.
+        return HFLM(
+            pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size
+        )
+    finally:
+        harness.setLevel(level)
+
+
+def _scores(row: dict[str, Any], version: Any) -> dict[str, Any]:
+    scores = {
+        name.removesuffix(",none"): None if value == "N/A" else value
+        for name, value in row.items()
+        if "," in name
+    }
+    return {**scores, "n": row.get("sample_len"), "version": version}
+
+
+# -- finding tasks ----------------------------------------------------------------------------
+
+
+def _manager(names: list[str], include_path: Path | str | None) -> Any:
+    """An index of tasks that holds all ``names``."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is None:
+        manager = _built_in()
+    else:
+        folder = Path(include_path).expanduser().resolve()
+        if not folder.exists():
+            raise DownstreamError(f"include_path={str(include_path)!r}: no such folder or file.")
+        folder = folder if folder.is_dir() else folder.parent
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        # Indexing the harness's own 14,000 takes seconds; a group may name some of them.
+        if not set(names) <= set(manager.all_subtasks):
+            manager = TaskManager(include_path=str(folder))
+    unknown = [name for name in names if name not in manager.task_index]
+    if unknown:
+        raise DownstreamError(
+            " ".join(
+                f"No downstream task {name!r}.{did_you_mean(name, manager.all_tasks)}"
+                for name in unknown
+            )
+            + " `lm-eval ls tasks` lists them; include_path= adds your own."
+        )
+    return manager
+
+
+@cache
+def _built_in() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+# -- leaving no trace -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """The harness seeds Python's, numpy's and torch's global generators; put them back."""
+    import numpy as np
+
+    python, numpy = random.getstate(), np.random.get_state()
+    where: dict[str, Any] = {"devices": []}
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None
+        where = {"devices": range(torch.accelerator.device_count()), "device_type": kind.type}
+    try:
+        with torch.random.fork_rng(**where):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _ties_kept(lm: LM) -> Iterator[None]:
+    """The harness ties the head to the embedding again, over an edit that set them apart."""
+    own = vars(lm.model).get("tie_weights")
+    lm.model.__dict__["tie_weights"] = lambda *_args, **_options: None
+    try:
+        yield
+    finally:
+        del lm.model.__dict__["tie_weights"]
+        if own is not None:
+            lm.model.__dict__["tie_weights"] = own
