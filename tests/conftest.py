@@ -1,12 +1,15 @@
-"""One thread, and a place for second moments that is not the user's cache."""
+"""One thread, a place for second moments that is not the user's cache, the script."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import outer
 import tiny
 
 torch.set_num_threads(1)
@@ -24,3 +27,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     file: Path = tmp_path_factory.mktemp("corpus") / "text.txt"
     file.write_text(tiny.TEXT.replace(". ", ".\n"), encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk."""
+    place = tmp_path_factory.mktemp("model") / "tiny-llama"
+    tiny.model("llama").save_pretrained(place)
+    tiny.tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def easyedit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[outer.Script]:
+    """Call the script; logging and the environment are put back afterwards."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
+    levels = [logger.level for logger in loggers]
+    yield outer.Script(monkeypatch, capsys)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -16,8 +16,9 @@ import torch
 import benching
 import outer
 import support
+import tiny
 from benching import CASES, MEASURES, numbers, plan, records, tables
-from easyeditor import Case, load_patch
+from easyeditor import BaseEditor, Case, load_patch
 from easyeditor.bench.folder import Journal
 from easyeditor.bench.runner import run
 from easyeditor.bench.work import Worker
@@ -164,6 +165,30 @@ def test_single_measures_as_the_editor_does(finished, method):
         alike(record["post"], metric["post"])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "falcon", "t5", "bfloat16"])
+@pytest.mark.parametrize("together", [1, 8])
+def test_single_measures_alone_whatever_the_model(family, together, monkeypatch, tmp_path):
+    """Cases share forward passes where that is exact, else they are asked one by one."""
+    monkeypatch.setattr("easyeditor.bench.settings.TOGETHER", together)
+    half = {"dtype": torch.bfloat16} if family == "bfloat16" else {}
+    family = family if family in tiny.CONFIGS else "llama"
+    names = ("FT",) if family == "t5" else ("FT", "MEMIT")
+    lm = support.lm(family, **half)
+    before = support.Snapshot(lm.model)
+    run(lm, plan("single", names), tmp_path)
+    assert before.differences(lm.model) == []
+    for method in names:
+        editor = BaseEditor.from_pretrained(lm.model, lm.tokenizer, outer.settings(method))
+        for case, record in zip(CASES, records(tmp_path, method), strict=True):
+            result = editor.edit_cases([case], keep_original_weight=True, measures=MEASURES)
+            (metric,) = result.metrics
+            without(metric, "consistency")
+            without(record, "consistency")
+            found, expected = flatten(record["post"]), flatten(metric["post"])
+            noise = 0.05 if half else 1e-3
+            assert found == pytest.approx(expected, rel=noise, abs=1e-4, nan_ok=True)
+
+
 def without(metric, name):
     for half in ("pre", "post"):
         del metric[half][name]
@@ -230,6 +255,41 @@ def test_a_plain_run_asks_for_no_text(tmp_path):
     record = records(tmp_path)[0]
     assert record["texts"] == {}
     assert not {"generation", "fluency", "perplexity"} & set(record["post"])
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Stands for the harness: the score of a task is the edited weight itself."""
+    asked = []
+
+    def downstream(lm, names, *, limit, include_path, seed):
+        asked.append((names, limit, include_path, seed))
+        return {"task": {"sum": lm.model.model.layers[1].mlp.down_proj.weight.sum().item()}}
+
+    monkeypatch.setattr("easyeditor.evaluate.downstream.downstream", downstream)
+    return asked
+
+
+@pytest.mark.parametrize("protocol", ["sequential", "batch"])
+def test_downstream_tasks_before_and_after(protocol, tasks, monkeypatch, tmp_path):
+    lm = benching.lm()
+    more = {"downstream": ("task",), "downstream_limit": 7, "downstream_path": "here", "seed": 3}
+    wanted = plan(protocol, ("FT", "MEMIT"), batch_size=3, **more)
+    with monkeypatch.context() as patched:
+        dying_at(patched, 7 if protocol == "sequential" else 5, "nothing")  # at the first "after"
+        with pytest.raises(Death):
+            run(lm, wanted, tmp_path)
+    assert len(tasks) == 2
+    run(lm, wanted, tmp_path)
+    assert tasks == [(("task",), 7, "here", 3)] * 4  # before, FT twice, MEMIT
+    told = json.loads((tmp_path / "downstream.json").read_text())
+    for label in ("FT", "MEMIT"):
+        edited = benching.lm().model
+        load_patch(tmp_path / label / "total-000001.safetensors").apply(edited)
+        for model, when in ((lm.model, "before"), (edited, "after")):
+            weight = model.model.layers[1].mlp.down_proj.weight
+            assert told[label][when]["task"]["sum"] == weight.sum().item()
+    assert "task" in tables(tmp_path)["table.md"].decode()
 
 
 # -- dying ------------------------------------------------------------------------------------

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 
 import pytest
 
 import benching
-import outer
-import tiny
+import scripting
 from easyeditor import load_patch
 from easyeditor.bench import cluster
 from easyeditor.bench.runner import OneWorker
 from easyeditor.bench.work import Worker
+from scripting import BAD_INPUT, DONE, document, refused
 
-DONE, BAD_INPUT = 0, 2
 FT = ("layers=[1]", "num_steps=2", "lr=0.01", "objective_optimization=target_new")
-ROME = (
-    *("layers=[1]", "v_num_grad_steps=2", "mom2_adjustment=false"),
-    "context_template_length_params='[[2, 2]]'",
-)
+ROME = (*scripting.ROME[:-1], "context_template_length_params='[[2, 2]]'")
 ONLY_FT = ("--methods", "ft", *(word for setting in FT for word in ("--set", setting)))
 QUICK = ("--answers", 4, "--continuation-tokens", 6, "--heldout", "none")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model on disk."""
-    place = tmp_path_factory.mktemp("model") / "tiny-llama"
-    tiny.model("llama").save_pretrained(place)
-    tiny.tokenizer().save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +42,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Call the script; logging and the environment are put back afterwards."""
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
-    levels = [logger.level for logger in loggers]
-    yield outer.Script(monkeypatch, capsys)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-
-
-@pytest.fixture
-def bench(script, folder, data, tmp_path, monkeypatch):
+def bench(easyedit, folder, data, tmp_path, monkeypatch):
     """``easyedit bench`` on this model and data; with FT, without pictures (they take a second)."""
 
     def call(*words, out=tmp_path / "out", methods=ONLY_FT, pictures=False):
@@ -77,34 +50,13 @@ def bench(script, folder, data, tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             if not pictures:
                 patched.setitem(sys.modules, "matplotlib", None)
-            return script(*known, *methods, *words)
+            return easyedit(*known, *methods, *words)
 
     return call
 
 
 def entrant(label, method, settings):
     return "--entrant", f"{label}={method} {' '.join(settings)}"
-
-
-def document(told):
-    """Standard output as the one strict JSON document it must be."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(told.out, parse_constant=refuse)
-
-
-def refused(told):
-    """Code 2, nothing on stdout, one message; the message."""
-    assert told.code == BAD_INPUT
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    return " ".join(told.err.replace("│", " ").split())
-
-
-def columns(found):
-    return [(row["method"], row.get("scored", "")) for row in found["rows"]]
 
 
 # -- running ----------------------------------------------------------------------------------
@@ -248,22 +200,22 @@ def test_workers_without_ray(bench):
 # -- reporting --------------------------------------------------------------------------------
 
 
-def test_report(bench, script, monkeypatch, tmp_path):
+def test_report(bench, easyedit, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in ("a", "b"):
         bench("--limit", 1 + (name == "b"), out=tmp_path / name)
-    told = script("bench", "report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")
+    told = easyedit("bench", "report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")
     assert told.code == DONE
     assert told.out.count("FT |") >= 2
     assert f"Tables and plots: {tmp_path / 'both'}" in told.out
-    found = document(script("bench", "report", tmp_path / "a", "--json"))
+    found = document(easyedit("bench", "report", tmp_path / "a", "--json"))
     assert [row["method"] for row in found["rows"]] == ["unedited", "FT"]
 
 
-def test_report_without_matplotlib(bench, script, monkeypatch, tmp_path):
+def test_report_without_matplotlib(bench, easyedit, monkeypatch, tmp_path):
     bench("--limit", 1)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    told = script("bench", "report", tmp_path / "out")
+    told = easyedit("bench", "report", tmp_path / "out")
     assert told.code == DONE
     assert "easyeditor[bench]" in told.out
 
@@ -317,8 +269,8 @@ def test_mistakes(bench, words, more, why, tmp_path):
     assert error["type"]
 
 
-def test_no_folder_was_named(script, folder, data):
-    told = refused(script("bench", "--model", folder, "--data", data, "--methods", "ft"))
+def test_no_folder_was_named(easyedit, folder, data):
+    told = refused(easyedit("bench", "--model", folder, "--data", data, "--methods", "ft"))
     assert "--out" in told
     assert "missing" in told
 
@@ -338,15 +290,15 @@ def test_a_missing_subject(bench, data, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["report", "judge"])
-def test_reporting_what_is_no_run(script, tmp_path, command):
+def test_reporting_what_is_no_run(easyedit, tmp_path, command):
     more = ("--base-url", "http://127.0.0.1:1/v1", "--judge-model", "m") * (command == "judge")
-    assert "run.json" in refused(script("bench", command, tmp_path, *more))
+    assert "run.json" in refused(easyedit("bench", command, tmp_path, *more))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", [(), ("report",), ("judge",)], ids=str)
-def test_help_shows_examples(script, path):
-    told = script("bench", *path, "--help")
+def test_help_shows_examples(easyedit, path):
+    told = easyedit("bench", *path, "--help")
     assert told.code == DONE
     assert "Example" in told.out
     assert " ".join(("easyedit bench", *path)) in told.out.split("Example", 1)[1]

@@ -1,12 +1,8 @@
-"""The script ``easyedit`` through its entry point: JSON, exit codes, mistakes, files that load."""
+"""The script ``easyedit`` through its entry point: JSON, exit codes, files that load."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,25 +18,16 @@ from easyeditor.hyperparams import KNOWN_MODELS
 from easyeditor.lm.families import FAMILIES
 from easyeditor.methods import METHODS
 from outer import FACTS, PROMPT, SUBJECT, TARGET
-
-DONE, NOT_TAKEN, BAD_INPUT = 0, 1, 2
-TAKES = ("layers=[1]", "num_steps=60", "lr=0.02", "objective_optimization=target_new")
-WEAK = ("layers=[1]", "num_steps=1", "lr=1e-9")
-ROME = (
-    "layers=[1]",
-    "v_num_grad_steps=2",
-    "mom2_adjustment=false",
-    "context_template_length_params=[[2, 2]]",
+from scripting import (
+    BAD_INPUT,
+    DONE,
+    NOT_TAKEN,
+    ONE,
+    ROME,
+    WEAK,
+    document,
+    editing,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model on disk."""
-    place = tmp_path_factory.mktemp("model") / "tiny-llama"
-    tiny.model("llama").save_pretrained(place)
-    tiny.tokenizer().save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +40,6 @@ def patches(tmp_path_factory):
         made = outer.editor(method).edit(PROMPT, TARGET, subject=SUBJECT, keep_original_weight=True)
         save_patch(made.patch, place / f"{method.lower()}.safetensors")
     return place
-
-
-@pytest.fixture
-def easyedit(monkeypatch, capsys, tmp_path):
-    """Call the script; logging and the environment are put back afterwards."""
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
-    levels = [logger.level for logger in loggers]
-    yield outer.Script(monkeypatch, capsys)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-
-
-def sets(settings):
-    return [word for setting in settings for word in ("--set", setting)]
-
-
-def document(told):
-    """Standard output as the one strict JSON document it must be."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(told.out, parse_constant=refuse)
-
-
-def editing(folder, *more, method="ft", settings=TAKES):
-    return ("edit", "--model", folder, "--method", method, *sets(settings), *more)
-
-
-ONE = ("--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
 
 
 # -- edit -------------------------------------------------------------------------------------
@@ -378,12 +332,12 @@ def test_version(easyedit):
 def commands(command=None, path=()):
     """Every command and group of the script."""
     if command is None:
-        from easyeditor.cli import demo, edit, info, patches
+        from easyeditor.cli import bench, data, demo, edit, info, patches
         from easyeditor.cli.app import app
 
         app.registered_commands.clear()
         app.registered_groups.clear()
-        for module in (demo, edit, patches, info):
+        for module in (demo, edit, bench, patches, data, info):
             module.register(app)
         command = typer.main.get_command(app)
     yield path
@@ -392,7 +346,7 @@ def commands(command=None, path=()):
 
 
 def test_the_commands_are_all_there():
-    expected = "apply demo edit export generate hparams methods models show"
+    expected = "apply bench data demo edit export generate hparams methods models show"
     assert " ".join(sorted({path[0] for path in commands() if path})) == expected
 
 
@@ -402,172 +356,3 @@ def test_every_help_shows_an_example(easyedit, path):
     assert told.code == DONE
     assert "Example" in told.out or not path
     assert " ".join(("easyedit", *path)) in told.out.split("Usage", 1)[1].split("\n", 1)[1]
-
-
-# -- mistakes ---------------------------------------------------------------------------------
-
-BAD = {
-    "unknown method": (("--method", "roem", *ONE), "Did you mean 'ROME'"),
-    "unknown folder": (("--model", "./nowhere/at/all", *ONE), "No folder './nowhere/at/all'"),
-    "unknown model": (("--model", "no-such/model", *ONE), "'no-such/model' could not be loaded"),
-    "unknown gguf": (("--model", "nothing.gguf", *ONE), "No GGUF file"),
-    "misspelt embedded model": (("--model", "smollm-135m", *ONE), "smollm2-135m"),
-    "unknown hyper-parameter": (("--set", "num_stps=3", *ONE), "Did you mean 'num_steps'"),
-    "hyper-parameter of another type": (("--set", "lr=fast", *ONE), "lr='fast'"),
-    "set without a value": (("--set", "lr", *ONE), "NAME=VALUE"),
-    "set without a name": (("--set", "=3", *ONE), "NAME=VALUE"),
-    "set that is no yaml": (("--set", "layers=[1", *ONE), "not YAML"),
-    "set self": (("--set", "self=1", *ONE), "self"),
-    "set name": (("--set", "name=x", "--model", "gpt2-xl", *ONE), "unknown field 'name'"),
-    "set model_name": (("--set", "model_name=x", *ONE), "model_name"),
-    "set alg_name": (("--set", "alg_name=ROME", *ONE), "alg_name"),
-    "layer outside": (("--set", "layers=[9]", *ONE), "3 layers"),
-    "unknown settings file": (("--hparams", "nothing.yaml", *ONE), "nothing.yaml"),
-    "unknown file of edits": (("--edits", "nothing.json"), "No file of edits"),
-    "file of edits and prompt": (("--edits", "nothing.json", *ONE), "not both"),
-    "no prompt": (("--target", "x"), "--prompt missing"),
-    "no target": (("--prompt", "x"), "--target missing"),
-    "neither": ((), "--prompt and --target missing"),
-    "empty prompt": (("--prompt", " ", "--target", "x"), "prompt is empty"),
-    "empty target": (("--prompt", "x", "--target", ""), "is empty"),
-    "subject elsewhere": ((*ONE, "--subject", "Berlin"), "'Berlin' does not occur"),
-    "empty rephrase": ((*ONE, "--rephrase", ""), "empty prompt"),
-    "locality without arrow": ((*ONE, "--locality", "She plays"), "'prompt => answer'"),
-    "portability without answer": ((*ONE, "--portability", "a =>"), "'prompt => answer'"),
-    "unknown precision": ((*ONE, "--dtype", "float99"), "float99"),
-    "precision that is none": ((*ONE, "--dtype", "nn"), "nn"),
-    "unknown device": ((*ONE, "--device", "abacus"), "abacus"),
-    "no memory": ((*ONE, "--device", "meta"), "meta device"),
-    "unknown option": ((*ONE, "--promt", "x"), "--prompt"),
-    "save under a file": ((*ONE, "--save", f"{__file__}/p.safetensors"), "test_cli.py"),
-}
-
-
-def refused(told):
-    """What a mistake must look like to a person: code 2, nothing on stdout, one message."""
-    assert told.code == BAD_INPUT
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    return " ".join(told.err.replace("│", " ").split())
-
-
-@pytest.mark.parametrize(("words", "why"), BAD.values(), ids=BAD)
-def test_bad_edit(easyedit, folder, words, why):
-    told = refused(easyedit(*editing(folder, settings=WEAK), *words))
-    assert why in told
-
-
-@pytest.mark.parametrize(("words", "why"), BAD.values(), ids=BAD)
-def test_bad_edit_as_json(easyedit, folder, words, why):
-    told = easyedit(*editing(folder, "--json", settings=WEAK), *words)
-    assert told.code == BAD_INPUT
-    error = document(told)["error"]
-    assert why in error["message"]
-    assert error["type"]
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (("nonsense",), "No such command"),
-        (("show", "nothing.safetensors"), "No patch file"),
-        (("show", __file__), "cannot be read as a patch"),
-        (("show",), "Missing argument 'patch'"),
-        (("export", "nothing.safetensors", "--out", "x"), "No patch file"),
-        (("export", __file__), "--out"),
-        (("export", __file__, "--out", "x", "--format", "onnx"), "lora"),
-        (("export", __file__, "--out", "x", "--rank", "0"), "--rank"),
-        (("apply", "nothing.safetensors", "--out", "x"), "No patch file"),
-        (("apply", __file__), "--out"),
-        (("generate",), "Missing argument 'prompt'"),
-        (("generate", ""), "prompt is empty"),
-        (("generate", "--max-new-tokens", "0", "a"), "--max-new-tokens"),
-        (("generate", "--patch", "nothing.safetensors", "a"), "No patch file"),
-        (("generate", "--model", "./nowhere", "a"), "No folder"),
-        (("hparams", "show", "roem"), "Did you mean 'ROME'"),
-        (("hparams", "shw"), "No such command"),
-        (("hparams", "write", "--out", __file__), "test_cli.py"),
-        (("models", "nonsense"), "No such command"),
-        (("demo", "--method", "roem"), "Did you mean 'ROME'"),
-    ],
-    ids=range(20),
-)
-def test_bad_commands(easyedit, words, why, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert why in refused(easyedit(*words))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_broken_file_of_edits_is_named(easyedit, folder, tmp_path):
-    file = tmp_path / "edits.jsonl"
-    file.write_text(json.dumps({"prompt": PROMPT, "target_new": TARGET}) + "\n{}\n")
-    assert "edits.jsonl, line 2" in refused(easyedit(*editing(folder, "--edits", file)))
-
-
-def test_contradicting_edits(easyedit, folder, tmp_path):
-    file = tmp_path / "edits.json"
-    file.write_text(json.dumps([{"prompt": PROMPT, "target_new": t} for t in ("a", "b")]))
-    assert "contradict" in refused(easyedit(*editing(folder, "--edits", file)))
-
-
-@pytest.mark.parametrize("method", ["rome", "memit"])
-def test_a_missing_subject(easyedit, folder, method):
-    told = easyedit(*editing(folder, *ONE[:4], method=method, settings=ROME))
-    assert "names no subject" in refused(told)
-
-
-def test_a_model_that_is_broken(easyedit, folder, tmp_path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text("{")
-    assert "could not be loaded" in refused(easyedit(*editing(broken, *ONE)))
-
-
-def test_a_model_with_a_weight_that_is_not_a_number(easyedit, tmp_path):
-    model = tiny.model("llama")
-    model.model.layers[0].self_attn.o_proj.weight.data[0, 0] = float("nan")
-    model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    told = easyedit(*editing(tmp_path, *ONE, "--json"))
-    assert told.code == BAD_INPUT
-    assert document(told)["error"]["type"] == "DivergedError"
-
-
-# -- speed ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["nonsense"],
-        ["edit", "--nonsense"],
-        ["edit", "--method", "roem"],
-        ["edit", "--prompt", "x"],
-        ["edit", *ONE, "--locality", "no arrow"],
-        ["edit", "--prompt", "x", "--target", "y", "--subject", "z"],
-        ["edit", "--edits", "nothing.json"],
-        ["edit", *ONE, "--set", "no-value"],
-        ["generate", " "],
-        ["show", "nothing.safetensors"],
-        ["hparams", "show", "roem"],
-    ],
-    ids=" ".join,
-)
-def test_a_wrong_command_is_answered_without_torch(words):
-    script = (
-        "import sys\n"
-        f"sys.argv = ['easyedit', *{words!r}]\n"
-        "from easyeditor.cli.main import main\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as left:\n"
-        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
-        "    print(left.code, sorted(heavy))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(outer.ROOT / "src")},
-    )
-    assert done.stdout.strip() == "2 []"

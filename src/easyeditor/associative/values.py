@@ -80,15 +80,15 @@ def find_values(
         contexts: prefixes, the first of them empty.
         search: the settings.
         resume: False repeats the whole forward pass at every step (the same numbers, slower).
-        memory: bytes the search may use beside the model; 12 % of the model by default (at least
-            64 MB).
+        memory: bytes the search may use beside the model; 14 % of the model by default (at least
+            32 MB).
 
     Raises:
         SubjectRequiredError: an edit has no subject.
         DivergedError: a loss is not a number; nothing was changed.
     """
     if memory is None:
-        memory = max(model_bytes(lm) * 12 // 100, 64 * 2**20)
+        memory = max(model_bytes(lm) * 14 // 100, 32 * 2**20)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
     origin = values_at(lm, site, bare)
     found = Found(torch.zeros_like(origin), origin, [[] for _ in edits])
@@ -154,8 +154,8 @@ def _search_group(
         if not alive:
             break
         if finished:
+            give_back()  # before what is kept of the batches is copied
             batches = [batch for batch in batches if batch.keep(alive)]
-            give_back()
         rows = torch.tensor([slot[edit] for edit in sorted(alive)], device=delta.device)
         changed = adam.step(delta, gradient)[rows]
         longest = search.clamp_norm_factor * size[rows]

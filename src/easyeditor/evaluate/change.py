@@ -14,7 +14,9 @@ from easyeditor.lm.model import LM
 from easyeditor.patches.stack import originals
 from easyeditor.patches.weight import WeightPatch
 
-ITERATIONS = 60
+STEPS = 40
+"""Of the Lanczos iteration."""
+ENOUGH = 1e-5
 TINY = 1e-30
 """Stands for the norm of a matrix of zeros."""
 
@@ -23,7 +25,7 @@ TINY = 1e-30
 def sizes(lm: LM, patch: WeightPatch) -> dict[str, dict[str, float]]:
     """``{matrix: {"norm": ‖ΔW‖, "relative": ‖ΔW‖/‖W‖, "spectral": largest singular value}}``.
 
-    Frobenius norms; ``W`` is the unedited matrix. The spectral norm is found by power iteration
+    Frobenius norms; ``W`` is the unedited matrix. The spectral norm is found by Lanczos iteration
     from a fixed start, good to about 1e-3.
     """
     saved = originals(lm.model)
@@ -41,14 +43,22 @@ def sizes(lm: LM, patch: WeightPatch) -> dict[str, dict[str, float]]:
 
 
 def _largest(matrix: torch.Tensor) -> float:
+    scale = matrix.abs().max().item()
+    if not scale:
+        return 0.0
+    matrix = matrix / scale
     # The row of greatest norm is never orthogonal to the whole row space.
     vector = matrix[matrix.norm(dim=1).argmax()]
-    if not vector.any():
-        return 0.0
-    for _ in range(ITERATIONS):
-        vector = vector / vector.norm()
-        vector = matrix.T @ (matrix @ vector)
-    return vector.norm().sqrt().item()
+    basis = (vector / vector.norm())[None]
+    for _ in range(min(STEPS, *matrix.shape) - 1):
+        vector = (matrix @ basis[-1]) @ matrix
+        whole = vector.norm()
+        for _ in range(2):  # once leaves rounding errors behind
+            vector = vector - (basis @ vector) @ basis
+        if vector.norm() < ENOUGH * whole:  # the basis spans all there is
+            break
+        basis = torch.cat([basis, (vector / vector.norm())[None]])
+    return scale * torch.linalg.matrix_norm(matrix @ basis.T, 2).item()
 
 
 class Peak:

@@ -65,7 +65,7 @@ def continuations(
         def draw(logits: torch.Tensor, streams: Sequence[torch.Generator] = streams) -> list[int]:
             best = logits.topk(top_k)
             chances = best.values.softmax(-1)
-            # A wrecked model says something, too: what its own greedy decoding would.
+            # A wrecked model says something, too: whatever comes first.
             chances[chances.isnan().any(-1)] = torch.eye(1, top_k)
             places = [
                 torch.multinomial(p, 1, generator=own)

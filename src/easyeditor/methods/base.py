@@ -57,7 +57,7 @@ class LocateHyperParams(HyperParams):
 
     ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL
     file, or the name of a Hugging Face dataset such as ``"wikipedia"``. ``memory_mb`` is what the
-    search may use beside the model: 12 % of the model by default; more is faster on small models.
+    search may use beside the model: 14 % of the model by default; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
