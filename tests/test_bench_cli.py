@@ -275,6 +275,11 @@ def test_no_folder_was_named(easyedit, folder, data):
     assert "missing" in told
 
 
+def test_options_of_a_run_before_another_command(easyedit, tmp_path):
+    told = refused(easyedit("bench", "--out", tmp_path / "x", "report", tmp_path))
+    assert "those of report come after its name" in " ".join(told.split())
+
+
 def test_other_settings_in_the_same_folder(bench):
     bench("--limit", 1)
     assert "seed: 0 → 1" in refused(bench("--limit", 1, "--seed", 1))

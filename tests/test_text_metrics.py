@@ -43,6 +43,7 @@ from support import shared_lm
         ("A theatre for an anthem", "theatre for anthem"),  # articles are whole words
         ("U.S.A.", "u s"),  # a known loss: the last letter is an article
         ("São Tomé 12%", "são tomé 12"),
+        ("“Paris” – or…", "paris or"),
         ("The", ""),
         ("?!", ""),
     ],
@@ -169,6 +170,12 @@ def test_windows_are_read_on_their_own_and_weigh_by_their_tokens(monkeypatch):
 @pytest.mark.parametrize(("family", "said"), [("t5", outer.PROMPT), ("gpt2", ""), ("gpt2", "T")])
 def test_where_there_is_no_perplexity(family, said):
     assert math.isnan(perplexity(shared_lm(family), said))
+
+
+def test_a_model_with_few_positions():
+    lm = support.lm("gpt2", n_positions=16)
+    assert len(tiny.tokenizer()(tiny.TEXT[:400])["input_ids"]) > 16
+    assert math.isfinite(perplexity(lm, tiny.TEXT[:400]))
 
 
 def test_the_perplexity_of_a_wreck():

@@ -122,8 +122,8 @@ def _stages(file: Path) -> dict[str, list[Record]]:
             _check(record)
         except (ValueError, TypeError, KeyError):
             raise BenchError(
-                f"{file}, line {number} is damaged. Delete this line and continue the run to "
-                "compute it again."
+                f"{file}, line {number} is damaged. Delete this line and continue the run: "
+                "it computes the case again, or says that a sequence must start anew."
             ) from None
     out: dict[str, list[Record]] = {stage: [] for stage in STAGES}
     for (stage, _), unit in sorted(units.items()):

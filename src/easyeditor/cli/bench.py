@@ -129,6 +129,10 @@ def run(
 ) -> None:
     """Edit every case of a dataset with every method, and report the scores."""
     if ctx.invoked_subcommand is not None:
+        if methods or entrant or out:
+            raise typer.BadParameter(
+                f"these options start a run; those of {ctx.invoked_subcommand} come after its name"
+            )
         return
     if out is None:
         raise typer.BadParameter("missing; name the run's folder", param_hint="--out")

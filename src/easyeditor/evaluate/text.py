@@ -17,7 +17,7 @@ from easyeditor.lm.tokens import Row
 WINDOW = 256
 """Tokens per window of held-out text."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "“”„«»‘’–—…", " "))
 
 
 def normalise(text: str) -> str:
@@ -95,7 +95,9 @@ def perplexity(lm: LM, text: str, *, owner: int = 0) -> float:
     if lm.encoder_decoder:
         return math.nan
     ids = lm.text.plain(text)
-    windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
+    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    size = min(WINDOW, longest or WINDOW)
+    windows = [ids[i : i + size] for i in range(0, len(ids), size)]
     rows = [Row(window, window[1:]) for window in windows if len(window) > 1]
     total, count = 0.0, 0
     with lm.at_rest(), torch.inference_mode():
