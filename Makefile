@@ -10,7 +10,7 @@ demo: .venv/demo model
 	$(BIN)/easyedit demo
 
 test: .venv/dev model
-	EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+	EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -14,6 +14,16 @@ import tiny
 
 torch.set_num_threads(1)
 
+LONG = ("test_quality", "test_readme", "test_bench_cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: two workers take half the list each, and share what is left."""
+    long = [item for item in items if item.path.stem in LONG]
+    rest = [item for item in items if item.path.stem not in LONG]
+    half = len(rest) // 2
+    items[:] = [*long[0::2], *rest[:half], *long[1::2], *rest[half:]]
+
 
 @pytest.fixture(scope="session")
 def stats_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
