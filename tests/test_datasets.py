@@ -837,6 +837,7 @@ def easyedit(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EASYEDITOR_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
     levels = [logger.level for logger in loggers]
