@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import runs
-from easyeditor.bench import report as report_module
 from easyeditor.bench.captions import captions
 from easyeditor.bench.report import report
 from easyeditor.bench.results import Run, read_runs
@@ -21,6 +20,7 @@ from easyeditor.bench.writers import as_csv, as_json, latex, markdown, shown
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.intervals import Estimate, bootstrap
 from easyeditor.evaluate.report import flatten, retention, summary
+from easyeditor.files import written_whole
 
 # -- intervals --------------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(type(target), "write_bytes", full)
-    with pytest.raises(OSError, match="disk full"):
-        report_module._write(target, b"new")
+    with pytest.raises(OSError, match="disk full"), written_whole(target) as part:
+        part.write_bytes(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
     assert target.read_text() == "old"

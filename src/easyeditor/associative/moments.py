@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 
 from easyeditor.associative.contexts import SEEDS
 from easyeditor.errors import MissingExtraError, MomentsError
+from easyeditor.files import written_whole
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
@@ -138,9 +138,8 @@ def _store(path: Path, made: Moments, recipe: dict[str, Any]) -> Moments:
     about = {"tokens": str(made.tokens), "source": made.source, "recipe": json.dumps(recipe)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"moment": made.matrix.contiguous()}, part, metadata=about)
-        part.replace(path)  # whole or not at all
+        with written_whole(path) as part:
+            save_file({"moment": made.matrix.contiguous()}, part, metadata=about)
         return replace(made, path=path)
     except (OSError, SafetensorError) as error:
         log.warning("second moments were computed but could not be kept in %s: %s", path, error)

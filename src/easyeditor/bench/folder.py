@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from easyeditor.bench.settings import differences
 from easyeditor.errors import BenchError, RunBusyError, RunMismatchError
+from easyeditor.files import written_whole
 
 RUN, RECORDS, BEFORE = "run.json", "records.jsonl", "before.jsonl"
 
@@ -175,14 +176,11 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         BenchError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
+        with written_whole(path) as part, part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise BenchError(f"{path} cannot be written: {error}.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from easyeditor.bench.results import read_runs
 from easyeditor.bench.table import Table, table
 from easyeditor.bench.writers import as_csv, as_json, document, latex, markdown
 from easyeditor.errors import BenchError, MissingExtraError
+from easyeditor.files import written_whole
 
 PICTURES = ("scores", "probability", "time", "memory", "retention")
 
@@ -85,20 +85,11 @@ def report(
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _write(target / name, content)
+            with written_whole(target / name) as part:
+                part.write_bytes(content)
         for stale in {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")}:
             if stale not in contents:
                 (target / stale).unlink(missing_ok=True)
     except OSError as error:
         raise BenchError(f"The report cannot be written to {target}: {error}.") from None
     return Report(target, tuple(target / name for name in contents), made, without)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, overload
@@ -54,10 +55,11 @@ class CaseDataset(Sequence[Case]):
         return self._records.file
 
     @classmethod
+    @abstractmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """Whether a file whose records look like this is of this kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case; ``index`` is its number, the id of a record that has none.
 
@@ -65,7 +67,6 @@ class CaseDataset(Sequence[Case]):
             DataError: a field is missing or of the wrong kind.
             EditError: an edit that cannot be carried out.
         """
-        raise NotImplementedError
 
     def __len__(self) -> int:
         if self.size is not None and self._records.has(self.size - 1):

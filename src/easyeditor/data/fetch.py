@@ -9,8 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from easyeditor.data.write import written_whole
 from easyeditor.errors import DataError
+from easyeditor.files import written_whole
 
 HERE = Path(__file__).parent
 SHIPPED = {"worldfacts": HERE / "worldfacts.json"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from easyeditor.data.edits_file import ARROW, HOP, NEAR
 from easyeditor.data.records import SUFFIXES
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError
+from easyeditor.files import written_whole
 
 COLUMNS = (
     "case_id",
@@ -64,17 +64,6 @@ def write_cases(
     except UnicodeEncodeError as error:
         raise DataError(f"{file} cannot be written as UTF-8: {error}.") from None
     return file
-
-
-@contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """A path beside ``file`` that takes its place at the end, and vanishes on any error."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _dump(case: Case) -> str:

@@ -7,7 +7,6 @@ of the model. No pickle: loading a patch runs no code.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchFormatError
+from easyeditor.files import written_whole
 from easyeditor.patches.fingerprint import Fingerprint
 from easyeditor.patches.weight import About, Dense, LowRank, Part, WeightPatch
 
@@ -57,14 +57,11 @@ def save_patch(patch: WeightPatch, path: str | Path) -> Path:
         **header_of(patch),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    part_file = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, part_file, metadata={KEY: json.dumps(header, ensure_ascii=False)})
-        part_file.replace(file)
+        with written_whole(file) as beside:
+            save_file(tensors, beside, metadata={KEY: json.dumps(header, ensure_ascii=False)})
     except SafetensorError as error:  # its own error, also for a full disk
         raise OSError(f"{file} cannot be written: {error}") from error
-    finally:
-        part_file.unlink(missing_ok=True)
     return file
 
 
