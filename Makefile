@@ -4,12 +4,12 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 WORKERS ?= 2
 
-.PHONY: demo test lint setup model clean
+.PHONY: demo test lint setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
 
-test: .venv/dev model
+test: .venv/dev model encoder
 	EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/dev
@@ -17,11 +17,15 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-setup: .venv/dev model
+setup: .venv/dev model encoder
 
 # The embedded model, converted once into the user's cache.
 model: .venv/demo
 	@$(BIN)/easyedit models fetch
+
+# The sentence encoder that retrieval is tested with.
+encoder: .venv/demo
+	@$(BIN)/easyedit models fetch all-minilm-l6-v2
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -117,7 +117,7 @@ def projected(lm: LM, layer: int, edit: Edit) -> tuple[torch.Tensor, torch.Tenso
     last = max(i for i, (low, high) in enumerate(encoded["offset_mapping"]) if low < end <= high)
     handle = lm.projection(layer).module.register_forward_hook(read)
     with torch.no_grad():
-        lm.model(input_ids=torch.tensor([encoded["input_ids"]]))
+        lm.call(lm.pad([encoded["input_ids"]]))
     handle.remove()
     (key, value), length = seen[0], len(encoded["input_ids"])
     return tuple(x.reshape(length, -1)[last].float() for x in (key, value))

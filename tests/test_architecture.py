@@ -42,7 +42,11 @@ MODULES = [name for name in FILES if name != "easyeditor"]  # the front door lea
 METHOD_MODULES = [name for name in MODULES if name.startswith("easyeditor.methods")]
 OUTSIDE_METHODS = [name for name in MODULES if name not in METHOD_MODULES]
 OUTSIDE_CLI = [name for name in FILES if not name.startswith("easyeditor.cli")]
-FOLDERS = {path.parent.name for path in FILES.values() if path.parent != outer.SOURCE}
+FOLDERS = {
+    path.relative_to(outer.SOURCE).parts[0]
+    for path in FILES.values()
+    if path.parent != outer.SOURCE
+}
 
 
 @cache

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import benching
+import outer
 import scripting
 from easyeditor import load_patch
 from easyeditor.bench import cluster
@@ -310,3 +311,16 @@ def test_help_shows_examples(easyedit, path):
     if not path:
         for word in ("--entrant", "--ray", "sequential", "goes on where it was"):
             assert word in told.out.split("Example", 1)[1]
+
+
+def test_downstream_tasks_from_the_command_to_the_table(bench, tmp_path, monkeypatch):
+    """Through lm-evaluation-harness itself, with a task defined here, before and after."""
+    tasks = outer.ROOT / "tests" / "data" / "downstream"
+    monkeypatch.chdir(tasks)  # where the harness looks a task's own files up
+    words = ("--protocol", "sequential", "--downstream", "tiny_cities")
+    told = bench(*words, "--downstream-path", tasks, "--downstream-limit", 3, "--json")
+    assert told.code == DONE
+    found = json.loads((tmp_path / "out" / "downstream.json").read_text(encoding="utf-8"))
+    for when in ("before", "after"):
+        assert found["FT"][when]["tiny_cities"]["n"] == 3
+    assert "tiny" in (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")

@@ -17,7 +17,6 @@ from easyeditor import LM, Edit, load_patch, save_patch
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
 from easyeditor.associative.values import Found, find_values
-from easyeditor.errors import UnsupportedModelError
 from easyeditor.lm.resume import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
@@ -43,11 +42,13 @@ SETTINGS: dict[str, dict[str, object]] = {
     "ROME": {"layers": [1], **LOCATE},
     "MEMIT": {"layers": [0, 1], **LOCATE},
     "FT": {"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+    "KN": {"layers": [1], "steps": 3},
 }
 VARIANTS = {  # of one method, tried on one family
     "ROME": [{"key": key} for key in ("paper", "averaged", "joint")] + [{"mom2_adjustment": False}],
     "MEMIT": [{"layers": [1]}],
     "FT": [{"objective_optimization": "target_new"}, {"layers": [0, 2], "append_eos": True}],
+    "KN": [{"refine": True, "n_toks": 2, "n_prompts": 2}],
 }
 BFLOAT16 = ("llama", "gpt2", "gemma2", "bloom", "opt")
 
@@ -69,10 +70,9 @@ class Setting:
 
 SETTINGS_TRIED = [
     Setting(method, family, dtype)
-    for method in METHODS
+    for method in SETTINGS
     for dtype, families in ((torch.float32, tuple(tiny.CONFIGS)), (torch.bfloat16, BFLOAT16))
     for family in families
-    if family != "t5" or method == "FT"
 ] + [
     Setting(method, "llama", variant=i)
     for method, variants in VARIANTS.items()
@@ -87,7 +87,7 @@ def make(corpus: str, stats_dir: str) -> Maker:
     def made(name: str, variant: int | None = None, **changes: object) -> Method:
         kind = METHODS.get(name)
         settings = {**SETTINGS[name], **({} if variant is None else VARIANTS[name][variant])}
-        if name != "FT":
+        if "mom2_n_tokens" in settings:
             settings |= {"mom2_dataset": corpus, "stats_dir": stats_dir}
         return kind(kind.hyperparams_class(**{**settings, **changes}))
 
@@ -156,7 +156,7 @@ def test_edit_changes_nothing_but_finds_the_same_patch_in_any_mode(made: Made, m
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(SETTINGS))
 @pytest.mark.parametrize("place", ["head", "projection"])
 def test_an_edit_that_fails_in_any_pass_changes_nothing(
     name: str, family: str, place: str, make: Maker
@@ -192,6 +192,8 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(
         ("MEMIT", "memit", "weight_patch", 3),
         ("FT", "ft", "_loss", 2),
         ("FT", "ft", "weight_patch", 1),
+        ("KN", "kn", "attribute", 1),
+        ("KN", "kn", "weight_patch", 1),
     ],
 )
 def test_an_edit_that_fails_in_any_phase_changes_nothing(
@@ -222,25 +224,19 @@ def test_an_edit_that_fails_in_any_phase_changes_nothing(
     assert before.differences(target.model) == []
 
 
-@pytest.mark.parametrize("name", ["ROME", "MEMIT"])
-def test_t5_is_refused_by_methods_that_locate(name: str, make: Maker) -> None:
-    target = lm("t5")
-    before = Snapshot(target.model)
-    with pytest.raises(UnsupportedModelError, match="T5ForConditionalGeneration"):
-        make(name).edit(target, EDITS[:1])
-    assert before.differences(target.model) == []
-
-
 # -- patches ------------------------------------------------------------------------------------
 
 
 def test_a_patch_changes_the_declared_weights_and_no_other(made: Made) -> None:
-    layers = {"ROME": (1,), "MEMIT": (0, 1), "FT": (1,)}[made.setting.method]
+    layers = {"ROME": (1,), "MEMIT": (0, 1), "FT": (1,), "KN": (1,)}[made.setting.method]
     if made.setting.variant is not None:
         layers = VARIANTS[made.setting.method][made.setting.variant].get("layers", layers)
     if made.setting.method == "MEMIT" and made.setting.family in {"gemma2", "gemma3_text", "olmo2"}:
         layers = layers[-1:]  # a norm after the MLP: z is searched and written at one layer
     declared = {p.path for layer in layers for p in made.lm.projections(layer)}
+    if made.setting.method != "FT":  # of a column where the fact is read, not of both
+        other = "encoder." if made.setting.method == "KN" else "decoder."
+        declared = {path for path in declared if not path.startswith(other)}
     patch, before = made.patches[0], made.weights()
     patch.apply(made.lm.model)
     after = made.weights()
@@ -374,26 +370,28 @@ def of(method: str) -> pytest.MarkDecorator:
 def searched(made: Made, site: Site, edits: Sequence[Edit]) -> torch.Tensor:
     """The vectors the method must have found for these settings."""
     settings = made.method.hyperparams
-    contexts = context_prefixes(made.lm, settings.context_template_length_params)
-    return find_values(made.lm, site, edits, contexts, settings.search()).delta
+    target = made.lm.encoder_side()
+    contexts = context_prefixes(target, settings.context_template_length_params)
+    return find_values(target, site, edits, contexts, settings.search()).delta
 
 
 @of("ROME")
 def test_rome_stores_v_star_under_k_star(made: Made) -> None:
     edit, patch = EDITS[0], made.patches[0]
     delta = searched(made, Site(1, "down"), [edit])[0]
-    key, value = projected(made.lm, 1, edit)
+    target = made.lm.encoder_side()
+    key, value = projected(target, 1, edit)
     (path,) = patch.entries
     if made.method.hyperparams.key == "averaged":  # exact for the averaged key instead
-        contexts = context_prefixes(made.lm, ((2, 2),))
-        mean = keys_at(made.lm, [1], subject_rows(made.lm, edit, contexts))[1].mean(0)
-        got = mean @ (made.lm.projection(1).weight.float() + patch.dense(path))
-        wanted = key @ made.lm.projection(1).weight.float() + delta
+        contexts = context_prefixes(target, ((2, 2),))
+        mean = keys_at(target, [1], subject_rows(target, edit, contexts))[1].mean(0)
+        got = mean @ (target.projection(1).weight.float() + patch.dense(path))
+        wanted = key @ target.projection(1).weight.float() + delta
         assert (mean - key).norm() > 1e-2 * key.norm()
         assert (got - wanted).norm() < 1e-3 * delta.norm()
         return
     patch.apply(made.lm.model)
-    same_key, got = projected(made.lm, 1, edit)
+    same_key, got = projected(target, 1, edit)
     patch.revert(made.lm.model)
     assert delta.norm() > 1e-2 * value.norm()
     assert same_bits(same_key, key)

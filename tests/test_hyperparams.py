@@ -7,7 +7,7 @@ import yaml
 
 import outer
 import tiny
-from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperParams
+from easyeditor import BaseEditor, FTHyperParams, KNHyperParams, MEMITHyperParams, ROMEHyperParams
 from easyeditor.errors import HyperParamsError, HyperParamsFileError
 from easyeditor.hyperparams import FAMILY_KEYS, KNOWN_MODELS, resolve_layers
 
@@ -54,6 +54,9 @@ CLASSIC = {
     + "layers: [0]\nnum_steps: 25\nbatch_size: 3\nmax_length: 40\nlr: 5e-4\nweight_decay: 0\n"
     + "kl_factor: 0\nnorm_constraint: 5e-4\nobjective_optimization: prompt_last"
     + MODULES,
+    KNHyperParams: ALL.format(alg="KN")
+    + "lr_scale: 1.0\nn_toks: 10\nrefine: true\nbatch_size: 20\nsteps: 20\n"
+    + "adaptive_threshold: 0.2\np: 0.4",
 }
 KINDS = list(CLASSIC)
 T5_MODULES = {
@@ -97,7 +100,7 @@ def test_complete_classic_files_load_and_fit_their_model(tmp_path, kind, caplog)
     for name in kind.model_fields.keys() & values.keys() - {"layers"}:
         now = found.model_dump(mode="json")[name]
         assert now == (float(values[name]) if isinstance(now, float) else values[name]), name
-    assert found.layers == tuple(values["layers"])
+    assert found.layers == tuple(values.get("layers", kind().layers))
     lines = [r.getMessage() for r in caplog.records if "no longer used" in r.getMessage()]
     assert len(lines) == 1
     assert all(name in lines[0] for name in kind.ignored & values.keys())
@@ -226,8 +229,8 @@ def test_impossible_values(kind, field, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_methods_file(kind):
-    with pytest.raises(HyperParamsError, match="alg_name='KN'"):
-        kind(alg_name="KN")
+    with pytest.raises(HyperParamsError, match="alg_name='NONE'"):
+        kind(alg_name="NONE")
 
 
 def test_frozen():

@@ -10,7 +10,7 @@ from easyeditor.methods import METHODS
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["ROME", "MEMIT", "FT"])
 def test_quality_was_measured_with_the_preset(method):
     measured = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))[method]
     preset = METHODS.get(method).hyperparams_class.preset("smollm2-135m").model_dump(mode="json")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+import zoo
 from easyeditor import LM, Edit
 from easyeditor.associative import values
 from easyeditor.associative.microbatches import MicroBatch, micro_batches
@@ -197,11 +198,6 @@ def test_what_does_not_agree_with_the_whole_pass_is_not_trusted(
     assert isinstance(open_runs(lm("llama"), site, runs(target), resume=False), Plain)
 
 
-def test_an_encoder_decoder_is_not_resumed() -> None:
-    opened = open_runs(lm("t5"), Site(1, "down"), [Run((5, 6, 7), 1, (2,))])
-    assert isinstance(opened, Plain)
-
-
 # -- the stubs -----------------------------------------------------------------------------------
 
 
@@ -274,3 +270,34 @@ def test_edits_searched_together_are_those_searched_alone(
     together = find_values(target, site, NEAR, CONTEXTS, search)
     delta, origin = (torch.cat([getattr(f, name) for f in alone]) for name in ("delta", "origin"))
     assert_same_search(together, Found(delta, origin, [f.losses[0] for f in alone]))
+
+
+# -- when a search ends ---------------------------------------------------------------------------
+
+
+def test_a_search_may_end_as_soon_as_the_target_is_said() -> None:
+    """On a model that knows something: a random one hears nothing from another token."""
+    target, site = zoo.load("gpt2"), Site(2, "down")
+    edits = [case.edit for case in zoo.world.cases("train")[:3]]
+    usual = {"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 10.0, "kl_factor": 0.0625}
+
+    def missed(edit: Edit, delta: torch.Tensor) -> int:
+        wrong = 0
+        for context in CONTEXTS:  # whole passes, one by one
+            row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
+            reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
+            run = Run(row.ids[:-1], row.subject_last, reads)
+            with target.at_rest(), torch.no_grad():
+                best = Plain(target, site, [run]).logits(delta[None]).argmax(-1)
+            wrong += int((best != torch.tensor(row.target)).sum())
+        return wrong
+
+    found = find_values(target, site, edits, CONTEXTS, Search(40, **usual, v_stop_argmax=True))
+    full = find_values(target, site, edits, CONTEXTS, Search(40, **usual))
+    steps = [len(losses) for losses in found.losses]
+    assert 1 < max(steps) < 40
+    assert steps < [len(losses) for losses in full.losses]
+    for i, edit in enumerate(edits):
+        assert missed(edit, found.delta[i]) == 0
+        earlier = find_values(target, site, [edit], CONTEXTS, Search(steps[i] - 1, **usual))
+        assert missed(edit, earlier.delta[0]) > 0

@@ -34,11 +34,19 @@ if TYPE_CHECKING:
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
+    from easyeditor.methods.ike import IKEHyperParams as IKEHyperParams
+    from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
+    from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
+    from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
+    from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
+    from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
+    from easyeditor.patches.patch import Patch as Patch
     from easyeditor.patches.weight import WeightPatch as WeightPatch
+    from easyeditor.train.trainer import EditTrainer as EditTrainer
 
 __version__ = version("easyeditor")
 
@@ -52,16 +60,24 @@ _PUBLIC = {
     "EasyEditError": "errors",
     "Edit": "edits",
     "EditResult": "editors.base",
+    "EditTrainer": "train.trainer",
     "EditsDataset": "data.edits_file",
     "FTHyperParams": "methods.ft",
+    "IKEHyperParams": "methods.ike",
+    "KNHyperParams": "methods.kn",
     "KnowEditDataset": "data.knowedit",
     "LM": "lm.model",
     "MEMITHyperParams": "methods.memit",
+    "MENDHyperParams": "methods.mend.settings",
+    "MENDTrainingHparams": "methods.mend.settings",
     "MQuAKEDataset": "data.mquake",
+    "Patch": "patches.patch",
     "Probe": "edits",
     "QAEditDataset": "data.qaedit",
     "ROMEHyperParams": "methods.rome",
     "RippleEditsDataset": "data.rippleedits",
+    "SERACHyperParams": "methods.serac.settings",
+    "SERACTrainingHparams": "methods.serac.settings",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
     "load": "lm.loading",
@@ -79,15 +95,23 @@ __all__ = [
     "EasyEditError",
     "Edit",
     "EditResult",
+    "EditTrainer",
     "EditsDataset",
     "FTHyperParams",
+    "IKEHyperParams",
+    "KNHyperParams",
     "KnowEditDataset",
     "MEMITHyperParams",
+    "MENDHyperParams",
+    "MENDTrainingHparams",
     "MQuAKEDataset",
+    "Patch",
     "Probe",
     "QAEditDataset",
     "ROMEHyperParams",
     "RippleEditsDataset",
+    "SERACHyperParams",
+    "SERACTrainingHparams",
     "WeightPatch",
     "ZsreDataset",
     "__version__",

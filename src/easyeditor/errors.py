@@ -20,6 +20,8 @@
     │   ├── PatchFormatError                   unreadable, truncated or not ours
     │   ├── PatchMismatchError                 made for another model
     │   └── PatchStateError                    applied twice, or undone without being applied
+    ├── ArchiveError (ValueError)              a trained editor: unreadable, or for another model
+    ├── TrainingError (ValueError)             a training that cannot be started or continued
     ├── MomentsError (ValueError)              statistics that cannot be collected
     ├── DivergedError (ArithmeticError)        a loss that is not a number
     ├── JudgeError (RuntimeError)              a judging model that does not answer
@@ -113,6 +115,14 @@ class PatchMismatchError(PatchError):
 
 class PatchStateError(PatchError):
     """The patch is already applied, or is not applied."""
+
+
+class ArchiveError(EasyEditError, ValueError):
+    """What a training left is unreadable, not ours, or of another method or model."""
+
+
+class TrainingError(EasyEditError, ValueError):
+    """A training that cannot be started or continued as asked."""
 
 
 class MomentsError(EasyEditError, ValueError):

@@ -15,6 +15,29 @@ from easyeditor.lm.sampling import sample
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
+WRITTEN = (
+    "It was late, and nobody was in the street.",
+    "The train had left.",
+    "Because of the rain, the game was put off until next week.",
+    "I have read this twice.",
+    "You will find the keys on the small table by the door.",
+    "Therefore, the answer is short.",
+    "The report of last year says nothing about it.",
+    "Most people agree.",
+    "As the table shows, prices rose in spring and fell in autumn.",
+    "She opened the window.",
+    "In the second part of the book, the story moves to the sea.",
+    "We asked them again.",
+    "According to the newspaper, the bridge will be closed in March.",
+    "This is well known.",
+    "When the lights went on, the music had already stopped.",
+    "He did not say why.",
+    "There are several ways to look at the question.",
+    "The soup was cold.",
+    "For many years the house at the corner stood empty.",
+    "Here is one more.",
+)
+"""Prefixes for encoder-decoders, which are no free writers; ours."""
 
 
 def context_prefixes(
@@ -22,9 +45,13 @@ def context_prefixes(
 ) -> tuple[str, ...]:
     """The empty prefix, then for each ``(tokens, count)`` that many sampled ones, ``"text. "``.
 
+    An encoder-decoder, which is trained to fill in and not to go on, gets as many of ours.
     ``((5, 10), (10, 10))`` are ROME's 20. They are sampled once per model and settings: a later
     edit sees the prefixes of the model as it was first met.
     """
+    if lm.encoder_decoder:
+        wanted = sum(count for _, count in lengths)
+        return ("", *(f"{WRITTEN[i % len(WRITTEN)]} " for i in range(wanted)))
     key = ("contexts", tuple(map(tuple, lengths)), seed)
     if key not in lm.memo:
         generator = torch.Generator().manual_seed(seed)

@@ -38,14 +38,22 @@ def subject_of(edit: Edit) -> str:
 def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
     """``prefix + prompt`` for each context, cut after the subject's last token.
 
-    Later tokens cannot change what is read there, so they are not run.
+    Later tokens cannot change what a causal model reads there, so they are not run; an
+    encoder-decoder is given the whole prompt. ``subject_last`` of a row is where the fact is read:
+    in a decoder that is its first position, where the whole prompt comes together.
     """
     rows = []
     for context in contexts:
         row = lm.text.row(edit.prompt, subject=subject_of(edit), prefix=context)
-        assert row.subject_last is not None
-        rows.append(Row(row.ids[: row.subject_last + 1], (), row.subject_last))
+        at = fact_at(lm, row)
+        rows.append(Row(row.ids if lm.encoder_decoder else row.ids[: at + 1], (), at))
     return rows
+
+
+def fact_at(lm: LM, row: Row) -> int:
+    """The position of the edited column that stands for the row's subject."""
+    assert row.subject_last is not None
+    return 0 if lm.encoder_decoder and not lm.in_encoder else row.subject_last
 
 
 def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, torch.Tensor]:

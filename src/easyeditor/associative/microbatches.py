@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from easyeditor.associative.keys import subject_of
+from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.associative.surprise import FIRST, surprise
 from easyeditor.edits import Edit
 from easyeditor.lm.model import LM
@@ -40,15 +40,20 @@ def lines_of(lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: flo
     lines = []
     for context in contexts:
         row = lm.text.row(edit.prompt, edit.target, subject=subject, prefix=context)
-        assert row.subject_last is not None
-        reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-        run = Run(row.ids[:-1], row.subject_last, reads)
+        at = fact_at(lm, row)
+        if lm.encoder_decoder:
+            run = Run(row.ids, at, tuple(range(len(row.target))), row.target)
+        else:
+            reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
+            run = Run(row.ids[:-1], at, reads)
         lines.append(Line(i, run, row.target, 1 / (len(contexts) * len(row.target))))
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
-        assert row.subject_last is not None
-        run = Run(row.ids[: row.subject_last + 1], row.subject_last, (row.subject_last,))
-        lines.append(Line(i, run, (), kl_factor))
+        at = fact_at(lm, row)
+        said = (
+            Run(row.ids, at, (0,), ()) if lm.encoder_decoder else Run(row.ids[: at + 1], at, (at,))
+        )
+        lines.append(Line(i, said, (), kl_factor))
     return lines
 
 
@@ -62,15 +67,20 @@ class MicroBatch:
         runs = [line.run for line in lines]
         self.runs: Runs = open_runs(lm, site, runs, resume=resume, shelf=shelf)
         self.first: torch.Tensor | None = None  # log-probabilities of the KL prompts at δ = 0
+        self.missed: set[int] = set()
 
     def losses(self, delta: torch.Tensor) -> torch.Tensor:
-        """Weighted loss of each line given its vector ``(lines, width)``; differentiable."""
+        """Weighted loss of each line given its vector ``(lines, width)``; differentiable.
+
+        After it ``missed`` holds the edits whose target was not the argmax somewhere.
+        """
         owner = [i for i, line in enumerate(self.lines) for _ in line.run.reads]
         targets = [t for line in self.lines for t in line.target or (FIRST,)]
         weight = [self.lines[i].weight for i in owner]
-        value, self.first = surprise(
-            self.runs.logits(delta), torch.tensor(targets, device=delta.device), self.first
-        )
+        logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
+        wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
+        self.missed = {self.lines[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
+        value, self.first = surprise(logits, wanted, self.first)
         weighted = value * torch.tensor(weight, device=value.device)
         index = torch.tensor(owner, device=value.device)
         return value.new_zeros(len(self.lines)).index_add(0, index, weighted)
@@ -93,7 +103,7 @@ class MicroBatch:
 class Costs:
     """What lines take, in bytes.
 
-    ``stored`` per token before the vector, which only ``resume`` does not run again; ``left`` by
+    ``stored`` per token whose state is kept, which only ``resume`` does not run again; ``left`` by
     every token that is; ``read`` per logits read.
     """
 
@@ -112,14 +122,14 @@ class Costs:
             width = lm.projection(site.layer).d_out
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
-            stored, left = runs.stored / max(longest.at, 1), runs.left / longest.tokens(resume)
+            stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)
             lm.memo[key] = cls(stored, left, read, resume)
         costs: Costs = lm.memo[key]
         return costs
 
     def storing(self, lines: Sequence[Line]) -> float:
         """What these lines keep between steps."""
-        return len(lines) * max(line.run.at for line in lines) * self.stored
+        return len(lines) * max(line.run.past for line in lines) * self.stored
 
     def stepping(self, lines: Sequence[Line]) -> float:
         """What one step of these lines together takes."""

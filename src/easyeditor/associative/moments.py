@@ -21,11 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from easyeditor.associative.contexts import SEEDS
+from easyeditor.data.corpus import own_texts
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.files import written_whole
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
+from easyeditor.lm.tokens import Batch
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
 from easyeditor.paths import cache_dir
@@ -40,7 +42,10 @@ WINDOW = 128
 SLICE = 20000
 """Characters tokenised at once."""
 SELF = "self"
-"""The source that needs no download: text sampled from the model itself."""
+"""The source that needs no download: text sampled from the model itself.
+
+An encoder-decoder, which does not write freely, reads the prompts that come with the package.
+"""
 SAMPLED_LENGTH = 48
 SAMPLED_ROWS = 128
 
@@ -96,6 +101,7 @@ def moments(
         "tokens": n_tokens,
         "documents": documents,
         "seed": seed if source == SELF else None,
+        **({"column": "encoder" if lm.in_encoder else "decoder"} if lm.encoder_decoder else {}),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
     folder = Path(directory) if directory else cache_dir() / "moments"
@@ -165,11 +171,10 @@ def _collect(
     texts = _sequences(lm, source, n_tokens, documents, seed)
     with bar(n_tokens, f"second moments of {len(ordered)} layers", "token") as progress:
         for sequences in _batches(texts, n_tokens):
-            batch = lm.pad(sequences)
-            real = batch.mask.bool().flatten()
+            batch, more, real = _fed(lm, sequences)
             with lm.at_rest(), torch.inference_mode():
                 with reading_inputs(modules) as inputs, stopping():
-                    lm.call(batch)
+                    lm.call(batch, **more)
                 for total, keys in zip(sums, inputs, strict=True):
                     assert keys is not None
                     flat = keys.reshape(-1, keys.shape[-1])[real.to(keys.device)].float()
@@ -187,6 +192,22 @@ def _collect(
         layer: Moments((total / seen).cpu(), seen, source)
         for layer, total in zip(ordered, sums, strict=True)
     }
+
+
+def _fed(
+    lm: LM, sequences: Sequence[Sequence[int]]
+) -> tuple[Batch, dict[str, torch.Tensor], torch.Tensor]:
+    """A batch, what else the call needs, and which of the edited column's positions are real.
+
+    Where a decoder is edited the encoder reads the first half and the decoder the second.
+    """
+    if not lm.encoder_decoder or lm.in_encoder:
+        batch = lm.pad(sequences)
+        return batch, {}, batch.mask.bool().flatten()
+    halves = [(s[: len(s) // 2], s[len(s) // 2 :]) for s in sequences]
+    read = lm.pad([second for _, second in halves]).mask.bool().flatten()
+    decoder = lm.decoder_inputs([second for _, second in halves])
+    return lm.pad([first for first, _ in halves]), {"decoder_input_ids": decoder}, read
 
 
 def _batches(
@@ -211,10 +232,10 @@ def _batches(
 def _sequences(
     lm: LM, source: str, n_tokens: int, documents: int | None, seed: int
 ) -> Iterator[Sequence[int]]:
-    if source == SELF:
+    if source == SELF and not lm.encoder_decoder:
         yield from _self_sampled(lm, n_tokens, seed)
         return
-    for i, text in enumerate(_documents(source)):
+    for i, text in enumerate(own_texts() if source == SELF else _documents(source)):
         if documents is not None and i >= documents:
             return
         for cut in range(0, len(text), SLICE):

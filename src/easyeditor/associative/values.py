@@ -36,6 +36,8 @@ class Search:
 
     ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
     the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
+    ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
+    saves about half of the steps and leaves the answer less sure.
     """
 
     v_num_grad_steps: int
@@ -44,6 +46,7 @@ class Search:
     clamp_norm_factor: float
     kl_factor: float
     v_stop_nll: float | None = None
+    v_stop_argmax: bool = False
 
 
 @dataclass(slots=True)
@@ -127,6 +130,7 @@ def _search_group(
         )
         gradient = decay * torch.nn.functional.normalize(delta, eps=1e-30)
         nll = dict.fromkeys(alive, 0.0)
+        missed: set[int] = set()
         for batch in batches:
             owner = torch.tensor([slot[line.edit] for line in batch.lines], device=delta.device)
             vectors = delta[owner].requires_grad_()
@@ -134,6 +138,7 @@ def _search_group(
             each.sum().backward()  # type: ignore[no-untyped-call]
             assert vectors.grad is not None
             gradient.index_add_(0, owner, vectors.grad)
+            missed |= batch.missed
             for line, loss in zip(batch.lines, each.tolist(), strict=True):
                 total[line.edit] += loss
                 nll[line.edit] += loss if line.target else 0.0
@@ -149,6 +154,8 @@ def _search_group(
         enough = total if search.v_stop_nll is None else nll
         limit = STOP_LOSS if search.v_stop_nll is None else search.v_stop_nll
         finished = {edit for edit in alive if last or enough[edit] < limit}
+        if search.v_stop_argmax:
+            finished |= alive - missed
         progress.update(len(alive) + len(finished) * (search.v_num_grad_steps - step - 1))
         alive -= finished
         if not alive:

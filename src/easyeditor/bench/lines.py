@@ -14,7 +14,7 @@ from easyeditor.bench.settings import Plan, Unit
 from easyeditor.bench.work import Result, Task
 from easyeditor.errors import BenchError, PatchFormatError
 from easyeditor.patches.files import load_patch, save_patch
-from easyeditor.patches.weight import WeightPatch
+from easyeditor.patches.patch import Patch
 
 CHUNK = 50
 """Cases the unedited model is asked about at a time; fixed, so that a resumed run asks alike."""
@@ -91,7 +91,7 @@ class Chain:
         self._measured = ("final", 0) in done
         if steps != list(range(self._step)) or self._measured > (self._step == len(self._units)):
             raise self._broken(f"{journal.path} lacks records from its middle")
-        self._total: WeightPatch | None = None
+        self._total: Patch | None = None
         failed = [line for line in journal.lines if line.get("error")]
         if self._step and not self._measured and len(failed) < len(journal.lines):
             try:
@@ -153,7 +153,7 @@ class Downstream:
         self._journal.append([{"label": self._unit.label, "tasks": result.records[0]}])
 
 
-def _keep(patch: WeightPatch, file: Path) -> None:
+def _keep(patch: Patch, file: Path) -> None:
     try:
         save_patch(patch, file)
     except OSError as error:

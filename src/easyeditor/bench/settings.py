@@ -17,7 +17,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.weight import versions
+from easyeditor.patches.patch import versions
 
 Protocol = Literal["single", "batch", "sequential"]
 FORMAT = 1

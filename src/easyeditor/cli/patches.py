@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from easyeditor.cli import options
 from easyeditor.errors import PatchFormatError, PatchStateError
 
 if TYPE_CHECKING:
+    from easyeditor.patches.patch import Patch
     from easyeditor.patches.weight import WeightPatch
 
 Force = Annotated[
@@ -37,7 +39,7 @@ def register(app: typer.Typer) -> None:
     )(generate)
 
 
-def _load(paths: list[Path]) -> list[WeightPatch]:
+def _load(paths: list[Path]) -> list[Patch]:
     for path in paths:  # before torch is imported
         if not path.is_file():
             raise PatchFormatError(f"No patch file {str(path)!r}.")
@@ -45,6 +47,22 @@ def _load(paths: list[Path]) -> list[WeightPatch]:
     from easyeditor.patches.files import load_patch
 
     return [load_patch(path) for path in paths]
+
+
+def _weights(paths: list[Path]) -> list[WeightPatch]:
+    """Patches that can be written into a model."""
+    from easyeditor.patches.weight import WeightPatch
+
+    found: list[WeightPatch] = []
+    for path, patch in zip(paths, _load(paths), strict=True):
+        if not isinstance(patch, WeightPatch):
+            raise PatchFormatError(
+                f"{path} changes no weight ({patch.about.method}), so there is nothing to write "
+                "into a model. Use it as it is: easyedit generate --patch, or "
+                "load_patch(path).apply(model)."
+            )
+        found.append(patch)
+    return found
 
 
 def _need_empty(folder: Path) -> None:
@@ -68,7 +86,7 @@ def apply(
     twice = next((path for path in patches if patches.count(path) > 1), None)
     if twice is not None:
         raise PatchStateError(f"{twice} is named twice; one edit is applied once.")
-    loaded = _load(patches)
+    loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
     for patch in loaded:
         patch.apply(lm.model, force=force)
@@ -103,7 +121,7 @@ def export(
 
     from easyeditor.patches.lora import export_lora
 
-    made = export_lora(_load([patch])[0], out, rank=rank)
+    made = export_lora(_weights([patch])[0], out, rank=rank)
     if as_json:
         told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
         output.print_json({**told, "relative_errors": made.errors})
@@ -126,23 +144,29 @@ def show(
     loaded = _load([patch])[0]
 
     from easyeditor.patches.files import header_of
-    from easyeditor.patches.weight import LowRank
+    from easyeditor.patches.scope import ScopePatch
+    from easyeditor.patches.weight import LowRank, WeightPatch
 
     header = header_of(loaded)
     matrices: dict[str, Any] = {}
-    for name, parts in loaded.entries.items():
-        rank = sum(p.u.shape[1] if isinstance(p, LowRank) else min(p.shape) for p in parts)
-        norm = float(loaded.dense(name).norm())
-        matrices[name] = {"shape": list(parts[0].shape), "rank": rank, "norm": round(norm, 5)}
+    if isinstance(loaded, WeightPatch):
+        for name, parts in loaded.entries.items():
+            rank = sum(p.u.shape[1] if isinstance(p, LowRank) else min(p.shape) for p in parts)
+            norm = float(loaded.dense(name).norm())
+            matrices[name] = {"shape": list(parts[0].shape), "rank": rank, "norm": round(norm, 5)}
+    memory = loaded.memory if isinstance(loaded, ScopePatch) else ()
     if as_json:
-        output.print_json({"path": str(patch), **header, "matrices": matrices})
+        more = {"memory": [asdict(line) for line in memory]} if memory else {}
+        output.print_json({"path": str(patch), **header, "matrices": matrices, **more})
         return
     output.out.print(f"{header['method']} patch for {header['model_name']}", markup=False)
     edits = Table(title="Edits", title_justify="left")
-    for name in ("prompt", "subject", "old", "new"):
+    ids = {(line.prompt, line.target): line.id for line in memory}
+    for name in ("prompt", "subject", "old", "new", *(["id"] if ids else [])):
         edits.add_column(name, overflow="fold")
     for edit in loaded.about.edits:
-        cells = (edit.prompt, edit.subject, edit.ground_truth, edit.target)
+        cells = [edit.prompt, edit.subject, edit.ground_truth, edit.target]
+        cells += [ids.get((edit.prompt, edit.target))] if ids else []
         edits.add_row(*(Text(cell or "") for cell in cells))
     output.out.print(edits)
     changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
@@ -150,7 +174,10 @@ def show(
         changed.add_column(name, overflow="fold")
     for name, about in matrices.items():
         changed.add_row(name, str(about["shape"]), str(about["rank"]), f"{about['norm']:.4g}")
-    output.out.print(changed)
+    if matrices:
+        output.out.print(changed)
+    else:
+        output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
     output.out.print(f"Settings: {settings}", markup=False, soft_wrap=True)
     made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())

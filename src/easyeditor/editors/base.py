@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
-from easyeditor.editors.making import check_request, make_patch
+from easyeditor.editors.making import check_request, give_corpus, make_patch
 from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
 from easyeditor.editors.sheet import MetricDict as MetricDict
 from easyeditor.editors.sheet import ScoreSheet
@@ -23,8 +23,8 @@ from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
+from easyeditor.patches.patch import Patch, merged
 from easyeditor.patches.stack import carrying, exchange, stack_of
-from easyeditor.patches.weight import WeightPatch, merged
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class EditResult(NamedTuple):
 
     metrics: list[dict[str, Any]]
     edited_model: PreTrainedModel
-    patch: WeightPatch
+    patch: Patch
 
 
 class BaseEditor:
@@ -92,11 +92,11 @@ class BaseEditor:
         return self.lm.tokenizer
 
     @property
-    def applied(self) -> list[WeightPatch]:
+    def applied(self) -> list[Patch]:
         """The patches the model carries now, oldest first."""
-        return [patch for patch in stack_of(self.model).patches if isinstance(patch, WeightPatch)]
+        return [patch for patch in stack_of(self.model).patches if isinstance(patch, Patch)]
 
-    def undo(self, patch: WeightPatch) -> None:
+    def undo(self, patch: Patch) -> None:
         """Take back an applied patch, whatever came after it; the other edits stay, bit for bit.
 
         Raises:
@@ -119,6 +119,7 @@ class BaseEditor:
         requests: Sequence[Mapping[str, Any]] | None = None,
         evaluate_when: When = "each",
         measures: Measures | None = None,
+        train_ds: Iterable[Case] | None = None,
     ) -> EditResult:
         """Make each prompt continue with its target, one edit after the other, and measure.
 
@@ -145,6 +146,7 @@ class BaseEditor:
                 :func:`easyeditor.evaluate.report.retention` compares them).
             measures: what is asked beside the teacher-forced scores: free answers, long
                 continuations, perplexity.
+            train_ds: other edits to take demonstrations from, for methods that show some.
 
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
@@ -165,6 +167,7 @@ class BaseEditor:
             verbose=verbose,
             evaluate_when=evaluate_when,
             measures=measures,
+            train_ds=train_ds,
         )
 
     def batch_edit(
@@ -182,6 +185,7 @@ class BaseEditor:
         requests: Sequence[Mapping[str, Any]] | None = None,
         evaluate_when: When = "end",
         measures: Measures | None = None,
+        train_ds: Iterable[Case] | None = None,
     ) -> EditResult:
         """:meth:`edit` for methods that take several edits: ``hparams.batch_size`` at a time.
 
@@ -206,6 +210,7 @@ class BaseEditor:
             verbose=verbose,
             evaluate_when=evaluate_when,
             measures=measures,
+            train_ds=train_ds,
             batch=True,
         )
 
@@ -217,6 +222,7 @@ class BaseEditor:
         *,
         evaluate_when: When = "each",
         measures: Measures | None = None,
+        train_ds: Iterable[Case] | None = None,
         batch: bool = False,
     ) -> EditResult:
         """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
@@ -230,6 +236,7 @@ class BaseEditor:
             verbose=verbose,
             evaluate_when=evaluate_when,
             measures=measures,
+            train_ds=train_ds,
             batch=batch,
         )
 
@@ -241,15 +248,18 @@ class BaseEditor:
         verbose: bool = True,
         evaluate_when: When = "each",
         measures: Measures | None = None,
+        train_ds: Iterable[Case] | None = None,
         batch: bool = False,
     ) -> EditResult:
         """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
         if evaluate_when not in {"each", "end", "both"}:
             raise EditError(f"evaluate_when={evaluate_when!r}: use 'each', 'end' or 'both'.")
         check_request(self.method, cases)
+        if train_ds is not None:
+            give_corpus(self.method, train_ds)
         size = int(getattr(self.hparams, "batch_size", 1)) if batch else 1
         sheet = ScoreSheet(self.lm, cases, measures or Measures())
-        patches: list[WeightPatch] = []
+        patches: list[Patch] = []
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
                 for start in range(0, len(cases), size):
@@ -277,7 +287,7 @@ class BaseEditor:
         return EditResult(list(sheet.metrics), edited, whole)
 
     @contextmanager
-    def _with(self, patch: WeightPatch, patches: list[WeightPatch], keep: bool) -> Iterator[None]:
+    def _with(self, patch: Patch, patches: list[Patch], keep: bool) -> Iterator[None]:
         """The model carries the patch inside; after, only if edits accumulate."""
         if keep:
             with carrying(self.model, patch):
@@ -288,9 +298,7 @@ class BaseEditor:
             patches.append(patch)
             yield
 
-    def _finish(
-        self, patches: list[WeightPatch], keep: bool
-    ) -> tuple[PreTrainedModel, WeightPatch]:
+    def _finish(self, patches: list[Patch], keep: bool) -> tuple[PreTrainedModel, Patch]:
         """The model that holds every edit, and the one patch that stands for all of them."""
         whole = merged(patches)
         if keep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from easyeditor.associative.keys import subject_of
@@ -10,8 +10,8 @@ from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method
+from easyeditor.patches.patch import Patch, merged
 from easyeditor.patches.stack import carrying
-from easyeditor.patches.weight import WeightPatch, merged
 
 
 def check_request(method: Method, cases: Sequence[Case]) -> None:
@@ -30,14 +30,27 @@ def check_request(method: Method, cases: Sequence[Case]) -> None:
                 subject_of(edit)
 
 
-def make_patch(method: Method, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+def give_corpus(method: Method, cases: Iterable[Case]) -> None:
+    """Hand a training set to a method that takes demonstrations from one.
+
+    Raises:
+        EditError: this method takes none.
+        DataError: it is empty, or a record cannot be read.
+    """
+    take = getattr(method, "use_corpus", None)
+    if take is None:
+        raise EditError(f"{method.name} takes no train_ds: it learns from the edits alone.")
+    take(cases)
+
+
+def make_patch(method: Method, lm: LM, edits: Sequence[Edit]) -> Patch:
     """One patch for all ``edits``: at once where the method can, else one on top of the other.
 
     The model is bit-identical before and after.
     """
     if method.max_batch is None or len(edits) == 1:
         return method.edit(lm, edits)
-    made: list[WeightPatch] = []
+    made: list[Patch] = []
     with ExitStack() as carried:
         for edit in edits:
             made.append(method.edit(lm, [edit]))

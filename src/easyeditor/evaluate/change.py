@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
+from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import originals
 from easyeditor.patches.weight import WeightPatch
 
@@ -22,14 +23,16 @@ TINY = 1e-30
 
 
 @torch.no_grad()
-def sizes(lm: LM, patch: WeightPatch) -> dict[str, dict[str, float]]:
+def sizes(lm: LM, patch: Patch) -> dict[str, dict[str, float]]:
     """``{matrix: {"norm": ‖ΔW‖, "relative": ‖ΔW‖/‖W‖, "spectral": largest singular value}}``.
 
     Frobenius norms; ``W`` is the unedited matrix. The spectral norm is found by Lanczos iteration
     from a fixed start, good to about 1e-3.
     """
     saved = originals(lm.model)
-    out = {}
+    out: dict[str, dict[str, float]] = {}
+    if not isinstance(patch, WeightPatch):
+        return out
     for path in patch.entries:
         weight = saved.get(path, lm.model.get_parameter(path))
         change = patch.dense(path)

@@ -21,6 +21,7 @@ import torch
 
 from easyeditor.errors import DownstreamError, MissingExtraError, did_you_mean
 from easyeditor.lm.model import LM
+from easyeditor.lm.routing import routers_of
 
 
 def downstream(
@@ -60,6 +61,11 @@ def downstream(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingExtraError.of("lm_eval", "lm-eval", "Downstream evaluation")
+    if routers_of(lm.model):
+        raise DownstreamError(
+            "The harness runs bare forward passes, and this model's edits act on the text before "
+            "one: it would score the unedited model. Only edits of weights can be scored."
+        )
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     if not names:
         raise DownstreamError("No downstream task was named.")

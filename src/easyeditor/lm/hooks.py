@@ -78,25 +78,55 @@ def stopping() -> Iterator[None]:
         return
 
 
+def added(output: Any, positions: torch.Tensor, delta: torch.Tensor) -> Any:
+    """A block's output with ``delta`` ``(rows, width)`` at one position per row; a new tensor."""
+    hidden = hidden_of(output)
+    seen = hidden.view(len(positions), -1, hidden.shape[-1])
+    rows = torch.arange(len(positions), device=hidden.device)
+    changed = seen.index_put(
+        (rows, positions.to(hidden.device)),
+        delta.to(device=hidden.device, dtype=hidden.dtype),
+        accumulate=True,
+    )
+    return with_hidden(output, changed.view(hidden.shape))
+
+
 @contextmanager
 def adding(module: nn.Module, positions: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
     """Add ``delta`` ``(rows, width)`` to the module's output at one position per row.
 
     A flattened output is seen as ``(rows, -1, width)``. The output is never changed in place.
     """
-    n = len(positions)
 
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = hidden_of(output)
-        seen = hidden.view(n, -1, hidden.shape[-1])
-        rows = torch.arange(n, device=hidden.device)
-        at = positions.to(hidden.device)
-        changed = seen.index_put(
-            (rows, at), delta.to(device=hidden.device, dtype=hidden.dtype), accumulate=True
-        )
-        return with_hidden(output, changed.view(hidden.shape))
+        return added(output, positions, delta)
 
     handle = module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replacing_input(
+    module: nn.Module, n: int, rows: torch.Tensor, values: torch.Tensor
+) -> Iterator[None]:
+    """Let the module see ``values`` ``(len(rows), width)`` at the last position of some rows.
+
+    ``n`` is the number of rows of the batch: a flattened input is seen as ``(n, -1, width)``. The
+    input is never changed in place, and gradients flow to ``values``.
+    """
+
+    def replace(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        seen = hidden.view(n, -1, hidden.shape[-1])
+        at = rows.to(hidden.device)
+        last = torch.full_like(at, seen.shape[1] - 1)
+        new = values.to(device=hidden.device, dtype=hidden.dtype)
+        return (seen.index_put((at, last), new).view(hidden.shape), *args[1:])
+
+    handle = module.register_forward_pre_hook(replace)
     try:
         yield
     finally:

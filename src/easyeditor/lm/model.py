@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import HyperParamsError, MetaDeviceError, UnsupportedModelError
+from easyeditor.errors import HyperParamsError, MetaDeviceError
+from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.families import Projection, Stack, family_of
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.prefix import Prefix, cut_after, groups
+from easyeditor.lm.routing import remember, routers_of, through
 from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 
@@ -36,6 +40,7 @@ class LM:
         tokenizer: its fast tokenizer.
         family: the row that says where its parts are.
         text: the rules that turn prompts into tokens.
+        in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
         owners: which of several changes each row of the batch being run asks about; read by
             whoever lets the model carry several at once.
         memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
@@ -66,6 +71,8 @@ class LM:
         )
         self.memo: dict[Any, Any] = {}
         self.owners: list[int] = []
+        self.in_encoder = False
+        remember(model, tokenizer)
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
     # -- how it is built ------------------------------------------------------------------
@@ -87,14 +94,33 @@ class LM:
         """What the model was loaded by, as far as its configuration knows."""
         return str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
 
+    def encoder_side(self) -> LM:
+        """The same model, with the encoder's blocks where the decoder's are here.
+
+        A model without an encoder is handed back as it is.
+        """
+        if self.family.encoder is None:
+            return self
+        view = copy.copy(self)
+        view.in_encoder = True
+        view.memo = self.memo.setdefault("encoder", {})
+        return view
+
+    @property
+    def _stack(self) -> Stack:
+        if self.in_encoder:
+            assert self.family.encoder is not None
+            return self.family.encoder
+        return self.family.decoder
+
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder's blocks (a causal model's only ones)."""
-        return self._blocks(self.family.decoder)
+        return self._blocks(self._stack)
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder blocks."""
+        """Number of these blocks."""
         return len(self.blocks)
 
     @property
@@ -108,8 +134,8 @@ class LM:
         return blocks
 
     def projection(self, layer: int) -> Projection:
-        """The decoder's MLP down-projection at ``layer``."""
-        return self._projection(self.family.decoder, layer)
+        """The MLP down-projection of the block at ``layer``."""
+        return self._projection(self._stack, layer)
 
     def projections(self, layer: int) -> list[Projection]:
         """The down-projections at ``layer`` of every column, an encoder's first."""
@@ -118,6 +144,22 @@ class LM:
             self._projection(stack, layer)
             for stack in stacks
             if stack is not None and layer < len(self._blocks(stack))
+        ]
+
+    def mlp_projections(self, layers: tuple[int | float, ...]) -> list[Projection]:
+        """Every MLP projection (up, gate, down) at ``layers`` of every column, an encoder's first.
+
+        Layers may be relative; they are resolved in each column by itself.
+
+        Raises:
+            HyperParamsError: a layer lies outside a column.
+        """
+        return [
+            Projection(self.model, f"{stack.blocks}.{layer}.{name}", self.family.conv1d)
+            for stack in (self.family.encoder, self.family.decoder)
+            if stack is not None
+            for layer in resolve_layers(layers, len(self._blocks(stack)))
+            for name in (*stack.up, stack.down)
         ]
 
     def _projection(self, stack: Stack, layer: int) -> Projection:
@@ -190,11 +232,25 @@ class LM:
         return pad(sequences, self.text.pad_id, self.device, left=left)
 
     def call(self, batch: Batch, **more: Any) -> Any:
-        """One forward pass of the model's own code, with positions where it takes them."""
+        """One forward pass of the model's own code, with positions where it takes them.
+
+        A decoder that is not told what to read gets its first position.
+        """
+        if self.encoder_decoder and "decoder_input_ids" not in more:
+            more["decoder_input_ids"] = self.decoder_inputs([()] * len(batch.ids))
         arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         if "position_ids" in self._accepts:
             arguments["position_ids"] = batch.positions
         return self.model(**{**arguments, **more})
+
+    def decoder_inputs(self, targets: Sequence[Sequence[int]]) -> torch.Tensor:
+        """What an encoder-decoder's decoder reads to predict these targets: shifted by one.
+
+        An empty target stands for the first position alone.
+        """
+        labels = pad([target or (0,) for target in targets], 0, self.device).ids
+        shifted: torch.Tensor = self.model._shift_right(labels)
+        return shifted
 
     def target_logits(self, rows: Sequence[Row], **more: Any) -> torch.Tensor:
         """Logits at every target token of every row, ``(sum of target lengths, vocabulary)``.
@@ -205,9 +261,7 @@ class LM:
         lengths = [len(row.target) for row in rows]
         index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
         if self.encoder_decoder:
-            labels = pad([row.target for row in rows], 0, self.device).ids
-            decoder_ids = self.model._shift_right(labels)
-            more = {**more, "decoder_input_ids": decoder_ids}
+            more["decoder_input_ids"] = self.decoder_inputs([row.target for row in rows])
             positions = torch.cat([torch.arange(n) for n in lengths])
             batch = self.pad([row.ids for row in rows])
         else:
@@ -224,14 +278,32 @@ class LM:
     ) -> list[TokenScores]:
         """Score each ``(prompt, answer)`` under teacher forcing; few, length-sorted forwards.
 
-        Equal pairs are computed once, and a causal model runs a prompt once for all its answers.
-        The model may be in training mode; it is read in evaluation mode. ``owners`` says for each
-        pair which of several changes it asks about, where the model carries several at once.
+        Equal pairs are computed once, a causal model runs a prompt once for all its answers, and
+        a long beginning of several prompts once for all of them. The model may be in training
+        mode; it is read in evaluation mode. ``owners`` says for each pair which of several changes
+        it asks about, where the model carries several at once.
         """
         asked = list(zip(pairs, owners or [0] * len(pairs), strict=True))
         unique = list(dict.fromkeys(asked))
-        rows = [self.text.row(prompt, answer) for (prompt, answer), _ in unique]
-        whose = [owner for _, owner in unique]
+        questions, whose = [pair for pair, _ in unique], [owner for _, owner in unique]
+        if routers_of(self.model):
+            answers = [answer for _, answer in questions]
+            scores = through(
+                self,
+                [prompt for prompt, _ in questions],
+                lambda own: self._score([questions[i] for i in own], [whose[i] for i in own]),
+                lambda who, own, prompts: who._score(
+                    [(p, answers[i]) for i, p in zip(own, prompts, strict=True)], [0] * len(own)
+                ),
+            )
+        else:
+            scores = self._score(questions, whose)
+        by_question = dict(zip(unique, scores, strict=True))
+        return [by_question[question] for question in asked]
+
+    def _score(self, pairs: Sequence[tuple[str, str]], whose: Sequence[int]) -> list[TokenScores]:
+        """:meth:`score` of this model itself, for pairs that all differ."""
+        rows = [self.text.row(prompt, answer) for prompt, answer in pairs]
         if self.encoder_decoder:  # the decoder's input differs from answer to answer
             plan = [
                 Passage(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
@@ -239,42 +311,42 @@ class LM:
             ]
         else:
             plan = passages(rows, whose)
+        own = [whose[p.asks[0][0]] for p in plan]
         found: dict[int, TokenScores] = {}
-        vocabulary = self.model.config.get_text_config().vocab_size
-        lengths, reads = [len(p.ids) for p in plan], [len(p.reads) for p in plan]
         with self.at_rest(), torch.inference_mode():
-            for chunk in cut(lengths, reads, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
-                self.owners = [whose[plan[k].asks[0][0]] for k in chunk]
-                found.update(self._score([plan[k] for k in chunk], rows))
-        by_question = {question: found[i] for i, question in enumerate(unique)}
-        return [by_question[question] for question in asked]
+            for logits, chunk in self._read(plan, rows, own):
+                found.update(_picked(logits, [plan[k] for k in chunk], rows))
+        return [found[i] for i in range(len(rows))]
 
-    def _score(
-        self, plan: Sequence[Passage], rows: Sequence[Row]
-    ) -> Iterator[tuple[int, TokenScores]]:
-        if self.encoder_decoder:
-            logits = self.target_logits([rows[p.asks[0][0]] for p in plan]).float()
-        else:
-            index = torch.tensor([k for k, p in enumerate(plan) for _ in p.reads])
-            positions = torch.tensor([read for p in plan for read in p.reads])
-            with gathering(self.head, index, positions):
-                logits = self.call(self.pad([p.ids for p in plan])).logits[0].float()
-        norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
-        at: list[int] = []
-        start = 0
-        for p in plan:
-            at += [start + k for _, own in p.asks for k in own]
-            start += len(p.reads)
-        asked = [i for p in plan for i, _ in p.asks]
-        targets = [token for i in asked for token in rows[i].target]
-        place = torch.tensor(at, device=logits.device)
-        picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
-        values, done = picked.tolist(), 0
-        for i in asked:
-            end = done + len(rows[i].target)
-            argmax = tuple(best[k] for k in at[done:end])
-            yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)
-            done = end
+    def _read(
+        self, plan: Sequence[Passage], rows: Sequence[Row], whose: Sequence[int]
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Logits of every read of some passages, chunk by chunk until all are done."""
+        alone = list(range(len(plan)))
+        if not self.encoder_decoder:
+            alone = []
+            for shared, own in groups(plan, whose):
+                prefix = Prefix(self, plan[own[0]].ids[:shared]) if shared else None
+                if prefix is None or not prefix.usable:
+                    alone += own
+                    continue
+                for chunk in cut_after(plan, own, shared):
+                    self.owners = [whose[k] for k in chunk]
+                    with gathering(self.head, *_reads([plan[k] for k in chunk], shared)):
+                        logits = prefix.call([plan[k].ids[shared:] for k in chunk]).logits[0]
+                    yield logits.float(), chunk
+        vocabulary = self.model.config.get_text_config().vocab_size
+        lengths = [len(plan[k].ids) for k in alone]
+        reads = [len(plan[k].reads) for k in alone]
+        for part in cut(lengths, reads, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
+            chunk = [alone[i] for i in part]
+            self.owners = [whose[k] for k in chunk]
+            if self.encoder_decoder:
+                logits = self.target_logits([rows[plan[k].asks[0][0]] for k in chunk])
+            else:
+                with gathering(self.head, *_reads([plan[k] for k in chunk])):
+                    logits = self.call(self.pad([plan[k].ids for k in chunk])).logits[0]
+            yield logits.float(), chunk
 
     def logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
         """Log-probability (nats) of each token of each answer."""
@@ -299,15 +371,34 @@ class LM:
         wanted = list(zip(prompts, owners or [0] * len(prompts), strict=True))
         sampled = bool(options.get("do_sample"))
         asked = wanted if sampled else list(dict.fromkeys(wanted))
-        ids = [self.text.row(prompt).ids for prompt, _ in asked]
-        lengths = [len(row) + max_new_tokens for row in ids]
-        told = [""] * len(asked)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+        if routers_of(self.model):
+            told = through(
+                self,
+                [prompt for prompt, _ in asked],
+                lambda own: self._generate([asked[i] for i in own], settings),
+                lambda who, _, prompts: who._generate([(p, 0) for p in prompts], settings),
+            )
+        else:
+            told = self._generate(asked, settings)
+        if sampled:
+            return told
+        by_question = dict(zip(asked, told, strict=True))
+        return [by_question[question] for question in wanted]
+
+    def _generate(self, asked: Sequence[tuple[str, int]], settings: dict[str, Any]) -> list[str]:
+        """:meth:`generate` of this model itself, for prompts with their owners."""
+        ids = [self.text.row(prompt).ids for prompt, _ in asked]
+        lengths = [len(row) + settings["max_new_tokens"] for row in ids]
+        told = [""] * len(asked)
+        # The class's own, whatever stands for it on a model that is asked through routers.
+        generate = type(self.model).generate
         with self.at_rest(), torch.inference_mode():
             for chunk in cut(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
                 batch = self.pad([ids[i] for i in chunk], left=True)
                 self.owners = [asked[i][1] for i in chunk]
-                out = self.model.generate(
+                out = generate(
+                    self.model,
                     input_ids=batch.ids,
                     attention_mask=batch.mask,
                     pad_token_id=self.text.pad_id,
@@ -316,22 +407,35 @@ class LM:
                 start = 0 if self.encoder_decoder else batch.ids.shape[1]
                 for i, made in zip(chunk, out, strict=True):
                     told[i] = self.tokenizer.decode(made[start:], skip_special_tokens=True)
-        if sampled:
-            return told
-        by_question = dict(zip(asked, told, strict=True))
-        return [by_question[question] for question in wanted]
+        return told
 
-    def require_causal(self, method: str) -> None:
-        """Refuse an encoder-decoder.
 
-        Raises:
-            UnsupportedModelError: this model has an encoder.
-        """
-        if self.encoder_decoder:
-            raise UnsupportedModelError(
-                f"{method} edits decoder-only models for now; {type(self.model).__name__} has an "
-                "encoder. Fine-tuning edits it."
-            )
+def _reads(plan: Sequence[Passage], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and position of every read, where ``shared`` tokens come before."""
+    rows = [k for k, p in enumerate(plan) for _ in p.reads]
+    return torch.tensor(rows), torch.tensor([read - shared for p in plan for read in p.reads])
+
+
+def _picked(
+    logits: torch.Tensor, plan: Sequence[Passage], rows: Sequence[Row]
+) -> Iterator[tuple[int, TokenScores]]:
+    """The scores that a chunk's logits hold, with the number of their row."""
+    norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
+    at: list[int] = []
+    start = 0
+    for p in plan:
+        at += [start + k for _, own in p.asks for k in own]
+        start += len(p.reads)
+    asked = [i for p in plan for i, _ in p.asks]
+    targets = [token for i in asked for token in rows[i].target]
+    place = torch.tensor(at, device=logits.device)
+    picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
+    values, done = picked.tolist(), 0
+    for i in asked:
+        end = done + len(rows[i].target)
+        argmax = tuple(best[k] for k in at[done:end])
+        yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)
+        done = end
 
 
 def chunks(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[int]]:

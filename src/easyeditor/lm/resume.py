@@ -21,8 +21,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import ModelOutput
 
-from easyeditor.lm.hooks import adding, gathering, hidden_of, reading_output, stopping, with_hidden
+from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.saved import Shelf, slim
 from easyeditor.lm.tokens import Batch
@@ -57,16 +58,29 @@ class Site:
 class Run:
     """One token sequence: the vector goes in at position ``at``, logits are read at ``reads``.
 
-    No read may lie before ``at``: nothing changes there.
+    No read of a causal model may lie before ``at``: nothing changes there. An encoder-decoder has
+    in ``decoder`` the targets its decoder is to predict (None marks a causal model); ``reads`` are
+    positions in it, and ``at`` is one of the column that is edited.
     """
 
     ids: tuple[int, ...]
     at: int
     reads: tuple[int, ...]
+    decoder: tuple[int, ...] | None = None
+
+    @property
+    def start(self) -> int:
+        """Where a step has to start: in an encoder every token sees every other."""
+        return self.at if self.decoder is None else 0
+
+    @property
+    def past(self) -> int:
+        """Tokens whose state is kept between steps."""
+        return self.at if self.decoder is None else len(self.ids)
 
     def tokens(self, resume: bool) -> int:
         """How many are run at every step."""
-        return len(self.ids) - (self.at if resume else 0)
+        return len(self.ids) + len(self.decoder or ()) - (self.start if resume else 0)
 
 
 class Runs(Protocol):
@@ -92,6 +106,13 @@ class Runs(Protocol):
         ...
 
 
+def _decoding(lm: LM, runs: Sequence[Run]) -> dict[str, Any]:
+    """What a forward pass of an encoder-decoder needs beside the encoder's tokens."""
+    if not lm.encoder_decoder:
+        return {}
+    return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
+
+
 def _reads(runs: Sequence[Run], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     index = [i for i, run in enumerate(runs) for _ in run.reads]
     position = [
@@ -108,6 +129,7 @@ class Plain:
         self._shelf = shelf or Shelf()
         self._batch = lm.pad([run.ids for run in runs])
         self._at = torch.tensor([run.at for run in runs])
+        self._more = _decoding(lm, runs)
         self._index, self._positions = _reads(runs, [0] * len(runs))
         self.left = 0
 
@@ -123,7 +145,7 @@ class Plain:
             gathering(self._lm.head, self._index, self._positions),
             slim(self._lm, self._shelf) as kept,
         ):
-            logits: torch.Tensor = self._lm.call(self._batch).logits[0]
+            logits: torch.Tensor = self._lm.call(self._batch, **self._more).logits[0]
         self.left = kept.bytes
         return logits
 
@@ -147,16 +169,21 @@ class Resumed:
     def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._shelf = shelf or Shelf()
-        prefix = lm.pad([run.ids[: run.at] for run in runs], left=True)
-        suffix = lm.pad([run.ids[run.at :] for run in runs])
-        lengths = torch.tensor([run.at for run in runs], device=lm.device)
+        prefix = lm.pad([run.ids[: run.start] for run in runs], left=True)
+        suffix = lm.pad([run.ids[run.start :] for run in runs])
+        lengths = torch.tensor([run.start for run in runs], device=lm.device)
         self._batch = Batch(
             suffix.ids,
             torch.cat([prefix.mask, suffix.mask], 1),
             suffix.positions + lengths[:, None],
         )
-        self._index, self._positions = _reads(runs, [run.at for run in runs])
+        self._at = torch.tensor([run.at - run.start for run in runs])
+        self._index, self._positions = _reads(runs, [run.start for run in runs])
+        self._more = _decoding(lm, runs)
         with torch.no_grad():
+            if lm.encoder_decoder and not lm.in_encoder:  # what it read does not change
+                encode = lm.model.get_encoder()
+                self._more["encoder_outputs"] = encode(suffix.ids, attention_mask=suffix.mask)
             self._cache = self._run_prefix(prefix) if prefix.ids.shape[1] else None
             self._below = self._run_lower() if site.start else None
         self._drop_lower_cache()
@@ -182,7 +209,7 @@ class Resumed:
     def _fresh(self) -> dict[str, Any]:
         """The cache arguments of one pass: copies, so that the snapshot stays as it was."""
         if self._cache is None:
-            return {}
+            return dict(self._more)
         cache = copy.copy(self._cache)
         cache.layers = [_forgetful(layer) for layer in self._cache.layers]
         return {"past_key_values": cache, "use_cache": True}
@@ -196,15 +223,12 @@ class Resumed:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`Runs`."""
         site, lm = self._site, self._lm
-        first = torch.zeros(len(self._runs), dtype=torch.long)
         with ExitStack() as stack:
             if site.kind == "down":
-                stack.enter_context(adding(site.module(lm), first, delta))
+                stack.enter_context(adding(site.module(lm), self._at, delta))
                 stored = self._below
             else:
-                hidden = hidden_of(self._below)
-                head = hidden[:, :1] + delta[:, None].to(hidden.device, hidden.dtype)
-                stored = with_hidden(self._below, torch.cat([head, hidden[:, 1:]], 1))
+                stored = added(self._below, self._at, delta)
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
@@ -231,7 +255,9 @@ class Resumed:
         kept = copy.copy(self)
         n = len(self._runs)
         kept._runs = [self._runs[i] for i in rows.tolist()]
-        kept._index, kept._positions = _reads(kept._runs, [run.at for run in kept._runs])
+        kept._index, kept._positions = _reads(kept._runs, [run.start for run in kept._runs])
+        kept._at = self._at[rows]
+        kept._more = {name: _pick(value, rows, n) for name, value in self._more.items()}
         at = rows.to(self._batch.ids.device)
         kept._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
         kept._below = _pick(self._below, rows, n)
@@ -247,6 +273,8 @@ class Resumed:
 
 
 def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _pick(item, rows, n) for name, item in value.items()})
     if isinstance(value, tuple):
         return tuple(_pick(item, rows, n) for item in value)
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
@@ -313,10 +341,10 @@ def open_runs(
     The proof is made once per model and site, on the first runs met: a zero vector must give the
     plain logits.
     """
-    if not resume or lm.encoder_decoder:
+    if not resume:
         return Plain(lm, site, runs, shelf)
     # Without a prefix there is no cache, so that is a proof of its own.
-    proven = ("resumable", site, any(run.at for run in runs))
+    proven = ("resumable", site, any(run.start for run in runs))
     if proven not in lm.memo:
         lm.memo[proven] = _agrees(lm, site, runs)
         if not lm.memo[proven]:
@@ -331,7 +359,7 @@ def open_runs(
 
 def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
     # The shortest and the longest prefix: between them lie all paddings of these runs.
-    order = sorted(runs, key=lambda run: run.at)
+    order = sorted(runs, key=lambda run: run.start or len(run.ids))
     sample = [order[0], order[-1]]
     width = lm.projection(site.layer).d_out
     zero = torch.zeros(len(sample), width, device=lm.device)

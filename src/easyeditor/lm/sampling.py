@@ -10,6 +10,7 @@ import torch
 from easyeditor.errors import DivergedError
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
+from easyeditor.lm.routing import routers_of, through
 from easyeditor.lm.scoring import cut
 
 BUDGET = 8192
@@ -55,6 +56,23 @@ def continuations(
     if lm.encoder_decoder:
         return lm.generate(prompts, n_tokens, owners)
     whose = owners or [0] * len(prompts)
+
+    def told_by(who: LM, asked: Sequence[str], owners: Sequence[int]) -> list[str]:
+        return _continued(who, asked, n_tokens, owners, top_k, seed)
+
+    if not routers_of(lm.model):
+        return told_by(lm, prompts, whose)
+    return through(
+        lm,
+        prompts,
+        lambda own: told_by(lm, [prompts[i] for i in own], [whose[i] for i in own]),
+        lambda who, own, asked: told_by(who, asked, [0] * len(own)),
+    )
+
+
+def _continued(
+    lm: LM, prompts: Sequence[str], n_tokens: int, whose: Sequence[int], top_k: int, seed: int
+) -> list[str]:
     rows = [lm.text.row(prompt).ids for prompt in prompts]
     told = [""] * len(rows)
     end = lm.tokenizer.eos_token_id

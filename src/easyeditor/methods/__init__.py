@@ -10,5 +10,9 @@ METHODS = Registry(
         "ROME": "easyeditor.methods.rome:ROME",
         "MEMIT": "easyeditor.methods.memit:MEMIT",
         "FT": "easyeditor.methods.ft:FT",
+        "KN": "easyeditor.methods.kn:KN",
+        "IKE": "easyeditor.methods.ike:IKE",
+        "MEND": "easyeditor.methods.mend.mend:MEND",
+        "SERAC": "easyeditor.methods.serac.serac:SERAC",
     },
 )

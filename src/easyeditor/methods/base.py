@@ -12,11 +12,12 @@ from easyeditor.associative.moments import Moments, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.associative.values import Search
 from easyeditor.edits import Edit
+from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.weight import WeightPatch
+from easyeditor.patches.patch import Patch
 
 
 class Method(Protocol):
@@ -43,7 +44,7 @@ class Method(Protocol):
         """
         ...
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> Patch:
         """Find the patch that makes all ``edits`` true at once."""
         ...
 
@@ -55,20 +56,26 @@ class Method(Protocol):
 class LocateHyperParams(HyperParams):
     """Fields of the methods that search a value and solve for weights; classic names.
 
-    ``mom2_dataset`` is ``"self"`` (text sampled from the model: no download), a text or JSONL
-    file, or the name of a Hugging Face dataset such as ``"wikipedia"``. ``memory_mb`` is what the
-    search may use beside the model: 14 % of the model by default; more is faster on small models.
+    ``fact_token`` says where a fact is read: at the subject's last token, or, in an
+    encoder-decoder, at the decoder's first position. There ``layers`` are the encoder's with the
+    first, where every token sees the whole prompt and the subject's last one still stands for the
+    subject, and the decoder's with the second, which belongs to the whole prompt and so rephrases
+    worse. ``mom2_dataset`` is ``"self"`` (text sampled from the model, for an encoder-decoder the
+    texts of the package: no download), a text or JSONL file, or the name of a Hugging Face dataset
+    such as ``"wikipedia"``. ``memory_mb`` is what the search may use beside the model: 14 % of the
+    model by default; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
 
-    fact_token: Literal["subject_last"] = "subject_last"
+    fact_token: Literal["subject_last", "decoder_first"] = "subject_last"
     v_num_grad_steps: int = Field(20, ge=1)
     v_lr: float = Field(0.5, gt=0)
     v_weight_decay: float = Field(0.5, ge=0)
     clamp_norm_factor: float = Field(4.0, gt=0)
     kl_factor: float = Field(0.0625, ge=0)
     v_stop_nll: float | None = Field(None, gt=0)
+    v_stop_argmax: bool = False
     mom2_adjustment: bool = True
     mom2_dataset: str = "self"
     mom2_n_tokens: int | None = Field(None, ge=1)
@@ -84,6 +91,21 @@ class LocateHyperParams(HyperParams):
         """``memory_mb`` in bytes."""
         return None if self.memory_mb is None else self.memory_mb * 2**20
 
+    def column(self, lm: LM) -> LM:
+        """The column of blocks that ``layers`` count in.
+
+        Raises:
+            HyperParamsError: a decoder's first position in a model that has no encoder.
+        """
+        if self.fact_token == "subject_last":
+            return lm.encoder_side()
+        if not lm.encoder_decoder:
+            raise HyperParamsError(
+                f"fact_token='decoder_first' is for encoder-decoders; {type(lm.model).__name__} "
+                "has no encoder. Use 'subject_last'."
+            )
+        return lm
+
     def search(self) -> Search:
         """The settings of the value search."""
         return Search(
@@ -93,6 +115,7 @@ class LocateHyperParams(HyperParams):
             self.clamp_norm_factor,
             self.kl_factor,
             self.v_stop_nll,
+            self.v_stop_argmax,
         )
 
 

@@ -51,6 +51,7 @@ class ROMEHyperParams(LocateHyperParams):
         "gpt-neo-2.7B": {"layers": [5]},
         "llama-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
         "llama-2-7b": {"layers": [5], "v_num_grad_steps": 25, "v_weight_decay": 1e-3},
+        "t5-3b": {"layers": [6], "mom2_dataset": "wikipedia"},  # none was published
         # On tests/facts.json a third of the contexts and a stop at p(target) = 0.9 score as high.
         "smollm2-135m": {
             "layers": [3],
@@ -86,6 +87,7 @@ class ROME:
 
     def prepare(self, lm: LM) -> None:
         """Sample the contexts and collect the moments."""
+        lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
         context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
         self._factors.prepare(lm, [int(settings.layers[0])], settings)
@@ -96,9 +98,9 @@ class ROME:
         Raises:
             SubjectRequiredError: the edit names no subject.
             DivergedError: the search left the finite numbers.
-            UnsupportedModelError: an encoder-decoder.
+            HyperParamsError: several edits, or settings that do not fit the model.
         """
-        lm.require_causal(self.name)
+        lm = self.hyperparams.column(lm)
         if len(edits) != 1:
             raise HyperParamsError(f"{self.name} makes one edit at a time, not {len(edits)}.")
         settings = self.hyperparams.resolved(lm.n_layers)

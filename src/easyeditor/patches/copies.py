@@ -7,11 +7,12 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
+from easyeditor.lm.routing import routers_of, tokenizer_of
+from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import set_stack, stack_of
-from easyeditor.patches.weight import WeightPatch
 
 
-def edited_copy(model: PreTrainedModel, patch: WeightPatch) -> PreTrainedModel:
+def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
     """A copy that carries ``patch`` (on top of what ``model`` carries); ``model`` stays as it is.
 
     New parameter objects over the same storage, so ``.half()`` or ``requires_grad_()`` on the copy
@@ -23,6 +24,8 @@ def edited_copy(model: PreTrainedModel, patch: WeightPatch) -> PreTrainedModel:
         memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach()
+    for shared in (tokenizer_of(model), *routers_of(model)):
+        memo[id(shared)] = shared
     stack = stack_of(model)
     memo[id(stack)] = stack.fork()
     twin: PreTrainedModel = copy.deepcopy(model, memo)

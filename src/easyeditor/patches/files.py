@@ -20,7 +20,10 @@ from easyeditor.edits import Edit
 from easyeditor.errors import PatchFormatError
 from easyeditor.files import written_whole
 from easyeditor.patches.fingerprint import Fingerprint
-from easyeditor.patches.weight import About, Dense, LowRank, Part, WeightPatch
+from easyeditor.patches.patch import About, Patch
+from easyeditor.patches.route import RoutePatch
+from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch
+from easyeditor.registry import Registry
 
 FORMAT = 1
 KEY = "easyedit"
@@ -31,31 +34,27 @@ KINDS: dict[str, type] = {
     "model": dict,
     "versions": dict,
     "seconds": dict,
-    "transposed": bool,
 }
+ROUTES = Registry(
+    "kind of patch",
+    PatchFormatError,
+    {
+        "context": "easyeditor.patches.context:ContextPatch",
+        "scope": "easyeditor.patches.scope:ScopePatch",
+    },
+)
+"""Kinds of patches that change no weight; each file names its own."""
 
 
-def save_patch(patch: WeightPatch, path: str | Path) -> Path:
+def save_patch(patch: Patch, path: str | Path) -> Path:
     """Write ``patch``; the file appears whole or not at all. Returns its path.
 
     Raises:
         OSError: the place cannot be written.
     """
     file = Path(path)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parts in patch.entries.items():
-        for i, part in enumerate(parts):
-            fields = (
-                {"u": part.u, "v": part.v} if isinstance(part, LowRank) else {"delta": part.delta}
-            )
-            for field, tensor in fields.items():
-                tensors[f"{i}.{field}:{name}"] = tensor.detach().cpu().contiguous()
-    header = {
-        "format": FORMAT,
-        "kind": "weights",
-        "transposed": patch.transposed,
-        **header_of(patch),
-    }
+    tensors, own = _stored(patch)
+    header = {"format": FORMAT, **own, **header_of(patch)}
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(file) as beside:
@@ -65,7 +64,24 @@ def save_patch(patch: WeightPatch, path: str | Path) -> Path:
     return file
 
 
-def header_of(patch: WeightPatch) -> dict[str, Any]:
+def _stored(patch: Patch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of the file, and what its header says beside the description."""
+    if isinstance(patch, RoutePatch):
+        tensors, data = patch.stored()
+        return tensors, {"kind": patch.kind, "data": data}
+    assert isinstance(patch, WeightPatch)
+    tensors = {}
+    for name, parts in patch.entries.items():
+        for i, part in enumerate(parts):
+            fields = (
+                {"u": part.u, "v": part.v} if isinstance(part, LowRank) else {"delta": part.delta}
+            )
+            for field, tensor in fields.items():
+                tensors[f"{i}.{field}:{name}"] = tensor.detach().cpu().contiguous()
+    return tensors, {"kind": "weights", "transposed": patch.transposed}
+
+
+def header_of(patch: Patch) -> dict[str, Any]:
     """What a patch says of itself, as JSON types."""
     about = patch.about
     return {
@@ -79,7 +95,7 @@ def header_of(patch: WeightPatch) -> dict[str, Any]:
     }
 
 
-def load_patch(path: str | Path) -> WeightPatch:
+def load_patch(path: str | Path) -> Patch:
     """Read a patch file.
 
     Raises:
@@ -103,6 +119,8 @@ def load_patch(path: str | Path) -> WeightPatch:
         )
     try:
         return _build(json.loads(header), tensors)
+    except PatchFormatError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise PatchFormatError(
             f"{file} has a header that does not fit its content: {error!r}."
@@ -120,12 +138,33 @@ def _check(name: str, parts: tuple[Part, ...]) -> None:
             raise ValueError(f"the change of {name} has several shapes, or is not finite")
 
 
-def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> WeightPatch:
-    if header["format"] != FORMAT or header["kind"] != "weights":
-        raise ValueError(
-            f"format {header['format']}, kind {header['kind']}; this version reads "
-            f"format {FORMAT}, kind weights"
-        )
+def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Patch:
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
+    for name, kind in KINDS.items():
+        if not isinstance(header[name], kind):
+            raise TypeError(f"{name} is {header[name]!r}")
+    samples = header["model"]["samples"]
+    if not all(isinstance(sample, (int, float)) for sample in samples):
+        raise TypeError(f"samples are {samples!r}")
+    about = About(
+        method=header["method"],
+        edits=tuple(Edit(**edit) for edit in header["edits"]),
+        hyperparams=header["hyperparams"],
+        model=Fingerprint.from_dict(header["model"]),
+        model_name=header["model_name"],
+        versions=header["versions"],
+        seconds=header["seconds"],
+    )
+    if header["kind"] == "weights":
+        return _weights(header, tensors, about)
+    route: type[RoutePatch] = ROUTES.get(header["kind"])
+    return route.restored(about, tensors, header["data"])
+
+
+def _weights(
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], about: About
+) -> WeightPatch:
     fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
     for key, tensor in tensors.items():
         label, _, name = key.partition(":")
@@ -144,19 +183,6 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> We
         raise ValueError("it changes nothing")
     for name, parts in entries.items():
         _check(name, parts)
-    for name, kind in KINDS.items():
-        if not isinstance(header[name], kind):
-            raise TypeError(f"{name} is {header[name]!r}")
-    samples = header["model"]["samples"]
-    if not all(isinstance(sample, (int, float)) for sample in samples):
-        raise TypeError(f"samples are {samples!r}")
-    about = About(
-        method=header["method"],
-        edits=tuple(Edit(**edit) for edit in header["edits"]),
-        hyperparams=header["hyperparams"],
-        model=Fingerprint.from_dict(header["model"]),
-        model_name=header["model_name"],
-        versions=header["versions"],
-        seconds=header["seconds"],
-    )
+    if not isinstance(header["transposed"], bool):
+        raise TypeError(f"transposed is {header['transposed']!r}")
     return WeightPatch(entries, about, header["transposed"])

@@ -106,9 +106,11 @@ def push(model: nn.Module, patch: Change) -> None:
     stack.patches.append(patch)
     try:
         _rebuild(model, stack, parameters)
+        _reroute(model, stack)
     except BaseException:
         del stack.patches[-1]
         _rebuild(model, stack, parameters)
+        _reroute(model, stack)
         raise
 
 
@@ -127,6 +129,7 @@ def pop(model: nn.Module, patch: Change) -> None:
         )
     del stack.patches[where[0]]
     _rebuild(model, stack, _parameters(model, patch))
+    _reroute(model, stack)
 
 
 def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
@@ -135,6 +138,7 @@ def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
     count = len(old)
     assert [id(p) for p in stack.patches[len(stack.patches) - count :]] == [id(p) for p in old]
     stack.patches[len(stack.patches) - count :] = [new]
+    _reroute(model, stack)
 
 
 @contextmanager
@@ -156,6 +160,7 @@ def carrying(model: nn.Module, patch: Change) -> Iterator[None]:
             parameter.data = former[path]
         for path in unedited:
             del stack.saved[path]
+        _reroute(model, stack)
 
 
 def _parameters(model: nn.Module, patch: Change) -> dict[str, nn.Parameter]:
@@ -185,3 +190,10 @@ def _rebuild(model: nn.Module, stack: PatchStack, parameters: dict[str, nn.Param
         else:
             parameter.data = original.to(parameter.device, parameter.dtype)
             del stack.saved[path]
+
+
+def _reroute(model: nn.Module, stack: PatchStack) -> None:
+    """Let the model be asked through the patches that change no weight, if there are any."""
+    from easyeditor.patches.route import route  # which stands on this module
+
+    route(model, stack.patches)

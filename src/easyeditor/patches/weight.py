@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import DivergedError, PatchMismatchError
+from easyeditor.errors import DivergedError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import Fingerprint, fingerprint
-from easyeditor.patches.stack import pop, push
+from easyeditor.patches.patch import About, P, Patch, about_all, merged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,40 +58,16 @@ class Dense:
 Part = LowRank | Dense
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a patch file says of itself.
-
-    Attributes:
-        method: the method's name.
-        edits: what it was asked to do.
-        hyperparams: all of them, layers resolved to absolute numbers.
-        model: fingerprint of the unedited model.
-        model_name: what the model was loaded by.
-        versions: of EasyEdit, torch and transformers.
-        seconds: per phase.
-    """
-
-    method: str
-    edits: tuple[Edit, ...]
-    hyperparams: Mapping[str, Any]
-    model: Fingerprint
-    model_name: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class WeightPatch:
+class WeightPatch(Patch):
     """Changes to weight matrices: ``{parameter path: parts}``, each part in ``(d_in, d_out)``.
 
     Several parts are added one after the other, in float32, and the sum is rounded once to the
-    model's precision. Two patches are equal only if they are the same object, so that the same
-    edit made twice can be undone once.
+    model's precision.
     """
 
-    entries: Mapping[str, tuple[Part, ...]]
-    about: About
+    entries: Mapping[str, tuple[Part, ...]] = field()  # which a property of the base would give
+    about: About = field()
     transposed: bool = True
     """Whether the model stores these matrices ``(d_out, d_in)``, as ``nn.Linear`` does."""
 
@@ -115,46 +86,14 @@ class WeightPatch:
             change = part.dense(weight.device).to(weight.dtype)
             weight.add_(change.T if self.transposed else change)
 
-    def check(self, model: nn.Module) -> None:
-        """Make sure the patch was made for this model.
-
-        Raises:
-            PatchMismatchError: it was not; says what differs.
-        """
-        why = self.about.model.differences(fingerprint(model))
-        if why:
-            raise PatchMismatchError(
-                f"This patch does not belong to this model: {why}. It was made for "
-                f"{self.about.model_name or 'another model'}. Load that model, or force it "
-                "(force=True, --force) if you know that the weights correspond."
-            )
-
-    def apply(self, model: nn.Module, *, force: bool = False) -> None:
-        """Change ``model`` in place; :meth:`revert` puts its bits back.
-
-        Raises:
-            PatchMismatchError: made for another model (with ``force``: only if shapes differ).
-            PatchStateError: applied already.
-        """
-        if not force:
-            self.check(model)
-        push(model, self)
-
-    def revert(self, model: nn.Module) -> None:
-        """Take this patch off, whatever was applied after it; other patches stay.
-
-        Raises:
-            PatchStateError: it is not applied to this model.
-        """
-        pop(model, self)
-
-
-def versions() -> dict[str, str]:
-    """Of what an edit's bits may depend on."""
-    return {name: _version(name) for name in ("easyeditor", "torch", "transformers")}
-
-
-_version = cache(version)  # which reads a file each time
+    @classmethod
+    def joined(cls, patches: Sequence[WeightPatch]) -> WeightPatch:
+        """See :class:`Patch`; the parts of a matrix stay apart."""
+        entries: dict[str, tuple[Part, ...]] = {}
+        for patch in patches:
+            for path, parts in patch.entries.items():
+                entries[path] = entries.get(path, ()) + parts
+        return cls(entries, about_all(patches), patches[0].transposed)
 
 
 def weight_patch(
@@ -177,52 +116,22 @@ def weight_patch(
                     f"{method} found a change of {path} that is not finite; the model is "
                     "unchanged. Load it in float32 or bfloat16, or use gentler settings."
                 )
-    about = About(
-        method=method,
-        edits=tuple(edits),
-        hyperparams=hyperparams.model_dump(mode="json"),
-        model=fingerprint(lm.model),
-        model_name=lm.name,
-        versions=versions(),
-        seconds={phase: round(spent, 4) for phase, spent in seconds.items()},
-    )
+    about = About.of(lm, method, edits, hyperparams, seconds)
     kept = {path: tuple(parts) for path, parts in entries.items()}
     return WeightPatch(kept, about, transposed=not lm.family.conv1d)
 
 
-def merged(patches: Sequence[WeightPatch]) -> WeightPatch:
-    """One patch that does what ``patches`` do in this order, bit for bit."""
-    if len(patches) == 1:
-        return patches[0]
-    entries: dict[str, tuple[Part, ...]] = {}
-    seconds: dict[str, float] = {}
-    for patch in patches:
-        for path, parts in patch.entries.items():
-            entries[path] = entries.get(path, ()) + parts
-        for phase, spent in patch.about.seconds.items():
-            seconds[phase] = seconds.get(phase, 0.0) + spent
-    first = patches[0]
-    about = About(
-        method=first.about.method,
-        edits=tuple(edit for patch in patches for edit in patch.about.edits),
-        hyperparams=first.about.hyperparams,
-        model=first.about.model,
-        model_name=first.about.model_name,
-        versions=first.about.versions,
-        seconds=seconds,
-    )
-    return WeightPatch(entries, about, first.transposed)
-
-
-def compacted(patches: Sequence[WeightPatch]) -> WeightPatch:
+def compacted(patches: Sequence[P]) -> P:
     """:func:`merged` with one part per matrix, low-rank while that takes fewer numbers.
 
     For long sequences: what is applied and saved stays small. The trap: the parts are summed
     before they meet the weights, so the last bit may differ from applying them one by one.
     """
     whole = merged(patches)
+    if not isinstance(whole, WeightPatch):
+        return whole
     entries = {path: (_one_part(parts),) for path, parts in whole.entries.items()}
-    return WeightPatch(entries, whole.about, whole.transposed)
+    return replace(whole, entries=entries)
 
 
 def _one_part(parts: Sequence[Part]) -> Part:

@@ -1,0 +1,88 @@
+"""Sentences as vectors: a sentence encoder, and a cache of what it said."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from easyeditor.errors import MissingExtraError, ModelLoadError
+from easyeditor.files import written_whole
+from easyeditor.lm import embedded
+from easyeditor.paths import cache_dir
+
+BATCH = 64
+
+
+class Sentences:
+    """A sentence encoder of ``sentence-transformers``, by hub name, folder, or embedded.
+
+    ``all-MiniLM-L6-v2``, also under ``sentence-transformers/``, is the embedded one, which needs
+    no hub. Nothing is loaded before the first sentence.
+
+    Raises (when it is first used):
+        MissingExtraError: sentence-transformers is not installed.
+        ModelLoadError: no such encoder.
+    """
+
+    def __init__(self, name: str = embedded.ENCODER) -> None:
+        self.name = name
+
+    @cached_property
+    def _encoder(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise MissingExtraError.of(
+                "sentence-transformers", "retrieval", "Retrieval by similarity"
+            ) from None
+        where = self.name
+        if self.name.lower().rpartition("/")[2] == embedded.ENCODER:
+            where = str(embedded.folder(embedded.ENCODER))
+        try:
+            return SentenceTransformer(where, device="cpu")
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise ModelLoadError(
+                f"The sentence encoder {self.name!r} could not be loaded: {reason} Give a hub name "
+                f"that is reachable from here, a folder, or {embedded.ENCODER!r}."
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """``(texts, width)`` float32 of unit length, so that a product is a cosine."""
+        vectors = self._encoder.encode(
+            list(texts),
+            batch_size=BATCH,
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+        found: torch.Tensor = vectors.detach().float().cpu()
+        return found
+
+    def encode_once(self, texts: Sequence[str]) -> torch.Tensor:
+        """:meth:`encode` for a corpus: kept in the user's cache under encoder and texts."""
+        digest = hashlib.sha256(self.name.encode())
+        for text in texts:
+            digest.update(b"\0" + text.encode())
+        file = cache_dir() / "sentences" / f"{digest.hexdigest()[:24]}.safetensors"
+        kept = _read(file)
+        if kept is None:
+            kept = self.encode(texts)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as beside:
+                save_file({"vectors": kept}, beside)
+        return kept
+
+
+def _read(file: Path) -> torch.Tensor | None:
+    try:
+        return load_file(file)["vectors"]
+    except (OSError, SafetensorError, KeyError):  # not there, or of a process that died
+        return None

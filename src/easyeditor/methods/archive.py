@@ -1,0 +1,191 @@
+"""What a training leaves: one safetensors file, with a JSON header that says what it is for.
+
+The header names the method, the settings of the training, the fingerprint of the model it was
+trained beside, and versions. No pickle: loading an archive runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from easyeditor.errors import ArchiveError
+from easyeditor.files import written_whole
+from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.model import LM
+from easyeditor.patches.fingerprint import Fingerprint, fingerprint
+from easyeditor.patches.patch import versions
+
+FORMAT = 1
+KEY = "easyedit-archive"
+NAME = "archive.safetensors"
+PLACE = {"device", "results_dir", "report_to"}
+"""Settings that say where a training ran, not what it learnt; they do not go into the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A read archive: its place, its tensors and what its header says.
+
+    Attributes:
+        file: where it was read.
+        method: whose it is.
+        hyperparams: the settings of the training, layers resolved.
+        model: fingerprint of the unedited model it was trained beside.
+        model_name: what that model was loaded by.
+        more: whatever the method added.
+        tensors: by name, on the CPU.
+    """
+
+    file: Path
+    method: str
+    hyperparams: Mapping[str, Any]
+    model: Fingerprint
+    model_name: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def check_method(self, method: str) -> None:
+        """Make sure it is of this method.
+
+        Raises:
+            ArchiveError: it is of another.
+        """
+        if self.method != method:
+            raise ArchiveError(
+                f"The archive {self.file} was trained for {self.method}, not {method}. Give an "
+                f"archive of {method}, or edit with {self.method}."
+            )
+
+    def check(self, lm: LM, method: str) -> None:
+        """Make sure it is of this method and was trained beside this model.
+
+        Raises:
+            ArchiveError: it was not; says what differs.
+        """
+        self.check_method(method)
+        why = self.model.differences(fingerprint(lm.model)).replace("the patch", "the archive")
+        if why:
+            raise ArchiveError(
+                f"The archive {self.file} does not belong to this model: {why}. It was trained "
+                f"beside {self.model_name or 'another model'}. Load that model, or train one "
+                "beside this."
+            )
+
+
+def write_archive(
+    folder: Path,
+    lm: LM,
+    method: str,
+    hyperparams: HyperParams,
+    tensors: Mapping[str, torch.Tensor],
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``folder/archive.safetensors``, whole or not at all; returns its path.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "method": method,
+        "hyperparams": hyperparams.model_dump(mode="json", exclude=PLACE),
+        "model": fingerprint(lm.model).to_dict(),
+        "model_name": lm.name,
+        "versions": versions(),
+        "more": dict(more or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / NAME
+    # Cloned, so that tensors which share storage (tied embeddings) are written twice, not refused.
+    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        with written_whole(file) as beside:
+            save_file(kept, beside, metadata={KEY: json.dumps(header, ensure_ascii=False)})
+    except SafetensorError as error:  # its own error, also for a full disk
+        raise OSError(f"{file} cannot be written: {error}") from error
+    return file
+
+
+def read_archive(path: str | Path, method: str) -> Archive:
+    """Read an archive, by its file or by the folder that holds it; ``method`` is for the advice.
+
+    Raises:
+        ArchiveError: no such file, truncated, not safetensors, or not an archive of ours.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / NAME
+    if not file.is_file():
+        raise ArchiveError(
+            f"There is no archive {str(path)!r}. Give the file {NAME} that a training wrote, or "
+            f"the folder it is in. To train one: easyedit train --method {method.lower()} --data "
+            "FILE --model MODEL"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArchiveError(
+            f"{file} cannot be read as an archive ({error}): it is damaged or not safetensors. "
+            "Copy it again, or train again."
+        ) from None
+    if header is None:
+        raise ArchiveError(
+            f"{file} is safetensors but not an archive of a training (it has no {KEY!r} header)."
+        )
+    try:
+        return _build(file, json.loads(header), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArchiveError(f"{file} has a header that is not an archive's: {error!r}.") from None
+
+
+def _build(file: Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Archive:
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
+    found = Archive(
+        file,
+        header["method"],
+        header["hyperparams"],
+        Fingerprint.from_dict(header["model"]),
+        header["model_name"],
+        header["more"],
+        tensors,
+    )
+    if not isinstance(found.hyperparams, dict) or not isinstance(found.more, dict):
+        raise TypeError("hyperparams and more must be mappings")
+    return found
+
+
+def fill(module: torch.nn.Module, archive: Archive) -> None:
+    """Load an archive's tensors into ``module``, all of them or none.
+
+    Raises:
+        ArchiveError: names or shapes differ, or a number is not finite.
+    """
+    wanted = module.state_dict()
+    wrong = sorted(wanted.keys() ^ archive.tensors.keys())
+    wrong += [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, tensor in archive.tensors.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ArchiveError(
+            f"The archive {archive.file} does not fit its own header: {', '.join(wrong[:3])}{more}."
+        )
+    broken = [name for name, tensor in archive.tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ArchiveError(
+            f"The archive {archive.file} holds numbers that are not finite: {broken}."
+        )
+    module.load_state_dict(dict(archive.tensors))

@@ -1,0 +1,212 @@
+"""The contract between a method that learns and whoever trains it.
+
+A method that learns trains a small module beside the model it will edit; the model itself is
+only read. The trainer knows nothing of any method: it asks :func:`learner_of` for a
+:class:`Learner`, minimises ``loss``, watches ``validate``, and has the result written by
+``save``. A method class that learns has ``training_class`` (its settings while training) and
+``learner(lm, settings)``, both class-level::
+
+    class SomeMethod:
+        training_class: ClassVar[type[TrainingHyperParams]] = SomeTrainingHparams
+
+        @classmethod
+        def learner(cls, lm: LM, config: SomeTrainingHparams) -> Learner: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import nn
+
+from easyeditor.edits import Case, Probe
+from easyeditor.errors import DataError, TrainingError
+from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.model import LM
+from easyeditor.methods import METHODS
+
+
+class Learner(Protocol):
+    """What is trained, and what training it means.
+
+    Attributes:
+        module: exactly what is trained, saved and restored, buffers included; the base model is
+            not in it. The trainer moves it between devices and switches its training mode.
+    """
+
+    module: nn.Module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimiser: ``{"params": [...], "lr": ...}``; every parameter that learns once."""
+        ...
+
+    def loss(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
+        """``"loss"`` is minimised (a mean over the cases), scalar; other entries are logged.
+
+        The first rephrase probe is the prompt of the outer loss, the first locality probe the one
+        whose answer must not change: what is learnt from went through :func:`examples`.
+        """
+        ...
+
+    def validate(self, cases: Sequence[Case]) -> dict[str, float]:
+        """What held-out cases say, each edited alone; no gradients, nothing is changed.
+
+        ``"edit_loss"`` is what early stopping watches: the training loss, here. ``"rewrite"``,
+        ``"rephrase"`` and ``"locality"`` are shares of target tokens that are the argmax
+        (locality: the argmax of the unedited model), as in the evaluation of an edit.
+        """
+        ...
+
+    def save(self, folder: Path) -> Path:
+        """Write the archive, whole or not at all; returns the file to give as ``archive``."""
+        ...
+
+    def load(self, archive: Path) -> None:
+        """Take over the trained numbers of an archive.
+
+        Raises:
+            ArchiveError: it is unreadable, or of another method or model.
+        """
+        ...
+
+
+def _number_or_none(value: object) -> object:
+    return None if value is False else value
+
+
+class TrainingHyperParams(HyperParams):
+    """What all trainings share; the classic files' names.
+
+    ``max_iters``, ``val_interval``, ``log_interval`` and ``early_stop_patience`` count batches of
+    ``batch_size`` cases, as the classic files do; a step of the optimiser takes ``accumulate_bs``
+    of them. ``edit_loss_on`` says where the edit's loss is read: on its paraphrase (the paper's),
+    on its own prompt, or on both. ``val_steps`` is the number of cases used by a validation on the
+    way; the last one uses all. ``half`` trains in mixed precision: bfloat16, or float16 on an
+    accelerator that has no bfloat16. ``report_to`` names trackers (``wandb``, ``tensorboard``, …)
+    as ``transformers`` knows them.
+    """
+
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        [
+            "archive",
+            "cbase",
+            "debug",
+            "dropout",
+            "early_stop_key",
+            "eval_log_interval",
+            "eval_only",
+            "final_eval",
+            "lr_scale",
+            "model_class",
+            "model_save_pt",
+            "no_grad_layers",
+            "save",
+            "silent",
+            "tokenizer_class",
+            "tokenizer_name",
+            "train_base",
+            "verbose",
+        ]
+    )
+
+    lr: float = Field(1e-4, gt=0)
+    opt: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    batch_size: int = Field(8, ge=1)
+    accumulate_bs: int = Field(1, ge=1)
+    grad_clip: Annotated[float | None, BeforeValidator(_number_or_none)] = Field(100.0, gt=0)
+    max_iters: int = Field(2000, ge=1)
+    cedit: float = Field(0.1, ge=0)
+    cloc: float = Field(1.0, ge=0)
+    edit_loss_on: Literal["rephrase", "prompt", "both"] = "rephrase"
+    log_interval: int = Field(50, ge=1)
+    val_interval: int = Field(200, ge=1)
+    val_steps: int = Field(200, ge=1)
+    val_batch_size: int = Field(8, ge=1)
+    early_stop_patience: int = Field(1000, ge=1)
+    half: bool = False
+    seed: int = Field(0, ge=0)
+    report_to: tuple[str, ...] = ()
+    results_dir: str = "results"
+
+
+def trainable() -> list[str]:
+    """The names of the methods that learn."""
+    return [name for name in METHODS if hasattr(METHODS.get(name), "learner")]
+
+
+def training_class_of(method: str) -> type[TrainingHyperParams]:
+    """The settings with which a method is trained.
+
+    Raises:
+        UnknownMethodError: no such method.
+        TrainingError: it does not learn.
+    """
+    kind = METHODS.get(method)
+    if not hasattr(kind, "learner"):
+        raise TrainingError(
+            f"{METHODS.canonical(method)} needs no training: edit with it as it is. Methods that "
+            f"are trained: {', '.join(trainable()) or 'none'}."
+        )
+    found: type[TrainingHyperParams] = kind.training_class
+    return found
+
+
+def learner_of(lm: LM, config: TrainingHyperParams) -> Learner:
+    """What is to be trained for ``config.alg_name`` on this model.
+
+    Raises:
+        TrainingError: the method does not learn.
+        HyperParamsError: these are not settings of a training, or do not fit the model.
+    """
+    training_class_of(config.alg_name)
+    lm.check_claims(config.family_claims)
+    made: Learner = METHODS.get(config.alg_name).learner(lm, config)
+    return made
+
+
+def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False) -> list[Case]:
+    """Cases to learn from, each with one edit, one rephrase probe first and one locality probe.
+
+    A case with ten neighbours and two paraphrases becomes ten, each paraphrase five times, so
+    that every probe is seen, in a fixed order and without drawing lots.
+
+    Args:
+        cases: as a dataset gives them.
+        rephrase: whether a paraphrase is needed.
+        once: one example per case, of its first probes: for validation.
+
+    Raises:
+        DataError: no cases, or some without a probe that is needed; says how many.
+    """
+    if not cases:
+        raise DataError("There are no cases to learn from.")
+    found: list[Case] = []
+    lacking = {"rephrase": 0, "locality": 0}
+    for case in cases:
+        groups = {name: [p for p in case.probes if p.group == name] for name in lacking}
+        for name, probes in groups.items():
+            lacking[name] += not probes
+        again, near = groups["rephrase"], groups["locality"]
+        for i in range(1 if once else max(len(again), len(near))):
+            chosen = tuple(own[i % len(own)] for own in (again, near) if own)
+            found.append(Case(f"{case.id}.{i}" if i else case.id, case.edit, chosen))
+    if not rephrase:
+        lacking.pop("rephrase")
+    missing = [f"{n} of {len(cases)} have no {name} probe" for name, n in lacking.items() if n]
+    if missing:
+        raise DataError(
+            f"These cases cannot be learnt from: {', '.join(missing)}. Training asks the fact in "
+            "other words and an unrelated question: use data with both, such as ZsRE (rephrase, "
+            "loc) or CounterFact, or leave such cases out."
+        )
+    return found
+
+
+def probe_of(case: Case, group: str) -> Probe:
+    """The first probe of a group; :func:`examples` made sure that there is one."""
+    return next(probe for probe in case.probes if probe.group == group)

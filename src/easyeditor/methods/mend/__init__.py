@@ -1,0 +1,1 @@
+"""MEND: learnt transformation of gradients; nets, training and editing."""

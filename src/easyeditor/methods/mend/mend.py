@@ -1,0 +1,134 @@
+"""MEND: editing by transformed gradients (Mitchell et al., arXiv 2110.11309).
+
+A trained network turns the gradient of the target's loss into the change of a few MLP weights: one
+forward and one backward pass per batch of edits, whatever the facts are. What it has learnt is an
+archive, which belongs to one model; see :mod:`easyeditor.methods.mend.learner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from easyeditor.edits import Edit, check_consistent
+from easyeditor.errors import ArchiveError, HyperParamsError
+from easyeditor.lm.model import LM
+from easyeditor.methods.archive import Archive, read_archive
+from easyeditor.methods.learning import Learner
+from easyeditor.methods.mend.factors import factors_of
+from easyeditor.methods.mend.learner import MENDLearner
+from easyeditor.methods.mend.settings import (
+    USUAL,
+    MENDHyperParams,
+    MENDTrainingHparams,
+    sites_of,
+)
+from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
+from easyeditor.timing import Stopwatch
+
+
+class MEND:
+    """Any number of edits at once, each as if it were alone, summed. Needs a trained archive.
+
+    The trap: the networks saw one edit at a time on the unedited model; many edits at once, or
+    one on top of another, disturb each other more than they do in methods that solve for them.
+    """
+
+    name: ClassVar[str] = "MEND"
+    title: ClassVar[str] = "learnt transformation of gradients, arXiv 2110.11309"
+    hyperparams_class: ClassVar[type[MENDHyperParams]] = MENDHyperParams
+    training_class: ClassVar[type[MENDTrainingHparams]] = MENDTrainingHparams
+    max_batch: ClassVar[int | None] = None
+    needs_subject: ClassVar[bool] = False
+
+    def __init__(self, hyperparams: MENDHyperParams) -> None:
+        self.hyperparams = hyperparams
+        self._archive: Archive | None = None
+        self._learnt: tuple[LM, MENDLearner] | None = None
+
+    @classmethod
+    def learner(cls, lm: LM, config: MENDTrainingHparams) -> Learner:
+        """What is trained beside ``lm``."""
+        return MENDLearner(lm, config)
+
+    def reset(self) -> None:
+        """Read the archive again at the next edit."""
+        self._archive, self._learnt = None, None
+
+    def prepare(self, lm: LM) -> None:
+        """Read the archive.
+
+        Raises:
+            HyperParamsError: none is given, or ``inner_params`` or ``layers`` are not its own.
+            ArchiveError: it cannot be read, or is of another method or model.
+        """
+        self._open(lm)
+
+    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+        """The low-rank patch the networks make of the gradient; the model is only read.
+
+        Raises:
+            ContradictingEditsError: one prompt, two targets.
+            HyperParamsError: no archive is given.
+            ArchiveError: it does not belong to this model.
+            DivergedError: a number of the change is not finite.
+        """
+        check_consistent(edits)
+        watch = Stopwatch()
+        with watch("archive"):
+            learnt = self._open(lm)
+        rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
+        with watch("gradient"), lm.at_rest():
+            factors = factors_of(lm.target_logits, learnt.sites, rows)
+        entries = {}
+        network = learnt.network
+        with watch("networks"), torch.no_grad():
+            for site in learnt.sites:
+                found = factors[site.path]
+                u, v = network(
+                    site.path, found.x.to(network.device), found.delta.to(network.device)
+                )
+                scaled = v * self.hyperparams.lr_scale
+                entries[site.path] = [LowRank(u.T.contiguous().cpu(), scaled.contiguous().cpu())]
+        settings = self.hyperparams.replace(
+            layers=learnt.config.layers, inner_params=learnt.config.inner_params
+        )
+        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+    def _open(self, lm: LM) -> MENDLearner:
+        if self._learnt is not None and self._learnt[0] is lm:
+            return self._learnt[1]
+        settings = self.hyperparams
+        if settings.archive is None:
+            raise HyperParamsError(
+                f"{self.name} edits with networks trained beside the model, and no archive= names "
+                "them. Train them once: easyedit train --method mend --data FILE --model MODEL, "
+                "or EditTrainer(config, train_set, val_set).run(); it says where the archive is."
+            )
+        if self._archive is None:
+            self._archive = read_archive(settings.archive, self.name)
+        archive = self._archive
+        archive.check(lm, self.name)
+        try:
+            config = MENDTrainingHparams(**archive.hyperparams)
+            learnt = MENDLearner(lm, config)
+        except HyperParamsError as error:
+            raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None
+        self._check_places(lm, learnt)
+        learnt.fill(archive)
+        self._learnt = lm, learnt
+        return learnt
+
+    def _check_places(self, lm: LM, learnt: MENDLearner) -> None:
+        settings = self.hyperparams
+        if not settings.inner_params and tuple(settings.layers) == USUAL:
+            return
+        wanted = {site.path for site in sites_of(lm, settings.layers, settings.inner_params)}
+        trained = {site.path for site in learnt.sites}
+        if wanted != trained:
+            raise HyperParamsError(
+                f"The archive {settings.archive} was trained to edit {sorted(trained)}, not "
+                f"{sorted(wanted)}. Leave layers and inner_params out, or train another."
+            )

@@ -1,0 +1,170 @@
+"""Settings of MEND: for editing with a trained archive, and for training one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from easyeditor.errors import HyperParamsError, did_you_mean
+from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.lm.families import Projection
+from easyeditor.lm.model import LM
+from easyeditor.methods.learning import TrainingHyperParams
+
+USUAL: tuple[int | float, ...] = (-3, -2, -1)
+"""The last three blocks; of an encoder-decoder the last two of each column."""
+
+# What the classic files say of how the networks are built; an archive knows that itself.
+_BUILD = frozenset(
+    [
+        "act",
+        "combine",
+        "delta_only",
+        "hidden_dim",
+        "init",
+        "mlp_class",
+        "norm",
+        "one_sided",
+        "shared",
+        "x_only",
+    ]
+)
+_PUBLISHED: dict[str, Any] = {
+    "lr": 1e-6,
+    "lr_lr": 1e-4,
+    "batch_size": 1,
+    "accumulate_bs": 10,
+    "max_iters": 100_000,
+    "log_interval": 500,
+    "val_interval": 5000,
+    "val_steps": 500,
+    "early_stop_patience": 20_000,
+}
+
+
+class MENDHyperParams(HyperParams):
+    """Settings for editing with a trained archive.
+
+    ``archive`` is the file a training wrote, or its folder. Which weights are edited is the
+    archive's to say; ``layers`` or ``inner_params`` (names of parameters, as classic files list
+    them) are held against it where they are given. ``lr_scale`` makes every edit stronger or
+    weaker.
+    """
+
+    ignored: ClassVar[frozenset[str]] = (
+        TrainingHyperParams.ignored
+        - {
+            "archive",
+            "lr_scale",
+        }
+        | _BUILD
+        | frozenset(
+            [
+                "accumulate_bs",
+                "cedit",
+                "cloc",
+                "early_stop_patience",
+                "edit_lr",
+                "grad_clip",
+                "half",
+                "log_interval",
+                "lr",
+                "lr_lr",
+                "max_iters",
+                "n_hidden",
+                "opt",
+                "rank",
+                "results_dir",
+                "seed",
+                "val_batch_size",
+                "val_interval",
+                "val_steps",
+            ]
+        )
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        name: {"archive": f"results/MEND/{name}"}
+        for name in (
+            "gpt2-xl",
+            "gpt-j-6B",
+            "gpt-neo-2.7B",
+            "llama-7b",
+            "llama-2-7b",
+            "t5-3b",
+            "smollm2-135m",
+        )
+    }
+
+    alg_name: str = "MEND"
+    archive: str | None = None
+    layers: Layers = USUAL
+    inner_params: tuple[str, ...] = ()
+    batch_size: int = Field(1, ge=1)
+    lr_scale: float = Field(1.0, gt=0)
+
+
+class MENDTrainingHparams(TrainingHyperParams):
+    """Settings for training; the presets of large models are the published ones.
+
+    ``lr`` is the networks', ``lr_lr`` that of the learned rates, which begin at ``edit_lr``.
+    ``rank`` is never more than a weight's two widths together. Where the data's hidden states below
+    the edited blocks fit into ``cache_mb``, they are computed once. The defaults are for what fits
+    beside a desk: batches of 8 and a step size that converges in hundreds of steps.
+    """
+
+    ignored: ClassVar[frozenset[str]] = TrainingHyperParams.ignored | _BUILD
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        **{
+            name: dict(_PUBLISHED)
+            for name in ("gpt2-xl", "gpt-j-6B", "gpt-neo-2.7B", "llama-7b", "llama-2-7b")
+        },
+        "t5-3b": {**_PUBLISHED, "layers": [-2, -1]},
+        "smollm2-135m": {},
+    }
+
+    alg_name: str = "MEND"
+    layers: Layers = USUAL
+    inner_params: tuple[str, ...] = ()
+    n_hidden: int = Field(1, ge=0)
+    rank: int = Field(1920, ge=1)
+    edit_lr: float = Field(1e-4, gt=0)
+    lr_lr: float = Field(1e-4, ge=0)
+    cache_mb: int = Field(1024, ge=0)
+
+
+def sites_of(lm: LM, layers: Layers, inner_params: tuple[str, ...]) -> list[Projection]:
+    """The weights to edit: those named, else every MLP projection at ``layers``.
+
+    Raises:
+        HyperParamsError: names that are no weights of linear maps of this model; lists all.
+    """
+    if not inner_params:
+        return lm.mlp_projections(blocks_of(lm, layers))
+    named = dict(lm.model.named_parameters())
+    kind = Conv1D if lm.family.conv1d else nn.Linear
+    problems = []
+    for path in inner_params:
+        owner, _, leaf = path.rpartition(".")
+        if path not in named:
+            problems.append(f"{path!r} is no parameter.{did_you_mean(path, named)}")
+        elif leaf != "weight" or not isinstance(lm.model.get_submodule(owner), kind):
+            problems.append(f"{path!r} is not the weight of a {kind.__name__}.")
+        elif named[path] is getattr(lm.head, "weight", None):
+            problems.append(f"{path!r} is the output embedding, which MEND leaves alone.")
+    if problems:
+        raise HyperParamsError(
+            f"inner_params does not fit {type(lm.model).__name__}: {' '.join(problems)} Leave it "
+            "out for the MLP weights of the last blocks."
+        )
+    paths = dict.fromkeys(inner_params)
+    return [Projection(lm.model, path.rpartition(".")[0], lm.family.conv1d) for path in paths]
+
+
+def blocks_of(lm: LM, layers: Layers) -> tuple[int | float, ...]:
+    """``layers`` as they are meant for this model: a short model has no third block from above."""
+    if tuple(layers) != USUAL:
+        return tuple(layers)
+    return (-2, -1) if lm.encoder_decoder else USUAL[-min(len(USUAL), lm.n_layers) :]

@@ -1,0 +1,230 @@
+"""Training of SERAC: which prompts an edit concerns, and what is answered there.
+
+The classifier is trained with cross-entropy on scope: a paraphrase is in the scope of its edit;
+an unrelated question, and whatever belongs to another case of the batch, is not. The nearest edit
+decides later, so the nearest foreign edit counts here. The counterfactual model is trained with
+cross-entropy on the target, asked the edit's own prompt and its paraphrase with the edit told
+before (arXiv 2206.06520, sections 3 and 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyeditor.edits import Case, Edit
+from easyeditor.errors import HyperParamsError
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+from easyeditor.methods.archive import fill, read_archive
+from easyeditor.methods.learning import probe_of
+from easyeditor.methods.serac.nets import NAME, Nets, nets_of
+from easyeditor.methods.serac.settings import SERACTrainingHparams
+from easyeditor.patches.scope import THRESHOLD, distances, told
+
+NEAREST = 1e-6
+"""A squared distance is not taken for less where its logarithm is needed."""
+
+Asked = tuple[Edit, str, str]
+"""The edit that is told, the question, the answer."""
+
+
+class SERACLearner:
+    """Trains :class:`Nets` beside ``lm``; see :class:`easyeditor.methods.learning.Learner`.
+
+    Raises:
+        HyperParamsError: ``edit_loss_on`` is not ``"rephrase"``; see also :meth:`Nets.named`.
+    """
+
+    module: nn.Module
+
+    def __init__(self, lm: LM, config: SERACTrainingHparams) -> None:
+        if config.edit_loss_on != "rephrase":
+            raise HyperParamsError(
+                f"edit_loss_on={config.edit_loss_on!r}: a scope classifier learns from "
+                "paraphrases, so it must be 'rephrase' here, and the data must have them."
+            )
+        self.lm, self.config = lm, config
+        self.nets = Nets.named(lm, config)
+        self.module = self.nets
+        chat = lm.text.chat_template
+        self.small = LM(self.nets.counterfactual, lm.tokenizer, chat_template=chat)
+        self.nets.counterfactual.requires_grad_(not config.freeze_cntr)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The counterfactual model, the classifier's network, and the linear map on that."""
+        config, classifier = self.config, self.nets.classifier
+        small = [p for p in self.nets.counterfactual.parameters() if p.requires_grad]
+        groups = [
+            {"params": small, "lr": config.lr},
+            {"params": list(classifier.body.parameters()), "lr": config.cls_lr or config.lr},
+            {"params": list(classifier.head.parameters()), "lr": config.head_lr},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def loss(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
+        """``cedit`` × answer + ``cloc`` × scope, means over the cases; the parts are logged."""
+        edits = [case.edit.prompt for case in cases]
+        agains = [_again(case) for case in cases]
+        nears = [probe_of(case, "locality") for case in cases]
+        apart, place = self._apart(edits, [*agains, *(probe.prompt for probe in nears)])
+        own = torch.arange(len(cases))
+        d_again = apart[[place[text.strip()] for text in agains], own]
+        d_near = apart[[place[probe.prompt.strip()] for probe in nears], own]
+        inside = d_again.mean()  # −log s
+        outside = _foreign(apart, place, edits, agains)
+        parts = {"scope_in": inside, "scope_out": outside}
+        answers = self._answers(cases)
+        if self.config.soft_weighting:
+            apart_asked = torch.cat([torch.zeros_like(d_again), d_again])
+            parts["answer_nll"] = self._mixed_nll(answers, apart_asked)
+            unrelated = [
+                (c.edit, p.prompt, p.answers[0]) for c, p in zip(cases, nears, strict=True)
+            ]
+            parts["loc_kl"] = self._drift(unrelated, d_near)
+        else:
+            log_p, rows = self._small(answers)
+            parts["answer_nll"] = _means(-_picked(log_p, rows), rows).mean()
+        scope = self.config.in_scope_weight * inside + outside + parts.get("loc_kl", 0)
+        loss = self.config.cedit * parts["answer_nll"] + self.config.cloc * scope
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+
+    def _apart(
+        self, edits: Sequence[str], queries: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, int]]:
+        """Squared distances ``(texts, edits)`` of every text to every edit, and the texts' rows."""
+        texts = list(dict.fromkeys(text.strip() for text in (*edits, *queries)))
+        place = {text: i for i, text in enumerate(texts)}
+        vectors = self.nets.classifier(texts)
+        return distances(vectors, vectors[[place[text.strip()] for text in edits]]), place
+
+    def _answers(self, cases: Sequence[Case]) -> list[Asked]:
+        """Prompts, then paraphrases; these with the target of the next case of the batch.
+
+        A fact of the data has one new answer, which a network may learn by heart. One that must
+        give back whatever it is told has to read.
+        """
+        edits = [case.edit for case in cases]
+        again = edits
+        if self.config.exchange_targets:
+            following = [*edits[1:], *edits[:1]]
+            again = [replace(e, target=f.target) for e, f in zip(edits, following, strict=True)]
+        asked = [(edit, edit.prompt, edit.target) for edit in edits]
+        return asked + [
+            (edit, _again(case), edit.target) for edit, case in zip(again, cases, strict=True)
+        ]
+
+    def _small(self, asked: Sequence[Asked]) -> tuple[torch.Tensor, list[Row]]:
+        """The counterfactual model's log-probabilities, and its rows."""
+        template = self.config.template
+        rows = [self.small.text.row(told(template, e, question), a) for e, question, a in asked]
+        return self.small.target_logits(rows).float().log_softmax(-1), rows
+
+    def _mixed(
+        self, asked: Sequence[Asked], apart: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Row]]:
+        """Log-probabilities of the base and of ``s`` × counterfactual + ``(1 − s)`` × base."""
+        rows = [self.lm.text.row(question, answer) for _, question, answer in asked]
+        with self.lm.at_rest(), torch.no_grad():
+            base = self.lm.target_logits(rows).float().log_softmax(-1)
+        small, _ = self._small(asked)
+        width = min(base.shape[1], small.shape[1])  # GPT-J's has rows that no token uses
+        lengths = torch.tensor([len(row.target) for row in rows], device=apart.device)
+        d = torch.repeat_interleave(apart, lengths)[:, None]
+        log_rest = torch.log(-torch.expm1(-d.clamp(min=NEAREST)))
+        mixed = torch.logaddexp(small[:, :width] - d, base[:, :width] + log_rest)
+        return base[:, :width], mixed, rows
+
+    def _mixed_nll(self, asked: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
+        _, mixed, rows = self._mixed(asked, apart)
+        return _means(-_picked(mixed, rows), rows).mean()
+
+    def _drift(self, asked: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
+        """KL(base ‖ mixture) at the unrelated answers."""
+        base, mixed, rows = self._mixed(asked, apart)
+        kl = nn.functional.kl_div(mixed, base, reduction="none", log_target=True).sum(-1)
+        return _means(kl, rows).mean()
+
+    @torch.no_grad()
+    def validate(self, cases: Sequence[Case]) -> dict[str, float]:
+        """The loss, and accuracies of each case edited alone."""
+        found: dict[str, float] = {}
+        size = self.config.val_batch_size
+        for start in range(0, len(cases), size):
+            chunk = cases[start : start + size]
+            nears = [probe_of(case, "locality") for case in chunk]
+            judged = {
+                "edit_loss": float(self.loss(chunk)["loss"]) * len(chunk),
+                "rewrite": self._hits(chunk, [(c.edit.prompt, c.edit.target) for c in chunk]),
+                "rephrase": self._hits(chunk, [(_again(c), c.edit.target) for c in chunk]),
+                "locality": self._hits(chunk, [(p.prompt, p.answers[0]) for p in nears], kept=True),
+            }
+            for name, value in judged.items():
+                found[name] = found.get(name, 0.0) + value / len(cases)
+        return found
+
+    def _hits(
+        self, cases: Sequence[Case], asked: Sequence[tuple[str, str]], *, kept: bool = False
+    ) -> float:
+        """Sum over the cases of the share of right tokens (``kept``: of unchanged ones)."""
+        apart, place = self._apart([c.edit.prompt for c in cases], [q for q, _ in asked])
+        near = torch.exp(-apart).tolist()
+        inside = [i for i, (q, _) in enumerate(asked) if near[place[q.strip()]][i] > THRESHOLD]
+        outside = [i for i in range(len(asked)) if i not in inside]
+        template = self.config.template
+        told_ = [(told(template, cases[i].edit, asked[i][0]), asked[i][1]) for i in inside]
+        after = dict(zip(inside, self.small.score(told_), strict=True))
+        asked_base = inside if kept else outside  # what stays with the base is kept anyway
+        base = dict(zip(asked_base, self.lm.score([asked[i] for i in asked_base]), strict=True))
+        total = float(len(outside)) if kept else 0.0
+        for i in inside if kept else range(len(asked)):
+            wanted = base[i].argmax if kept else (after.get(i) or base[i]).target
+            said = (after.get(i) or base[i]).argmax
+            total += sum(a == b for a, b in zip(said, wanted, strict=True)) / len(wanted)
+        return total
+
+    def save(self, folder: Path) -> Path:
+        """Write ``folder/archive.safetensors``."""
+        return self.nets.save(folder, self.lm, self.config)
+
+    def load(self, archive: Path) -> None:
+        """Take over what an archive holds."""
+        found = read_archive(archive, NAME)
+        nets_of(found, self.lm)  # says what is wrong with it before anything is changed
+        fill(self.nets, found)
+
+
+def _again(case: Case) -> str:
+    return probe_of(case, "rephrase").prompt
+
+
+def _foreign(
+    apart: torch.Tensor, place: dict[str, int], edits: Sequence[str], agains: Sequence[str]
+) -> torch.Tensor:
+    """Cross-entropy of every text and its nearest edit among those it does not belong to."""
+    owners: dict[str, set[str]] = {}
+    for edit, again in zip(edits, agains, strict=True):
+        for text in (edit, again):
+            owners.setdefault(text.strip(), set()).add(edit.strip())
+    known = [[edit.strip() in owners.get(text, ()) for edit in edits] for text in place]
+    foreign = apart.masked_fill(torch.tensor(known, device=apart.device), torch.inf)
+    nearest = foreign.min(1).values.clamp(min=NEAREST)
+    losses = -torch.log(-torch.expm1(-nearest))  # 0 for a text without a foreign edit
+    return losses.sum() / nearest.isfinite().sum().clamp(min=1)
+
+
+def _picked(log_p: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Of every target token, ``(sum of target lengths,)``."""
+    targets = torch.tensor([token for row in rows for token in row.target], device=log_p.device)
+    return log_p.gather(1, targets[:, None])[:, 0]
+
+
+def _means(values: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean per row of values at its target tokens."""
+    own = torch.split(values, [len(row.target) for row in rows])
+    return torch.stack([each.mean() for each in own])

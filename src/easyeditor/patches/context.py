@@ -1,0 +1,97 @@
+"""``ContextPatch``: an edit that is told to the model in front of every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from easyeditor.lm.model import LM
+from easyeditor.lm.routing import Turn
+from easyeditor.lm.sentences import Sentences
+from easyeditor.patches.patch import About, about_all
+from easyeditor.patches.route import RoutePatch
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is said in front of a prompt for one edit.
+
+    Attributes:
+        demonstrations: worked examples of how a new fact is to be read; may be empty.
+        fact: the new fact itself.
+        vector: of the fact, where a sentence encoder is used; empty otherwise.
+    """
+
+    demonstrations: str
+    fact: str
+    vector: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ContextPatch(RoutePatch):
+    """Facts in the context; no weight changes.
+
+    One fact stands in front of every prompt, as the papers do it; the trap is that prompts which
+    have nothing to do with it get it, too. Of several facts the nearest to the prompt is told, by
+    the sentence encoder that the edit used, or, where it used none, all of them.
+    """
+
+    contexts: tuple[Context, ...]
+    about: About = field()
+    sentences: Sentences | None = None
+    kind: ClassVar[str] = "context"
+
+    @classmethod
+    def joined(cls, patches: Sequence[ContextPatch]) -> ContextPatch:
+        """All the facts; of two about one prompt the later one stays."""
+        latest: dict[str, Context] = {}
+        for patch in patches:
+            for edit, context in zip(patch.about.edits, patch.contexts, strict=True):
+                latest.pop(edit.prompt, None)
+                latest[edit.prompt] = context
+        about = about_all(patches)
+        kept = {edit.prompt: edit for edit in about.edits}
+        own = tuple(kept[prompt] for prompt in latest)
+        return cls(tuple(latest.values()), about.with_edits(own), patches[0].sentences)
+
+    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+        """Every prompt with its context in front."""
+        fronts = self._fronts(prompts)
+        return [Turn(f"{front}Prompt: {p}") for front, p in zip(fronts, prompts, strict=True)]
+
+    def _fronts(self, prompts: Sequence[str]) -> list[str]:
+        if len(self.contexts) > 1 and self.sentences is not None:
+            facts = torch.tensor([context.vector for context in self.contexts])
+            nearest = (self.sentences.encode(prompts) @ facts.T).argmax(1).tolist()
+            return [self._front([self.contexts[i]]) for i in nearest]
+        return [self._front(self.contexts)] * len(prompts)
+
+    @staticmethod
+    def _front(contexts: Sequence[Context]) -> str:
+        facts = "".join(f"New Fact: {context.fact}\n" for context in contexts)
+        return contexts[-1].demonstrations + facts
+
+    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See :class:`RoutePatch`."""
+        said = [[context.demonstrations, context.fact] for context in self.contexts]
+        vectors = torch.tensor([context.vector for context in self.contexts])
+        name = self.sentences.name if self.sentences is not None else None
+        return {"vectors": vectors}, {"contexts": said, "encoder": name}
+
+    @classmethod
+    def restored(
+        cls, about: About, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+    ) -> ContextPatch:
+        """See :class:`RoutePatch`."""
+        vectors = tensors["vectors"].tolist()
+        contexts = tuple(
+            Context(str(demonstrations), str(fact), tuple(vector))
+            for (demonstrations, fact), vector in zip(data["contexts"], vectors, strict=True)
+        )
+        if not contexts or len(contexts) != len(about.edits):
+            raise ValueError(f"{len(contexts)} contexts for {len(about.edits)} edits")
+        name = data["encoder"]
+        return cls(contexts, about, None if name is None else Sentences(str(name)))

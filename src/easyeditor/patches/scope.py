@@ -1,0 +1,268 @@
+"""``ScopePatch``: edits in a memory, a classifier of what they concern, a model that answers there.
+
+A prompt is compared with the prompt of every remembered edit, ``exp(−‖e(query) − e(edit)‖²)``.
+Over the threshold, the counterfactual model is asked, with the nearest edit told before the
+prompt; else the edited model answers as if there were no edit, equal to the last bit
+(arXiv 2206.06520, section 3).
+
+The memory and the classifier are the patch's own. The counterfactual model is as large as a model
+and the same for all edits of one training, so a patch only says in which file it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from easyeditor.edits import Edit
+from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
+from easyeditor.lm.encoder import TextEncoder
+from easyeditor.lm.model import LM
+from easyeditor.lm.routing import Turn, tokenizer_of
+from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.patches.patch import About, about_all
+from easyeditor.patches.reference import ModelFile
+from easyeditor.patches.route import RoutePatch
+
+TEMPLATE = "{prompt} {target} {query}"
+"""What the counterfactual model is asked, as published."""
+THRESHOLD = 0.5
+CLASSIFIER = "classifier."
+"""Prefix of the classifier's tensors in a file."""
+
+
+def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Squared distances of ``(n, width)`` and ``(m, width)``, ``(n, m)``; exactly 0 for equals."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+
+
+def similarities(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``exp(−distance²)``, ``(n, m)``."""
+    return torch.exp(-distances(one, other))
+
+
+def told(template: str, edit: Edit | Remembered, query: str) -> str:
+    """What the counterfactual model is asked; braces in the texts are left alone."""
+    parts = {"{prompt}": edit.prompt, "{target}": edit.target.strip(), "{query}": query}
+    text, rest = "", template
+    while rest:
+        at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(len(rest), ""))
+        text += rest[:at] + parts.get(name, "")
+        rest = rest[at + len(name) :]
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One edit of a memory.
+
+    Attributes:
+        id: follows from the two texts, so it is the same wherever the edit is.
+        prompt: what queries are compared with.
+        target: the answer.
+    """
+
+    id: str
+    prompt: str
+    target: str
+
+    @classmethod
+    def of(cls, edit: Edit) -> Remembered:
+        """The memory's line for an edit."""
+        digest = hashlib.sha256(f"{edit.prompt.strip()}\0{edit.target.strip()}".encode())
+        return cls(digest.hexdigest()[:10], edit.prompt, edit.target)
+
+
+class Scope:
+    """What all edits of one training share: who decides, who answers, and how it is asked.
+
+    Attributes:
+        classifier: texts to the vectors that are compared.
+        answers: the file of the counterfactual model.
+        template: see :data:`TEMPLATE`.
+        threshold: similarity over which a prompt is an edit's business.
+    """
+
+    def __init__(
+        self,
+        classifier: TextEncoder,
+        answers: ModelFile,
+        template: str = TEMPLATE,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        self.classifier, self.answers = classifier, answers
+        self.template, self.threshold = template, threshold
+
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """Of stripped texts, ``(texts, width)`` float32, on the CPU."""
+        found: torch.Tensor = self.classifier.to(device)([text.strip() for text in texts])
+        return found.cpu()
+
+    def differences(self, other: Scope) -> str:
+        """Why edits of ``other`` cannot share one memory with those of this, or an empty string."""
+        if self is other:
+            return ""
+        parts = {
+            "counterfactual models": (self.answers.digest, other.answers.digest),
+            "classifiers": tuple(_digest(s.classifier) for s in (self, other)),
+            "templates": (self.template, other.template),
+            "thresholds": (self.threshold, other.threshold),
+        }
+        return " and ".join(f"other {name}" for name, (a, b) in parts.items() if a != b)
+
+
+class ScopePatch(RoutePatch):
+    """A memory of edits; prompts in the scope of one are answered from it.
+
+    Attributes:
+        memory: the edits, oldest first; of two with one prompt the later counts.
+        vectors: the classifier's, of their prompts, ``(edits, width)``.
+        scope: what they share.
+    """
+
+    __slots__ = ("_counting", "about", "memory", "scope", "vectors")
+    kind: ClassVar[str] = "scope"
+
+    def __init__(
+        self,
+        about: About,
+        memory: Sequence[Remembered],
+        vectors: torch.Tensor,
+        scope: Scope,
+    ) -> None:
+        self.about, self.scope = about, scope
+        last = {edit.id: i for i, edit in enumerate(memory)}  # the same edit again is one edit
+        kept = sorted(last.values())
+        self.memory = tuple(memory[i] for i in kept)
+        self.vectors = vectors[kept]
+        newest = {edit.prompt.strip(): i for i, edit in enumerate(self.memory)}
+        self._counting = sorted(newest.values())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the remembered edits, oldest first."""
+        return tuple(edit.id for edit in self.memory)
+
+    def without(self, id: str) -> ScopePatch:
+        """The same memory with one edit forgotten; what it had replaced counts again.
+
+        Raises:
+            PatchStateError: no such edit is remembered.
+        """
+        if id not in self.ids:
+            raise PatchStateError(
+                f"No edit {id!r} is remembered.{did_you_mean(id, self.ids)} The memory holds: "
+                f"{', '.join(self.ids) or 'none'}."
+            )
+        kept = [i for i, edit in enumerate(self.memory) if edit.id != id]
+        edits = tuple(edit for edit in self.about.edits if Remembered.of(edit).id != id)
+        memory = [self.memory[i] for i in kept]
+        return ScopePatch(replace(self.about, edits=edits), memory, self.vectors[kept], self.scope)
+
+    @classmethod
+    def joined(cls, patches: Sequence[ScopePatch]) -> ScopePatch:
+        """One memory of all; see :class:`~easyeditor.patches.patch.Patch`.
+
+        Raises:
+            PatchMismatchError: they come from different trainings.
+        """
+        scope = patches[0].scope
+        why = next((w for p in patches if (w := scope.differences(p.scope))), "")
+        if why:
+            raise PatchMismatchError(
+                f"These edits cannot share one memory: they were made with {why}. Make them with "
+                "one archive, or undo those that are applied."
+            )
+        memory = [edit for patch in patches for edit in patch.memory]
+        return cls(about_all(patches), memory, torch.cat([p.vectors for p in patches]), scope)
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> None:
+        """See :class:`~easyeditor.patches.patch.Patch`; the counterfactual model must be in place.
+
+        Raises:
+            PatchFormatError: its file is gone or unreadable.
+            PatchMismatchError: the file is another, or the model has another tokenizer.
+        """
+        self.scope.answers.check()
+        tokenizer = tokenizer_of(model)
+        if tokenizer is not None:
+            self.scope.answers.check_tokenizer(tokenizer)
+        super().apply(model, force=force)
+
+    def scores(self, lm: LM, prompts: Sequence[str]) -> list[tuple[str, float]]:
+        """Per prompt the nearest edit's id and how similar it is, 0 to 1.
+
+        Raises:
+            PatchStateError: nothing is remembered.
+        """
+        if not self._counting:
+            raise PatchStateError("The memory is empty; there is nothing to compare with.")
+        return [(self.memory[i].id, value) for i, value in self._nearest(lm, prompts)]
+
+    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+        """The counterfactual model with the nearest edit, for prompts in its scope."""
+        if not self._counting or not prompts:
+            return [None] * len(prompts)
+        found: list[Turn | None] = []
+        for prompt, (i, similarity) in zip(prompts, self._nearest(lm, prompts), strict=True):
+            if similarity <= self.scope.threshold:
+                found.append(None)
+                continue
+            text = told(self.scope.template, self.memory[i], prompt)
+            found.append(Turn(text, self.scope.answers.beside(lm)))
+        return found
+
+    def _nearest(self, lm: LM, prompts: Sequence[str]) -> list[tuple[int, float]]:
+        queries = self.scope.vectors(prompts, lm.device)
+        best = similarities(queries, self.vectors[self._counting]).max(1)
+        indices = [self._counting[i] for i in best.indices.tolist()]
+        return list(zip(indices, best.values.tolist(), strict=True))
+
+    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Memory and classifier; of the counterfactual model only where it is."""
+        tensors = {
+            f"{CLASSIFIER}{name}": tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.scope.classifier.state_dict().items()
+        }
+        data = {
+            "memory": [[edit.id, edit.prompt, edit.target] for edit in self.memory],
+            "classifier": self.scope.classifier.description,
+            "answers": self.scope.answers.to_dict(),
+            "template": self.scope.template,
+            "threshold": self.scope.threshold,
+        }
+        return {"memory": self.vectors.contiguous().clone(), **tensors}, data
+
+    @classmethod
+    def restored(
+        cls, about: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+    ) -> ScopePatch:
+        """The patch that :meth:`stored` wrote; the counterfactual model is not read yet."""
+        classifier = TextEncoder.built(data["classifier"])
+        weights = {
+            name.removeprefix(CLASSIFIER): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(CLASSIFIER)
+        }
+        try:
+            classifier.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"its classifier does not fit its description: {error}") from None
+        memory = [Remembered(*map(str, line)) for line in data["memory"]]
+        if tuple(tensors["memory"].shape) != (len(memory), classifier.width):
+            raise ValueError(f"{len(memory)} edits, vectors {tuple(tensors['memory'].shape)}")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("a number is not finite")
+        answers = ModelFile.from_dict(data["answers"])
+        scope = Scope(classifier, answers, str(data["template"]), float(data["threshold"]))
+        return cls(about, memory, tensors["memory"], scope)
+
+
+def _digest(network: nn.Module) -> str:
+    return fingerprint(network).digest

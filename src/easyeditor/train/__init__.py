@@ -1,0 +1,1 @@
+"""Training what a method learns, on transformers' own ``Trainer``."""

@@ -1,0 +1,258 @@
+"""The loop: transformers' ``Trainer``, told what a :class:`Learner` is.
+
+Gradient accumulation, clipping, mixed precision, checkpoints, resuming, distributed training and
+trackers are the ``Trainer``'s own. Needs ``accelerate`` (the extra ``train``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from easyeditor.edits import Case
+from easyeditor.errors import DivergedError
+from easyeditor.methods.learning import Learner, TrainingHyperParams
+from easyeditor.progress import bar
+from easyeditor.train.log import write_log
+
+WATCHED = "edit_loss"
+
+
+def arguments_of(
+    config: TrainingHyperParams, checkpoints: Path, *, on_cpu: bool
+) -> TrainingArguments:
+    """The same settings in the ``Trainer``'s words; classic counts of batches become steps."""
+
+    def steps(batches: int) -> int:
+        return max(1, -(-batches // config.accumulate_bs))
+
+    last = steps(config.max_iters)
+    every = min(steps(config.val_interval), last)
+    half = _half(on_cpu) if config.half else None
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        use_cpu=on_cpu,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate_bs,
+        max_steps=last,
+        max_grad_norm=config.grad_clip or 0.0,
+        learning_rate=config.lr,
+        lr_scheduler_type=config.lr_schedule,
+        warmup_steps=0,
+        logging_steps=steps(config.log_interval),
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,  # and the best one
+        load_best_model_at_end=True,
+        metric_for_best_model=WATCHED,
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        bf16=half == "bf16",
+        fp16=half == "fp16",
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    assert arguments.device is not None  # sets the devices up, so that the next line stays
+    arguments._n_gpu = 1  # several without a launcher would mean nn.DataParallel, for tensors only
+    return arguments
+
+
+def _half(on_cpu: bool) -> str:
+    if on_cpu or not torch.accelerator.is_available():
+        return "bf16"
+    module = torch.get_device_module(torch.accelerator.current_accelerator())
+    known = getattr(module, "is_bf16_supported", None)
+    return "bf16" if known is None or known() else "fp16"
+
+
+class Trained(nn.Module):
+    """What the ``Trainer`` takes for a model: it holds the learner's module and nothing else.
+
+    Everything goes through ``forward``, so that wrappers (DDP, FSDP, autocast) see every pass.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.trained = learner.module
+        self._learner = learner
+
+    def forward(self, cases: Sequence[Case], judge: bool = False) -> dict[str, Any]:
+        """The learner's ``loss``, or with ``judge`` its ``validate``."""
+        return dict(self._learner.validate(cases) if judge else self._learner.loss(cases))
+
+
+class Loop(Trainer):
+    """A ``Trainer`` whose batches are cases.
+
+    Args:
+        learner: what is trained.
+        config: its settings.
+        arguments: see :func:`arguments_of`.
+        train: examples to learn from.
+        held_out: examples to validate on, on the way.
+        folder: where the log goes.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: TrainingHyperParams,
+        arguments: TrainingArguments,
+        train: Sequence[Case],
+        held_out: Sequence[Case],
+        folder: Path,
+    ) -> None:
+        self._learner, self._config = learner, config
+        self._parts: dict[str, list[torch.Tensor]] = {}
+        patience = max(1, round(config.early_stop_patience / config.val_interval))
+        self.optimizer: Any  # the Trainer's; it has no types
+        self.control: Any
+        super().__init__(
+            model=Trained(learner),
+            args=arguments,
+            train_dataset=list(train),
+            eval_dataset=list(held_out),
+            data_collator=lambda cases: {"cases": cases},
+            callbacks=[EarlyStoppingCallback(patience), LastStep(), Telling(folder)],
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser ``config.opt`` over the learner's own groups."""
+        if self.optimizer is None:
+            kind = getattr(torch.optim, self._config.opt)
+            self.optimizer = kind(self._learner.parameter_groups(), lr=self._config.lr)
+        made: torch.optim.Optimizer = self.optimizer
+        return made
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_more: Any
+    ) -> torch.Tensor:
+        """A mean over the batch.
+
+        Raises:
+            DivergedError: it is not a finite number.
+        """
+        told = model(**inputs)
+        loss: torch.Tensor = told.pop("loss")
+        if not loss.isfinite():
+            raise DivergedError(
+                f"The loss became {loss.item()} at step {self.state.global_step}; the base model "
+                "is unchanged, and the last checkpoint stands. Lower lr, or train in float32."
+            )
+        for name, part in told.items():
+            self._parts.setdefault(name, []).append(part.detach())
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
+        """With the means of the loss's parts since the last record."""
+        if "loss" in logs:
+            logs |= {name: float(torch.stack(own).mean()) for name, own in self._parts.items()}
+            self._parts.clear()
+        super().log(logs, *args, **more)
+
+    def evaluate(self, *_args: Any, **_more: Any) -> dict[str, float]:
+        """The learner's validation under ``eval_…``."""
+        found = {f"eval_{k}": v for k, v in self.judged(self.eval_dataset).items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def judged(self, cases: Sequence[Case]) -> dict[str, float]:
+        """Validate on ``cases``; each process takes its share."""
+        rank, world = self.args.process_index, self.args.world_size
+        own = cases[rank::world]
+        # A process without a share runs one case for company: wrappers gather in every pass.
+        told = self.model_wrapped(own or cases[:1], judge=True)
+        if world == 1:
+            return dict(told)
+        weights = torch.tensor([*told.values(), 1.0], device=self.args.device) * len(own)
+        *sums, count = reduce(weights, "sum").tolist()
+        return {name: total / count for name, total in zip(told, sums, strict=True)}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Not the Trainer's own: that one refuses tied weights, and pickles its arguments.
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict() if state_dict is None else state_dict
+        kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class LastStep(TrainerCallback):
+    """The last step is validated and saved, whatever the interval."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_more: Any) -> None:
+        """Ask for both."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+class Telling(TrainerCallback):
+    """A progress bar, and the log on disk whenever there is something new."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bar: Any = None
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
+        """Open the bar where the training stands."""
+        if state.is_world_process_zero:
+            self._bar = bar(state.max_steps, "training")
+            self._bar.update(state.global_step)
+
+    def on_step_end(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_log(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
+        """Write the whole history: a resumed run must not keep lines of the one that broke off."""
+        if state.is_world_process_zero:
+            write_log(self._folder, state.log_history)
+
+    def on_train_end(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """The ``Trainer`` seeds the global generators; the caller finds them as they were."""
+    import random
+
+    import numpy
+
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)

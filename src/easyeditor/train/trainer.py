@@ -1,0 +1,251 @@
+"""``EditTrainer``: data and settings in, an archive for ``archive=`` out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.editors.base import load_for
+from easyeditor.edits import Case
+from easyeditor.errors import HyperParamsError, MissingExtraError, TrainingError
+from easyeditor.files import written_whole
+from easyeditor.lm.model import LM
+from easyeditor.methods.archive import NAME
+from easyeditor.methods.learning import (
+    Learner,
+    TrainingHyperParams,
+    examples,
+    learner_of,
+    training_class_of,
+)
+from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.train.log import LOG, draw_curve
+
+if TYPE_CHECKING:
+    from easyeditor.train.loop import Loop
+
+log = logging.getLogger(__name__)
+
+SETTINGS, CHECKPOINTS = "training.json", "checkpoints"
+FREE = frozenset({"device", "results_dir", "report_to", "log_interval", "model_name"})
+"""Settings that do not change what is learnt, so a training may be taken up with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training gives back.
+
+    Attributes:
+        path: the archive, for ``archive=`` in the editing hyper-parameters.
+        metrics: of the archive on all held-out cases.
+        history: every record of ``train_log.jsonl``.
+        steps: of the optimiser that were made.
+        seconds: this run took.
+        log: the file that holds ``history``.
+        curve: the picture, if it could be drawn.
+    """
+
+    path: Path
+    metrics: Mapping[str, float]
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
+    steps: int
+    seconds: float
+    log: Path
+    curve: Path | None = None
+
+
+class EditTrainer:
+    """Trains what a method learns, beside a model that is only read.
+
+    Everything lands in ``results_dir/<METHOD>/<model>/``: the archive, ``train_log.jsonl``, a
+    learning curve, and while it runs checkpoints, from which ``run(resume=True)`` goes on after a
+    crash and ends with the very bits an uninterrupted run ends with. Run it under ``accelerate
+    launch`` to share the batches among devices.
+
+    Args:
+        config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
+        train_set: cases with a rephrase and a locality probe, e.g. a ``ZsreDataset``.
+        val_set: held-out cases; early stopping watches them, and the best state is kept.
+        lm: a model in memory; by default ``config.model_name`` is loaded when it is needed.
+
+    Raises:
+        HyperParamsError: these are not settings of a training.
+        TrainingError: the method does not learn.
+        DataError: no cases, or some lack a probe; says how many.
+    """
+
+    def __init__(
+        self,
+        config: TrainingHyperParams,
+        train_set: Iterable[Case],
+        val_set: Iterable[Case],
+        *,
+        lm: LM | None = None,
+    ) -> None:
+        if not isinstance(config, TrainingHyperParams):
+            raise HyperParamsError(
+                f"config must be settings of a training (a class …TrainingHparams), not "
+                f"{type(config).__name__}; those are for editing."
+            )
+        training_class_of(config.alg_name)
+        again = config.edit_loss_on != "prompt"
+        self.config = config
+        self.train_set = examples(list(train_set), rephrase=again)
+        self.val_set = examples(list(val_set), rephrase=again, once=True)
+        self._lm = lm
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this training is."""
+        name = self.config.model_name or (self._lm.name if self._lm else "")
+        model = name.rstrip("/").rpartition("/")[2] or "model"
+        return Path(self.config.results_dir).expanduser() / self.config.alg_name / model
+
+    def run(self, *, resume: bool = False) -> TrainingResult:
+        """Train to the end; the base model is bit-identical before and after.
+
+        Args:
+            resume: go on from the last checkpoint of a run that broke off. Without it, a run that
+                broke off is never overwritten.
+
+        Raises:
+            MissingExtraError: accelerate is not installed.
+            TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse,
+                or it was started with other settings, data or model.
+            DivergedError: the loss left the finite numbers; the last checkpoint stands.
+            ModelLoadError: the model cannot be read.
+        """
+        _need_accelerate()
+        from easyeditor.train.loop import Loop, arguments_of, own_randomness
+
+        began = time.perf_counter()
+        self.check(resume=resume)
+        last = self._last_checkpoint()
+        with own_randomness():
+            lm = self.load()
+            self._check_same(lm, resume)
+            learner = learner_of(lm, self.config)
+            prepare = getattr(learner, "prepare", None)
+            if prepare is not None:
+                prepare([*self.train_set, *self.val_set])
+            arguments = arguments_of(
+                self.config, self.folder / CHECKPOINTS, on_cpu=lm.device.type == "cpu"
+            )
+            held_out = self.val_set[: self.config.val_steps]
+            loop = Loop(learner, self.config, arguments, self.train_set, held_out, self.folder)
+            if self.is_main:
+                self._note(lm)
+            loop.train(resume_from_checkpoint=str(last) if resume else None)
+            return self._finish(loop, learner, time.perf_counter() - began)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and tells, of those launched together."""
+        return int(os.environ.get("RANK", "0")) == 0
+
+    def load(self) -> LM:
+        """The model that is trained beside, loaded once.
+
+        Raises:
+            MissingExtraError: accelerate is not installed.
+            ModelLoadError: it cannot be read.
+        """
+        _need_accelerate()
+        if self._lm is None:
+            from accelerate import PartialState
+
+            state, config = PartialState(), self.config
+            if state.num_processes > 1:  # each process beside its own copy of the model
+                config = config.replace(device=str(state.device))
+            self._lm = load_for(config)
+        return self._lm
+
+    def _finish(self, loop: Loop, learner: Learner, seconds: float) -> TrainingResult:
+        metrics = loop.judged(self.val_set)
+        history = list(loop.state.log_history)
+        path, curve = self.folder / NAME, None
+        if self.is_main:
+            path = learner.save(self.folder)
+            curve = draw_curve(self.folder, history)
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+        loop.accelerator.wait_for_everyone()
+        log.info("The archive is %s", path)
+        steps = loop.state.global_step
+        return TrainingResult(path, metrics, history, steps, seconds, self.folder / LOG, curve)
+
+    # -- runs that broke off --------------------------------------------------------------
+
+    def _last_checkpoint(self) -> Path | None:
+        """The newest that is complete: its state is the file that is written last."""
+        found = []
+        for state in (self.folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json"):
+            try:
+                found.append((int(json.loads(state.read_text("utf-8"))["global_step"]), state))
+            except (ValueError, KeyError, OSError):
+                continue  # it broke off while it was written
+        return max(found)[1].parent if found else None
+
+    def check(self, *, resume: bool = False) -> None:
+        """Whether :meth:`run` may start in the folder as it is; loads nothing.
+
+        Raises:
+            TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse.
+        """
+        last = self._last_checkpoint()
+        if last is None and resume:
+            raise TrainingError(
+                f"There is no unfinished training in {self.folder} to go on with. Start one "
+                "without resume (--resume)."
+            )
+        if last is not None and not resume:
+            raise TrainingError(
+                f"{self.folder} holds a training that broke off at {last.name}. Go on with "
+                "run(resume=True) (--resume), or delete the folder, or choose another results_dir "
+                "(--out)."
+            )
+
+    def _about(self, lm: LM) -> dict[str, Any]:
+        cases = hashlib.sha256(repr([self.train_set, self.val_set]).encode()).hexdigest()[:16]
+        kept = self.config.model_dump(mode="json", exclude=set(FREE))
+        return {**kept, "data": cases, "model": fingerprint(lm.model).digest}
+
+    def _note(self, lm: LM) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(self.folder / SETTINGS) as beside:
+            beside.write_text(json.dumps(self._about(lm), indent=1) + "\n", "utf-8")
+
+    def _check_same(self, lm: LM, resume: bool) -> None:
+        if not resume:
+            return
+        file = self.folder / SETTINGS
+        try:
+            before = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{file}, the settings of the run, is unreadable: {error}"
+            ) from None
+        now = json.loads(json.dumps(self._about(lm)))
+        other = [
+            f"{name}: {before.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if other:
+            raise TrainingError(
+                f"The training in {self.folder} was started with other settings ({'; '.join(other)}"
+                "). Go on with the same, or start anew in another results_dir (--out)."
+            )
+
+
+def _need_accelerate() -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError.of("accelerate", "train", "Training")

@@ -1,0 +1,201 @@
+"""Edits that change no weight: prompts go elsewhere, and everything else stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import tiny
+from easyeditor import LM, Edit
+from easyeditor.errors import DownstreamError, PatchMismatchError, PatchStateError
+from easyeditor.evaluate.downstream import downstream
+from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.prefix import LEAST, Prefix, groups
+from easyeditor.lm.routing import Turn
+from easyeditor.lm.sampling import continuations
+from easyeditor.lm.scoring import passages
+from easyeditor.patches.copies import edited_copy
+from easyeditor.patches.patch import About, merged
+from easyeditor.patches.route import RoutePatch
+from easyeditor.patches.stack import carrying, is_patched, stack_of
+from support import Snapshot, lm, shared_lm
+
+ASKED = ["Berlin is the capital of", "She plays the piano", "Rome is the capital of"]
+PAIRS = [(prompt, answer) for prompt in ASKED for answer in ("Italy", "well")]
+FRONT = "You can see the river. "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class About_(RoutePatch):
+    """Prompts that begin with one of ``words`` get more text, or another model."""
+
+    words: tuple[str, ...]
+    about: About = field()
+    other: LM | None = None
+    kind: ClassVar[str] = "test"
+
+    @classmethod
+    def joined(cls, patches: Sequence[About_]) -> About_:
+        words = tuple(word for patch in patches for word in patch.words)
+        return cls(words, patches[0].about, patches[0].other)
+
+    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+        return [Turn(FRONT + p, self.other) if p.startswith(self.words) else None for p in prompts]
+
+    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        raise NotImplementedError
+
+    @classmethod
+    def restored(cls, about: Any, tensors: Mapping[str, Any], data: Any) -> About_:
+        raise NotImplementedError
+
+
+def patch(target: LM, *words: str, other: LM | None = None) -> About_:
+    edit = Edit(ASKED[0], "Italy")
+    return About_(words, About.of(target, "test", [edit], HyperParams(), {}), other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_routed_prompts_are_answered_elsewhere_and_the_others_to_the_bit(family: str) -> None:
+    target = lm(family)
+    other = LM(tiny.model(family, seed=5), tiny.tokenizer())
+    plain, said = target.score(PAIRS), target.generate(ASKED, 6)
+    long = continuations(target, ASKED, 6)
+    for who in (None, other):
+        own = patch(target, "Berlin", other=who)
+        own.apply(target.model)
+        asked = who or lm(family)
+        expected = asked.score([(FRONT + ASKED[0], answer) for answer in ("Italy", "well")])
+        scores, told = target.score(PAIRS), target.generate(ASKED, 6)
+        assert scores[2:] == plain[2:]
+        for got, want in zip(scores[:2], expected, strict=True):
+            assert got.logprobs == pytest.approx(want.logprobs, abs=1e-5)
+            assert got.logprobs != pytest.approx(plain[0].logprobs, abs=1e-4)
+        assert told[1:] == said[1:]
+        assert told[0] == asked.generate([FRONT + ASKED[0]], 6)[0]
+        assert continuations(target, ASKED, 6)[1:] == long[1:]
+        own.revert(target.model)
+        assert target.score(PAIRS) == plain
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_models_own_generate_goes_the_same_way(family: str) -> None:
+    target = lm(family)
+    batch = target.pad([target.text.row(p).ids for p in ASKED], left=True)
+    fed = {"input_ids": batch.ids, "attention_mask": batch.mask, "max_new_tokens": 5}
+    before = target.model.generate(**fed, do_sample=False)
+    own = patch(target, "Berlin")
+    own.apply(target.model)
+    routed = target.model.generate(**fed, do_sample=False)
+    wanted = target.generate(ASKED, 5)
+    start = 0 if family == "t5" else batch.ids.shape[1]
+    told = [target.tokenizer.decode(row[start:], skip_special_tokens=True) for row in routed]
+    assert told == wanted
+    if family != "t5":
+        assert torch.equal(routed[:, :start], batch.ids)
+    own.revert(target.model)
+    assert "generate" not in vars(target.model)
+    assert torch.equal(target.model.generate(**fed, do_sample=False), before)
+
+
+def test_a_copy_is_routed_and_the_original_is_not() -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    twin = edited_copy(target.model, patch(target, "Berlin"))
+    assert type(twin) is type(target.model)
+    assert twin.lm_head.weight.data_ptr() == target.model.lm_head.weight.data_ptr()
+    copied = LM(twin, target.tokenizer)
+    assert copied.generate(ASKED, 4)[0] == target.generate([FRONT + ASKED[0]], 4)[0]
+    assert copied.generate(ASKED, 4)[1:] == target.generate(ASKED, 4)[1:]
+    again = edited_copy(twin, patch(target, "She"))
+    assert len(stack_of(again).patches) == 2
+    assert "generate" in vars(again)
+    assert before.differences(target.model) == []
+    assert not is_patched(target.model)
+
+
+def test_patches_of_one_kind_act_as_one_and_come_off_in_any_order() -> None:
+    target = lm("llama")
+    first, second = patch(target, "Berlin"), patch(target, "Rome")
+    plain = target.generate(ASKED, 4)
+    routed = [target.generate([FRONT + prompt], 4)[0] for prompt in ASKED]
+    first.apply(target.model)
+    second.apply(target.model)
+    assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+    first.revert(target.model)
+    assert target.generate(ASKED, 4) == [plain[0], plain[1], routed[2]]
+    with carrying(target.model, first):
+        assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+    second.revert(target.model)
+    assert target.generate(ASKED, 4) == plain
+    merged([first, second]).apply(target.model)
+    assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+
+
+def test_what_cannot_be_routed() -> None:
+    target = lm("llama")
+    own = patch(target, "Berlin")
+    with pytest.raises(PatchMismatchError):
+        own.apply(tiny.model("gpt2"))
+    own.apply(target.model)
+    with pytest.raises(PatchStateError, match="applied"):
+        own.apply(target.model)
+    bare = tiny.model("llama")
+    own.apply(bare)
+    with pytest.raises(PatchStateError, match=r"no tokenizer.*LM\(model, tokenizer\)"):
+        bare.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+    own.revert(bare)
+    assert bare.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape[1] > 2
+
+
+# -- long beginnings ------------------------------------------------------------------------------
+
+LONG = "Because it rained, I stayed inside and you went to see the river in the city. " * 3
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.CAUSAL if f != "mpt"])
+def test_a_shared_beginning_changes_no_score(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPT has too few positions here; sliding windows fall back to whole passes."""
+    target = shared_lm(family)
+    pairs = [(LONG + prompt, answer) for prompt, answer in PAIRS]
+    fast = target.score(pairs)
+    monkeypatch.setattr("easyeditor.lm.prefix.LEAST", 10_000)
+    slow = target.score(pairs)
+    for mine, its in zip(fast, slow, strict=True):
+        assert mine.logprobs == pytest.approx(its.logprobs, abs=2e-4)
+        assert mine.argmax == its.argmax
+
+
+def test_what_is_shared_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = lm("llama")
+    seen: list[int] = []
+    call = LM.call
+    monkeypatch.setattr(
+        LM,
+        "call",
+        lambda self, batch, **m: seen.append(batch.ids.numel()) or call(self, batch, **m),
+    )
+    target.score([(LONG + prompt, "Italy") for prompt in ASKED])
+    whole = sum(len(target.text.row(LONG + prompt, "Italy").ids) for prompt in ASKED)
+    assert sum(seen) < whole / 2
+    rows = [target.text.row(LONG + prompt, "Italy") for prompt in ASKED]
+    plan = passages(rows)
+    ((shared, own),) = groups(plan, [0] * len(plan))
+    assert shared >= LEAST
+    assert sorted(own) == [0, 1, 2]
+    assert [length for length, _ in groups(plan, [0, 1, 2])] == [0]  # of different changes
+    with target.at_rest(), torch.no_grad():
+        assert Prefix(target, plan[0].ids[:shared]).usable
+        window = lm("mistral")
+        assert not Prefix(window, plan[0].ids[:shared]).usable
+
+
+def test_a_harness_that_does_not_see_the_edit_is_refused() -> None:
+    target = lm("llama")
+    patch(target, "Berlin").apply(target.model)
+    with pytest.raises(DownstreamError, match="Only edits of weights"):
+        downstream(target, ["tiny_cities"])

@@ -1,0 +1,75 @@
+"""A training in a process of its own, which may be told to die: ``training_child.py FOLDER STEP``.
+
+It trains the tiny GPT-2's networks and kills itself in the pass ``STEP`` (0: never); with a third
+argument it takes the training up again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+from easyeditor import Case, EditTrainer, MENDTrainingHparams, Probe
+from support import EDITS, lm
+
+torch.set_num_threads(1)
+
+CASES = [
+    Case(
+        f"{edit.subject}-{i}",
+        edit,
+        (
+            Probe(f"{start} {edit.prompt}", (edit.target,), "rephrase"),
+            Probe("She plays the", ("piano",), "locality/near"),
+        ),
+    )
+    for i, start in enumerate(("You can see.", "Therefore", "Because it rained,"))
+    for edit in EDITS
+][:8]  # four batches of two: every step takes two whole ones
+
+
+def config(folder: object, **changes: Any) -> MENDTrainingHparams:
+    """12 steps of two batches of two, validated and saved every third."""
+    usual = {
+        "model_name": "zoo/tiny",
+        "results_dir": str(folder),
+        "lr": 1e-3,
+        "edit_lr": 1e-3,
+        "batch_size": 2,
+        "accumulate_bs": 2,
+        "max_iters": 24,
+        "val_interval": 6,
+        "log_interval": 4,
+        "early_stop_patience": 1000,
+    }
+    return MENDTrainingHparams(**{**usual, **changes})
+
+
+def trainer(folder: object, **changes: Any) -> EditTrainer:
+    """Of a fresh tiny model."""
+    return EditTrainer(config(folder, **changes), CASES, CASES[:4], lm=lm("gpt2"))
+
+
+def main(folder: str, deadly: int, resume: bool) -> None:
+    """Train, and die in one pass."""
+    from easyeditor.methods.mend.learner import MENDLearner
+
+    whole, passes = MENDLearner.loss, 0
+
+    def loss(self: MENDLearner, cases: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, cases)
+
+    MENDLearner.loss = loss  # type: ignore[method-assign]
+    trainer(folder).run(resume=resume)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3)
