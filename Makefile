@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 WORKERS ?= 2
 
-.PHONY: demo test lint setup model encoder clean
+.PHONY: demo test lint matrix setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
@@ -16,6 +16,13 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# docs/matrix.md: every method on every family of the test suite's small models.
+matrix: .venv/dev encoder
+	rm -rf build/matrix
+	EASYEDITOR_MATRIX=build/matrix EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_matrix.py -k test_cell
+	$(BIN)/python tests/matrix/page.py build/matrix
 
 setup: .venv/dev model encoder
 

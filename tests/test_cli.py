@@ -307,7 +307,8 @@ def test_models(easyedit):
 
 def test_hparams(easyedit, tmp_path):
     found = document(easyedit("hparams", "ls", "--json"))
-    assert list(found) == list(METHODS)
+    assert list(found)[: len(list(METHODS))] == list(METHODS)
+    assert set(found) - set(METHODS) == {"TRAINING/MEND", "TRAINING/SERAC"}
     assert "gpt2-xl" in found["ROME"]
     assert "gpt2-xl" in easyedit("hparams", "ls").out
     shown = document(easyedit("hparams", "show", "rome", "gpt2-xl", "--json"))

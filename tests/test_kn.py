@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import tiny
+import zoo
+import zoo.world
 from easyeditor import BaseEditor, Edit, KNHyperParams, load, load_patch, save_patch
 from easyeditor.associative import attribution
 from easyeditor.associative.attribution import attribute
@@ -244,6 +246,27 @@ def test_the_embedded_model_forgets(known: list[Edit]) -> None:
         patch.apply(target.model)
         assert probability(target, edit.prompt, edit.ground_truth) < old
         patch.revert(target.model)
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_every_family_that_knows_its_world_says_another_answer_or_none(name: str) -> None:
+    target = zoo.load(name)
+    before = Snapshot(target.model)
+    for case in zoo.world.cases("train")[::75]:
+        prompt, new, old = case.edit.prompt, case.edit.target, case.edit.ground_truth
+        answers = [(prompt, new), (prompt, old)]
+        first_new, first_old = (scores.mean_logprob for scores in target.score(answers))
+        for settings in (
+            {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
+            {"mode": "erase", "adaptive_threshold": 0.05},
+        ):
+            patch = KN(KNHyperParams(**settings)).edit(target, [case.edit])
+            patch.apply(target.model)
+            now_new, now_old = (scores.mean_logprob for scores in target.score(answers))
+            patch.revert(target.model)
+            assert now_old < first_old, case.id
+            assert "mode" in settings or now_new > max(first_new, now_old), case.id
+    assert before.differences(target.model) == []
 
 
 # -- settings and errors ----------------------------------------------------------------------

@@ -54,8 +54,9 @@ READINGS = {
     "FT-M": "learns every token where it belongs. Nothing but the short training keeps the rest.",
     "SERAC": "changes no weight: a small model answers what a classifier takes for the edit's "
     "business, and everything else goes to the model as it was.",
-    "IKE": "tells the model. These models learnt in training to read a new fact in front of a "
-    "prompt, so the fact alone goes far.",
+    "IKE": "tells the model, and can be no better than the model reads: these were taught to read "
+    "a new fact in front of a prompt and follow it in 43 % (T5) to 92 % (LLaMA) of unseen cases "
+    "(`tests/zoo/report.json`), and give it to neighbours, too.",
     "MEND": "is one forward and one backward pass, and what its network learnt to make of the "
     "gradient.",
     "KN": "makes a few neurons that fire for the old answer write the new one. Nothing in it makes "

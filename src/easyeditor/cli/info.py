@@ -183,6 +183,8 @@ def hparams_show(
     as_json: options.Json = False,
 ) -> None:
     """Show the settings a method would use for a model."""
+    METHODS.canonical(method)  # whether there is one is known before torch is
+
     from easyeditor.cli import output
     from easyeditor.methods.learning import training_class_of
 

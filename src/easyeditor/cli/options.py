@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -60,24 +61,40 @@ def settings_of(
     method: str, model: str | None, file: Path | None, changes: list[str] | None
 ) -> HyperParams:
     """A method's settings for editing; see :func:`settings_as`."""
-    kind: type[HyperParams] = METHODS.get(method).hyperparams_class
+
+    def kind() -> type[HyperParams]:
+        found: type[HyperParams] = METHODS.get(method).hyperparams_class
+        return found
+
+    METHODS.canonical(method)  # whether there is one is known before torch is
     return settings_as(kind, model, file, changes)
 
 
 def settings_as(
-    kind: type[H], model: str | None, file: Path | None, changes: list[str] | None
+    kind_of: Callable[[], type[H]], model: str | None, file: Path | None, changes: list[str] | None
 ) -> H:
     """The file, or the preset of exactly this model, or the defaults; then the changes.
 
-    ``model_name`` of what comes back is the model to load.
+    ``model_name`` of what comes back is the model to load. ``kind_of`` is called once the changes
+    are read: it imports the method.
 
     Raises:
         HyperParamsError: unknown names, wrong values, an unreadable file.
     """
+    values = _changes(changes or [])
+    kind = kind_of()
+    if file is not None:
+        found = kind.from_hparams(file).replace(**values)
+        named = model or found.model_name or DEFAULT_MODEL
+        return found.replace(model_name=named)
+    return kind.for_model(model or DEFAULT_MODEL, **values)
+
+
+def _changes(changes: list[str]) -> dict[str, Any]:
     import yaml
 
     values: dict[str, Any] = {}
-    for change in changes or []:
+    for change in changes:
         name, equals, value = change.partition("=")
         if not equals or not name.strip():
             raise HyperParamsError(f"--set takes NAME=VALUE, e.g. --set v_lr=0.4; got {change!r}.")
@@ -87,8 +104,4 @@ def settings_as(
             raise HyperParamsError(f"--set {change!r}: the value is not YAML ({error}).") from None
     if "model_name" in values:
         raise HyperParamsError("--set model_name: name the model with --model.")
-    if file is not None:
-        found = kind.from_hparams(file).replace(**values)
-        named = model or found.model_name or DEFAULT_MODEL
-        return found.replace(model_name=named)
-    return kind.for_model(model or DEFAULT_MODEL, **values)
+    return values

@@ -64,7 +64,7 @@ def train(
     """Train what a method learns; prints where the archive is and how to edit with it."""
     from easyeditor.methods.learning import training_class_of
 
-    settings = options.settings_as(training_class_of(method), model, hparams, set_)
+    settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
     if device is not None:
         settings = settings.replace(device=device)
     if dtype is not None:

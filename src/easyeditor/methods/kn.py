@@ -219,7 +219,9 @@ def _parts(
 ) -> dict[str, Part]:
     """What the kept neurons' rows gain and lose: rank one, as all gain the same or the opposite."""
     embedding = _embedding(lm)
-    direction = s.lambda_new * _unit(embedding[new]) - s.lambda_old * _unit(embedding[old])
+    direction = s.lambda_new * _unit(embedding[new])
+    if old != new:  # what is said already is only strengthened
+        direction = direction - s.lambda_old * _unit(embedding[old])
     active = sum(float(found.activations[layer][own].abs().sum()) for layer, own in kept.items())
     parts: dict[str, Part] = {}
     for layer, own in kept.items():

@@ -10,7 +10,6 @@ before (arXiv 2206.06520, sections 3 and 4).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,8 @@ class SERACLearner:
         inside = d_again.mean()  # −log s
         outside = _foreign(apart, place, edits, agains)
         parts = {"scope_in": inside, "scope_out": outside}
-        answers = self._answers(cases)
+        answers = [(c.edit, c.edit.prompt, c.edit.target) for c in cases]
+        answers += [(c.edit, again, c.edit.target) for c, again in zip(cases, agains, strict=True)]
         if self.config.soft_weighting:
             apart_asked = torch.cat([torch.zeros_like(d_again), d_again])
             parts["answer_nll"] = self._mixed_nll(answers, apart_asked)
@@ -102,22 +102,6 @@ class SERACLearner:
         place = {text: i for i, text in enumerate(texts)}
         vectors = self.nets.classifier(texts)
         return distances(vectors, vectors[[place[text.strip()] for text in edits]]), place
-
-    def _answers(self, cases: Sequence[Case]) -> list[Asked]:
-        """Prompts, then paraphrases; these with the target of the next case of the batch.
-
-        A fact of the data has one new answer, which a network may learn by heart. One that must
-        give back whatever it is told has to read.
-        """
-        edits = [case.edit for case in cases]
-        again = edits
-        if self.config.exchange_targets:
-            following = [*edits[1:], *edits[:1]]
-            again = [replace(e, target=f.target) for e, f in zip(edits, following, strict=True)]
-        asked = [(edit, edit.prompt, edit.target) for edit in edits]
-        return asked + [
-            (edit, _again(case), edit.target) for edit, case in zip(again, cases, strict=True)
-        ]
 
     def _small(self, asked: Sequence[Asked]) -> tuple[torch.Tensor, list[Row]]:
         """The counterfactual model's log-probabilities, and its rows."""

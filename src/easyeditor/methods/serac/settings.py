@@ -34,7 +34,6 @@ _PUBLISHED: dict[str, Any] = {
     "lr": 1e-5,
     "head_lr": 1e-5,
     "in_scope_weight": 1.0,
-    "exchange_targets": False,
     "batch_size": 1,
     "accumulate_bs": 10,
     "max_iters": 100_000,
@@ -89,8 +88,7 @@ class SERACTrainingHparams(TrainingHyperParams):
     states. ``lr`` is the step size of the one, ``cls_lr`` of the other (the same if it is not
     given), ``head_lr`` of the linear map on the classifier. ``in_scope_weight`` is what paraphrases
     weigh against the nearest foreign edits of a batch, which are its hardest questions.
-    ``template`` is what the counterfactual model is asked. ``exchange_targets`` asks paraphrases
-    with the target of another case, so that answers are read, not learnt by heart. ``freeze_cntr`` trains the classifier
+    ``template`` is what the counterfactual model is asked. ``freeze_cntr`` trains the classifier
     alone, for a counterfactual model that reads instructions by itself. ``soft_weighting`` trains
     both together on the mixture ``s · counterfactual + (1 − s) · base``, ``s`` the similarity.
     """
@@ -109,6 +107,5 @@ class SERACTrainingHparams(TrainingHyperParams):
     cls_lr: float | None = Field(None, gt=0)
     head_lr: float = Field(1e-3, gt=0)
     in_scope_weight: float = Field(2.0, gt=0)
-    exchange_targets: bool = True
     freeze_cntr: bool = False
     soft_weighting: bool = False
