@@ -80,7 +80,7 @@ def test_bad_edit_as_json(easyedit, folder, words, why):
     [
         (("nonsense",), "No such command"),
         (("show", "nothing.safetensors"), "No patch file"),
-        (("show", __file__), "cannot be read as a patch"),
+        (("show", __file__), "cannot be read as an EasyEdit patch"),
         (("show",), "Missing argument 'patch'"),
         (("export", "nothing.safetensors", "--out", "x"), "No patch file"),
         (("export", __file__), "--out"),

@@ -168,6 +168,20 @@ def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> Non
     assert [edit.target for edit in both.about.edits] == ["river", "X"]
 
 
+def test_facts_with_and_without_vectors_are_all_told(sentences, tmp_path) -> None:
+    target = lm("gpt2", n_positions=2048)
+    method = ike(sentences, k=1)
+    method.use_corpus(CORPUS)
+    alone = ike(use_icl_examples=False).edit(target, [OTHER])
+    for order in ([method.edit(target, [EDIT]), alone], [alone, method.edit(target, [EDIT])]):
+        both = ContextPatch.joined(order)
+        loaded = load_patch(save_patch(both, tmp_path / "both.safetensors"))
+        for patch in (both, loaded):
+            said = front(patch, target)
+            assert "New Fact: She plays the river\n" in said
+            assert "New Fact: Berlin is the capital of Italy\n" in said
+
+
 def test_a_file_of_it_says_the_same(sentences, tmp_path) -> None:
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=2)

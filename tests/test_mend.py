@@ -38,18 +38,9 @@ from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.mend.nets import Network, Running
 from easyeditor.methods.mend.settings import sites_of
 from easyeditor.patches.stack import carrying
+from learning_cases import CASES
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits, shared_lm, unsettle
 
-AGAIN = ("Anna Lind grew up speaking", "You can see it from the river in", "Therefore Berlin is in")
-NEAR = (("She plays the", "piano"), ("Rome is the capital of", "Italy well"), ("It", "rained"))
-CASES = [
-    Case(
-        str(i),
-        edit,
-        (Probe(again, (edit.target,), "rephrase"), Probe(near, (said,), "locality/near")),
-    )
-    for i, (edit, again, (near, said)) in enumerate(zip(EDITS, AGAIN, NEAR, strict=True))
-]
 BFLOAT16 = ("llama", "gpt2", "t5")
 both = [(name, torch.float32) for name in tiny.CONFIGS] + [(n, torch.bfloat16) for n in BFLOAT16]
 every = pytest.mark.parametrize(
@@ -569,8 +560,8 @@ SPOILS = {
 WHY = {
     "truncated": "cannot be read",
     "not safetensors": "cannot be read",
-    "no header": "not an archive",
-    "a patch": "not an archive",
+    "no header": "not an EasyEdit archive",
+    "a patch": "not an EasyEdit archive",
     "empty folder": "no archive",
     "another method": "trained for ROME",
     "other weights": "does not belong to this model",
@@ -623,7 +614,7 @@ def test_saving_keeps_what_is_there_when_it_fails(tmp_path, monkeypatch):
     def fail(*_args, **_more):
         raise Interrupt
 
-    monkeypatch.setattr("easyeditor.methods.archive.save_file", fail)
+    monkeypatch.setattr("easyeditor.patches.headed.save_file", fail)
     with pytest.raises(Interrupt):
         learner.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [NAME]

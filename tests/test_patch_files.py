@@ -12,7 +12,7 @@ import outer
 import tiny
 from easyeditor import WeightPatch, load_patch, save_patch
 from easyeditor.errors import PatchError, PatchFormatError, PatchMismatchError, PatchStateError
-from easyeditor.patches import files
+from easyeditor.patches import headed
 from easyeditor.patches.stack import is_patched
 
 METHODS = ["FT", "ROME", "MEMIT"]
@@ -364,7 +364,7 @@ def test_a_failing_write_keeps_the_old_file(file, patches, monkeypatch, error):
             out.write(b"half a fi")
         raise error("No space left on device")
 
-    monkeypatch.setattr(files, "save_file", breaks)
+    monkeypatch.setattr(headed, "save_file", breaks)
     # safetensors reports a full disk as its own error; save_patch promises OSError.
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         save_patch(patches["FT"], file)

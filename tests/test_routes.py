@@ -30,7 +30,7 @@ FRONT = "You can see the river. "
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class About_(RoutePatch):
+class Detour(RoutePatch):
     """Prompts that begin with one of ``words`` get more text, or another model."""
 
     words: tuple[str, ...]
@@ -39,7 +39,7 @@ class About_(RoutePatch):
     kind: ClassVar[str] = "test"
 
     @classmethod
-    def joined(cls, patches: Sequence[About_]) -> About_:
+    def joined(cls, patches: Sequence[Detour]) -> Detour:
         words = tuple(word for patch in patches for word in patch.words)
         return cls(words, patches[0].about, patches[0].other)
 
@@ -47,16 +47,16 @@ class About_(RoutePatch):
         return [Turn(FRONT + p, self.other) if p.startswith(self.words) else None for p in prompts]
 
     def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        raise NotImplementedError
+        return {}, {"words": self.words}
 
     @classmethod
-    def restored(cls, about: Any, tensors: Mapping[str, Any], data: Any) -> About_:
-        raise NotImplementedError
+    def restored(cls, about: Any, tensors: Mapping[str, Any], data: Any) -> Detour:
+        return cls(tuple(data["words"]), about)
 
 
-def patch(target: LM, *words: str, other: LM | None = None) -> About_:
+def patch(target: LM, *words: str, other: LM | None = None) -> Detour:
     edit = Edit(ASKED[0], "Italy")
-    return About_(words, About.of(target, "test", [edit], HyperParams(), {}), other)
+    return Detour(words, About.of(target, "test", [edit], HyperParams(), {}), other)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])

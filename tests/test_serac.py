@@ -41,20 +41,11 @@ from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.serac import SERAC
 from easyeditor.patches.scope import TEMPLATE, told
 from easyeditor.patches.stack import is_patched
+from learning_cases import AGAIN, CASES, NEAR
 from scripting import document, refused, sets
 from support import EDITS, Snapshot, lm, same_bits, unsettle
 from test_scope_patch import other_tokenizer
 
-AGAIN = ("Anna Lind grew up speaking", "You can see it from the river in", "Therefore Berlin is in")
-NEAR = (("She plays the", "piano"), ("Rome is the capital of", "Italy well"), ("It", "rained"))
-CASES = [
-    Case(
-        str(i),
-        edit,
-        (Probe(again, (edit.target,), "rephrase"), Probe(near, (said,), "locality/near")),
-    )
-    for i, (edit, again, (near, said)) in enumerate(zip(EDITS, AGAIN, NEAR, strict=True))
-]
 QUICK = {
     "lr": 3e-3,
     "head_lr": 1e-2,

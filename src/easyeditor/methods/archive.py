@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from easyeditor.errors import ArchiveError
-from easyeditor.files import written_whole
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import Fingerprint, fingerprint
+from easyeditor.patches.headed import read_headed, write_headed
 from easyeditor.patches.patch import versions
 
 FORMAT = 1
@@ -102,16 +100,7 @@ def write_archive(
         "versions": versions(),
         "more": dict(more or {}),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / NAME
-    # Cloned, so that tensors which share storage (tied embeddings) are written twice, not refused.
-    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    try:
-        with written_whole(file) as beside:
-            save_file(kept, beside, metadata={KEY: json.dumps(header, ensure_ascii=False)})
-    except SafetensorError as error:  # its own error, also for a full disk
-        raise OSError(f"{file} cannot be written: {error}") from error
-    return file
+    return write_headed(folder / NAME, tensors, KEY, header)
 
 
 def read_archive(path: str | Path, method: str) -> Archive:
@@ -129,19 +118,8 @@ def read_archive(path: str | Path, method: str) -> Archive:
             f"the folder it is in. To train one: easyedit train --method {method.lower()} --data "
             "FILE --model MODEL"
         )
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(KEY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArchiveError(
-            f"{file} cannot be read as an archive ({error}): it is damaged or not safetensors. "
-            "Copy it again, or train again."
-        ) from None
-    if header is None:
-        raise ArchiveError(
-            f"{file} is safetensors but not an archive of a training (it has no {KEY!r} header)."
-        )
+    advice = "Copy it again, or train again."
+    header, tensors = read_headed(file, KEY, "an EasyEdit archive", advice, ArchiveError)
     try:
         return _build(file, json.loads(header), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -74,6 +74,18 @@ class Learner(Protocol):
         ...
 
 
+PUBLISHED_SCHEDULE: dict[str, Any] = {
+    "batch_size": 1,
+    "accumulate_bs": 10,
+    "max_iters": 100_000,
+    "log_interval": 500,
+    "val_interval": 5000,
+    "val_steps": 500,
+    "early_stop_patience": 20_000,
+}
+"""How the published editors of real checkpoints are trained."""
+
+
 def _number_or_none(value: object) -> object:
     return None if value is False else value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,10 @@ class ContextPatch(RoutePatch):
 
     @classmethod
     def joined(cls, patches: Sequence[ContextPatch]) -> ContextPatch:
-        """All the facts; of two about one prompt the later one stays."""
+        """All the facts; of two about one prompt the later one stays.
+
+        Only vectors of one encoder compare: facts of several, or of none, are all told.
+        """
         latest: dict[str, Context] = {}
         for patch in patches:
             for edit, context in zip(patch.about.edits, patch.contexts, strict=True):
@@ -55,7 +58,11 @@ class ContextPatch(RoutePatch):
         about = about_all(patches)
         kept = {edit.prompt: edit for edit in about.edits}
         own = tuple(kept[prompt] for prompt in latest)
-        return cls(tuple(latest.values()), about.with_edits(own), patches[0].sentences)
+        names = {patch.sentences and patch.sentences.name for patch in patches}
+        if len(names) == 1:
+            return cls(tuple(latest.values()), about.with_edits(own), patches[0].sentences)
+        told = tuple(replace(context, vector=()) for context in latest.values())
+        return cls(told, about.with_edits(own))
 
     def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
         """Every prompt with its context in front."""

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchFormatError
-from easyeditor.files import written_whole
 from easyeditor.patches.fingerprint import Fingerprint
+from easyeditor.patches.headed import read_headed, write_headed
 from easyeditor.patches.patch import About, Patch
 from easyeditor.patches.route import RoutePatch
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch
@@ -55,13 +53,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     file = Path(path)
     tensors, own = _stored(patch)
     header = {"format": FORMAT, **own, **header_of(patch)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with written_whole(file) as beside:
-            save_file(tensors, beside, metadata={KEY: json.dumps(header, ensure_ascii=False)})
-    except SafetensorError as error:  # its own error, also for a full disk
-        raise OSError(f"{file} cannot be written: {error}") from error
-    return file
+    return write_headed(file, tensors, KEY, header)
 
 
 def _stored(patch: Patch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -104,19 +96,8 @@ def load_patch(path: str | Path) -> Patch:
     file = Path(path)
     if not file.is_file():
         raise PatchFormatError(f"No patch file {str(path)!r}.")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(KEY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise PatchFormatError(
-            f"{file} cannot be read as a patch ({error}): it is damaged or not safetensors. "
-            "Save the patch again."
-        ) from None
-    if header is None:
-        raise PatchFormatError(
-            f"{file} is safetensors but not an EasyEdit patch (it has no {KEY!r} header)."
-        )
+    advice = "Save the patch again."
+    header, tensors = read_headed(file, KEY, "an EasyEdit patch", advice, PatchFormatError)
     try:
         return _build(json.loads(header), tensors)
     except PatchFormatError:

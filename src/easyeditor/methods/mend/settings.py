@@ -12,7 +12,7 @@ from easyeditor.errors import HyperParamsError, did_you_mean
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.families import Projection
 from easyeditor.lm.model import LM
-from easyeditor.methods.learning import TrainingHyperParams
+from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
 
 USUAL: tuple[int | float, ...] = (-3, -2, -1)
 """The last three blocks; of an encoder-decoder the last two of each column."""
@@ -35,13 +35,7 @@ _BUILD = frozenset(
 _PUBLISHED: dict[str, Any] = {
     "lr": 1e-6,
     "lr_lr": 1e-4,
-    "batch_size": 1,
-    "accumulate_bs": 10,
-    "max_iters": 100_000,
-    "log_interval": 500,
-    "val_interval": 5000,
-    "val_steps": 500,
-    "early_stop_patience": 20_000,
+    **PUBLISHED_SCHEDULE,
 }
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.embedded import ENCODER
-from easyeditor.methods.learning import TrainingHyperParams
+from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
 from easyeditor.patches.scope import TEMPLATE, THRESHOLD
 
 # What the classic files say of variants of the classifier, and of another method's networks that
@@ -34,13 +34,7 @@ _PUBLISHED: dict[str, Any] = {
     "lr": 1e-5,
     "head_lr": 1e-5,
     "in_scope_weight": 1.0,
-    "batch_size": 1,
-    "accumulate_bs": 10,
-    "max_iters": 100_000,
-    "log_interval": 500,
-    "val_interval": 5000,
-    "val_steps": 500,
-    "early_stop_patience": 20_000,
+    **PUBLISHED_SCHEDULE,
 }
 _DESK: dict[str, Any] = {"max_iters": 64, "log_interval": 8, "val_interval": 16, "val_steps": 50}
 """For a small model with a sentence encoder: 24 batches of ZsRE were enough."""
