@@ -36,8 +36,9 @@ RELATIONS = (
 
 
 def made_up_edits(n: int) -> list[Edit]:
-    """Up to 100 edits about made-up people, five relations in turn."""
+    """Up to 1100 edits about made-up people, five relations in turn."""
     people = [f"{first} {last}" for last in LAST for first in FIRST]
+    people += [f"{first} {last}-{other}" for other in LAST for last in LAST for first in FIRST]
     edits = []
     for i, person in enumerate(people[:n]):
         prompt, answers = RELATIONS[i % len(RELATIONS)]

@@ -157,7 +157,7 @@ class Bench:
         for n in memit:
             changes = {"layers": layers, "mom2_n_tokens": tokens, "memory_mb": room}
             method = METHODS.get("MEMIT")(self.settings("MEMIT", **changes))
-            edits = many(n)
+            edits = common.made_up_edits(n)
             self.measure(f"memit_{n}", partial(method.edit, self.lm, edits), n)
         self.share_of_peak(gemm, room)
 
@@ -186,7 +186,7 @@ class Bench:
         """Value steps of 100 edits: multiplications done, against what the card was measured at."""
         settings = self.settings("MEMIT", layers=MOMENT_LAYERS).resolved(self.lm.n_layers)
         contexts = context_prefixes(self.lm, settings.context_template_length_params)
-        edits = many(100)
+        edits = common.made_up_edits(100)
         search = settings.search()
         tokens = sum(
             len(row.ids) - row.subject_last
@@ -214,22 +214,6 @@ class Bench:
         spent = self.told["value_steps_100"].get("seconds")
         if spent:
             self.told["value_steps_100"]["share_of_matrix_rate"] = round(flops / spent / rate, 3)
-
-
-def many(n: int) -> list[Any]:
-    """Up to 1,000 edits of different people."""
-    from dataclasses import replace
-
-    base = common.made_up_edits(100)
-    return [
-        replace(
-            edit,
-            prompt=edit.prompt.replace(edit.subject, f"{edit.subject} {'ABCDEFGHIJ'[i // 100]}."),
-            subject=f"{edit.subject} {'ABCDEFGHIJ'[i // 100]}.",
-        )
-        for i in range(n)
-        for edit in [base[i % 100]]
-    ]
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -263,7 +247,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        lines = [f"{edit.prompt} {edit.target}." for edit in many(1000)]
+        lines = [f"{edit.prompt} {edit.target}." for edit in common.made_up_edits(1000)]
         (folder / "text.txt").write_text(
             "\n".join(" ".join(lines[i:] + lines[:i]) for i in range(60))
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -29,7 +30,12 @@ LAYER = 3
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
 
 
-def plain_loop(lm: LM, edit: Edit, contexts: tuple[str, ...], search: Search) -> list[float]:
+SITE = Site(LAYER, "down")
+
+
+def plain_loop(
+    lm: LM, edit: Edit, contexts: Sequence[str], search: Search, site: Site = SITE
+) -> list[float]:
     """The losses of the textbook loop; one hook, whole forward passes, all logits."""
     rows = [
         lm.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
@@ -42,8 +48,8 @@ def plain_loop(lm: LM, edit: Edit, contexts: tuple[str, ...], search: Search) ->
     for i, row in enumerate(rows):
         labels[i, row.prompt_length - 1 : len(row.ids) - 1] = torch.tensor(row.target)
     counts = (labels != -100).sum(1).clamp(min=1)
-    module = lm.projection(LAYER).module
-    delta = torch.zeros(lm.projection(LAYER).d_out, requires_grad=True)
+    module = site.module(lm)
+    delta = torch.zeros(lm.projection(site.layer).d_out, requires_grad=True)
     seen: dict[str, torch.Tensor] = {}
 
     def hook(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
@@ -112,9 +118,8 @@ def main() -> None:
     lm = load("smollm2-135m", device="cpu")
     contexts = context_prefixes(lm, ((5, 10), (10, 10)))
     search = Search(args.steps, 0.5, 0.5, 4.0, 0.0625)
-    site = Site(LAYER, "down")
     edits = [EIFFEL, *common.made_up_edits(args.edits - 1)]
-    find_values(lm, site, edits[:1], contexts, Search(1, 0.5, 0.5, 4.0, 0.0625))  # warm up
+    find_values(lm, SITE, edits[:1], contexts, Search(1, 0.5, 0.5, 4.0, 0.0625))  # warm up
     told = []
     for edit in edits:
         row: dict[str, object] = {"prompt": edit.prompt}
@@ -123,13 +128,13 @@ def main() -> None:
             plain = plain_loop(lm, edit, contexts, search)
         row["plain_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        within = find_values(lm, site, [edit], contexts, search)
+        within = find_values(lm, SITE, [edit], contexts, search)
         row["resumed_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        free = find_values(lm, site, [edit], contexts, search, memory=2**34)
+        free = find_values(lm, SITE, [edit], contexts, search, memory=2**34)
         row["resumed_unbounded_memory_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        find_values(lm, site, [edit], contexts, search, resume=False, memory=2**34)
+        find_values(lm, SITE, [edit], contexts, search, resume=False, memory=2**34)
         row["plain_with_few_logits_s"] = time.perf_counter() - start
         row["steps"] = len(plain)
         row["worst_relative_loss"] = max(

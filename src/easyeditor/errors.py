@@ -15,7 +15,7 @@
     ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
     ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
-    ├── MetaDeviceError (RuntimeError)         weights that are not in memory
+    ├── MetaDeviceError (RuntimeError)         weights that are nowhere
     ├── PatchError (ValueError)
     │   ├── PatchFormatError                   unreadable, truncated or not ours
     │   ├── PatchMismatchError                 made for another model
@@ -98,7 +98,7 @@ class ModelLoadError(EasyEditError, OSError):
 
 
 class MetaDeviceError(EasyEditError, RuntimeError):
-    """The model's weights are not in memory (meta device, or offloaded to disk)."""
+    """The model's weights are nowhere: on the meta device, and not offloaded."""
 
 
 class PatchError(EasyEditError, ValueError):

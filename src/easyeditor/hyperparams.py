@@ -98,6 +98,7 @@ class HyperParams(BaseModel):
     fp16: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     chat_template: bool = False
+    quantization: Literal["8bit", "4bit"] | None = None
     layers: Layers = (0,)
 
     _family_claims: dict[str, str] = PrivateAttr(default_factory=dict)

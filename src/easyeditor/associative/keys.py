@@ -65,7 +65,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     projections = [lm.projection(layer) for layer in ordered]
     modules = [projection.module for projection in projections]
     found = {
-        layer: torch.empty(len(rows), projection.d_in, device=projection.parameter.device)
+        layer: torch.empty(len(rows), projection.d_in, device=projection.device)
         for layer, projection in zip(ordered, projections, strict=True)
     }
     with lm.at_rest(), torch.no_grad():

@@ -41,7 +41,7 @@ Example:
   easyedit bench judge runs/first --base-url http://127.0.0.1:8000/v1 --judge-model qwen3-32b
 """
 LOCAL = "local"
-LOADING = ("device", "dtype", "fp16", "model_parallel", "chat_template")
+LOADING = ("device", "dtype", "fp16", "model_parallel", "chat_template", "quantization")
 REPORT_EXAMPLES = """
 Example:
 

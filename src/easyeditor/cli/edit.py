@@ -63,6 +63,7 @@ def edit(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
     save: Annotated[Path | None, typer.Option(help="Write the patch here.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -77,6 +78,8 @@ def edit(
         settings = settings.replace(device=device)
     if dtype is not None:
         settings = settings.replace(dtype=dtype, fp16=False)
+    if quantization is not None:
+        settings = settings.replace(quantization=quantization.value)
     with output.loading(model):
         from easyeditor.editors.base import BaseEditor
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from easyeditor.cli import bench, data, demo, edit, info, patches, train
+from easyeditor.cli import bench, data, demo, edit, info, moments, patches, train
 from easyeditor.cli.app import UNEXPECTED, app, err, tell
 
 
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
-    for module in (demo, edit, train, bench, patches, data, info):
+    for module in (demo, edit, train, bench, patches, data, moments, info):
         module.register(app)
     try:
         app()

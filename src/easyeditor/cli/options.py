@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -54,6 +55,19 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default."),
+]
+
+
+class Scheme(str, Enum):
+    """How a model may be quantised while it is loaded."""
+
+    eight = "8bit"
+    four = "4bit"
+
+
+Quantization = Annotated[
+    Scheme | None,
+    typer.Option(help="Load the linear layers in 8 or 4 bits, by bitsandbytes."),
 ]
 
 

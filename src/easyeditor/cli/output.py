@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +36,18 @@ def working(message: str) -> Iterator[None]:
         yield
 
 
-def load_model(name: str, *, device: int | str | None = None, dtype: str | None = None) -> LM:
+def load_model(
+    name: str,
+    *,
+    device: int | str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+) -> LM:
     """Load a model for reading."""
     with loading(name):
         from easyeditor.lm.loading import load
 
-        return load(name, device=device, dtype=dtype)
+        return load(name, device=device, dtype=dtype, quantization=quantization)
 
 
 @contextmanager
@@ -50,6 +57,8 @@ def loading(name: str) -> Iterator[None]:
         from transformers.utils import logging as hf_logging
 
         hf_logging.disable_progress_bar()
+        # It tells once for every layer and pass that 8-bit layers read their inputs in float16.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         yield
 
 

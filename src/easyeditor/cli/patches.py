@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easyeditor.cli import options
-from easyeditor.errors import PatchFormatError, PatchStateError
+from easyeditor.errors import PatchFormatError, PatchStateError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from easyeditor.patches.patch import Patch
@@ -88,6 +88,15 @@ def apply(
         raise PatchStateError(f"{twice} is named twice; one edit is applied once.")
     loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
+
+    from easyeditor.lm.quantised import quantised_layers
+
+    if quantised_layers(lm.model):
+        raise UnsupportedModelError(
+            f"{model} is quantised, and a file cannot hold some of its layers whole. Apply the "
+            "patches to the unquantised model (the same files fit it), and quantise what is "
+            "written."
+        )
     for patch in loaded:
         patch.apply(lm.model, force=force)
     with output.working("writing …"):
@@ -191,6 +200,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -204,7 +214,8 @@ def generate(
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
     loaded = _load(patch or [])
-    lm = output.load_model(model, device=device, dtype=dtype)
+    scheme = None if quantization is None else quantization.value
+    lm = output.load_model(model, device=device, dtype=dtype, quantization=scheme)
     texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:

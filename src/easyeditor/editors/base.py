@@ -320,6 +320,7 @@ def load_for(hparams: HyperParams) -> LM:
         dtype="float16" if hparams.fp16 else hparams.dtype,
         model_parallel=hparams.model_parallel,
         chat_template=hparams.chat_template,
+        quantization=hparams.quantization,
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
+from easyeditor.lm.storage import storage_of
 from easyeditor.patches.patch import Patch
-from easyeditor.patches.stack import originals
+from easyeditor.patches.stack import unedited
 from easyeditor.patches.weight import WeightPatch
 
 STEPS = 40
@@ -29,12 +30,12 @@ def sizes(lm: LM, patch: Patch) -> dict[str, dict[str, float]]:
     Frobenius norms; ``W`` is the unedited matrix. The spectral norm is found by Lanczos iteration
     from a fixed start, good to about 1e-3.
     """
-    saved = originals(lm.model)
     out: dict[str, dict[str, float]] = {}
     if not isinstance(patch, WeightPatch):
         return out
     for path in patch.entries:
-        weight = saved.get(path, lm.model.get_parameter(path))
+        storage = storage_of(lm.model, path)
+        weight = storage.read(unedited(lm.model, path, storage))
         change = patch.dense(path)
         norm = change.norm().item()
         out[path] = {

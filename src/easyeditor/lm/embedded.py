@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from easyeditor.errors import MissingExtraError, ModelLoadError
@@ -167,7 +168,11 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model that does not call itself quantised, so that it can be saved."""
     config: dict[str, Any] = model.config.to_dict()
     config.pop("quantization_config", None)
-    plain: PreTrainedModel = type(model)(type(model.config).from_dict(config))
-    plain.load_state_dict(model.state_dict())
+    with torch.device("meta"):  # the tensors are handed over: there is no second copy
+        plain: PreTrainedModel = type(model)(type(model.config).from_dict(config))
+    plain.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():  # also those that no state dict holds
+        owner, _, leaf = name.rpartition(".")
+        plain.get_submodule(owner)._buffers[leaf] = buffer
     plain.tie_weights()
-    return plain.to(model.dtype).eval()
+    return plain.eval()

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import UnknownFamilyError
+from easyeditor.lm.storage import storage_of
 
 log = logging.getLogger(__name__)
 
@@ -297,24 +298,42 @@ class Projection:
         module: the ``nn.Linear`` or ``Conv1D`` itself, for hooks.
         path: the name of its weight in ``model.named_parameters()``.
         transposed: whether the weight is stored ``(d_out, d_in)``.
+
+    Raises:
+        UnsupportedModelError: the weight is stored in a way that cannot be read.
     """
 
     def __init__(self, model: nn.Module, name: str, conv1d: bool) -> None:
         self.module = model.get_submodule(name)
         self.path = f"{name}.weight"
         self.transposed = not conv1d
-        rows, columns = self.parameter.shape
+        self._storage = storage_of(model, self.path)
+        rows, columns = self._storage.shape
         self.d_in, self.d_out = (columns, rows) if self.transposed else (rows, columns)
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The weight as the model stores it."""
+        """The module's own; the trap: empty where it is offloaded, packed where quantised."""
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes with the weight."""
+        return self._storage.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the model computes with it in."""
+        return self._storage.dtype
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The weight as the plain model stores it; only to be read, and read or made each time."""
+        return self._storage.now().to(self.device)
+
+    @property
     def weight(self) -> torch.Tensor:
-        """The weight seen as ``(d_in, d_out)``; a view, detached."""
-        stored = self.parameter.detach()
-        return stored.T if self.transposed else stored
+        """The same seen as ``(d_in, d_out)``."""
+        return self.stored.T if self.transposed else self.stored

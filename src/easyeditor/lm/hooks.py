@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyeditor.lm.storage import Storage, storage_of
+
 
 class Stop(Exception):
     """Raised by a hook once nothing above it is needed."""
@@ -160,8 +162,13 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
     Gradients flow to the tensors. The parameters are the same objects before and after.
     """
     held: list[tuple[nn.Module, str, dict[str, nn.Parameter | None]]] = []
+    as_loaded: list[Storage] = []
     try:
         for path, tensor in tensors.items():
+            storage = storage_of(model, path)
+            if storage.content is None:  # a packed weight's layer computes with nothing else
+                as_loaded.append(storage)
+                storage.put(tensor.detach())
             owner, _, name = path.rpartition(".")
             module = model.get_submodule(owner)
             whole = dict(module._parameters)
@@ -174,3 +181,5 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
             object.__delattr__(module, name)
             module._parameters.clear()  # in their order: optimisers and state dicts go by it
             module._parameters.update(whole)
+        for storage in as_loaded:
+            storage.put(None)

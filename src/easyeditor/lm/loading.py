@@ -18,6 +18,7 @@ from transformers import (
 from easyeditor.errors import MissingExtraError, ModelLoadError, did_you_mean
 from easyeditor.lm import embedded
 from easyeditor.lm.model import LM
+from easyeditor.lm.quantised import SCHEMES, quantization_config
 from easyeditor.paths import cache_dir
 
 __all__ = ["cache_dir", "load", "pick_device"]
@@ -48,8 +49,11 @@ def load(
     dtype: str | None = None,
     model_parallel: bool = False,
     chat_template: bool = False,
+    quantization: str | None = None,
 ) -> LM:
-    """Load model and tokenizer.
+    """Load model and tokenizer, straight to this precision and device.
+
+    The trap: without accelerate a model for an accelerator passes through the CPU's memory.
 
     Args:
         name: ``"smollm2-135m"`` (embedded), a hub name, a folder, or a ``.gguf`` file.
@@ -58,10 +62,13 @@ def load(
             except that float16 is read as float32 on a CPU.
         model_parallel: spread the model over all devices (``device_map="auto"``).
         chat_template: wrap prompts by the tokenizer's chat template.
+        quantization: ``"8bit"`` or ``"4bit"``: quantise the linear layers while loading, by
+            bitsandbytes. An edited matrix is computed with in ``dtype`` while it is edited.
 
     Raises:
         ModelLoadError: nothing of that name, or it cannot be read.
-        MissingExtraError: a GGUF file, and ``gguf`` is not installed.
+        MissingExtraError: a GGUF file, and ``gguf`` is not installed; ``quantization``, and
+            bitsandbytes or accelerate is not.
     """
     if not name:
         raise ModelLoadError("No model was named. Set model_name, or pass --model.")
@@ -81,9 +88,17 @@ def load(
         raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
     if dtype not in {None, "float32", "bfloat16", "float16"}:
         raise ModelLoadError(f"dtype={dtype!r}: use 'float32', 'bfloat16' or 'float16'.")
+    if quantization not in {None, *SCHEMES}:
+        raise ModelLoadError(f"quantization={quantization!r}: use '8bit', '4bit' or leave it out.")
+    if quantization and "gguf_file" in options:
+        raise ModelLoadError(
+            f"quantization={quantization!r} is for checkpoints with whole weights; {name!r} is a "
+            "GGUF file, whose weights are unpacked. Leave quantization out, or name the original "
+            "checkpoint."
+        )
     target = pick_device(device)
     try:
-        model, tokenizer = _read(str(where), dtype, target, model_parallel, options)
+        model, tokenizer = _read(str(where), dtype, target, model_parallel, quantization, options)
     except MissingExtraError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -101,6 +116,7 @@ def _read(
     dtype: str | None,
     device: torch.device,
     model_parallel: bool,
+    quantization: str | None,
     options: dict[str, Any],
 ) -> tuple[PreTrainedModel, Any]:
     config = AutoConfig.from_pretrained(where, **options)
@@ -109,12 +125,21 @@ def _read(
     if dtype is None and kind == torch.float16 and device.type == "cpu":
         kind = torch.float32
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    if model_parallel and importlib.util.find_spec("accelerate") is None:
+    direct = importlib.util.find_spec("accelerate") is not None
+    if model_parallel and not direct:
         raise MissingExtraError.of("accelerate", "parallel", "model_parallel")
-    placed = {"device_map": "auto"} if model_parallel else {}
-    model = auto.from_pretrained(where, dtype=kind, **placed, **options)
+    how: dict[str, Any] = {}
+    if quantization:
+        if getattr(config, "quantization_config", None):
+            raise ValueError("it is quantised already; leave quantization out.")
+        how["quantization_config"] = quantization_config(quantization, kind)
+    if model_parallel:
+        how["device_map"] = "auto"
+    elif quantization or (direct and not options and device.type != "cpu"):
+        how["device_map"] = {"": device}
+    model = auto.from_pretrained(where, dtype=kind, **how, **options)
     if options:
         model = embedded.plain_model(model)
-    if not model_parallel:
+    if "device_map" not in how and model.device != device:
         model = model.to(device)
     return model.eval(), tokenizer

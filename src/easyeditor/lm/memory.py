@@ -6,11 +6,12 @@ import ctypes
 import sys
 
 from easyeditor.lm.model import LM
+from easyeditor.lm.storage import named_weights
 
 
 def model_bytes(lm: LM) -> int:
-    """What the weights take."""
-    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    """What the weights take, wherever they lie."""
+    return sum(p.numel() * p.element_size() for _, p in named_weights(lm.model))
 
 
 def give_back() -> None:

@@ -17,8 +17,10 @@ from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.families import Projection, Stack, family_of
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.prefix import Prefix, cut_after, groups
+from easyeditor.lm.quantised import keep_readable
 from easyeditor.lm.routing import remember, routers_of, through
 from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
+from easyeditor.lm.storage import missing_weights, storage_of
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 
 TOKEN_BUDGET = 2048
@@ -46,7 +48,7 @@ class LM:
         memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
 
     Raises:
-        MetaDeviceError: weights are not in memory.
+        MetaDeviceError: weights are nowhere, neither in memory nor offloaded.
         UnknownFamilyError: nobody described this architecture and it was not recognised.
         ModelLoadError: the tokenizer gives no offsets.
     """
@@ -54,13 +56,15 @@ class LM:
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, *, chat_template: bool = False
     ) -> None:
-        meta = [name for name, p in model.named_parameters() if p.is_meta]
-        if meta:
+        missing = missing_weights(model)
+        if missing:
             raise MetaDeviceError(
-                f"{len(meta)} weights of {type(model).__name__} are on the meta device (first: "
-                f"{meta[0]}), so there is nothing to edit. Load the checkpoint into memory: "
-                "from_pretrained(..., device_map=None), or a map without 'disk'."
+                f"{len(missing)} weights of {type(model).__name__} are on the meta device (first: "
+                f"{missing[0]}) and no hook of accelerate's brings them into memory, so there is "
+                "nothing to edit. Load the checkpoint: from_pretrained(...), also with a "
+                "device_map that offloads to 'cpu' or 'disk'."
             )
+        keep_readable(model)
         self.model = model
         self.tokenizer = tokenizer
         self.family = family_of(model)
@@ -85,7 +89,10 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        device = self.model.get_input_embeddings().weight.device
+        embedding = self.model.get_input_embeddings()
+        device = embedding.weight.device
+        if device.type == "meta":  # offloaded: where it is brought to
+            device = storage_of(self.model, _path(self.model, embedding)).device
         assert isinstance(device, torch.device)
         return device
 
@@ -408,6 +415,11 @@ class LM:
                 for i, made in zip(chunk, out, strict=True):
                     told[i] = self.tokenizer.decode(made[start:], skip_special_tokens=True)
         return told
+
+
+def _path(model: nn.Module, module: nn.Module) -> str:
+    """Of a module's weight."""
+    return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
 
 
 def _reads(plan: Sequence[Passage], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

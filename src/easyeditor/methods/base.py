@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from easyeditor.associative.factored import factor_of
 from easyeditor.associative.moments import Moments, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.associative.values import Search
@@ -62,8 +62,9 @@ class LocateHyperParams(HyperParams):
     subject, and the decoder's with the second, which belongs to the whole prompt and so rephrases
     worse. ``mom2_dataset`` is ``"self"`` (text sampled from the model, for an encoder-decoder the
     texts of the package: no download), a text or JSONL file, or the name of a Hugging Face dataset
-    such as ``"wikipedia"``. ``memory_mb`` is what the search may use beside the model: 14 % of the
-    model by default; more is faster on small models.
+    such as ``"wikipedia"``; ``mom2_n_tokens`` of it are read, by default 10 × d_in, and
+    ``mom2_n_samples`` documents at most. ``memory_mb`` is what the search may use beside the
+    model: 14 % of the model by default; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
@@ -106,6 +107,20 @@ class LocateHyperParams(HyperParams):
             )
         return lm
 
+    def corpus(self) -> dict[str, Any]:
+        """What these settings say to :func:`~easyeditor.associative.moments.moments`."""
+        return {
+            "source": self.mom2_dataset,
+            "tokens": self.mom2_n_tokens,
+            "documents": self.mom2_n_samples,
+            "directory": self.stats_dir,
+            "seed": self.seed,
+        }
+
+    def second_moments(self, lm: LM, layers: Sequence[int]) -> dict[int, Moments]:
+        """Those of some layers of ``lm`` (see :meth:`column`), from the cache or in one pass."""
+        return moments(lm, layers, **self.corpus())
+
     def search(self) -> Search:
         """The settings of the value search."""
         return Search(
@@ -126,8 +141,8 @@ KEEP = 0.05
 class Factors:
     """Factored second moments, kept for the models and layers an instance has met.
 
-    Kept while they are small beside the model, or in no file; the others are factored again for
-    each use, so that memory does not grow with the layers.
+    Kept in memory while they are small beside the model, or in no file; the others are read from
+    their file for each use, so that memory does not grow with the layers.
     """
 
     def __init__(self) -> None:
@@ -141,7 +156,7 @@ class Factors:
         model = fingerprint(lm.model).digest
         missing = [layer for layer in layers if (model, layer) not in self._kept]
         if missing and settings.mom2_adjustment:
-            for layer, made in _collect(lm, missing, settings).items():
+            for layer, made in settings.second_moments(lm, missing).items():
                 if made.path is None:
                     self._factor(lm, layer, made)
 
@@ -150,10 +165,10 @@ class Factors:
         if not settings.mom2_adjustment:
             return Factor.identity()
         kept = self._kept.get((fingerprint(lm.model).digest, layer))
-        return kept or self._factor(lm, layer, _collect(lm, [layer], settings)[layer])
+        return kept or self._factor(lm, layer, settings.second_moments(lm, [layer])[layer])
 
     def _factor(self, lm: LM, layer: int, made: Moments) -> Factor:
-        factor = Factor.of(made.matrix.to(lm.projection(layer).parameter.device))
+        factor = factor_of(made, lm.projection(layer).device)
         together = factor.bytes + sum(kept.bytes for kept in self._kept.values())
         if made.path is None or together <= KEEP * model_bytes(lm):
             self._kept[fingerprint(lm.model).digest, layer] = factor
@@ -162,15 +177,3 @@ class Factors:
     def clear(self) -> None:
         """Forget them; the files stay."""
         self._kept.clear()
-
-
-def _collect(lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> dict[int, Moments]:
-    return moments(
-        lm,
-        layers,
-        source=settings.mom2_dataset,
-        tokens=settings.mom2_n_tokens,
-        documents=settings.mom2_n_samples,
-        directory=Path(settings.stats_dir) if settings.stats_dir else None,
-        seed=settings.seed,
-    )

@@ -23,6 +23,7 @@ from easyeditor.errors import DivergedError, HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
+from easyeditor.lm.storage import storage_of
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
 from easyeditor.progress import bar
@@ -99,7 +100,7 @@ class FT:
             rows = [_with_eos(row, lm) for row in rows]
         # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to
         # nothing.
-        start = {p.path: p.parameter.detach().float() for p in projections}
+        start = {p.path: p.stored.float() for p in projections}
         learnt = {path: w.clone().requires_grad_() for path, w in start.items()}
         with watch("train"), lm.at_rest():
             self._train(lm, rows, start, learnt, settings)
@@ -117,7 +118,7 @@ class FT:
         learnt: dict[str, torch.Tensor],
         settings: FTHyperParams,
     ) -> None:
-        kinds = {path: lm.model.get_parameter(path).dtype for path in learnt}
+        kinds = {path: storage_of(lm.model, path).dtype for path in learnt}
         adam = torch.optim.Adam(learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay)
         with bar(settings.num_steps, "fine-tuning") as progress:
             for step in range(settings.num_steps):

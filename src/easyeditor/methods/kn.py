@@ -42,6 +42,7 @@ from easyeditor.edits import Edit
 from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
 from easyeditor.hyperparams import HyperParams, resolve_layers
 from easyeditor.lm.model import LM
+from easyeditor.lm.storage import storage_of
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.weight import LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
@@ -181,9 +182,7 @@ def _check_width(lm: LM) -> None:
 
 
 def _embedding(lm: LM) -> torch.Tensor:
-    weight = lm.head.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.detach()
+    return storage_of(lm.model, f"{lm.family.head}.weight").now().detach()
 
 
 def _prefixes(lm: LM, settings: KNHyperParams) -> tuple[str, ...]:
@@ -226,7 +225,7 @@ def _parts(
     parts: dict[str, Part] = {}
     for layer, own in kept.items():
         projection = lm.projection(layer)
-        device = projection.parameter.device
+        device = projection.device
         if s.mode == "erase":
             u = torch.zeros(projection.d_in, len(own), device=device)
             u[own, range(len(own))] = 1

@@ -7,7 +7,11 @@ upwards, each layer its share, in closed form for all edits at once::
     Δ = R Kᵀ (λC + KKᵀ)⁻¹ = R (λI + Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹
 
 λ (``mom2_update_weight``) multiplies the *mean* second moment. Every ``C`` comes from the unedited
-model.
+model, and is factored once for any number of batches.
+
+With ``protect_edits`` the keys of the edits that the model carries already join ``K`` with a
+residual of zero: a later batch leaves them their answers. That is ``C`` updated by their keys
+(arXiv 2410.02355 has it as ``K₁K₁ᵀ``), and only the small ``n × n`` system grows.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Factors, LocateHyperParams
-from easyeditor.patches.stack import carrying
+from easyeditor.patches.stack import carrying, stack_of
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -39,7 +43,13 @@ log = logging.getLogger(__name__)
 
 
 class MEMITHyperParams(LocateHyperParams):
-    """Settings of MEMIT; defaults as published for GPT-J, layers relative to the depth."""
+    """Settings of MEMIT; defaults as published for GPT-J, layers relative to the depth.
+
+    ``protect_edits`` (not in the paper) keeps what earlier edits of a sequence wrote. It reads them
+    from the patches that the model carries, so an edit that is undone is no longer protected, and
+    one that is made anew (the same subject) gives way. Every batch runs their prompts again, up to
+    the edited layers, and holds edits × d_in × 2 numbers in float64 for them.
+    """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -64,6 +74,7 @@ class MEMITHyperParams(LocateHyperParams):
             "clamp_norm_factor": 4,
             "context_template_length_params": [[10, 3]],
             "mom2_update_weight": 2000,
+            "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
         },
     }
 
@@ -74,6 +85,7 @@ class MEMITHyperParams(LocateHyperParams):
     context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
     mom2_update_weight: float = Field(15000, gt=0)
     batch_size: int = Field(100, ge=1)
+    protect_edits: bool = False
 
 
 class MEMIT:
@@ -122,7 +134,8 @@ class MEMIT:
             contexts = context_prefixes(
                 lm, settings.context_template_length_params, seed=settings.seed
             )
-            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            earlier = _carried(lm, edits) if settings.protect_edits else []
+            rows = [row for edit in (*earlier, *edits) for row in subject_rows(lm, edit, contexts)]
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
@@ -140,12 +153,12 @@ class MEMIT:
         with ExitStack() as carried:
             for i, layer in enumerate(layers):
                 with watch("solve"):
-                    keys = _keys(lm, layer, rows, len(edits))
+                    keys = _keys(lm, layer, rows, len(earlier) + len(edits))
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     factor = self._factors.get(lm, layer, settings)
                 with watch("solve"):
-                    u = closed_form(keys.T, factor, settings.mom2_update_weight)
+                    u = closed_form(keys.T, factor, settings.mom2_update_weight)[:, len(earlier) :]
                     del factor  # large, and the next layer has its own
                     part = _smallest(u, residual)
                     projection = lm.projection(layer)
@@ -154,6 +167,18 @@ class MEMIT:
                     carried.enter_context(carrying(lm.model, step))
                     give_back()
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+
+
+def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:
+    """The edits that the model carries, oldest first, less those whose subject is edited anew."""
+    anew = {edit.subject for edit in new}
+    carried = [
+        edit
+        for patch in stack_of(lm.model).patches
+        if isinstance(patch, WeightPatch)
+        for edit in patch.about.edits
+    ]
+    return [edit for edit in carried if edit.subject is not None and edit.subject not in anew]
 
 
 def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:

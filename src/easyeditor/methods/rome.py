@@ -59,6 +59,7 @@ class ROMEHyperParams(LocateHyperParams):
             "v_weight_decay": 1e-3,
             "v_stop_nll": 0.1,
             "context_template_length_params": [[5, 3], [10, 3]],
+            "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
         },
     }
 

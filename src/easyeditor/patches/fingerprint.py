@@ -1,8 +1,11 @@
 """Which model a patch belongs to: its architecture and a sample of its unedited weights.
 
 A hash would change with the precision the model is loaded in, so samples are stored and compared
-with the tolerance of bfloat16. Matrices a stack has edited are read from their saved originals:
-the fingerprint of a model does not change when patches are applied to it.
+with the tolerance of bfloat16. Matrices a stack has edited are read as they were before: the
+fingerprint of a model does not change when patches are applied to it. Nor with where the weights
+lie: an offloaded model has the plain one's. A quantised model has its names and shapes, and is told
+by what is not quantised (embeddings, norms, head), so that a patch made on one of the two applies
+to the other.
 """
 
 from __future__ import annotations
@@ -15,23 +18,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.patches.stack import originals
+from easyeditor.errors import UnsupportedModelError
+from easyeditor.lm.storage import named_weights, storage_of
+from easyeditor.patches.stack import unedited
 
 PER_PARAMETER = 2
+_SAMPLED = "easyedit_samples"
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Class of the model, digest of its parameters' names and shapes, and some of its weights."""
+    """Class of the model, digest of its parameters' names and shapes, and some of its weights.
+
+    ``packed`` are the places in ``samples`` that hold numbers of quantised weights: they tell
+    caches apart, and are compared with no other model's.
+    """
 
     architecture: str
     shapes: str
     samples: tuple[float, ...]
+    packed: tuple[int, ...] = ()
 
     @property
     def digest(self) -> str:
         """One short string, exact for one precision; names caches."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        told = {k: v for k, v in asdict(self).items() if k != "packed"}
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def differences(self, other: Fingerprint) -> str:
         """Why ``other`` is another model, or an empty string."""
@@ -41,6 +53,7 @@ class Fingerprint:
             return "its weights have other names or shapes"
         mine, its = torch.tensor(self.samples), torch.tensor(other.samples)
         off = (mine - its).abs() > 0.02 * mine.abs().clamp(min=1e-3)
+        off[[*self.packed, *other.packed]] = False
         if off.any():
             return f"{int(off.sum())} of {len(mine)} sampled weights differ"
         return ""
@@ -52,20 +65,44 @@ class Fingerprint:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
         """From the header of a file."""
-        return cls(data["architecture"], data["shapes"], tuple(data["samples"]))
+        packed = tuple(data.get("packed", ()))  # not in files from before there were any
+        return cls(data["architecture"], data["shapes"], tuple(data["samples"]), packed)
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """The fingerprint of the *unedited* model; the sampled positions depend on the shapes only."""
-    named = sorted(model.named_parameters())
-    saved = originals(model)
     shapes = hashlib.sha256()
-    for name, parameter in named:
-        shapes.update(f"{name}:{tuple(parameter.shape)};".encode())
     samples: list[float] = []
-    for name, parameter in named:
-        flat = saved.get(name, parameter.detach()).reshape(-1)
-        stride = max(1, flat.numel() // PER_PARAMETER)
-        samples += flat[stride // 2 :: stride][:PER_PARAMETER].float().tolist()
+    packed: list[int] = []
+    for name, parameter in sorted(named_weights(model)):
+        shape, values, exact = _sample(model, name, parameter)
+        shapes.update(f"{name}:{shape};".encode())
+        if not exact:
+            packed += range(len(samples), len(samples) + len(values))
+        samples += values
     rounded = tuple(float(f"{value:.6g}") for value in samples)
-    return Fingerprint(type(model).__name__, shapes.hexdigest()[:32], rounded)
+    return Fingerprint(type(model).__name__, shapes.hexdigest()[:32], rounded, tuple(packed))
+
+
+def _sample(
+    model: nn.Module, name: str, parameter: nn.Parameter
+) -> tuple[tuple[int, ...], list[float], bool]:
+    """A weight's shape, some of its unedited numbers, and whether they are the weight's own."""
+    try:
+        storage = storage_of(model, name)
+    except UnsupportedModelError:  # nothing can edit it, but patches that change no weight apply
+        return tuple(parameter.shape), _few(parameter.detach()), False
+    known: dict[str, list[float]] = vars(model).setdefault(_SAMPLED, {})
+    values = known.get(name) if parameter.is_meta else None
+    if values is None:
+        values = _few(storage.numbers(unedited(model, name, storage)))
+        if parameter.is_meta:  # each reading of an offloaded weight may read a whole file
+            known[name] = values
+    return storage.shape, values, storage.exact
+
+
+def _few(numbers: torch.Tensor) -> list[float]:
+    flat = numbers.reshape(-1)
+    stride = max(1, flat.numel() // PER_PARAMETER)
+    values: list[float] = flat[stride // 2 :: stride][:PER_PARAMETER].float().tolist()
+    return values

@@ -1,10 +1,11 @@
 """The patches a model carries, and the bits it had before.
 
 The stack lives on the model itself, so it can be neither lost nor confused with another model's.
-A parameter is given another tensor, never written into: its storage may be shared with an edited
-copy. Edited weights are always rebuilt from the saved original bits plus the patches that remain,
-summed in float32 or better and rounded once: undoing in any order is exact, and undoing everything
-puts the saved tensor back. Nothing is ever subtracted.
+Where a weight lies (in memory, offloaded, quantised) is :mod:`easyeditor.lm.storage`'s to know; it
+is put in place of another, never written into, as that one may be shared with an edited copy.
+Edited weights are always rebuilt from the unedited ones plus the patches that remain, summed in
+float32 or better and rounded once: undoing in any order is exact, and undoing everything puts back
+what lay there before. Nothing is ever subtracted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import PatchMismatchError, PatchStateError
+from easyeditor.lm.storage import Storage, storage_of
 
 _ATTRIBUTE = "easyedit_stack"
 
@@ -49,12 +51,13 @@ class PatchStack:
 
     Attributes:
         patches: what is applied now.
-        saved: ``{parameter path: its original bits}`` of every matrix the patches touch.
+        saved: ``{parameter path: what lay there}`` of every matrix the patches touch, see
+            :class:`~easyeditor.lm.storage.Storage`: a tensor, or None for what is no tensor.
     """
 
     def __init__(self) -> None:
         self.patches: list[Change] = []
-        self.saved: dict[str, torch.Tensor] = {}
+        self.saved: dict[str, torch.Tensor | None] = {}
 
     def fork(self) -> PatchStack:
         """A stack for a model that shares weights with this one."""
@@ -84,9 +87,10 @@ def is_patched(model: nn.Module) -> bool:
     return bool(getattr(model, _ATTRIBUTE, None) and stack_of(model).patches)
 
 
-def originals(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Original bits of the matrices that are edited now."""
-    return stack_of(model).saved if is_patched(model) else {}
+def unedited(model: nn.Module, path: str, storage: Storage) -> torch.Tensor | None:
+    """What lies, or lay before the patches, in a weight's storage."""
+    saved = stack_of(model).saved if is_patched(model) else {}
+    return saved.get(path, storage.content)
 
 
 def push(model: nn.Module, patch: Change) -> None:
@@ -95,21 +99,22 @@ def push(model: nn.Module, patch: Change) -> None:
     Raises:
         PatchStateError: it is applied already.
         PatchMismatchError: the model lacks a parameter, or has it in another shape.
+        UnsupportedModelError: a weight is stored in a way that cannot be read.
     """
     stack = stack_of(model)
     if any(applied is patch for applied in stack.patches):
         raise PatchStateError("This patch is applied to the model already; undo it first.")
-    parameters = _parameters(model, patch)
-    for path, parameter in parameters.items():
+    storages = _storages(model, patch)
+    for path, storage in storages.items():
         if path not in stack.saved:
-            stack.saved[path] = parameter.data
+            stack.saved[path] = storage.content
     stack.patches.append(patch)
     try:
-        _rebuild(model, stack, parameters)
+        _rebuild(stack, storages)
         _reroute(model, stack)
     except BaseException:
         del stack.patches[-1]
-        _rebuild(model, stack, parameters)
+        _rebuild(stack, storages)
         _reroute(model, stack)
         raise
 
@@ -128,7 +133,7 @@ def pop(model: nn.Module, patch: Change) -> None:
             f"Applied now: {len(stack.patches)} patches."
         )
     del stack.patches[where[0]]
-    _rebuild(model, stack, _parameters(model, patch))
+    _rebuild(stack, _storages(model, patch))
     _reroute(model, stack)
 
 
@@ -143,53 +148,52 @@ def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
 
 @contextmanager
 def carrying(model: nn.Module, patch: Change) -> Iterator[None]:
-    """The model carries ``patch`` inside and its former tensors after, whatever happens.
+    """The model carries ``patch`` inside and its former weights after, whatever happens.
 
     Nested uses must be left in reverse order.
     """
     stack = stack_of(model)
-    parameters = _parameters(model, patch)
-    former = {path: parameter.data for path, parameter in parameters.items()}
-    unedited = [path for path in parameters if path not in stack.saved]
+    storages = _storages(model, patch)
+    former = {path: storage.content for path, storage in storages.items()}
+    new = [path for path in storages if path not in stack.saved]
     push(model, patch)
     try:
         yield
     finally:
         stack.patches = [applied for applied in stack.patches if applied is not patch]
-        for path, parameter in parameters.items():
-            parameter.data = former[path]
-        for path in unedited:
+        for path, storage in storages.items():
+            storage.put(former[path])
+        for path in new:
             del stack.saved[path]
         _reroute(model, stack)
 
 
-def _parameters(model: nn.Module, patch: Change) -> dict[str, nn.Parameter]:
-    named = dict(model.named_parameters())
+def _storages(model: nn.Module, patch: Change) -> dict[str, Storage]:
+    known = {name for name, _ in model.named_parameters()}
+    found = {path: storage_of(model, path) for path in patch.entries if path in known}
     for path, shape in patch.shapes.items():
-        parameter = named.get(path)
         stored = shape[::-1] if patch.transposed else shape
-        if parameter is None or tuple(parameter.shape) != stored:
-            has = "no such weight" if parameter is None else tuple(parameter.shape)
+        if path not in found or found[path].shape != stored:
+            has = found[path].shape if path in found else "no such weight"
             raise PatchMismatchError(
                 f"The patch changes {path} of shape {shape} (d_in, d_out); the model has {has}"
-                f"{', stored (d_out, d_in)' * (parameter is not None and patch.transposed)}."
+                f"{', stored (d_out, d_in)' * (path in found and patch.transposed)}."
             )
-    return {path: named[path] for path in patch.entries}
+    return found
 
 
-def _rebuild(model: nn.Module, stack: PatchStack, parameters: dict[str, nn.Parameter]) -> None:
-    for path, parameter in parameters.items():
-        original = stack.saved[path]
+def _rebuild(stack: PatchStack, storages: Mapping[str, Storage]) -> None:
+    for path, storage in storages.items():
         acting = [patch for patch in stack.patches if path in patch.entries]
-        if acting:
-            total = original.float() if original.dtype != torch.float64 else original.clone()
-            total = total.clone() if total is original else total
-            for patch in acting:
-                patch.add_to(path, total)
-            parameter.data = total.to(parameter.dtype)
-        else:
-            parameter.data = original.to(parameter.device, parameter.dtype)
-            del stack.saved[path]
+        if not acting:
+            storage.put(stack.saved.pop(path))
+            continue
+        original = storage.read(stack.saved[path])
+        wide = torch.promote_types(original.dtype, torch.float32)
+        total = original.to(wide, copy=True)
+        for patch in acting:
+            patch.add_to(path, total)
+        storage.put(total.to(storage.dtype))
 
 
 def _reroute(model: nn.Module, stack: PatchStack) -> None:

@@ -14,6 +14,7 @@ from easyeditor.lm.described import config_of, language_model
 from easyeditor.lm.encoder import TextEncoder
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
+from easyeditor.lm.storage import whole_state
 from easyeditor.lm.vocabulary import differences, largest, signature
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.settings import SERACTrainingHparams
@@ -53,7 +54,7 @@ class Nets(nn.Module):
         """
         if config.small_name is None:
             small = language_model(config_of(lm.model))
-            small.load_state_dict(lm.model.state_dict())
+            small.load_state_dict(whole_state(lm.model))
         else:
             found = load(config.small_name, device=str(lm.device), dtype="float32")
             _check_pair(lm, found, config.small_name)

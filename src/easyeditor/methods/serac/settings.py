@@ -36,8 +36,8 @@ _PUBLISHED: dict[str, Any] = {
     "in_scope_weight": 1.0,
     **PUBLISHED_SCHEDULE,
 }
-_DESK: dict[str, Any] = {"max_iters": 64, "log_interval": 8, "val_interval": 16, "val_steps": 50}
-"""For a small model with a sentence encoder: 24 batches of ZsRE were enough."""
+_DESK: dict[str, Any] = {"max_iters": 48, "log_interval": 8, "val_interval": 16, "val_steps": 50}
+"""For a small model with a sentence encoder: 6 minutes on 900 cases of ZsRE, two cores."""
 
 
 def _asks(template: str) -> str:

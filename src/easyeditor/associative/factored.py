@@ -1,0 +1,53 @@
+"""Factored second moments on disk, so that no process factors what another one has.
+
+A factor lies beside its moment and carries the moment's digest in its name: a moment that was
+collected anew never meets an old factor. It takes as much disk as the moment, 4 bytes × d_in².
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from easyeditor.associative.kept import ignored, read_kept, write_kept
+from easyeditor.associative.moments import Moments
+from easyeditor.associative.solve import Factor, home
+
+WHAT = "factored second moments"
+
+
+def factor_of(made: Moments, device: torch.device) -> Factor:
+    """The Cholesky factor of ``made.matrix``, on ``device``: from its file, or made and kept.
+
+    The one from the file has the bits, and the layout, of the one that was made. The trap: making
+    one uses ``made.matrix`` up, as there is no room for two beside a large model.
+    """
+    if made.path is None:
+        return Factor.of(made.matrix.to(device), overwrite=True)
+    matrix = made.matrix.contiguous()
+    digest = hashlib.sha256(matrix.view(-1).numpy().data).hexdigest()[:16]
+    file = made.path.with_name(f"{made.path.stem}-{digest}.cholesky.safetensors")
+    upper = _read(file, matrix.shape, digest)
+    if upper is not None:
+        return Factor(upper.to(home(device)).mT)
+    factor = Factor.of(matrix.to(device), overwrite=True)
+    write_kept(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
+    return factor
+
+
+def _read(file: Path, shape: torch.Size, digest: str) -> torch.Tensor | None:
+    kept = read_kept(file, WHAT)
+    if kept is None:
+        return None
+    tensors, about = kept
+    upper = tensors.get("upper")
+    if (
+        upper is None
+        or about.get("moment") != digest
+        or (upper.shape, upper.dtype) != (shape, torch.float32)
+    ):
+        ignored(file, WHAT, "it holds something else")
+        return None
+    return upper

@@ -1,0 +1,37 @@
+"""Collects second moments and kills itself with SIGKILL in its n-th forward pass.
+
+python tests/moments_child.py TEXT FOLDER N
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import torch
+
+from easyeditor.associative import checkpoint, collect
+from easyeditor.associative.moments import moments
+from support import lm
+
+
+def main() -> None:
+    text, folder, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(1)
+    checkpoint.EVERY = checkpoint.SELDOM = 0.0
+    collect.BUDGET = 32
+    target, passes = lm("llama"), 0
+
+    def count(_module: object, _args: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    target.blocks[0].register_forward_pre_hook(count)
+    moments(target, [0, 2], source=text, tokens=10**6, directory=folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""Collections that go on where they were killed, texts sampled once, factors made once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from easyeditor import MEMITHyperParams, ROMEHyperParams
+from easyeditor.associative import checkpoint, collect, kept, sampled, sums
+from easyeditor.associative.moments import Moments, moments
+from easyeditor.associative.solve import Factor
+from easyeditor.lm import LM
+from easyeditor.methods.memit import MEMIT
+from easyeditor.methods.rome import ROME
+from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits
+
+ALL, LAYERS = 10**6, (0, 2)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(tiny.TEXT.replace(". ", ".\n"), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every batch, and small batches."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SELDOM", 0.0)
+    monkeypatch.setattr(collect, "BUDGET", 32)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[2] for path in folder.iterdir())
+
+
+def half(folder: Path) -> Path:
+    (found,) = (path for path in folder.iterdir() if "-half-" in path.name)
+    return found
+
+
+def same(found: dict[int, Moments], wanted: dict[int, Moments]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        same_bits(found[i].matrix, wanted[i].matrix) and found[i].tokens == wanted[i].tokens
+        for i in wanted
+    )
+
+
+def interrupted(target: LM, at: int, folder: Path, **settings: object) -> None:
+    failing_at(target.blocks[0], at)
+    before = Snapshot(target.model)
+    with pytest.raises(Interrupt):
+        moments(target, LAYERS, directory=folder, **settings)
+    assert before.differences(target.model) == []
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("fold", [2**18, 100], ids=["float32", "folded"])
+@pytest.mark.parametrize("tokens", [ALL, 201])
+def test_a_collection_goes_on_with_the_same_bits(
+    fold: int, tokens: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums, "FOLD", fold)
+    settings = {"source": text, "tokens": tokens}
+    straight = lm("llama")
+    passes = failing_at(straight.blocks[0], 0)
+    whole = moments(straight, LAYERS, directory=tmp_path / "whole", **settings)
+    assert passes() > 5
+    folder = tmp_path / "kept"
+    interrupted(lm("llama"), 4, folder, **settings)
+    interrupted(lm("llama"), 2, folder, **settings)  # and again, one batch later
+    resumed = lm("llama")
+    rest = failing_at(resumed.blocks[0], 0)
+    assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
+    assert rest() == passes() - 4
+    assert files(folder) == ["0.safetensors", "2.safetensors"]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_process_that_was_killed_goes_on(text: str, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    child = Path(__file__).with_name("moments_child.py")
+    done = subprocess.run([sys.executable, child, text, folder, "5"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    stale = folder / f".{half(folder).name}.4711.part"  # killed while it wrote
+    stale.write_bytes(b"x" * 100)
+    settings = {"source": text, "tokens": ALL}
+    resumed, straight = lm("llama"), lm("llama")
+    rest, passes = (failing_at(target.blocks[0], 0) for target in (resumed, straight))
+    whole = moments(straight, LAYERS, directory=tmp_path / "whole", **settings)
+    assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
+    assert rest() == passes() - 4
+    assert files(folder) == ["0.safetensors", "2.safetensors"]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign", "other layers"])
+def test_a_checkpoint_that_cannot_be_read_is_ignored(
+    damage: str, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"source": text, "tokens": ALL}
+    whole = moments(lm("llama"), LAYERS, directory=tmp_path / "whole", **settings)
+    folder = tmp_path / "kept"
+    interrupted(lm("llama"), 4, folder, **settings)
+    file = half(folder)
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[:-100])
+    elif damage == "garbage":
+        file.write_bytes(b"x" * 500)
+    elif damage == "foreign":
+        save_file({"something": torch.zeros(2)}, file)
+    else:
+        tensors = {name: t[:5, :5].contiguous() for name, t in load_file(file).items()}
+        about = {"seen": "5", "unfolded": "5", "sequences": "1", "tokens": "5"}
+        save_file(tensors, file, metadata=about)
+    target = lm("llama")
+    with caplog.at_level(logging.WARNING):
+        found = moments(target, LAYERS, directory=folder, **settings)
+    assert "half-collected second moments" in caplog.text
+    assert "made again" in caplog.text
+    assert same(found, whole)
+    assert files(folder) == ["0.safetensors", "2.safetensors"]
+
+
+@pytest.mark.usefixtures("always")
+def test_other_layers_start_from_the_beginning(text: str, tmp_path: Path) -> None:
+    settings = {"source": text, "tokens": ALL}
+    interrupted(lm("llama"), 4, tmp_path / "kept", **settings)
+    other = moments(lm("llama"), [1], directory=tmp_path / "kept", **settings)
+    assert same(other, moments(lm("llama"), [1], directory=tmp_path / "whole", **settings))
+    assert half(tmp_path / "kept").is_file()  # the first one may still go on
+
+
+def test_a_short_collection_pays_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "BUDGET", 32)
+    interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_checkpoints_are_as_seldom_as_they_are_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = 0.0, []
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def write(*_: object) -> bool:
+        nonlocal now
+        written.append(now)
+        now += 10
+        return True
+
+    monkeypatch.setattr(checkpoint, "write_kept", write)
+    own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
+    state = sums.Sums([2], [torch.device("cpu")])
+    for second in range(0, 600, 5):
+        now = max(now, float(second))
+        own.keep(state, checkpoint.Place())
+    assert written == [60, 270, 480]  # 60 s, then 20 × 10 s after each
+
+
+@pytest.mark.usefixtures("always")
+def test_a_full_disk_gets_no_checkpoint(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 2 * 4 * 64**2 - 1))
+    with caplog.at_level(logging.WARNING):
+        interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
+    assert caplog.text.count("no room") == 1
+    assert files(tmp_path / "kept") == []
+
+
+# -- text sampled from the model -----------------------------------------------------------------
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few short sequences at a time."""
+    monkeypatch.setattr(sampled, "ROWS", 2)
+    monkeypatch.setattr(sampled, "LENGTH", 5)
+
+
+@pytest.mark.usefixtures("groups")
+def test_a_sampling_goes_on_with_the_same_text(tmp_path: Path) -> None:
+    straight, settings = lm("llama"), {"source": "self", "tokens": 60, "seed": 3}
+    whole = moments(straight, LAYERS, directory=tmp_path / "whole", **settings)
+    folder = tmp_path / "kept"
+    interrupted(lm("llama"), 13, folder, **settings)  # in the third group of five passes
+    assert files(folder) == ["text.safetensors"]
+    resumed = lm("llama")
+    passes = failing_at(resumed.blocks[0], 0)
+    assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
+    key = ("self-sampled", 60, 3)
+    assert resumed.memo[key] == straight.memo[key]
+    groups_left = -(-len(straight.memo[key]) // 2) - 2
+    assert passes() == 5 * groups_left + 1
+
+
+def test_a_text_is_sampled_once_for_all_processes(tmp_path: Path) -> None:
+    settings = {"source": "self", "tokens": 60, "directory": tmp_path / "kept"}
+    moments(lm("llama"), [0], **settings)
+    other = lm("llama")
+    passes = failing_at(other.blocks[0], 0)
+    found = moments(other, [1], **settings)
+    assert passes() == 1
+    alone = moments(lm("llama"), [1], **{**settings, "directory": tmp_path / "other"})
+    assert same(found, alone)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "foreign", "no state"])
+def test_a_damaged_text_is_sampled_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"source": "self", "tokens": 60, "directory": tmp_path / "kept"}
+    whole = moments(lm("llama"), [0], **settings)
+    for path in (tmp_path / "kept").iterdir():
+        if "text" not in path.name:
+            path.unlink()
+        elif damage == "garbage":
+            path.write_bytes(b"x" * 300)
+        elif damage == "foreign":
+            save_file({"something": torch.zeros(2)}, path)
+        else:
+            tensors = load_file(path)
+            save_file({**tensors, "generator": torch.zeros(3, dtype=torch.uint8)}, path)
+    with caplog.at_level(logging.WARNING):
+        again = moments(lm("llama"), [0], **settings)
+    assert "sampled texts" in caplog.text
+    assert same(again, whole)
+
+
+# -- factors -------------------------------------------------------------------------------------
+
+Maker = Callable[[], "ROME | MEMIT"]
+
+
+@pytest.fixture(params=["ROME", "MEMIT"])
+def method(request: pytest.FixtureRequest, text: str, tmp_path: Path) -> Maker:
+    """Makes a method that has met no model yet."""
+    settings = {
+        "v_num_grad_steps": 2,
+        "context_template_length_params": (),
+        "mom2_dataset": text,
+        "mom2_n_tokens": 300,
+        "stats_dir": str(tmp_path / "stats"),
+    }
+    if request.param == "ROME":
+        return lambda: ROME(ROMEHyperParams(layers=[1], **settings))
+    return lambda: MEMIT(MEMITHyperParams(layers=[0, 1], mom2_update_weight=1, **settings))
+
+
+@pytest.fixture
+def factored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The widths of what is factored while the test runs."""
+    seen: list[int] = []
+    real = Factor.of.__func__
+
+    def of(kind: type[Factor], moment: torch.Tensor, **more: bool) -> Factor:
+        seen.append(len(moment))
+        return real(kind, moment, **more)
+
+    monkeypatch.setattr(Factor, "of", classmethod(of))
+    return seen
+
+
+def patch_of(make: Maker) -> dict[str, torch.Tensor]:
+    """What a new process would make: a method and a model that know nothing of earlier ones."""
+    patch = make().edit(lm("llama"), EDITS[:1])
+    parts = {path: own[0] for path, own in patch.entries.items()}
+    return {f"{path}.{name}": getattr(p, name) for path, p in parts.items() for name in "uv"}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(same_bits(a[name], b[name]) for name in a)
+
+
+def factor_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "stats").glob("*.cholesky.safetensors"))
+
+
+def test_a_second_process_does_not_factor(
+    method: Maker, factored: list[int], tmp_path: Path
+) -> None:
+    first = patch_of(method)
+    made = len(factored)
+    assert made == len(factor_files(tmp_path)) > 0
+    second = patch_of(method)
+    assert len(factored) == made
+    assert equal(second, first)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign", "narrower", "of another"])
+def test_a_damaged_factor_is_made_again(
+    damage: str, method: Maker, factored: list[int], tmp_path: Path
+) -> None:
+    first = patch_of(method)
+    made = len(factored)
+    for path in factor_files(tmp_path):
+        whole, upper = path.read_bytes(), load_file(path)["upper"]
+        about = kept.read_kept(path, "")[1]
+        if damage == "truncated":
+            path.write_bytes(whole[:-100])
+        elif damage == "garbage":
+            path.write_bytes(b"x" * 300)
+        elif damage == "foreign":
+            save_file({"something": torch.zeros(2)}, path)
+        elif damage == "narrower":
+            save_file({"upper": upper[:5, :5].contiguous()}, path, metadata=about)
+        else:
+            save_file({"upper": 2 * upper}, path, metadata={"moment": "0" * 16})
+    assert equal(patch_of(method), first)
+    assert len(factored) == 2 * made
+    assert equal(patch_of(method), first)
+    assert len(factored) == 2 * made
+
+
+def test_a_changed_moment_never_meets_an_old_factor(
+    method: Maker, factored: list[int], tmp_path: Path
+) -> None:
+    first = patch_of(method)
+    made = len(factored)
+    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
+        tensors, about = kept.read_kept(path, "")
+        matrix = tensors["moment"] + torch.diag(torch.linspace(0, 1, len(tensors["moment"])))
+        save_file({"moment": matrix}, path, metadata=about)
+    changed = patch_of(method)
+    assert len(factored) == 2 * made
+    assert not equal(changed, first)
+    for path in factor_files(tmp_path):
+        path.unlink()
+    assert equal(patch_of(method), changed)

@@ -1,0 +1,102 @@
+"""Sums of outer products: half the work, all the digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from easyeditor.associative import sums as module
+from easyeditor.associative.sums import Sums, add_products, mirror
+from support import same_bits
+
+CPU = torch.device("cpu")
+
+
+def keys(tokens: int, d_in: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(tokens, d_in, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("d_in", [1, 4, 10, 16])
+def test_the_strips_are_the_full_product(d_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EDGE", 4)
+    total, wanted = torch.zeros(d_in, d_in), torch.zeros(d_in, d_in, dtype=torch.float64)
+    for seed in range(3):
+        own = keys(20, d_in, seed)
+        add_products(total, own)
+        wanted += own.double().T @ own.double()
+    found = mirror(total)
+    assert found is total
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, found.T)
+
+
+def test_what_lies_left_of_the_strips_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EDGE", 4)
+    total = torch.zeros(10, 10)
+    add_products(total, keys(20, 10))
+    assert not total[4:, :4].any()
+    assert not total[8:, :8].any()
+    assert total[:4].all()
+
+
+def test_a_narrow_layer_is_one_plain_product() -> None:
+    own, total = keys(50, 64), torch.zeros(64, 64)
+    add_products(total, own)
+    assert same_bits(total, torch.zeros(64, 64).addmm_(own.T, own))
+
+
+def ones_after_a_large_one(fold: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(module, "FOLD", fold)
+    sums = Sums([1], [CPU])
+    sums.add([torch.tensor([[4096.0]])])  # its square is 2²⁴: in float32, one more is no more
+    for _ in range(999):
+        sums.add([torch.tensor([[1.0]])])
+    assert sums.seen == 1000
+    return float(sums.mean(0)) * 1000
+
+
+def test_many_tokens_lose_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ones_after_a_large_one(1, monkeypatch) == pytest.approx(2**24 + 999, abs=2)
+    assert ones_after_a_large_one(10**6, monkeypatch) == pytest.approx(2**24, abs=2)
+
+
+@pytest.mark.parametrize("fold", [30, 1000])
+def test_sums_go_on_from_their_state_with_the_same_bits(
+    fold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FOLD", fold)
+    whole, first = Sums([8, 4], [CPU, CPU]), Sums([8, 4], [CPU, CPU])
+    for seed in range(6):
+        whole.add([keys(20, 8, seed), keys(20, 4, seed)])
+    for seed in range(3):
+        first.add([keys(20, 8, seed), keys(20, 4, seed)])
+    tensors, numbers = first.state()
+    second = Sums([8, 4], [CPU, CPU])
+    second.restore({name: t.clone() for name, t in tensors.items()}, numbers)
+    for seed in range(3, 6):
+        second.add([keys(20, 8, seed), keys(20, 4, seed)])
+    assert second.seen == whole.seen == 120
+    for i in range(2):
+        assert same_bits(second.mean(i), whole.mean(i))
+        assert torch.equal(whole.mean(i), whole.mean(i).T)
+
+
+@pytest.mark.parametrize("wrong", ["narrower", "another precision", "fewer layers", "no numbers"])
+def test_a_state_of_other_sums_is_refused(wrong: str) -> None:
+    sums = Sums([4, 4], [CPU, CPU])
+    sums.add([keys(9, 4), keys(9, 4)])
+    before = sums.mean(0)
+    tensors, numbers = sums.state()
+    tensors = {name: t.clone() for name, t in tensors.items()}
+    if wrong == "narrower":
+        tensors["recent.1"] = torch.zeros(3, 3)
+    elif wrong == "another precision":
+        tensors["recent.1"] = tensors["recent.1"].double()
+    elif wrong == "fewer layers":
+        del tensors["recent.1"]
+    else:
+        numbers = {"unfolded": "9"}
+    with pytest.raises((KeyError, ValueError)):
+        sums.restore(tensors, numbers)
+    assert sums.seen == 9
+    assert same_bits(sums.mean(0), before)
