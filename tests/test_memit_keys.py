@@ -1,4 +1,4 @@
-"""A later batch with ``protect_edits`` leaves earlier edits their answers."""
+"""A later batch with ``protect_edits`` leaves earlier edits their answers; which keys count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from easyeditor import Edit
+from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
 from easyeditor.lm.model import LM
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
@@ -76,3 +77,24 @@ def test_the_same_subject_edited_anew_gives_way(carrying: tuple[LM, WeightPatch]
     anew = (Edit(FIRST[0].prompt, "Rome", subject=FIRST[0].subject), *LATER)
     patch = memit(protect_edits=True).edit(model, anew)
     assert moved(model, patch, FIRST[:1]) > 1e3 * moved(model, patch, FIRST[1:])
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_every_context_has_its_own_key(carrying: tuple[LM, WeightPatch], on: bool) -> None:
+    """With next to no slack the answer is stored under each, and not only under their mean."""
+    model, _ = carrying
+    made = {
+        key: memit(key=key, context_template_length_params=[[3, 2]], protect_edits=on).edit(
+            model, LATER
+        )
+        for key in ("averaged", "ridge")
+    }
+    contexts = context_prefixes(model, ((3, 2),))
+    rows = subject_rows(model, LATER[0], contexts)
+    keys = keys_at(model, [LAYER], rows)[LAYER]
+    spread = {}
+    for key, patch in made.items():
+        said = keys @ change(patch)
+        spread[key] = float((said - said.mean(0)).norm() / said.norm())
+    assert len(rows) == 3
+    assert spread["ridge"] < 0.05 < spread["averaged"]
