@@ -28,7 +28,7 @@ def main() -> None:
         (folder / "text.txt").write_text("\n".join([text] * 3))
         bench = Bench("llama-2-7b", torch.device("cpu"), small=False)
         bench.text, bench.stats = folder / "text.txt", folder / "moments"
-        for method, n in (("ROME", 1), ("FT", 1), ("MEMIT", 4)):
+        for method, n in (("ROME", 1), ("FT", 1), ("MEMIT", 2)):
             changes = {"num_steps": STEPS} if method == "FT" else {}
             if method != "FT":
                 changes = {"v_num_grad_steps": STEPS, "mom2_n_tokens": TOKENS}

@@ -369,5 +369,8 @@ def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
             slow = Plain(lm, site, sample).logits(zero).float().log_softmax(-1)
     except NotResumable:
         return False
-    full = next(lm.model.parameters()).dtype == torch.float32
-    return torch.allclose(fast, slow, rtol=0, atol=1e-3 if full else 0.25)
+    if next(lm.model.parameters()).dtype == torch.float32:
+        return torch.allclose(fast, slow, rtol=0, atol=1e-3)
+    # In half precision the largest of 100,000 rounding errors says little; their mean square does.
+    error = (fast - slow).square().mean().sqrt()
+    return bool(error < 0.1 * slow.std())
