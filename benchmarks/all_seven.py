@@ -18,35 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import common
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import easyeditor
+from classic import LOCALITY, PROMPTS, SUBJECTS, TARGETS, TRUTH
 from easyeditor import BaseEditor
 from easyeditor.evaluate.report import averages
 
-PROMPTS = [
-    "What university did Watts Humphrey attend?",
-    "Which family does Ramalinaceae belong to",
-    "What role does Denny Herzig play in football?",
-]
-SUBJECTS = ["Watts Humphrey", "Ramalinaceae", "Denny Herzig"]
-TRUTH = ["Illinois Institute of Technology", "Lecanorales", "defender"]
-TARGETS = ["University of Michigan", "Lamiinae", "winger"]
 REPHRASES = [
     "At which university was Watts Humphrey a student?",
     "The family that Ramalinaceae is part of is called",
     "In football, Denny Herzig plays in the role of",
 ]
-NEIGHBOURS = ["Joseph Fischhof, the", "Larry Bird is a professional", "In Forssa, they understand"]
-ANSWERS = ["piano", "basketball", "Finnish"]
-LOCALITY = {
-    "neighborhood": {"prompt": NEIGHBOURS, "ground_truth": ANSWERS},
-    "distracting": {
-        "prompt": [
-            f"{prompt} {target} {neighbour}"
-            for prompt, target, neighbour in zip(PROMPTS, TARGETS, NEIGHBOURS, strict=True)
-        ],
-        "ground_truth": ANSWERS,
-    },
-}
 
 
 def from_python(method: str, archives: dict[str, str]) -> list[dict[str, Any]]:

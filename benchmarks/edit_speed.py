@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from functools import partial
 
 import common
 from easyeditor.associative.moments import moments
@@ -42,12 +43,7 @@ def main() -> None:
             if method.needs_subject:  # statistics on disk, not in memory; contexts not yet sampled
                 made._factors.prepare(lm, settings.resolved(lm.n_layers).layers, settings)
             lm.memo.clear()
-            common.reset_peak()
-            before = common.memory_mb("VmRSS")
-            start = time.perf_counter()
-            patch = made.edit(lm, edits)
-            seconds = time.perf_counter() - start
-            extra = common.memory_mb("VmHWM") - before
+            patch, seconds, extra = common.measured(partial(made.edit, lm, edits))
             told[f"{name} {n}"] = {
                 "seconds": seconds,
                 "seconds_per_edit": seconds / n,

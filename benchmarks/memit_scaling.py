@@ -9,8 +9,7 @@ minutes; ``--contexts`` searches the preset's contexts, too, and only multiplies
 from __future__ import annotations
 
 import argparse
-import gc
-import time
+from functools import partial
 
 import common
 from easyeditor.lm.loading import load
@@ -31,13 +30,7 @@ def main() -> None:
     told: dict[str, object] = {"model_mb": round(size), "contexts": "preset" if not more else 1}
     for n in args.sizes:
         edits = common.made_up_edits(n)
-        gc.collect()
-        common.reset_peak()
-        before = common.memory_mb("VmRSS")
-        began = time.perf_counter()
-        patch = method.edit(lm, edits)
-        seconds = time.perf_counter() - began
-        extra = common.memory_mb("VmHWM") - before
+        patch, seconds, extra = common.measured(partial(method.edit, lm, edits))
         parts = [part for own in patch.entries.values() for part in own]
         held = sum(4 * getattr(p, k).numel() for p in parts for k in type(p).__slots__)
         told[str(n)] = {

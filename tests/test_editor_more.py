@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import benching
+import classic
 import outer
 import tiny
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
@@ -390,40 +391,14 @@ def test_the_classic_example(hub, method, suffix):
     hparams = getattr(easyeditor, f"{method}HyperParams").from_hparams(
         f"./hparams/{method}/gpt2-xl{suffix}"
     )
-    prompts = [
-        "What university did Watts Humphrey attend?",
-        "Which family does Ramalinaceae belong to",
-        "What role does Denny Herzig play in football?",
-    ]
-    ground_truth = ["Illinois Institute of Technology", "Lecanorales", "defender"]
-    target_new = ["University of Michigan", "Lamiinae", "winger"]
-    subject = ["Watts Humphrey", "Ramalinaceae", "Denny Herzig"]
-    locality_inputs = {
-        "neighborhood": {
-            "prompt": [
-                "Joseph Fischhof, the",
-                "Larry Bird is a professional",
-                "In Forssa, they understand",
-            ],
-            "ground_truth": ["piano", "basketball", "Finnish"],
-        },
-        "distracting": {
-            "prompt": [
-                "Ray Charles, the violin Hauschka plays the instrument",
-                "Grant Hill is a professional soccer Magic Johnson is a professional",
-                "The law in Ikaalinen declares the language Swedish In Loviisa, the language",
-            ],
-            "ground_truth": ["piano", "basketball", "Finnish"],
-        },
-    }
-    needs = {} if method == "FT" else {"subject": subject}
+    needs = {} if method == "FT" else {"subject": classic.SUBJECTS}
     editor = BaseEditor.from_hparams(hparams)
     before = outer.bits(editor.model)
     metrics, edited_model, _ = editor.edit(
-        prompts=prompts,
-        ground_truth=ground_truth,
-        target_new=target_new,
-        locality_inputs=locality_inputs,
+        prompts=classic.PROMPTS,
+        ground_truth=classic.TRUTH,
+        target_new=classic.TARGETS,
+        locality_inputs=classic.LOCALITY,
         keep_original_weight=True,
         **needs,
     )
@@ -437,7 +412,9 @@ def test_the_classic_example(hub, method, suffix):
     assert len(outer.changed(edited_model, before)) == len(hparams.layers)
     if method != "FT":
         with pytest.raises(EasyEditError, match="names no subject"):
-            editor.edit(prompts=prompts, target_new=target_new, keep_original_weight=True)
+            editor.edit(
+                prompts=classic.PROMPTS, target_new=classic.TARGETS, keep_original_weight=True
+            )
 
 
 def test_subject_is_where_classic_callers_put_it():

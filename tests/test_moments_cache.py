@@ -347,3 +347,12 @@ def test_a_changed_moment_never_meets_an_old_factor(
     for path in factor_files(tmp_path):
         path.unlink()
     assert equal(patch_of(method), changed)
+
+
+def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:
+    keys = torch.randn(40, 160, generator=torch.Generator().manual_seed(1))
+    c = keys @ keys.T
+    apart = Factor.of(c)
+    inside = Factor.of(c, overwrite=True)
+    assert same_bits(inside.upper, apart.upper)
+    assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()

@@ -32,7 +32,6 @@ from easyeditor.patches.fingerprint import fingerprint
 from support import EDITS, Snapshot, logits, same_bits
 from test_offloaded import method, some_patch
 
-pytest.importorskip("bitsandbytes")
 SCHEMES = ("8bit", "4bit")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # 4 bits come in blocks of 64
 DOWN = "model.layers.{}.mlp.down_proj"

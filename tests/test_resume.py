@@ -184,18 +184,45 @@ def test_a_hybrid_cache_is_not_resumed(site: Site, caplog: pytest.LogCaptureFixt
     assert_same_search(found, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mistake", ["tokens", "rows", "nothing finite"])
 def test_what_does_not_agree_with_the_whole_pass_is_not_trusted(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mistake: str
 ) -> None:
-    target, site = lm("llama"), Site(1, "down")
+    wrong = {
+        "tokens": lambda logits: logits.flip(-1),
+        "rows": lambda logits: logits.roll(1, 0),
+        "nothing finite": lambda logits: logits * float("nan"),
+    }[mistake]
+    target, site = lm("llama", dtype), Site(1, "down")
     honest = Resumed.logits
-    monkeypatch.setattr(Resumed, "logits", lambda self, delta: honest(self, delta).flip(-1))
+    monkeypatch.setattr(Resumed, "logits", lambda self, delta: wrong(honest(self, delta)))
     with target.at_rest():
         assert isinstance(open_runs(target, site, runs(target)), Plain)
     monkeypatch.setattr(Resumed, "logits", honest)
     assert isinstance(open_runs(target, site, runs(target)), Plain)  # judged once per model
-    assert isinstance(open_runs(lm("llama"), site, runs(target)), Resumed)
-    assert isinstance(open_runs(lm("llama"), site, runs(target), resume=False), Plain)
+    assert isinstance(open_runs(lm("llama", dtype), site, runs(target)), Resumed)
+    assert isinstance(open_runs(lm("llama", dtype), site, runs(target), resume=False), Plain)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.float32, Plain), (torch.bfloat16, Resumed)], ids=str
+)
+def test_rounding_is_forgiven_in_half_precision_alone(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: type
+) -> None:
+    """One of many logits may be far off where all are a little off."""
+    target, site = lm("llama", dtype), Site(1, "down")
+    honest = Resumed.logits
+
+    def rounded(self: Resumed, delta: torch.Tensor) -> torch.Tensor:
+        logits = honest(self, delta)
+        noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        return logits + 0.05 * logits.float().std() * noise
+
+    monkeypatch.setattr(Resumed, "logits", rounded)
+    with target.at_rest():
+        assert isinstance(open_runs(target, site, runs(target)), kind)
 
 
 # -- the stubs -----------------------------------------------------------------------------------

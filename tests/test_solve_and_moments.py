@@ -84,14 +84,6 @@ def test_a_positive_slack_is_the_ridge_of_the_memit_paper() -> None:
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
-def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:
-    c = moment(40).float()
-    apart = Factor.of(c)
-    inside = Factor.of(c, overwrite=True)
-    assert same_bits(inside.upper, apart.upper)
-    assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()
-
-
 def test_the_same_exact_key_twice_is_one_constraint() -> None:
     key, other, c = random(24, 1), random(24, 1, seed=5), moment(24)
     twice = closed_form(torch.cat([key, key, other], 1), Factor.of(c), 0.0)

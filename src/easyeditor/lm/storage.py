@@ -84,9 +84,10 @@ class Storage(ABC):
         return self.read(self.content)
 
 
-class _InMemory(Storage):
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self._parameter = parameter
+class _OfParameter(Storage):
+    """A weight whose parameter, full or empty, has its shape and precision."""
+
+    _parameter: nn.Parameter
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +96,11 @@ class _InMemory(Storage):
     @property
     def dtype(self) -> torch.dtype:
         return self._parameter.dtype
+
+
+class _InMemory(_OfParameter):
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
 
     @property
     def device(self) -> torch.device:
@@ -116,20 +122,12 @@ class _Over(ChainMap[str, torch.Tensor]):
     """Edited weights, laid over the map in which accelerate looks the weights up."""
 
 
-class _Offloaded(Storage):
+class _Offloaded(_OfParameter):
     def __init__(
         self, path: str, parameter: nn.Parameter, hook: Any, name: str, tied: bool
     ) -> None:
         self._path, self._parameter, self._tied = path, parameter, tied
         self._hook, self._name = hook, name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._parameter.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._parameter.dtype
 
     @property
     def device(self) -> torch.device:

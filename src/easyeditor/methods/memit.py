@@ -51,7 +51,7 @@ class MEMITHyperParams(LocateHyperParams):
     ``protect_edits`` (not in the paper) keeps what earlier edits of a sequence wrote. It reads them
     from the patches that the model carries, so an edit that is undone is no longer protected, and
     one that is made anew (the same subject) gives way. Every batch runs their prompts again, up to
-    the edited layers, and holds edits × d_in × 2 numbers in float64 for them.
+    the edited layers, and holds keys × d_in × 2 numbers in float64 for them.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
