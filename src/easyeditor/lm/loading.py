@@ -67,7 +67,7 @@ def load(
 
     Raises:
         ModelLoadError: nothing of that name, or it cannot be read.
-        MissingExtraError: a GGUF file, and ``gguf`` is not installed; ``quantization``, and
+        MissingExtraError: a GGUF file, and ``gguf`` or accelerate is not installed; ``quantization``, and
             bitsandbytes or accelerate is not.
     """
     if not name:
