@@ -67,8 +67,8 @@ def load(
 
     Raises:
         ModelLoadError: nothing of that name, or it cannot be read.
-        MissingExtraError: a GGUF file, and ``gguf`` or accelerate is not installed; ``quantization``, and
-            bitsandbytes or accelerate is not.
+        MissingExtraError: a GGUF file, and ``gguf`` or accelerate is not installed;
+            ``quantization``, and bitsandbytes or accelerate is not.
     """
     if not name:
         raise ModelLoadError("No model was named. Set model_name, or pass --model.")
