@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.moments import Moments, moments
+from easyeditor.associative.moments import Moments, digest_of, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
@@ -340,13 +340,35 @@ def test_a_changed_moment_never_meets_an_old_factor(
     for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
         tensors, about = kept.read_kept(path, "")
         matrix = tensors["moment"] + torch.diag(torch.linspace(0, 1, len(tensors["moment"])))
-        save_file({"moment": matrix}, path, metadata=about)
+        save_file({"moment": matrix}, path, metadata=about | {"digest": digest_of(matrix)})
     changed = patch_of(method)
     assert len(factored) == 2 * made
     assert not equal(changed, first)
     for path in factor_files(tmp_path):
         path.unlink()
     assert equal(patch_of(method), changed)
+
+
+def test_with_its_factor_there_a_moment_is_not_read(method: Maker, tmp_path: Path) -> None:
+    patch_of(method)
+    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
+        tensors, about = kept.read_kept(path, "")
+        hidden = torch.full_like(tensors["moment"], float("nan"))
+        save_file({"moment": hidden}, path, metadata=about)
+    assert all(part.isfinite().all() for part in patch_of(method).values())
+
+
+def test_a_moment_whose_file_states_no_digest_finds_its_factor(
+    method: Maker, factored: list[int], tmp_path: Path
+) -> None:
+    first = patch_of(method)
+    made = len(factored)
+    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
+        tensors, about = kept.read_kept(path, "")
+        del about["digest"]
+        save_file({"moment": tensors["moment"].clone()}, path, metadata=about)
+    assert equal(patch_of(method), first)
+    assert len(factored) == made
 
 
 def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:

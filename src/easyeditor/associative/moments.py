@@ -42,13 +42,16 @@ WHAT = "second moments"
 class Moments:
     """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made.
 
-    ``path`` is the file that holds it, None where none could be written.
+    ``path`` is the file that holds it, None where none could be written. From a file the matrix is
+    mapped, not read: what never looks into it pays no memory for it, and ``digest``, which the
+    file states, says which one it is.
     """
 
     matrix: torch.Tensor
     tokens: int
     source: str
     path: Path | None = None
+    digest: str = ""
 
     def eigenvalues(self) -> torch.Tensor:
         """All of them, the largest first; float64."""
@@ -57,6 +60,11 @@ class Moments:
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue; infinite with fewer tokens than ``d_in``."""
         return condition_number(self.eigenvalues())
+
+
+def digest_of(matrix: torch.Tensor) -> str:
+    """16 digits that tell its numbers from others."""
+    return hashlib.sha256(matrix.contiguous().view(-1).numpy().data).hexdigest()[:16]
 
 
 def condition_number(eigenvalues: torch.Tensor) -> float:
@@ -237,14 +245,16 @@ class _Shelf:
             return None
         tensors, about = kept
         try:
-            return Moments(tensors["moment"], int(about["tokens"]), about["source"], file)
+            matrix, tokens = tensors["moment"], int(about["tokens"])
+            return Moments(matrix, tokens, about["source"], file, about.get("digest", ""))
         except (KeyError, ValueError) as error:
             ignored(file, WHAT, repr(error))
             return None
 
     def store(self, layer: int, made: Moments) -> Moments:
         """Write it; ``path`` of what comes back says where it is."""
-        file = self._file(layer)
+        file, digest = self._file(layer), digest_of(made.matrix)
         about = {"tokens": str(made.tokens), "source": made.source, "recipe": self._recipe}
+        about["digest"] = digest
         kept = write_kept(file, {"moment": made.matrix.contiguous()}, about, WHAT)
-        return replace(made, path=file) if kept else made
+        return replace(made, path=file, digest=digest) if kept else made

@@ -168,8 +168,11 @@ class MEMIT:
                     part = _smallest(u, residual)
                     projection = lm.projection(layer)
                     entries[projection.path] = [part]
-                    step = weight_patch(lm, self.name, (), settings, {projection.path: [part]}, {})
-                    carried.enter_context(carrying(lm.model, step))
+                    if layer != layers[-1]:  # the next layer's keys are those below this change
+                        step = weight_patch(
+                            lm, self.name, (), settings, {projection.path: [part]}, {}
+                        )
+                        carried.enter_context(carrying(lm.model, step))
                     give_back()
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
 
