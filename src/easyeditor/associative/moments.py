@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -111,8 +111,8 @@ def moments(
         text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
         checkpoint = Checkpoint(shelf.checkpoint(missing))
         sums = collected(lm, missing, text, n_tokens, checkpoint)
-        made = _means(sums, missing, source)
-        found |= {layer: shelf.store(layer, made[layer]) for layer in missing}
+        for i, layer in enumerate(missing):  # one at a time: of 7 billion parameters each is 4 %
+            found[layer] = shelf.store(layer, _mean(sums, i, source))
         checkpoint.remove()
     return found
 
@@ -152,7 +152,7 @@ def moments_by_size(
     text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
     ordered = sorted(set(layers))
     for sums in growing(lm, ordered, text, n_tokens, sorted(set(sizes))):
-        yield _means(sums, ordered, source)
+        yield {layer: _mean(sums, i, source) for i, layer in enumerate(ordered)}
 
 
 def keep_moments(
@@ -187,16 +187,16 @@ def _refuse_patched(lm: LM) -> None:
         )
 
 
-def _means(sums: Sums, layers: Sequence[int], source: str) -> dict[int, Moments]:
+def _mean(sums: Sums, i: int, source: str) -> Moments:
     if not sums.seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
-    made = {layer: Moments(sums.mean(i), sums.seen, source) for i, layer in enumerate(layers)}
-    if not all(bool(own.matrix.isfinite().all()) for own in made.values()):
+    matrix = sums.mean(i)
+    if not bool(matrix.sum(dtype=torch.float64).isfinite()):
         raise MomentsError(
             "The model's activations are not finite on this text, so there are no second moments. "
             "Load it in float32 or bfloat16."
         )
-    return made
+    return Moments(matrix, sums.seen, source)
 
 
 class _Shelf:
@@ -252,9 +252,9 @@ class _Shelf:
             return None
 
     def store(self, layer: int, made: Moments) -> Moments:
-        """Write it; ``path`` of what comes back says where it is."""
+        """Write it; what comes back is mapped from its file, if it could be written."""
         file, digest = self._file(layer), digest_of(made.matrix)
         about = {"tokens": str(made.tokens), "source": made.source, "recipe": self._recipe}
         about["digest"] = digest
         kept = write_kept(file, {"moment": made.matrix.contiguous()}, about, WHAT)
-        return replace(made, path=file, digest=digest) if kept else made
+        return self.load(layer) or made if kept else made
