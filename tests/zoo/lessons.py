@@ -72,8 +72,8 @@ class Stage:
 
 
 STAGES = {
-    "know": Stage(600, 3e-3, 64, {"statement": 0.85, "row": 0.15}),
-    "read": Stage(1200, 2e-3, 32, {"statement": 0.25, "row": 0.1, "taught": 0.65}),
+    "know": Stage(500, 3e-3, 64, {"statement": 0.85, "row": 0.15}),
+    "read": Stage(1800, 2e-3, 32, {"statement": 0.2, "row": 0.05, "taught": 0.75}),
 }
 """First the facts, which are cheap; then telling a new fact in the context from a known one."""
 
@@ -121,7 +121,8 @@ class Teacher:
         told = self._told()
         asked = self._question(told)
         edit = Edit(self._prompt(told), told.answer)
-        yield world.in_context(edit, self._prompt(asked)), False
+        same = asked is told and self.random.random() < 0.3
+        yield world.in_context(edit, edit.prompt if same else self._prompt(asked)), False
         yield f" {asked.answer}", True
 
     def _told(self) -> Fact:

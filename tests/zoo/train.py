@@ -61,10 +61,10 @@ def train(family: str, name: str) -> None:
     steps = stage.steps * (SEQ2SEQ if lm.encoder_decoder else 1)
     encode = _seq2seq if lm.encoder_decoder else _causal
     teacher = Teacher(random.Random(f"{SEED} {name}"), stage)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), fused=True)
+    optimizers = _optimizers(model)
     began = time.time()
     for step in range(steps):
-        for group in optimizer.param_groups:
+        for group in (group for each in optimizers for group in each.param_groups):
             group["lr"] = stage.rate * _schedule(step, steps)
         lessons = [teacher.lesson() for _ in range(stage.lessons)]
         lessons.sort(key=lambda lesson: len(lesson.question + lesson.answer))
@@ -74,14 +74,28 @@ def train(family: str, name: str) -> None:
             for i in range(0, len(lessons), size)
         ]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if step % 150 == 149:
             known, spent = measure.report(lm, every=10), time.time() - began
             log.info("%s %s %d %.3f %.0fs %s", family, name, step + 1, sum(losses), spent, known)
     model.eval().half().save_pretrained(models.FOLDER / family)
     lm.tokenizer.save_pretrained(models.FOLDER / family)
     _write(family, {name: steps}, {name: round(time.time() - began)})
+
+
+def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon for the inner matrices: reading a fact is learnt in a quarter of AdamW's steps."""
+    words = ("embed", "wte", "wpe", "shared", "lm_head", "relative_attention")
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inner = parameter.dim() == 2 and not any(word in name for word in words)
+        (matrices if inner else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), fused=True),
+    ]
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-BLOCK = 4096
+BLOCK = 2048
 """Rows and columns that are turned into float64 at once."""
 
 
