@@ -545,3 +545,32 @@ def test_a_loss_that_is_no_number_ends_it_and_the_checkpoint_stands(toy, tmp_pat
 def test_the_trainer_names_no_method():
     for file in (outer.SOURCE / "train").glob("*.py"):
         assert "mend" not in file.read_text(encoding="utf-8").lower()
+
+
+# -- trackers ---------------------------------------------------------------------------------
+
+
+def test_a_tracker_is_told_what_the_log_is_told(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = trainer(tmp_path, report_to=["tensorboard"], max_iters=8).run()
+    kept = EventAccumulator(str(result.path.parent / "tensorboard")).Reload()
+    for name, tag in (("eval_edit_loss", "eval/edit_loss"), ("loss", "train/loss")):
+        logged = {r["step"]: r[name] for r in result.history if name in r}
+        told = {event.step: event.value for event in kept.Scalars(tag)}
+        assert told == pytest.approx(logged, rel=1e-6)
+        assert told
+
+
+def test_an_unknown_tracker_is_refused_before_the_model_is_loaded(tmp_path):
+    settings = config(tmp_path, model_name="no/such-model", report_to=["tensorbord"])
+    with pytest.raises(HyperParamsError, match="Did you mean 'tensorboard'"):
+        EditTrainer(settings, CASES, CASES).run()
+    assert not (tmp_path / "MEND").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", bool)
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        trainer(tmp_path, report_to=["wandb"]).run()
+    assert not (tmp_path / "MEND").exists()

@@ -69,7 +69,7 @@ def arguments_of(
         fp16=half == "fp16",
         seed=config.seed,
         data_seed=config.seed,
-        report_to=list(config.report_to) or "none",
+        report_to="none",  # see easyeditor.train.trackers
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -113,6 +113,7 @@ class Loop(Trainer):
         train: examples to learn from.
         held_out: examples to validate on, on the way.
         folder: where the log goes.
+        trackers: what else is told how it goes.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Loop(Trainer):
         train: Sequence[Case],
         held_out: Sequence[Case],
         folder: Path,
+        trackers: Sequence[TrainerCallback] = (),
     ) -> None:
         self._learner, self._config = learner, config
         self._parts: dict[str, list[torch.Tensor]] = {}
@@ -135,7 +137,7 @@ class Loop(Trainer):
             train_dataset=list(train),
             eval_dataset=list(held_out),
             data_collator=lambda cases: {"cases": cases},
-            callbacks=[EarlyStoppingCallback(patience), LastStep(), Telling(folder)],
+            callbacks=[EarlyStoppingCallback(patience), LastStep(), Telling(folder), *trackers],
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)

@@ -118,7 +118,8 @@ class EditTrainer:
                 broke off is never overwritten.
 
         Raises:
-            MissingExtraError: accelerate is not installed.
+            MissingExtraError: accelerate, or a tracker's package, is not installed.
+            HyperParamsError: there is no such tracker.
             TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse,
                 or it was started with other settings, data or model.
             DivergedError: the loss left the finite numbers; the last checkpoint stands.
@@ -126,9 +127,11 @@ class EditTrainer:
         """
         _need_accelerate()
         from easyeditor.train.loop import Loop, arguments_of, own_randomness
+        from easyeditor.train.trackers import trackers
 
         began = time.perf_counter()
         self.check(resume=resume)
+        told = trackers(self.config.report_to, self.folder)
         last = self._last_checkpoint()
         with own_randomness():
             lm = self.load()
@@ -141,7 +144,9 @@ class EditTrainer:
                 self.config, self.folder / CHECKPOINTS, on_cpu=lm.device.type == "cpu"
             )
             held_out = self.val_set[: self.config.val_steps]
-            loop = Loop(learner, self.config, arguments, self.train_set, held_out, self.folder)
+            loop = Loop(
+                learner, self.config, arguments, self.train_set, held_out, self.folder, told
+            )
             if self.is_main:
                 self._note(lm)
             loop.train(resume_from_checkpoint=str(last) if resume else None)
