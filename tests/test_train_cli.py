@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from easyeditor import MENDTrainingHparams, ZsreDataset, load
 from easyeditor.methods.archive import NAME
+from easyeditor.methods.learning import examples
 from easyeditor.methods.mend.learner import MENDLearner
 from outer import PROMPT, TARGET
 from scripting import BAD_INPUT, DONE, document, refused, sets
@@ -168,3 +173,32 @@ def test_settings_for_training_are_listed_shown_and_written(easyedit, tmp_path):
     assert "FT needs no training" in refused(easyedit("hparams", "show", "ft", "--training"))
     easyedit("hparams", "write", "--out", tmp_path)
     assert (tmp_path / "TRAINING" / "MEND" / "gpt2-xl.yaml").is_file()
+
+
+def test_two_processes_share_a_training(folder, data, tmp_path):
+    """Each takes its share of the batches and of the held-out cases; one writes and tells."""
+    here = Path(sys.executable).parent
+    own = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
+    usual = ("--mixed_precision", "no", "--dynamo_backend", "no", "--no_python", here / "easyedit")
+    words = training(folder, data, tmp_path, "--val", data, "--json")
+    told = subprocess.run(
+        [str(word) for word in (here / "accelerate", "launch", *own, *usual, *words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert told.returncode == DONE, told.stderr
+    found = json.loads(told.stdout)
+    assert found["steps"] == 4
+    learner = MENDLearner(
+        load(str(folder), device="cpu"), MENDTrainingHparams(**dict(map(parsed, QUICK)))
+    )
+    learner.load(Path(found["archive"]))
+    alone = learner.validate(examples(list(ZsreDataset(data)), rephrase=True, once=True))
+    assert found["metrics"] == pytest.approx(dict(alone), rel=1e-4)
+
+
+def parsed(setting: str) -> tuple[str, float]:
+    name, value = setting.split("=")
+    return name, float(value)
