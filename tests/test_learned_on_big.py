@@ -50,13 +50,16 @@ def big(where: str, folder: Path, scratch: Path) -> LM:
     return load(str(folder), device="cpu", quantization=where)
 
 
-def untouched(lm: LM) -> object:
+State = tuple[list[tuple[int, torch.Tensor]], dict[str, torch.Tensor], list[int]]
+
+
+def untouched(lm: LM) -> State:
     """The bits of every weight and which objects hold them."""
     return packed(lm.model), weights(lm.model), [id(m) for m in maps(lm.model)]
 
 
-def still(lm: LM, before: object) -> bool:
-    was_packed, was, hooks = before  # type: ignore[misc]
+def still(lm: LM, before: State) -> bool:
+    was_packed, was, hooks = before
     now = weights(lm.model)
     return (
         same(packed(lm.model), was_packed)
@@ -76,6 +79,7 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
     numbers = load(str(folder), device="cpu") if exact else unquantised(lm, folder)
     monkeypatch.setattr(Archive, "check", lambda *_: None)  # the unpacked numbers are of no file
     plain = method.edit(numbers, EDITS[:2])
+    assert patch.entries.keys() == plain.entries.keys() != set()
     for path in plain.entries:
         wanted, found = plain.dense(path), patch.dense(path)
         assert wanted.abs().max() > 0
@@ -98,10 +102,11 @@ def test_serac(where, folder, archives, tmp_path):
     lm = big(where, folder, tmp_path)
     before, asked = untouched(lm), [near for near, _ in NEAR]
     clean = lm.score([(prompt, "Italy well") for prompt in asked])
+    wanted = [(again, edit.target) for again, edit in zip(AGAIN, EDITS, strict=True)]
+    assert not any(s.argmax == s.target for s in lm.score(wanted))
     patch = SERAC(SERACHyperParams(archive=archives["SERAC"])).edit(lm, EDITS)
     patch.apply(lm.model)
-    inside = lm.score([(again, edit.target) for again, edit in zip(AGAIN, EDITS, strict=True)])
-    assert all(s.argmax == s.target for s in inside)
+    assert all(s.argmax == s.target for s in lm.score(wanted))
     assert lm.score([(prompt, "Italy well") for prompt in asked]) == clean
     patch.revert(lm.model)
     assert still(lm, before)
@@ -115,7 +120,6 @@ def test_ike(where, folder, tmp_path):
     clean = lm.score([(prompt, "Rome")])
     patch.apply(lm.model)
     assert lm.score([(prompt, "Rome")]) != clean
-    assert lm.generate([prompt], 3)[0]
     patch.revert(lm.model)
     assert lm.score([(prompt, "Rome")]) == clean
     assert still(lm, before)

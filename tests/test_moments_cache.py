@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.moments import Moments, digest_of, moments
+from easyeditor.associative.moments import Moments, _Shelf, digest_of, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
@@ -186,6 +186,31 @@ def test_a_full_disk_gets_no_checkpoint(
         interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
     assert caplog.text.count("no room") == 1
     assert files(tmp_path / "kept") == []
+
+
+@pytest.mark.usefixtures("always")
+def test_a_collection_that_was_killed_between_two_files_goes_on(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = {"source": text, "tokens": ALL}, tmp_path / "kept"
+    whole = moments(lm("llama"), LAYERS, directory=tmp_path / "whole", **settings)
+    true, written = _Shelf.store, []
+
+    def store(self: _Shelf, layer: int, made: Moments) -> Moments:
+        if written:
+            raise Interrupt
+        written.append(layer)
+        return true(self, layer, made)
+
+    monkeypatch.setattr(_Shelf, "store", store)
+    with pytest.raises(Interrupt):
+        moments(lm("llama"), LAYERS, directory=folder, **settings)
+    monkeypatch.undo()
+    resumed = lm("llama")
+    passes = failing_at(resumed.blocks[0], 0)
+    assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
+    assert passes() == 0
+    assert files(folder) == ["0.safetensors", "2.safetensors"]
 
 
 # -- text sampled from the model -----------------------------------------------------------------
@@ -356,6 +381,13 @@ def test_with_its_factor_there_a_moment_is_not_read(method: Maker, tmp_path: Pat
         hidden = torch.full_like(tensors["moment"], float("nan"))
         save_file({"moment": hidden}, path, metadata=about)
     assert all(part.isfinite().all() for part in patch_of(method).values())
+
+
+def test_factoring_changes_no_file_of_a_moment(method: Maker, tmp_path: Path) -> None:
+    patch_of(method)
+    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
+        tensors, about = kept.read_kept(path, "")
+        assert digest_of(tensors["moment"]) == about["digest"]
 
 
 def test_a_moment_whose_file_states_no_digest_finds_its_factor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,7 @@ BAD = {
     "unknown model": (("--model", "./nowhere/at/all"), "No folder './nowhere/at/all'"),
     "unknown settings": (("--hparams", "nothing.yaml"), "nothing.yaml"),
     "unknown device": (("--device", "abacus"), "abacus"),
+    "unknown tracker": (("--set", "report_to=[tensorbord]"), "Did you mean 'tensorboard'"),
     "nothing to resume": (("--resume",), "no unfinished training"),
     "out is a file": (("--out", __file__), Path(__file__).name),
 }
@@ -175,14 +177,13 @@ def test_settings_for_training_are_listed_shown_and_written(easyedit, tmp_path):
     assert (tmp_path / "TRAINING" / "MEND" / "gpt2-xl.yaml").is_file()
 
 
-def test_two_processes_share_a_training(folder, data, tmp_path):
+def test_two_processes_share_a_training(easyedit, folder, data, tmp_path):
     """Each takes its share of the batches and of the held-out cases; one writes and tells."""
-    here = Path(sys.executable).parent
-    own = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0")
-    usual = ("--mixed_precision", "no", "--dynamo_backend", "no", "--no_python", here / "easyedit")
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    command = ("--no-python", shutil.which("easyedit", path=Path(sys.executable).parent))
     words = training(folder, data, tmp_path, "--val", data, "--json")
     told = subprocess.run(
-        [str(word) for word in (here / "accelerate", "launch", *own, *usual, *words)],
+        [str(word) for word in (*launch, *command, *words)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -191,6 +192,8 @@ def test_two_processes_share_a_training(folder, data, tmp_path):
     assert told.returncode == DONE, told.stderr
     found = json.loads(told.stdout)
     assert found["steps"] == 4
+    one = document(easyedit(*training(folder, data, tmp_path / "one", "--val", data, "--json")))
+    assert Path(found["archive"]).read_bytes() != Path(one["archive"]).read_bytes()
     learner = MENDLearner(
         load(str(folder), device="cpu"), MENDTrainingHparams(**dict(map(parsed, QUICK)))
     )

@@ -46,6 +46,7 @@ from easyeditor.methods.learning import TrainingHyperParams, examples, learner_o
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.registry import Registry
 from easyeditor.train.log import CURVE, LOG, read_log
+from easyeditor.train.trackers import trackers
 from support import EDITS, Interrupt, Snapshot, lm, unsettle
 from training_child import CASES, config, trainer
 
@@ -550,11 +551,17 @@ def test_the_trainer_names_no_method():
 # -- trackers ---------------------------------------------------------------------------------
 
 
-def test_a_tracker_is_told_what_the_log_is_told(tmp_path):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_tracker_is_told_what_the_log_is_told(elsewhere, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    if elsewhere:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "there"))
     result = trainer(tmp_path, report_to=["tensorboard"], max_iters=8).run()
-    kept = EventAccumulator(str(result.path.parent / "tensorboard")).Reload()
+    own = tmp_path / "there" if elsewhere else result.path.parent / "tensorboard"
+    (events,) = own.rglob("events.out.*")
+    kept = EventAccumulator(str(events)).Reload()
     for name, tag in (("eval_edit_loss", "eval/edit_loss"), ("loss", "train/loss")):
         logged = {r["step"]: r[name] for r in result.history if name in r}
         told = {event.step: event.value for event in kept.Scalars(tag)}
@@ -574,3 +581,10 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match="pip install wandb"):
         trainer(tmp_path, report_to=["wandb"]).run()
     assert not (tmp_path / "MEND").exists()
+
+
+@pytest.mark.parametrize("names", [["all"], ["none"], []])
+def test_all_and_none_are_trackers_that_are_installed_and_none(names, tmp_path):
+    known = {type(tracker).__name__ for tracker in trackers(names, tmp_path)}
+    assert ("TensorBoardCallback" in known) == (names == ["all"])
+    assert known if names == ["all"] else not known

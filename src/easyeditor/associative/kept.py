@@ -34,7 +34,10 @@ def write_kept(
 
 
 def read_kept(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """The tensors and the words; None if there is no such file, or (with a warning) a bad one."""
+    """The tensors and the words; None if there is no such file, or (with a warning) a bad one.
+
+    The tensors are mapped from the file, for this process alone: writing into them changes no file.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -43,8 +43,9 @@ class Moments:
     """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made.
 
     ``path`` is the file that holds it, None where none could be written. From a file the matrix is
-    mapped, not read: what never looks into it pays no memory for it, and ``digest``, which the
-    file states, says which one it is.
+    mapped, not read, so what never looks into it pays no memory for it; ``digest`` says which one
+    it is, and is empty where no file states it. The trap: whoever writes into a mapped file (the
+    package replaces files) changes the matrix, or ends the process.
     """
 
     matrix: torch.Tensor
@@ -63,7 +64,7 @@ class Moments:
 
 
 def digest_of(matrix: torch.Tensor) -> str:
-    """16 digits that tell its numbers from others."""
+    """16 hexadecimal digits of the SHA-256 of the matrix's numbers."""
     return hashlib.sha256(matrix.contiguous().view(-1).numpy().data).hexdigest()[:16]
 
 
@@ -105,13 +106,15 @@ def moments(
     there = {layer: shelf.load(layer) for layer in wanted}
     found = {layer: made for layer, made in there.items() if made is not None}
     missing = sorted(there.keys() - found.keys())
+    if missing and shelf.checkpoint(sorted(wanted)).exists():
+        missing = sorted(wanted)  # it was killed between the writing of two layers
     if missing:
         _refuse_patched(lm)
         log.info("collecting second moments of layers %s from %s", missing, source)
         text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
         checkpoint = Checkpoint(shelf.checkpoint(missing))
         sums = collected(lm, missing, text, n_tokens, checkpoint)
-        for i, layer in enumerate(missing):  # one at a time: of 7 billion parameters each is 4 %
+        for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
             found[layer] = shelf.store(layer, _mean(sums, i, source))
         checkpoint.remove()
     return found
@@ -191,7 +194,7 @@ def _mean(sums: Sums, i: int, source: str) -> Moments:
     if not sums.seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
     matrix = sums.mean(i)
-    if not bool(matrix.sum(dtype=torch.float64).isfinite()):
+    if not bool(matrix.diagonal().isfinite().all()):  # which bounds the rest
         raise MomentsError(
             "The model's activations are not finite on this text, so there are no second moments. "
             "Load it in float32 or bfloat16."
@@ -253,8 +256,13 @@ class _Shelf:
 
     def store(self, layer: int, made: Moments) -> Moments:
         """Write it; what comes back is mapped from its file, if it could be written."""
-        file, digest = self._file(layer), digest_of(made.matrix)
-        about = {"tokens": str(made.tokens), "source": made.source, "recipe": self._recipe}
-        about["digest"] = digest
-        kept = write_kept(file, {"moment": made.matrix.contiguous()}, about, WHAT)
-        return self.load(layer) or made if kept else made
+        about = {
+            "tokens": str(made.tokens),
+            "source": made.source,
+            "recipe": self._recipe,
+            "digest": digest_of(made.matrix),
+        }
+        matrix = made.matrix.contiguous()
+        if not write_kept(self._file(layer), {"moment": matrix}, about, WHAT):
+            return made
+        return self.load(layer) or made

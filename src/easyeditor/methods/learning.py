@@ -99,7 +99,7 @@ class TrainingHyperParams(HyperParams):
     on its own prompt, or on both. ``val_steps`` is the number of cases used by a validation on the
     way; the last one uses all. ``half`` trains in mixed precision: bfloat16, or float16 on an
     accelerator that has no bfloat16. ``report_to`` names trackers (``wandb``, ``tensorboard``, …)
-    as ``transformers`` knows them; their packages are yours to install.
+    as ``transformers`` knows them; you install their packages.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset(

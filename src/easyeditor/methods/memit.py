@@ -168,7 +168,7 @@ class MEMIT:
                     part = _smallest(u, residual)
                     projection = lm.projection(layer)
                     entries[projection.path] = [part]
-                    if layer != layers[-1]:  # the next layer's keys are those below this change
+                    if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
                             lm, self.name, (), settings, {projection.path: [part]}, {}
                         )

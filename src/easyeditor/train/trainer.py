@@ -31,6 +31,8 @@ from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.train.log import LOG, draw_curve
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from easyeditor.train.loop import Loop
 
 log = logging.getLogger(__name__)
@@ -67,9 +69,10 @@ class EditTrainer:
     """Trains what a method learns, beside a model that is only read.
 
     Everything lands in ``results_dir/<METHOD>/<model>/``: the archive, ``train_log.jsonl``, a
-    learning curve, and while it runs checkpoints, from which ``run(resume=True)`` goes on after a
-    crash and ends with the very bits an uninterrupted run ends with. Run it under ``accelerate
-    launch`` to share the batches among devices.
+    learning curve, TensorBoard's files where ``report_to`` names it, and while it runs checkpoints,
+    from which ``run(resume=True)`` goes on after a crash and ends with the very bits an
+    uninterrupted run ends with. Run it under ``accelerate launch`` to share the batches among
+    devices.
 
     Args:
         config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
@@ -102,6 +105,7 @@ class EditTrainer:
         self.train_set = examples(list(train_set), rephrase=again)
         self.val_set = examples(list(val_set), rephrase=again, once=True)
         self._lm = lm
+        self._trackers: list[TrainerCallback] = []
 
     @property
     def folder(self) -> Path:
@@ -127,11 +131,9 @@ class EditTrainer:
         """
         _need_accelerate()
         from easyeditor.train.loop import Loop, arguments_of, own_randomness
-        from easyeditor.train.trackers import trackers
 
         began = time.perf_counter()
         self.check(resume=resume)
-        told = trackers(self.config.report_to, self.folder)
         last = self._last_checkpoint()
         with own_randomness():
             lm = self.load()
@@ -145,7 +147,13 @@ class EditTrainer:
             )
             held_out = self.val_set[: self.config.val_steps]
             loop = Loop(
-                learner, self.config, arguments, self.train_set, held_out, self.folder, told
+                learner,
+                self.config,
+                arguments,
+                self.train_set,
+                held_out,
+                self.folder,
+                self._trackers,
             )
             if self.is_main:
                 self._note(lm)
@@ -200,11 +208,16 @@ class EditTrainer:
         return max(found)[1].parent if found else None
 
     def check(self, *, resume: bool = False) -> None:
-        """Whether :meth:`run` may start in the folder as it is; loads nothing.
+        """Whether :meth:`run` may start in the folder as it is; loads no model.
 
         Raises:
+            MissingExtraError: accelerate, or a tracker's package, is not installed.
+            HyperParamsError: there is no such tracker.
             TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse.
         """
+        _need_accelerate()
+        from easyeditor.train.trackers import trackers
+
         last = self._last_checkpoint()
         if last is None and resume:
             raise TrainingError(
@@ -217,6 +230,7 @@ class EditTrainer:
                 "run(resume=True) (--resume), or delete the folder, or choose another results_dir "
                 "(--out)."
             )
+        self._trackers = trackers(self.config.report_to, self.folder)
 
     def _about(self, lm: LM) -> dict[str, Any]:
         cases = hashlib.sha256(repr([self.train_set, self.val_set]).encode()).hexdigest()[:16]
