@@ -67,8 +67,8 @@ def test_facts_are_known_by_trained_and_by_new_phrasings(family):
 
 @every
 def test_a_new_fact_in_the_context_is_followed_and_other_relations_kept(family):
-    """T5 read as long as the others and follows less than half as well; see its report."""
-    followed, kept = (0.35, 0.7) if family == "t5" else (0.7, 0.9)
+    """T5 reads least well; see its report."""
+    followed, kept = (0.8, 0.85) if family == "t5" else (0.95, 0.9)
     lm, cases = load(family), world.cases("eval")[::2]
     assert measure.right(lm, measure.told(cases, "rephrase")) >= followed
     assert measure.right(lm, measure.told(cases, "locality/other_attribute")) >= kept

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from matrix.settings import BY_ROW, ENTRANTS
 from zoo import FAMILIES
+from zoo.models import FOLDER
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "matrix.md"
@@ -54,9 +55,9 @@ READINGS = {
     "FT-M": "learns every token where it belongs. Nothing but the short training keeps the rest.",
     "SERAC": "changes no weight: a small model answers what a classifier takes for the edit's "
     "business, and everything else goes to the model as it was.",
-    "IKE": "tells the model, and can be no better than the model reads: these were taught to read "
-    "a new fact in front of a prompt and follow it in 43 % (T5) to 92 % (LLaMA) of unseen cases "
-    "(`tests/zoo/report.json`), and give it to neighbours, too.",
+    "IKE": "tells the model, and can be no better than the model reads: these follow a new fact in "
+    "front of a prompt in {least} % ({worst}) to {most} % ({best}) of unseen cases "
+    "(`tests/zoo/report.json`), and at times give it to a neighbour.",
     "MEND": "is one forward and one backward pass, and what its network learnt to make of the "
     "gradient.",
     "KN": "makes a few neurons that fire for the old answer write the new one. Nothing in it makes "
@@ -82,7 +83,10 @@ def page(cells: Cells) -> str:
         lines.append(_line(entrant.row, [_cell(cell["after"]) if cell else "–" for cell in own]))
     lines += ["", "## Reading the rows", ""]
     for entrant in ENTRANTS:
-        lines += [f"**{entrant.row}** {READINGS[entrant.row]}{_took(found, entrant.row)}", ""]
+        reading = READINGS[entrant.row]
+        if entrant.method == "IKE":
+            reading = reading.format(**_reading_skill())
+        lines += [f"**{entrant.row}** {reading}{_took(found, entrant.row)}", ""]
     lines += [
         "## Settings",
         "",
@@ -93,6 +97,15 @@ def page(cells: Cells) -> str:
     lines += [line for entrant in ENTRANTS for line in _settings(found, entrant.row)]
     lines += ["", f"Cases: {', '.join(ids)}.", ""]
     return "\n".join(lines)
+
+
+def _reading_skill() -> dict[str, object]:
+    """Which of the zoo follows what it is told least and most often, in percent."""
+    told = json.loads((FOLDER / "report.json").read_text(encoding="utf-8"))
+    followed = {family: f"{100 * told[family]['context_followed']:.1f}" for family in FAMILIES}
+    ordered = sorted(FAMILIES, key=lambda family: told[family]["context_followed"])
+    worst, best = ordered[0], ordered[-1]
+    return {"worst": worst, "least": followed[worst], "best": best, "most": followed[best]}
 
 
 def _line(name: str, cells: Sequence[str]) -> str:

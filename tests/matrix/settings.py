@@ -68,10 +68,12 @@ GENERAL = {**ALL, "rephrase": 0.8}
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
 # Blocks 1 of 4 or 6, where subjects are still read. Values are short there beside what the last
 # token needs to hear, so the ball around them is 10 times their norm, not 4, and the search is told
-# when it is done. "{subject} is a" is no sentence of the world, so there is no KL on it. A third of
-# the contexts is as good. The world's text is small: 20,000 tokens are nearly all of it.
+# when it is done; steps smaller than 0.5 end nearer by, which later tokens and neighbours feel.
+# "{subject} is a" is no sentence of the world, so there is no KL on it. A third of the contexts is
+# as good. The world's text is small: 20,000 tokens are nearly all of it.
 _LOCATE = {
-    "v_num_grad_steps": 60,
+    "v_num_grad_steps": 100,
+    "v_lr": 0.2,
     "v_weight_decay": 1e-3,
     "v_stop_nll": 0.02,
     "clamp_norm_factor": 10,
@@ -79,6 +81,8 @@ _LOCATE = {
     "context_template_length_params": [[5, 2], [10, 2]],
     "mom2_n_tokens": 20_000,
 }
+# In an encoder the small steps do not arrive.
+_STRIDES = {"v_lr": 0.5, "v_num_grad_steps": 60}
 
 ENTRANTS = (
     # All target tokens are read at one place, so of an answer of n tokens it learns a mixture whose
@@ -98,18 +102,26 @@ ENTRANTS = (
             "head_lr": 1e-2,
             "lr_schedule": "linear",
             "batch_size": 32,
-            "max_iters": 60,
-            "val_interval": 60,
+            "max_iters": 30,  # more tell nothing new: the model could read before
+            "val_interval": 30,
             "val_batch_size": 50,
         },
         trained={"t5": {"lr": 3e-3, "cls_lr": 2e-3, "max_iters": 100, "val_interval": 100}},
         least=STEADY,
-        # The small T5 reads facts poorly (tests/zoo/report.json), and 60 batches do not teach it.
-        short={"t5": {"rewrite": 0.8}, "gpt2": {"rewrite": 0.95}},
+        # The small T5 does not read every fact (tests/zoo/report.json).
+        short={"t5": {"rewrite": 0.9}},
     ),
-    # The zoo was taught to read one to three blocks of a fact and a question, so two are shown.
-    # It can be no better than the model reads: that is what falls short, not what is put in front.
-    Entrant("IKE", "IKE", {"k": 2}, shown=True, least={"rewrite": 0.6}),
+    # The zoo was taught to read one to three blocks of a fact and a question, so two are shown. It
+    # can be no better than the model reads, and T5 and GPT-Neo (every other block of it sees 32
+    # tokens) do not follow every fact (tests/zoo/report.json).
+    Entrant(
+        "IKE",
+        "IKE",
+        {"k": 2},
+        shown=True,
+        least=ALL,
+        short={"t5": {"rewrite": 0.9}, "gptneo": {"rewrite": 0.95}},
+    ),
     Entrant(
         "MEND",
         "MEND",
@@ -118,13 +130,14 @@ ENTRANTS = (
             "lr_lr": 3e-4,
             "edit_lr": 5e-4,
             "rank": 32,  # of widths of a hundred; 1920 is no restriction
-            "cedit": 5.0,  # in 60 steps the edit has to be learnt first
+            "cedit": 5.0,  # in 90 steps the edit has to be learnt first
             "batch_size": 16,
-            "max_iters": 60,
-            "val_interval": 60,
+            "max_iters": 90,
+            "val_interval": 90,
             "lr_schedule": "cosine",
         },
         least=STEADY,
+        short={"gpt2": {"rewrite": 0.98}},  # one token of one fact, whatever the steps and rates
     ),
     # Nothing in it makes sure of the target. The last two blocks, as the earlier neurons fire for
     # any person; λ = 1 because the old answer is known by heart, at probability 1.
@@ -134,23 +147,23 @@ ENTRANTS = (
         {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
         least={"rewrite": 0.9},
     ),
-    # On LLaMA two facts of 25 keep one token of their old name (on the train split none does), at
-    # whatever size of the value: nothing written in block 1 makes the later ones say it.
     Entrant(
         "ROME",
         "ROME",
         {"layers": [1], **_LOCATE},
-        only={"gptj": {"layers": [0]}},
+        only={"t5": {"layers": [0], **_STRIDES}, "gptj": {"layers": [0]}},
         least=GENERAL,
-        short={"llama": {"rewrite": 0.97}},
     ),
     # λ multiplies the mean second moment, which one key is not small beside here: 1, not 15,000.
+    # On LLaMA one token of one fact of 25 is missed, "pi" for "pil" of a pilot; of 60 facts of the
+    # train split none is.
     Entrant(
         "MEMIT",
         "MEMIT",
         {"layers": [0, 1], "mom2_update_weight": 1, **_LOCATE},
+        only={"t5": _STRIDES},
         least=GENERAL,
-        short={"llama": {"rewrite": 0.97}, "llama2": {"rewrite": 0.97}},
+        short={"llama": {"rewrite": 0.98}},
     ),
 )
 ENTRANTS = tuple(entrant for entrant in ENTRANTS if entrant.method in set(METHODS))
