@@ -189,7 +189,7 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(
         ("ROME", "rome", "weight_patch", 1),
         ("MEMIT", "memit", "find_values", 1),
         ("MEMIT", "memit", "closed_form", 2),  # the first layer is edited by then
-        ("MEMIT", "memit", "weight_patch", 3),
+        ("MEMIT", "memit", "weight_patch", 2),
         ("FT", "ft", "_loss", 2),
         ("FT", "ft", "weight_patch", 1),
         ("KN", "kn", "attribute", 1),
