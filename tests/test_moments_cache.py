@@ -321,6 +321,14 @@ def factor_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "stats").glob("*.cholesky.safetensors"))
 
 
+def kept_moments(tmp_path: Path) -> list[tuple[Path, torch.Tensor, dict[str, str]]]:
+    """Every file of a moment, what is in it, and the words about it."""
+    files = set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path))
+    read = [(path, kept.read_kept(path, "")) for path in sorted(files)]
+    assert read
+    return [(path, found[0]["moment"], found[1]) for path, found in read]
+
+
 def test_a_second_process_does_not_factor(
     method: Maker, factored: list[int], tmp_path: Path
 ) -> None:
@@ -362,9 +370,8 @@ def test_a_changed_moment_never_meets_an_old_factor(
 ) -> None:
     first = patch_of(method)
     made = len(factored)
-    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
-        tensors, about = kept.read_kept(path, "")
-        matrix = tensors["moment"] + torch.diag(torch.linspace(0, 1, len(tensors["moment"])))
+    for path, moment, about in kept_moments(tmp_path):
+        matrix = moment + torch.diag(torch.linspace(0, 1, len(moment)))
         save_file({"moment": matrix}, path, metadata=about | {"digest": digest_of(matrix)})
     changed = patch_of(method)
     assert len(factored) == 2 * made
@@ -376,18 +383,14 @@ def test_a_changed_moment_never_meets_an_old_factor(
 
 def test_with_its_factor_there_a_moment_is_not_read(method: Maker, tmp_path: Path) -> None:
     patch_of(method)
-    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
-        tensors, about = kept.read_kept(path, "")
-        hidden = torch.full_like(tensors["moment"], float("nan"))
-        save_file({"moment": hidden}, path, metadata=about)
+    for path, moment, about in kept_moments(tmp_path):
+        save_file({"moment": torch.full_like(moment, float("nan"))}, path, metadata=about)
     assert all(part.isfinite().all() for part in patch_of(method).values())
 
 
 def test_factoring_changes_no_file_of_a_moment(method: Maker, tmp_path: Path) -> None:
     patch_of(method)
-    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
-        tensors, about = kept.read_kept(path, "")
-        assert digest_of(tensors["moment"]) == about["digest"]
+    assert all(digest_of(moment) == about["digest"] for _, moment, about in kept_moments(tmp_path))
 
 
 def test_a_moment_whose_file_states_no_digest_finds_its_factor(
@@ -395,10 +398,9 @@ def test_a_moment_whose_file_states_no_digest_finds_its_factor(
 ) -> None:
     first = patch_of(method)
     made = len(factored)
-    for path in set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path)):
-        tensors, about = kept.read_kept(path, "")
+    for path, moment, about in kept_moments(tmp_path):
         del about["digest"]
-        save_file({"moment": tensors["moment"].clone()}, path, metadata=about)
+        save_file({"moment": moment.clone()}, path, metadata=about)
     assert equal(patch_of(method), first)
     assert len(factored) == made
 

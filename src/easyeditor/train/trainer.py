@@ -129,11 +129,10 @@ class EditTrainer:
             DivergedError: the loss left the finite numbers; the last checkpoint stands.
             ModelLoadError: the model cannot be read.
         """
-        _need_accelerate()
-        from easyeditor.train.loop import Loop, arguments_of, own_randomness
-
         began = time.perf_counter()
         self.check(resume=resume)
+        from easyeditor.train.loop import Loop, arguments_of, own_randomness
+
         last = self._last_checkpoint()
         with own_randomness():
             lm = self.load()
