@@ -25,34 +25,39 @@ BUDGET = 8192
 
 
 class Prefix:
-    """The beginning of some sequences, run once; or None of it where the model cannot resume.
+    """Beginnings of sequences, run once; unusable where the model cannot hand them on.
 
     Attributes:
-        length: in tokens.
+        length: in tokens; of the longest.
     """
 
-    def __init__(self, lm: LM, ids: Sequence[int]) -> None:
-        self._lm, self.length = lm, len(ids)
+    def __init__(self, lm: LM, *beginnings: Sequence[int]) -> None:
+        self._lm, self._batch = lm, lm.pad(beginnings, left=True)
+        self.length = self._batch.ids.shape[1]
         zero = torch.zeros(1, dtype=torch.long)
         with gathering(lm.head, zero, zero):
-            cache = lm.call(lm.pad([ids]), use_cache=True).past_key_values
-        layers = getattr(cache, "layers", None)
+            cache = lm.call(self._batch, use_cache=True).past_key_values
+        layers = getattr(cache, "layers", None) or ()
         # Recurrent states and windows cannot be handed to several rows like this.
-        self.usable = bool(layers) and all(type(each) is DynamicLayer for each in layers or ())
+        plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
+        self.usable = bool(layers) and plain
         self._cache = cache if self.usable else None
 
-    def call(self, rests: Sequence[Sequence[int]]) -> Any:
-        """One forward pass of what follows the beginning in each row."""
-        lm, n = self._lm, len(rests)
-        rest = lm.pad(rests)
-        before = rest.mask.new_ones(n, self.length)
-        batch = Batch(rest.ids, torch.cat([before, rest.mask], 1), rest.positions + self.length)
+    def call(self, rests: Sequence[Sequence[int]], whose: Sequence[int] = ()) -> Any:
+        """One forward pass of what follows in each row, after ``whose`` beginning: the first's."""
+        lm, n, before = self._lm, len(rests), self._batch
+        rest, rows = lm.pad(rests), torch.tensor(whose or [0] * len(rests), device=lm.device)
+        past = before.mask.sum(1)[rows]
+        mask = torch.cat([before.mask[rows], rest.mask], 1)
+        batch = Batch(rest.ids, mask, rest.positions + past[:, None])
         cache = copy.copy(self._cache)
         assert cache is not None
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
-            layer.keys = layer.keys.expand(n, -1, -1, -1)
-            layer.values = layer.values.expand(n, -1, -1, -1)
+            layer.keys, layer.values = (
+                each.expand(n, -1, -1, -1) if len(each) == 1 else each[rows.to(each.device)]
+                for each in (layer.keys, layer.values)
+            )
         return lm.call(batch, past_key_values=cache, use_cache=True)
 
 

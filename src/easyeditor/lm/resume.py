@@ -23,6 +23,7 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
+from easyeditor.lm.beginnings import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.saved import Shelf, slim
@@ -169,7 +170,8 @@ class Resumed:
     def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._shelf = shelf or Shelf()
-        prefix = lm.pad([run.ids[: run.start] for run in runs], left=True)
+        past = [run.ids[: run.start] for run in runs]
+        prefix = lm.pad(past, left=True)
         suffix = lm.pad([run.ids[run.start :] for run in runs])
         lengths = torch.tensor([run.start for run in runs], device=lm.device)
         self._batch = Batch(
@@ -184,7 +186,7 @@ class Resumed:
             if lm.encoder_decoder and not lm.in_encoder:  # what it read does not change
                 encode = lm.model.get_encoder()
                 self._more["encoder_outputs"] = encode(suffix.ids, attention_mask=suffix.mask)
-            self._cache = self._run_prefix(prefix) if prefix.ids.shape[1] else None
+            self._cache = self._run_prefix(past) if any(past) else None
             self._below = self._run_lower() if site.start else None
         self._drop_lower_cache()
         self.left = 0
@@ -197,10 +199,8 @@ class Resumed:
             tensors.append(hidden_of(self._below))
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    def _run_prefix(self, prefix: Batch) -> Any:
-        zero = torch.zeros(1, dtype=torch.long)
-        with gathering(self._lm.head, zero, zero):
-            cache = self._lm.call(prefix, use_cache=True).past_key_values
+    def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
+        cache = past_of(self._lm, past)
         layers = getattr(cache, "layers", None)
         if not layers or any(type(layer) not in _FORGETFUL for layer in layers):
             raise NotResumable
