@@ -56,11 +56,12 @@ def from_shell(method: str, archives: dict[str, str], file: Path) -> list[dict[s
     """The metrics of ``easyedit edit``."""
     extra = ["--set", f"archive={archives[method]}"] if method in archives else []
     easyedit = Path(sys.executable).with_name("easyedit")
-    command = [easyedit, "edit", "--method", method, "--edits", file, "--json", *extra]
+    command = [str(easyedit), "edit", "--method", method, "--edits", str(file), "--json", *extra]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 1):  # 1: an edit did not take
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout)["metrics"]
+    metrics: list[dict[str, Any]] = json.loads(done.stdout)["metrics"]
+    return metrics
 
 
 def main() -> None:

@@ -94,7 +94,11 @@ def processor() -> str:
 
 def write(name: str, results: dict[str, object]) -> None:
     """Print the results and keep them under ``benchmarks/results/``."""
-    whole = {"machine": processor(), "torch": torch.__version__, "when": time.strftime("%Y-%m-%d")}
+    whole: dict[str, object] = {
+        "machine": processor(),
+        "torch": torch.__version__,
+        "when": time.strftime("%Y-%m-%d"),
+    }
     whole |= results
     print(json.dumps(whole, indent=1))
     place = Path(__file__).parent / "results" / f"{name}.json"

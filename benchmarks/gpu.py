@@ -189,7 +189,7 @@ class Bench:
         edits = common.made_up_edits(100)
         search = settings.search()
         tokens = sum(
-            len(row.ids) - row.subject_last
+            len(row.ids) - (row.subject_last or 0)
             for edit in edits
             for context in contexts
             for row in [

@@ -1,9 +1,8 @@
 """ROME's layer against its scores: the trade-off that a preset is chosen from.
 
 A layer needs a value search per case and the questions of every case on the model that holds only
-its edit. Both are done for all cases together: the searches are one batch, and in the evaluation
-each row of a batch carries the rank-one change of its own case, added to the projection's output.
-The first cases are also edited and measured one at a time, as a check.
+its edit. Both are done for all cases together. The first cases are also edited and measured one at
+a time, as a check.
 
     python benchmarks/layer_sweep.py --data counterfact.json [--cases 50] [--layers 1,3,5]
         [--text wikipedia.jsonl --tokens 100000] [--out docs/pictures]
@@ -16,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import common
 from easyeditor import BaseEditor, Case, ROMEHyperParams
 from easyeditor.associative.contexts import context_prefixes
@@ -26,20 +23,20 @@ from easyeditor.associative.values import find_values
 from easyeditor.bench.drawing import png, svg
 from easyeditor.bench.plots import layer_plot
 from easyeditor.data.open import open_dataset
+from easyeditor.evaluate.intervals import Estimate
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Observation, observe, questions
+from easyeditor.evaluate.observe import observe, observe_each
 from easyeditor.evaluate.report import flatten, summary
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Site
-from easyeditor.lm.scoring import Passage, cut, passages
 from easyeditor.methods.base import Factors
 from easyeditor.methods.rome import solve_rank_one
-from easyeditor.patches.weight import LowRank
+from easyeditor.patches.weight import Part, WeightPatch, weight_patch
 
 
-def found_changes(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[LowRank]:
-    """The rank-one change of every case, each from the unedited model."""
+def edited(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[WeightPatch]:
+    """The patch of every case, each from the unedited model; one search for all."""
     layer = int(settings.layers[0])
     contexts = context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
     factors = Factors()
@@ -47,45 +44,14 @@ def found_changes(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> l
     edits = [case.edit for case in cases]
     search = settings.search()
     found = find_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
-    factor, weight = factors.get(lm, layer, settings), lm.projection(layer).weight
-    changes = []
+    factor, projection = factors.get(lm, layer, settings), lm.projection(layer)
+    patches = []
     for edit, delta in zip(edits, found.delta, strict=True):
         keys = keys_at(lm, [layer], subject_rows(lm, edit, contexts))[layer].T
-        changes.append(solve_rank_one(keys, delta, weight, factor, settings))
-    return changes
-
-
-def scored(lm: LM, layer: int, cases: Sequence[Case], changes: Sequence[LowRank]) -> list[Any]:
-    """What the model says about each case while it holds only that case's change."""
-    pairs, rows, owner, plan = [], [], [], []
-    for number, case in enumerate(cases):
-        own = list(dict.fromkeys(questions(case)))
-        start = len(rows)
-        pairs += own
-        rows += [lm.text.row(*pair) for pair in own]
-        for p in passages(rows[start:]):
-            owner.append(number)
-            plan.append(Passage(p.ids, p.reads, tuple((start + i, at) for i, at in p.asks)))
-    u = torch.stack([change.u[:, 0] for change in changes])
-    v = torch.stack([change.v[0] for change in changes])
-    current = torch.tensor([0])
-
-    def add(_module: object, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        share = (args[0] * u[current][:, None]).sum(-1, keepdim=True)
-        return output + share * v[current][:, None]
-
-    scores: list[dict[tuple[str, str], Any]] = [{} for _ in cases]
-    handle = lm.projection(layer).module.register_forward_hook(add)
-    try:
-        with lm.at_rest(), torch.inference_mode():
-            for chunk in cut([len(p.ids) for p in plan], [len(p.reads) for p in plan], 2048, 170):
-                current = torch.tensor([owner[i] for i in chunk])
-                asked = {i: owner[k] for k in chunk for i, _ in plan[k].asks}
-                for i, said in lm._score([plan[k] for k in chunk], rows):
-                    scores[asked[i]][pairs[i]] = said
-    finally:
-        handle.remove()
-    return scores
+        change = solve_rank_one(keys, delta, projection.weight, factor, settings)
+        entries: dict[str, list[Part]] = {projection.path: [change]}
+        patches.append(weight_patch(lm, "ROME", [edit], settings, entries, {}))
+    return patches
 
 
 def check(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams, fast: Sequence[Any]) -> float:
@@ -109,18 +75,15 @@ def main() -> None:
     cases = list(open_dataset(args.data, size=args.cases))
     before = observe(lm, cases)
     unedited = summary([summarise(case, before, before) for case in cases])
-    points, told = {}, {}
+    points: dict[int, dict[str, Estimate]] = {}
+    told = {}
     worst = 0.0
     for layer in (int(part) for part in args.layers.split(",")):
         settings = ROMEHyperParams.preset(
             "smollm2-135m", layers=[layer], mom2_dataset=args.text, mom2_n_tokens=args.tokens
         )
-        changes = found_changes(lm, cases, settings)
-        scores = scored(lm, layer, cases, changes)
-        metrics = [
-            summarise(case, before, Observation(said))
-            for case, said in zip(cases, scores, strict=True)
-        ]
+        seen = observe_each(lm, cases, edited(lm, cases, settings))
+        metrics = [summarise(case, before, after) for case, after in zip(cases, seen, strict=True)]
         if not points:
             worst = check(lm, cases[:2], settings, metrics)
         points[layer] = summary(metrics)

@@ -84,14 +84,14 @@ class Meter:
         return measured
 
 
-class Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations of the matrix products, and the bytes every kernel reads and writes.
 
     Caches are not modelled: an operand counts each time it is used, a view costs nothing.
     """
 
     def __init__(self, meter: Meter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._meter = meter
 
     def __torch_dispatch__(
@@ -108,10 +108,8 @@ class Counting(TorchDispatchMode):
 
 def _flops(func: Any, given: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> float:
     name = func._overloadpacket.__name__
-    if name == "linear":  # in inference mode it is not taken apart
-        return 2 * out.numel() * given[0].shape[-1]
-    if name == "matmul":
-        return 2 * out.numel() * given[0].shape[-1]
+    if name in ("linear", "matmul"):  # in inference mode they are not taken apart
+        return float(2 * out.numel() * given[0].shape[-1])
     if name == "scaled_dot_product_attention":
         return 4 * given[0].numel() * given[1].shape[-2]
     if name == "linalg_cholesky_ex":
