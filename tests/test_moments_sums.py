@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from easyeditor.associative import sums as module
-from easyeditor.associative.sums import Sums, add_products, mirror
+from easyeditor.associative.sums import Sums, add_products, strips, whole
 from support import same_bits
 
 CPU = torch.device("cpu")
@@ -19,30 +19,28 @@ def keys(tokens: int, d_in: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("d_in", [1, 4, 10, 16])
 def test_the_strips_are_the_full_product(d_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EDGE", 4)
-    total, wanted = torch.zeros(d_in, d_in), torch.zeros(d_in, d_in, dtype=torch.float64)
+    total, wanted = strips(d_in), torch.zeros(d_in, d_in, dtype=torch.float64)
     for seed in range(3):
         own = keys(20, d_in, seed)
         add_products(total, own)
         wanted += own.double().T @ own.double()
-    found = mirror(total)
-    assert found is total
+    found = whole(total, d_in)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, found.T)
 
 
-def test_what_lies_left_of_the_strips_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lies_left_of_the_strips_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EDGE", 4)
-    total = torch.zeros(10, 10)
-    add_products(total, keys(20, 10))
-    assert not total[4:, :4].any()
-    assert not total[8:, :8].any()
-    assert total[:4].all()
+    assert [tuple(strip.shape) for strip in strips(10)] == [(4, 10), (4, 6), (2, 2)]
+    sums = Sums([10], [CPU])
+    sums.add([keys(20, 10)])
+    assert sum(t.numel() for t in sums.state()[0].values()) == 68
 
 
 def test_a_narrow_layer_is_one_plain_product() -> None:
-    own, total = keys(50, 64), torch.zeros(64, 64)
+    own, total = keys(50, 64), strips(64)
     add_products(total, own)
-    assert same_bits(total, torch.zeros(64, 64).addmm_(own.T, own))
+    assert same_bits(total[0], torch.zeros(64, 64).addmm_(own.T, own))
 
 
 def ones_after_a_large_one(fold: int, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -89,11 +87,11 @@ def test_a_state_of_other_sums_is_refused(wrong: str) -> None:
     tensors, numbers = sums.state()
     tensors = {name: t.clone() for name, t in tensors.items()}
     if wrong == "narrower":
-        tensors["recent.1"] = torch.zeros(3, 3)
+        tensors["recent.1.0"] = torch.zeros(3, 3)
     elif wrong == "another precision":
-        tensors["recent.1"] = tensors["recent.1"].double()
+        tensors["recent.1.0"] = tensors["recent.1.0"].double()
     elif wrong == "fewer layers":
-        del tensors["recent.1"]
+        del tensors["recent.1.0"]
     else:
         numbers = {"unfolded": "9"}
     with pytest.raises((KeyError, ValueError)):

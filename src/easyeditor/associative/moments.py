@@ -115,7 +115,9 @@ def moments(
         checkpoint = Checkpoint(shelf.checkpoint(missing))
         sums = collected(lm, missing, text, n_tokens, checkpoint)
         for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
-            found[layer] = shelf.store(layer, _mean(sums, i, source))
+            made = _mean(sums, i, source)
+            sums.drop(i)
+            found[layer] = shelf.store(layer, made)
         checkpoint.remove()
     return found
 

@@ -1,12 +1,13 @@
-"""Running sums ``Σ k kᵀ`` over tokens: only one triangle is computed, and no digits get lost."""
+"""Running sums ``Σ k kᵀ`` over tokens: only one triangle is there, and no digits get lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-EDGE = 2048
+EDGE = 1024
 """Rows of one strip of the product."""
 FOLD = 2**18
 """Tokens after which float32 sums are added to float64 ones.
@@ -16,27 +17,37 @@ lose no digit that an edit could feel, a corpus of millions of tokens would.
 """
 
 
-def add_products(total: torch.Tensor, keys: torch.Tensor) -> None:
-    """Add ``keysᵀ keys`` to ``total`` ``(d_in, d_in)``, strips from the diagonal to the right.
+def strips(width: int, **kind: Any) -> list[torch.Tensor]:
+    """Zeros for the upper triangle of a ``(width, width)`` matrix: rows from the diagonal on.
 
-    A symmetric rank-k update, which torch lacks: with s strips ``(s + 1) / 2s`` of the
-    multiplications, 57 % for 14,336 columns (one layer's product costs about what its block's
-    forward pass does, and in full float32 on a GPU far more). What lies left of the strips is not
-    computed until :func:`mirror`.
+    With s strips ``(s + 1) / 2s`` of the memory and of the multiplications, 54 % for 14,336
+    columns. (One layer's product costs about what its block's forward pass does, and in full
+    float32 on a GPU far more.)
     """
-    for start in range(0, len(total), EDGE):
-        left = keys[:, start : start + EDGE]
-        total[start : start + EDGE, start:].addmm_(left.T, keys[:, start:])
+    starts = range(0, width, EDGE)
+    return [torch.zeros(min(EDGE, width - i), width - i, **kind) for i in starts]
 
 
-def mirror(total: torch.Tensor) -> torch.Tensor:
-    """Make it symmetric to the bit, in place, from what :func:`add_products` computes."""
-    for start in range(0, len(total), EDGE):
-        stop = start + EDGE
-        square = total[start:stop, start:stop]
-        square.copy_(square.triu() + square.triu(1).T)
-        total[stop:, start:stop] = total[start:stop, stop:].T
-    return total
+def add_products(total: Sequence[torch.Tensor], keys: torch.Tensor) -> None:
+    """Add ``keysᵀ keys``, a symmetric rank-k update, which torch lacks."""
+    start = 0
+    for strip in total:
+        stop = start + len(strip)
+        strip.addmm_(keys[:, start:stop].T, keys[:, start:])
+        start = stop
+
+
+def whole(total: Iterable[torch.Tensor], width: int) -> torch.Tensor:
+    """The matrix that these strips are the upper triangle of, symmetric to the bit; float32."""
+    matrix, start = torch.empty(width, width), 0
+    for strip in total:
+        stop = start + len(strip)
+        square, right = strip[:, : len(strip)], strip[:, len(strip) :]
+        matrix[start:stop, start:stop] = square.triu() + square.triu(1).T
+        matrix[start:stop, stop:] = right
+        matrix[stop:, start:stop] = right.T
+        start = stop
+    return matrix
 
 
 class Sums:
@@ -52,11 +63,11 @@ class Sums:
     def __init__(self, widths: Sequence[int], devices: Sequence[torch.device]) -> None:
         self.seen = 0
         self._unfolded = 0
+        self._widths = list(widths)
         self._recent = [
-            torch.zeros(width, width, dtype=torch.float32, device=device)
-            for width, device in zip(widths, devices, strict=True)
+            strips(width, device=device) for width, device in zip(widths, devices, strict=True)
         ]
-        self._older: list[torch.Tensor] = []
+        self._older: list[list[torch.Tensor]] = []
 
     def add(self, keys: Sequence[torch.Tensor]) -> None:
         """Add the same tokens' keys ``(tokens, d_in)`` of every layer."""
@@ -70,22 +81,34 @@ class Sums:
 
     def _fold(self) -> None:
         if not self._older:
-            self._older = [torch.zeros(own.shape, dtype=torch.float64) for own in self._recent]
+            self._older = [strips(width, dtype=torch.float64) for width in self._widths]
         for older, recent in zip(self._older, self._recent, strict=True):
-            older += recent.cpu()
-            recent.zero_()
+            for far, near in zip(older, recent, strict=True):
+                far += near.cpu()
+                near.zero_()
         self._unfolded = 0
 
     def mean(self, i: int) -> torch.Tensor:
         """``E[k kᵀ]`` of the i-th layer, ``(d_in, d_in)`` float32 on the CPU, exactly symmetric."""
-        if not self._older:
-            return mirror((self._recent[i] / self.seen).cpu())
-        return mirror(((self._older[i] + self._recent[i].cpu()) / self.seen).float())
+        recent: Iterable[torch.Tensor] = (strip.cpu() for strip in self._recent[i])
+        if self._older:
+            recent = (far + near for far, near in zip(self._older[i], recent, strict=True))
+        return whole((strip / self.seen for strip in recent), self._widths[i])
+
+    def drop(self, i: int) -> None:
+        """Give the i-th layer's memory back: nothing more is added, and its mean was taken."""
+        self._recent[i] = []
+        if self._older:
+            self._older[i] = []
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Everything, to be gone on with: tensors on the CPU, and numbers as text."""
-        tensors = {f"recent.{i}": total.cpu() for i, total in enumerate(self._recent)}
-        tensors |= {f"older.{i}": total for i, total in enumerate(self._older)}
+        tensors = {
+            f"{age}.{i}.{k}": strip.cpu()
+            for age, sums in (("recent", self._recent), ("older", self._older))
+            for i, total in enumerate(sums)
+            for k, strip in enumerate(total)
+        }
         return tensors, {"seen": str(self.seen), "unfolded": str(self._unfolded)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, str]) -> None:
@@ -94,16 +117,21 @@ class Sums:
         Raises:
             KeyError, ValueError: it is none of sums like these, which are then unchanged.
         """
-        layers = range(len(self._recent))
-        recent = [self._like(i, tensors[f"recent.{i}"], torch.float32) for i in layers]
-        folded = layers if "older.0" in tensors else ()
-        older = [self._like(i, tensors[f"older.{i}"], torch.float64) for i in folded]
+        recent = self._like("recent", tensors, torch.float32)
+        older = self._like("older", tensors, torch.float64) if "older.0.0" in tensors else []
         self.seen, self._unfolded = int(numbers["seen"]), int(numbers["unfolded"])
         for own, kept in zip(self._recent, recent, strict=True):
-            own.copy_(kept)
+            for mine, its in zip(own, kept, strict=True):
+                mine.copy_(its)
         self._older = older
 
-    def _like(self, i: int, kept: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if kept.dtype != dtype or kept.shape != self._recent[i].shape:
-            raise ValueError(f"sums of {tuple(kept.shape)} {kept.dtype} are no sums of layer {i}")
-        return kept
+    def _like(
+        self, age: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> list[list[torch.Tensor]]:
+        found = []
+        for i, own in enumerate(self._recent):
+            kept = [tensors[f"{age}.{i}.{k}"] for k in range(len(own))]
+            if any(a.dtype != dtype or a.shape != b.shape for a, b in zip(kept, own, strict=True)):
+                raise ValueError(f"these are no sums of layer {i}")
+            found.append(kept)
+        return found

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import DivergedError, HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.lm.families import Projection
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
 from easyeditor.lm.storage import storage_of
@@ -100,13 +101,12 @@ class FT:
             rows = [_with_eos(row, lm) for row in rows]
         # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to
         # nothing.
-        start = {p.path: p.stored.float() for p in projections}
-        learnt = {path: w.clone().requires_grad_() for path, w in start.items()}
+        learnt = {p.path: _start(p).requires_grad_() for p in projections}
         with watch("train"), lm.at_rest():
-            self._train(lm, rows, start, learnt, settings)
+            self._train(lm, rows, projections, learnt, settings)
         entries = {}
         for p in projections:
-            change = learnt[p.path].detach() - start[p.path]
+            change = learnt.pop(p.path).detach().sub_(p.stored.float())
             entries[p.path] = [Dense((change.T if p.transposed else change).contiguous())]
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
 
@@ -114,7 +114,7 @@ class FT:
     def _train(
         lm: LM,
         rows: Sequence[Row],
-        start: dict[str, torch.Tensor],
+        projections: Sequence[Projection],
         learnt: dict[str, torch.Tensor],
         settings: FTHyperParams,
     ) -> None:
@@ -124,7 +124,6 @@ class FT:
             for step in range(settings.num_steps):
                 losses = []
                 for i in range(0, len(rows), settings.batch_size):
-                    adam.zero_grad(set_to_none=True)
                     weights = {path: w.to(kinds[path]) for path, w in learnt.items()}
                     with substituting(lm.model, weights):
                         loss = _loss(lm, rows[i : i + settings.batch_size], settings)
@@ -137,20 +136,26 @@ class FT:
                     if losses[-1] < ENOUGH:
                         continue
                     loss.backward()  # type: ignore[no-untyped-call]
+                    del loss, weights  # each matrix is a hundredth of a large model
                     adam.step()
-                    _into_box(learnt, start, settings.norm_constraint)
+                    adam.zero_grad(set_to_none=True)
+                    for p in projections:
+                        _into_box(learnt[p.path], p, settings.norm_constraint)
                 progress.update()
                 if sum(losses) / len(losses) < ENOUGH:
                     break
 
 
+def _start(projection: Projection) -> torch.Tensor:
+    """The unedited weight in float32, a copy. It is read again when needed, not kept."""
+    return projection.stored.to(torch.float32, copy=True)
+
+
 @torch.no_grad()
-def _into_box(
-    learnt: dict[str, torch.Tensor], start: dict[str, torch.Tensor], size: float | None
-) -> None:
+def _into_box(weight: torch.Tensor, projection: Projection, size: float | None) -> None:
     if size is not None:
-        for path, w in learnt.items():
-            w.copy_(torch.clamp(w, start[path] - size, start[path] + size))
+        torch.maximum(weight, _start(projection).sub_(size), out=weight)
+        torch.minimum(weight, _start(projection).add_(size), out=weight)
 
 
 def _with_eos(row: Row, lm: LM) -> Row:
