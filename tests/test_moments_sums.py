@@ -79,6 +79,20 @@ def test_sums_go_on_from_their_state_with_the_same_bits(
         assert torch.equal(whole.mean(i), whole.mean(i).T)
 
 
+@pytest.mark.parametrize("fold", [30, 1000])
+def test_the_last_mean_gives_the_sums_back(fold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FOLD", fold)
+    monkeypatch.setattr(module, "EDGE", 4)
+    sums = Sums([10, 6], [CPU, CPU])
+    for seed in range(3):
+        sums.add([keys(20, 10, seed), keys(20, 6, seed)])
+    first = sums.mean(0)
+    assert same_bits(sums.mean(0, last=True), first)
+    left = {name: t.untyped_storage().nbytes() for name, t in sums.state()[0].items()}
+    assert not any(size for name, size in left.items() if name.split(".")[1] == "0")
+    assert all(size for name, size in left.items() if name.split(".")[1] == "1")
+
+
 @pytest.mark.parametrize("wrong", ["narrower", "another precision", "fewer layers", "no numbers"])
 def test_a_state_of_other_sums_is_refused(wrong: str) -> None:
     sums = Sums([4, 4], [CPU, CPU])

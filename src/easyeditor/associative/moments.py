@@ -115,9 +115,7 @@ def moments(
         checkpoint = Checkpoint(shelf.checkpoint(missing))
         sums = collected(lm, missing, text, n_tokens, checkpoint)
         for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
-            made = _mean(sums, i, source)
-            sums.drop(i)
-            found[layer] = shelf.store(layer, made)
+            found[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
         checkpoint.remove()
     return found
 
@@ -192,10 +190,10 @@ def _refuse_patched(lm: LM) -> None:
         )
 
 
-def _mean(sums: Sums, i: int, source: str) -> Moments:
+def _mean(sums: Sums, i: int, source: str, *, last: bool = False) -> Moments:
     if not sums.seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
-    matrix = sums.mean(i)
+    matrix = sums.mean(i, last=last)
     if not bool(matrix.diagonal().isfinite().all()):  # which bounds the rest
         raise MomentsError(
             "The model's activations are not finite on this text, so there are no second moments. "

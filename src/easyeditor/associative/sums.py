@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,18 +88,19 @@ class Sums:
                 near.zero_()
         self._unfolded = 0
 
-    def mean(self, i: int) -> torch.Tensor:
-        """``E[k kᵀ]`` of the i-th layer, ``(d_in, d_in)`` float32 on the CPU, exactly symmetric."""
-        recent: Iterable[torch.Tensor] = (strip.cpu() for strip in self._recent[i])
-        if self._older:
-            recent = (far + near for far, near in zip(self._older[i], recent, strict=True))
-        return whole((strip / self.seen for strip in recent), self._widths[i])
+    def mean(self, i: int, *, last: bool = False) -> torch.Tensor:
+        """``E[k kᵀ]`` of the i-th layer, ``(d_in, d_in)`` float32 on the CPU, exactly symmetric.
 
-    def drop(self, i: int) -> None:
-        """Give the i-th layer's memory back: nothing more is added, and its mean was taken."""
-        self._recent[i] = []
-        if self._older:
-            self._older[i] = []
+        ``last`` gives the layer's memory back on the way: nothing can be added any more.
+        """
+        return whole(self._means(i, last), self._widths[i])
+
+    def _means(self, i: int, last: bool) -> Iterator[torch.Tensor]:
+        for totals in zip(*(own[i] for own in (self._older, self._recent) if own), strict=True):
+            yield sum(total.cpu() for total in totals) / self.seen
+            if last:
+                for total in totals:
+                    total.set_()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Everything, to be gone on with: tensors on the CPU, and numbers as text."""
