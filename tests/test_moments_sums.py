@@ -112,3 +112,16 @@ def test_a_state_of_other_sums_is_refused(wrong: str) -> None:
         sums.restore(tensors, numbers)
     assert sums.seen == 9
     assert same_bits(sums.mean(0), before)
+
+
+def test_torchs_defaults_change_nothing() -> None:
+    own = torch.ones(20, 6, dtype=torch.bfloat16)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            sums = Sums([6], [CPU])
+            sums.add([own])
+            found = sums.mean(0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_bits(found, torch.ones(6, 6))

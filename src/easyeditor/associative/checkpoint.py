@@ -2,9 +2,10 @@
 
 Only a collection that takes minutes pays for it: the first checkpoint is written after
 :data:`EVERY` seconds, and the next ones so seldom that writing takes a twentieth of the time at
-most. One takes what the sums take: 2.2 bytes × d_in² per layer, 6.5 beyond
-:data:`~easyeditor.associative.sums.FOLD` tokens, and twice that while the new one replaces the
-old. Where the disk has no room for that, none is written. The file goes when the moments are there.
+most. One takes what the sums take: 2.2 bytes × d_in² per layer (up to 4 where it is narrow), thrice
+that beyond :data:`~easyeditor.associative.sums.FOLD` tokens, and twice that while the new one
+replaces the old. Where the disk has no room for that, none is written. The file goes when the
+moments are there.
 """
 
 from __future__ import annotations

@@ -6,21 +6,26 @@ the beginning of a hundred sequences.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
 
-from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
-from easyeditor.lm.prefix import Prefix
+from easyeditor.lm.prefix import Prefix, past_of_all, unread
+
+log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
-LEAST = 4
-"""Tokens that sequences must share to be run behind one beginning."""
+FEW = 4
+"""Fewer tokens in common are not run behind one beginning."""
+MOST = 0.5
+"""Nor what is a smaller part of the beginning that those before, or the next, have in common: two
+contexts that happen to open alike would leave nearly all of both to be run row by row."""
 WORTH = 0.75
-"""Of the tokens of a plain pass; where sharing leaves more, a second pass costs what it saves."""
+"""Two passes are made if they run at most this part of one plain pass's tokens."""
 
 
 def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
@@ -33,26 +38,31 @@ def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
     longest = max(map(len, sequences))
     rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, whose, strict=True))
     tokens = len(heads) * max(map(len, heads)) + len(sequences) * rest
-    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, whose):
+    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, whose):
         return _shared(lm, sequences, heads, whose)
-    return _whole(lm, sequences)
+    return past_of_all(lm, sequences)
 
 
 def beginnings(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
     """What the sequences begin with, and which of these each has.
 
-    Sequences with at least :data:`LEAST` tokens in common share what all of them begin with, less
-    the last token of all but the shortest; one that shares nothing is its own beginning.
+    One that shares nothing is its own beginning. Where several share one, a token of at least one
+    of them is left over: the second pass needs something to run.
     """
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    ordered = [sequences[i] for i in order]
+    after = [*(_common(a, b) for a, b in pairwise(ordered)), 0]
     heads: list[Ids] = []
     whose = [0] * len(sequences)
-    for i in sorted(range(len(sequences)), key=sequences.__getitem__):
-        ids = sequences[i]
+    several = False  # whether the last head is one of several sequences, and not a whole one
+    for i, ids, next_common in zip(order, ordered, after, strict=True):
         common = _common(heads[-1], ids[:-1]) if heads else 0
-        if common >= LEAST:
-            heads[-1] = heads[-1][:common]
+        several_share = max(next_common, len(heads[-1]) if several else 0)
+        if common >= max(FEW, MOST * several_share):
+            heads[-1], several = heads[-1][:common], True
         else:
             heads.append(ids)
+            several = False
         whose[i] = len(heads) - 1
     return heads, whose
 
@@ -61,20 +71,13 @@ def _common(a: Ids, b: Ids) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _whole(lm: LM, sequences: Sequence[Ids]) -> Any:
-    zero = torch.zeros(1, dtype=torch.long)
-    with gathering(lm.head, zero, zero):
-        return lm.call(lm.pad(sequences, left=True), use_cache=True).past_key_values
-
-
 def _shared(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> Any:
     """The same by two passes; None where the cache is not one of all keys and values."""
     prefix = Prefix(lm, *heads)
     if not prefix.usable:
         return None
     rests = [ids[len(heads[i]) :] for ids, i in zip(sequences, whose, strict=True)]
-    zero = torch.zeros(1, dtype=torch.long)
-    with gathering(lm.head, zero, zero):
+    with unread(lm):
         cache = prefix.call(rests, whose).past_key_values
     # Each row is padded left of its beginning and right of its rest: turned until all is left.
     rest = max(map(len, rests))
@@ -88,22 +91,40 @@ def _shared(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Seque
     return cache
 
 
-def _trusted(lm: LM, sequences: Sequence[Ids], whose: Sequence[int]) -> bool:
-    """Whether the two ways agree on two sequences of one beginning and one of another."""
+def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> bool:
+    """Whether both ways agree where rows are padded on either side; tried once per model.
+
+    A batch in which nothing is padded cannot tell, and is not shared before another one has.
+    """
     if "shares its past" not in lm.memo:
-        most = max(whose, key=whose.count)
-        alike = sorted((ids for ids, i in zip(sequences, whose, strict=True) if i == most), key=len)
-        others = [ids for ids, i in zip(sequences, whose, strict=True) if i != most]
-        sample = [alike[0], alike[-1], *others[:1]]
-        shared, whole = _shared(lm, sample, *beginnings(sample)), _whole(lm, sample)
+        sample = _padded(sequences, heads, whose)
+        if sample is None:
+            return False
+        shared, plain = _shared(lm, sample, *beginnings(sample)), past_of_all(lm, sample)
         real = lm.pad(sample, left=True).mask.bool()
-        lm.memo["shares its past"] = shared is not None and all(
+        agree = shared is not None and all(
             _near(getattr(a, name), getattr(b, name), real)
-            for a, b in zip(shared.layers, whole.layers, strict=True)
+            for a, b in zip(shared.layers, plain.layers, strict=True)
             for name in ("keys", "values")
         )
+        lm.memo["shares its past"] = agree
+        if not agree:
+            log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
     trusted: bool = lm.memo["shares its past"]
     return trusted
+
+
+def _padded(
+    sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]
+) -> list[Ids] | None:
+    """Two sequences of one beginning but of two lengths, and one with another length of its own."""
+    most = max(whose, key=whose.count)
+    alike = sorted((ids for ids, i in zip(sequences, whose, strict=True) if i == most), key=len)
+    length = len(heads[most])
+    other = max(heads, key=lambda head: abs(len(head) - length))
+    if len(alike[0]) == len(alike[-1]) or len(other) == length:
+        return None
+    return [alike[0], alike[-1], other]
 
 
 def _near(a: torch.Tensor, b: torch.Tensor, real: torch.Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,18 @@ BUDGET = 8192
 """Tokens whose keys and values are held at once, the shared ones once per row."""
 
 
+def past_of_all(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
+    """The model's cache after one pass of these sequences, padded on the left; no logits."""
+    with unread(lm):
+        return lm.call(lm.pad(sequences, left=True), use_cache=True).past_key_values
+
+
+def unread(lm: LM) -> AbstractContextManager[None]:
+    """Inside, a pass computes the logits of one token alone: they are not what it is run for."""
+    zero = torch.zeros(1, dtype=torch.long)
+    return gathering(lm.head, zero, zero)
+
+
 class Prefix:
     """Beginnings of sequences, run once; unusable where the model cannot hand them on.
 
@@ -32,11 +45,9 @@ class Prefix:
     """
 
     def __init__(self, lm: LM, *beginnings: Sequence[int]) -> None:
-        self._lm, self._batch = lm, lm.pad(beginnings, left=True)
-        self.length = self._batch.ids.shape[1]
-        zero = torch.zeros(1, dtype=torch.long)
-        with gathering(lm.head, zero, zero):
-            cache = lm.call(self._batch, use_cache=True).past_key_values
+        self._lm, self._mask = lm, lm.pad(beginnings, left=True).mask
+        self.length = self._mask.shape[1]
+        cache = past_of_all(lm, beginnings)
         layers = getattr(cache, "layers", None) or ()
         # Recurrent states and windows cannot be handed to several rows like this.
         plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
@@ -44,11 +55,14 @@ class Prefix:
         self._cache = cache if self.usable else None
 
     def call(self, rests: Sequence[Sequence[int]], whose: Sequence[int] = ()) -> Any:
-        """One forward pass of what follows in each row, after ``whose`` beginning: the first's."""
-        lm, n, before = self._lm, len(rests), self._batch
+        """One forward pass of what follows in each row.
+
+        Row i follows the beginning ``whose[i]``; without ``whose`` all follow the first.
+        """
+        lm, n, before = self._lm, len(rests), self._mask
         rest, rows = lm.pad(rests), torch.tensor(whose or [0] * len(rests), device=lm.device)
-        past = before.mask.sum(1)[rows]
-        mask = torch.cat([before.mask[rows], rest.mask], 1)
+        past = before[rows].sum(1)
+        mask = torch.cat([before[rows], rest.mask], 1)
         batch = Batch(rest.ids, mask, rest.positions + past[:, None])
         cache = copy.copy(self._cache)
         assert cache is not None

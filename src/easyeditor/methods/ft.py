@@ -101,7 +101,10 @@ class FT:
             rows = [_with_eos(row, lm) for row in rows]
         # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to
         # nothing.
-        learnt = {p.path: _start(p).requires_grad_() for p in projections}
+        # The unedited weights are read again when they are needed, not kept.
+        learnt = {
+            p.path: p.stored.to(torch.float32, copy=True).requires_grad_() for p in projections
+        }
         with watch("train"), lm.at_rest():
             self._train(lm, rows, projections, learnt, settings)
         entries = {}
@@ -119,7 +122,10 @@ class FT:
         settings: FTHyperParams,
     ) -> None:
         kinds = {path: storage_of(lm.model, path).dtype for path in learnt}
-        adam = torch.optim.Adam(learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+        # One matrix after the other: foreach would make temporaries of the size of all.
+        adam = torch.optim.Adam(
+            learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=False
+        )
         with bar(settings.num_steps, "fine-tuning") as progress:
             for step in range(settings.num_steps):
                 losses = []
@@ -133,10 +139,12 @@ class FT:
                             f"FT's loss became NaN at step {step}; the model is unchanged. Lower "
                             "lr, or load the model in float32 or bfloat16."
                         )
-                    if losses[-1] < ENOUGH:
-                        continue
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    enough = losses[-1] < ENOUGH
+                    if not enough:
+                        loss.backward()  # type: ignore[no-untyped-call]
                     del loss, weights  # each matrix is a hundredth of a large model
+                    if enough:
+                        continue
                     adam.step()
                     adam.zero_grad(set_to_none=True)
                     for p in projections:
@@ -146,16 +154,12 @@ class FT:
                     break
 
 
-def _start(projection: Projection) -> torch.Tensor:
-    """The unedited weight in float32, a copy. It is read again when needed, not kept."""
-    return projection.stored.to(torch.float32, copy=True)
-
-
 @torch.no_grad()
 def _into_box(weight: torch.Tensor, projection: Projection, size: float | None) -> None:
     if size is not None:
-        torch.maximum(weight, _start(projection).sub_(size), out=weight)
-        torch.minimum(weight, _start(projection).add_(size), out=weight)
+        stored = projection.stored
+        torch.maximum(weight, stored.to(torch.float32, copy=True).sub_(size), out=weight)
+        torch.minimum(weight, stored.to(torch.float32, copy=True).add_(size), out=weight)
 
 
 def _with_eos(row: Row, lm: LM) -> Row:
