@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--edits", type=int, default=20, help="of the batch")
     parser.add_argument("--plain", type=int, default=5, help="of them, searched the plain way")
-    parser.add_argument("--memory-mb", type=int, help="for the search; by default 14 %% of the model")
+    parser.add_argument("--memory-mb", type=int, help="for the search; else 14 %% of the model")
     args = parser.parse_args()
     lm = load("smollm2-135m", device="cpu")
     common.touch(lm.model)

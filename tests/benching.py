@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import outer
 import support
 from easyeditor import LM, Case, Edit, Probe
 from easyeditor.bench.report import report
+from easyeditor.bench.runner import run
 from easyeditor.bench.settings import Plan
+from easyeditor.bench.work import Worker
 from easyeditor.evaluate.observe import Measures
 
 MEASURES = Measures(4, 6, 1, heldout="Some text that no edit is about, and a bit more of it.")
@@ -94,3 +99,32 @@ def tables(out: Path) -> dict[str, bytes]:
     """The report without what is measured, as bytes."""
     made = report(out, measured=False, pictures=False)
     return {file.name: file.read_bytes() for file in made.files}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file with its bytes, but the lock."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "run.lock"
+    }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_together() -> Iterator[None]:
+    """Two cases of the single protocol make a unit, so that three cases make two."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("easyeditor.bench.settings.TOGETHER", 2)
+        yield
+
+
+@pytest.fixture
+def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is asked for anything while this holds."""
+    monkeypatch.setattr(Worker, "do", lambda *_: pytest.fail("worked"))
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A finished run of ``plan()``."""
+    return run(lm(), plan(), tmp_path / "run")

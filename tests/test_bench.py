@@ -33,13 +33,7 @@ RUNS = {
     "sequential, two at a time": plan("sequential", THREE, batch_size=2),
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def two_together():
-    """Two cases of the single protocol make a unit, so that three cases make two."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("easyeditor.bench.settings.TOGETHER", 2)
-        yield
+two_together = benching.two_together
 
 
 @pytest.fixture(scope="module")

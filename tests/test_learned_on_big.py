@@ -15,11 +15,11 @@ from easyeditor.methods.ike import IKE
 from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.serac.serac import SERAC
 from learning_cases import AGAIN, NEAR
+from mending import stirred
+from serac_training import train
 from support import EDITS, logits, same_bits
-from test_mend import stirred
 from test_offloaded import maps, offload, weights
 from test_quantised import WIDE, packed, same, unquantised
-from test_serac import train
 
 PLACES = ("cpu", "disk", "8bit", "4bit")
 
