@@ -1,8 +1,8 @@
 """Make the zoo again: ``python tests/zoo/train.py [family ...] [stage ...]``; by default all of it.
 
-One thread, a fixed seed, a quarter to half an hour per family; torch 2.9 or newer, for Muon. A
-stage begins with the weights that the one before it saved. The figures in ``report.json`` are those
-of the saved float16 weights, read back as float32.
+One thread, a fixed seed, a quarter to half an hour per family (T5 one and a half); torch 2.9 or
+newer, for Muon. A stage begins with the weights that the one before it saved. The figures in
+``report.json`` are those of the saved float16 weights, read back as float32.
 """
 
 from __future__ import annotations
