@@ -329,6 +329,19 @@ def kept_moments(tmp_path: Path) -> list[tuple[Path, torch.Tensor, dict[str, str
     return [(path, found[0]["moment"], found[1]) for path, found in read]
 
 
+def test_preparing_factors_and_an_edit_does_not(
+    method: Maker, factored: list[int], tmp_path: Path
+) -> None:
+    """What factoring takes must not come on top of what an edit holds."""
+    target, made = lm("llama"), method()
+    made.prepare(target)
+    assert len(factored) == len(factor_files(tmp_path)) > 0
+    assert not made._factors._kept
+    factored.clear()
+    made.edit(target, EDITS[:1])
+    assert factored == []
+
+
 def test_a_second_process_does_not_factor(
     method: Maker, factored: list[int], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from easyeditor.associative.kept import ignored, read_kept, write_kept
 from easyeditor.associative.sums import Sums
 from easyeditor.associative.texts import SELF, identity, sequences
 from easyeditor.errors import MomentsError
+from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
@@ -114,6 +115,7 @@ def moments(
         text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
         checkpoint = Checkpoint(shelf.checkpoint(missing))
         sums = collected(lm, missing, text, n_tokens, checkpoint)
+        give_back()  # what the passes took
         for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
             found[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
         checkpoint.remove()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from easyeditor.associative.factored import factor_of
+from easyeditor.associative.factored import factor_of, factor_once
 from easyeditor.associative.moments import Moments, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.associative.values import Search
@@ -151,7 +151,7 @@ class Factors:
         self._kept: dict[tuple[str, int], Factor] = {}
 
     def prepare(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> None:
-        """Make sure the moments are in their cache, in one pass, and hold none in memory.
+        """Make sure moments and factors are in their cache, in one pass, and hold none in memory.
 
         Whatever can go wrong with a corpus goes wrong here, before a long search.
         """
@@ -161,6 +161,8 @@ class Factors:
             for layer, made in settings.second_moments(lm, missing).items():
                 if made.path is None:
                     self._factor(lm, layer, made)
+                else:
+                    factor_once(made, lm.projection(layer).device)
 
     def get(self, lm: LM, layer: int, settings: LocateHyperParams) -> Factor:
         """The factor of one layer."""
