@@ -158,7 +158,9 @@ class Factors:
         model = fingerprint(lm.model).digest
         missing = [layer for layer in layers if (model, layer) not in self._kept]
         if missing and settings.mom2_adjustment:
-            for layer, made in settings.second_moments(lm, missing).items():
+            found = settings.second_moments(lm, missing)
+            for layer in missing:  # one after the other: factoring uses the matrix up
+                made = found.pop(layer)
                 if made.path is None:
                     self._factor(lm, layer, made)
                 else:
