@@ -34,6 +34,7 @@ SEAMS = [
     (memit, "context_prefixes", "contexts"),
     (shared, "moments", "moments"),
     (shared, "factor_of", "factor"),
+    (shared, "factor_once", "factor"),
     (rome, "find_values", "value steps"),
     (memit, "find_values", "value steps"),
     (values, "micro_batches", "prefix"),

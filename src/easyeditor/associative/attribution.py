@@ -30,7 +30,7 @@ from easyeditor.lm.hooks import (
     replacing_input,
     stopping,
 )
-from easyeditor.lm.memory import model_bytes
+from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Run, Site, open_runs
 from easyeditor.lm.saved import Shelf, slim
@@ -75,7 +75,7 @@ def attribute(
         DivergedError: the probability is not a number.
     """
     if memory is None:
-        memory = max(model_bytes(lm) * 14 // 100, 32 * 2**20)
+        memory = room(lm, 14)
     work = [(layer, m) for layer in layers for m in range(1, steps + 1)]
     with lm.at_rest():
         copies: _Copies = (_Decoder if lm.encoder_decoder else _Causal)(lm, row)

@@ -22,7 +22,7 @@ from easyeditor.associative.keys import subject_rows, values_at
 from easyeditor.associative.microbatches import Costs, Line, groups, lines_of, micro_batches
 from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
-from easyeditor.lm.memory import give_back, model_bytes
+from easyeditor.lm.memory import give_back, room
 from easyeditor.lm.model import LM
 from easyeditor.lm.resume import Site
 from easyeditor.progress import bar
@@ -91,7 +91,7 @@ def find_values(
         DivergedError: a loss is not a number; nothing was changed.
     """
     if memory is None:
-        memory = max(model_bytes(lm) * (18 if len(edits) == 1 else 14) // 100, 32 * 2**20)
+        memory = room(lm, 18 if len(edits) == 1 else 14)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
     origin = values_at(lm, site, bare)
     found = Found(torch.zeros_like(origin), origin, [[] for _ in edits])

@@ -14,6 +14,11 @@ def model_bytes(lm: LM) -> int:
     return sum(p.numel() * p.element_size() for _, p in named_weights(lm.model))
 
 
+def room(lm: LM, percent: int) -> int:
+    """Bytes that work beside the model may take: so much of its size, and at least 32 MB."""
+    return max(model_bytes(lm) * percent // 100, 32 * 2**20)
+
+
 def give_back() -> None:
     """Hand freed memory back to the system where the C library keeps it (glibc).
 
