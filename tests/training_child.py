@@ -2,6 +2,8 @@
 
 It trains the tiny GPT-2's networks and kills itself in the pass ``STEP`` (0: never); with a third
 argument it takes the training up again.
+
+Under ``torchrun`` several of it share the training; ``FSDP=2`` in the environment shards it.
 """
 
 from __future__ import annotations
@@ -54,8 +56,28 @@ def trainer(folder: object, **changes: Any) -> EditTrainer:
     return EditTrainer(config(folder, **changes), CASES, CASES[:4], lm=lm("gpt2"))
 
 
+def shard() -> None:
+    """Let accelerate choose FSDP, which it does beside GPUs only, on these CPUs."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    # What ``accelerate launch --use_fsdp --fsdp_version 2`` sets, and a policy of a user's.
+    os.environ |= {
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": os.environ["FSDP"],
+        "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+        "FSDP_MIN_NUM_PARAMS": "1",
+    }
+    torch.distributed.init_process_group("gloo")
+    chosen = ("gloo", DistributedType.MULTI_GPU)
+    PartialState._prepare_backend = lambda *_args, **_more: chosen  # type: ignore[method-assign]
+
+
 def main(folder: str, deadly: int, resume: bool) -> None:
     """Train, and die in one pass."""
+    if "FSDP" in os.environ:
+        shard()
     from easyeditor.methods.mend.learner import MENDLearner
 
     whole, passes = MENDLearner.loss, 0

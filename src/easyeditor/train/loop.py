@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from easyeditor.edits import Case
-from easyeditor.errors import DivergedError
+from easyeditor.errors import DivergedError, TrainingError
 from easyeditor.methods.learning import Learner, TrainingHyperParams
 from easyeditor.progress import bar
 from easyeditor.train.log import write_log
@@ -114,6 +114,9 @@ class Loop(Trainer):
         held_out: examples to validate on, on the way.
         folder: where the log goes.
         trackers: what else is told how it goes.
+
+    Raises:
+        TrainingError: FSDP of another version than 2 is chosen.
     """
 
     def __init__(
@@ -141,6 +144,18 @@ class Loop(Trainer):
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        if self.is_fsdp_enabled:
+            self._shard_as_one()
+
+    def _shard_as_one(self) -> None:
+        """One unit, whatever was asked for: processes call its parts in different numbers."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise TrainingError(
+                "A training is sharded by FSDP 2 only, as version 1 may replace the parameters "
+                "that the optimiser holds: accelerate launch --use_fsdp --fsdp_version 2 …"
+            )
+        plugin.auto_wrap_policy = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser ``config.opt`` over the learner's own groups."""
@@ -187,13 +202,29 @@ class Loop(Trainer):
         """Validate on ``cases``; each process takes its share."""
         rank, world = self.args.process_index, self.args.world_size
         own = cases[rank::world]
-        # A process without a share runs one case for company: wrappers gather in every pass.
-        told = self.model_wrapped(own or cases[:1], judge=True)
+        # A process without a share runs one case for company: wrappers gather in every pass. With
+        # gradients on, DDP would take this for the pass that its next backward belongs to.
+        with torch.no_grad():
+            told = self.model_wrapped(own or cases[:1], judge=True)
         if world == 1:
             return dict(told)
         weights = torch.tensor([*told.values(), 1.0], device=self.args.device) * len(own)
         *sums, count = reduce(weights, "sum").tolist()
         return {name: total / count for name, total in zip(told, sums, strict=True)}
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """The learner's module in one piece, for the main process; all of them must ask for it."""
+        found = self.accelerator.get_state_dict(self.model_wrapped)
+        return {name.removeprefix("trained."): tensor for name, tensor in found.items()}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The ``Trainer``'s, in a folder that is there on every process's clock.
+
+        Whether the best checkpoint's folder exists is asked right after this; a sharded state is
+        written later, so some processes would find it and wait for the others for ever.
+        """
+        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Not the Trainer's own: that one refuses tied weights, and pickles its arguments.

@@ -72,7 +72,8 @@ class EditTrainer:
     learning curve, TensorBoard's files where ``report_to`` names it, and while it runs checkpoints,
     from which ``run(resume=True)`` goes on after a crash and ends with the very bits an
     uninterrupted run ends with. Run it under ``accelerate launch`` to share the batches among
-    devices.
+    devices, with ``--use_fsdp --fsdp_version 2`` also what is trained; the base model is whole on
+    each.
 
     Args:
         config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
@@ -125,7 +126,7 @@ class EditTrainer:
             MissingExtraError: accelerate, or a tracker's package, is not installed.
             HyperParamsError: there is no such tracker.
             TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse,
-                or it was started with other settings, data or model.
+                or it was started with other settings, data or model; FSDP of version 1.
             DivergedError: the loss left the finite numbers; the last checkpoint stands.
             ModelLoadError: the model cannot be read.
         """
@@ -185,12 +186,17 @@ class EditTrainer:
         metrics = loop.judged(self.val_set)
         history = list(loop.state.log_history)
         path, curve = self.folder / NAME, None
+        if loop.is_fsdp_enabled:  # every process has a share of it
+            whole = loop.whole_state()
+            if self.is_main:
+                learner = learner_of(self.load(), self.config)
+                learner.module.load_state_dict(whole)
         if self.is_main:
             path = learner.save(self.folder)
             curve = draw_curve(self.folder, history)
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+            log.info("The archive is %s", path)
         loop.accelerator.wait_for_everyone()
-        log.info("The archive is %s", path)
         steps = loop.state.global_step
         return TrainingResult(path, metrics, history, steps, seconds, self.folder / LOG, curve)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 FLOOR = 1e-2
 """A dimension's deviation is never taken for less than this share of its weight's mean one."""
@@ -41,14 +41,23 @@ class Running(nn.Module):
 
     @torch.no_grad()
     def update(self, mode: int, z: torch.Tensor) -> None:
-        """Take ``z`` ``(n, width)`` into account (Chan's parallel update)."""
-        n = len(z)
+        """Take ``z`` ``(n, width)`` into account, and what other processes call this with.
+
+        Trap: in a distributed training it waits for them, so all must call it alike.
+        """
+        mean = z.sum(0) / max(len(z), 1)
+        seen = torch.cat([z.new_tensor([len(z)]), mean, ((z - mean) ** 2).sum(0)])
+        for one in _of_all(seen):
+            self._merge(mode, int(one[0]), *one[1:].chunk(2))
+
+    def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
+        """Chan's parallel update."""
         if not n:
             return
-        before, mean = self.count[mode], z.mean(0)
+        before = self.count[mode]
         total = before + n
         drift = mean - self.mean[mode]
-        self.squares[mode] += ((z - mean) ** 2).sum(0) + drift**2 * (before * n / total)
+        self.squares[mode] += squares + drift**2 * (before * n / total)
         self.mean[mode] += drift * (n / total)
         self.count[mode] = total
 
@@ -59,6 +68,15 @@ class Running(nn.Module):
         deviation = (self.squares[mode] / (self.count[mode] - 1)).sqrt()
         floor = (FLOOR * deviation.mean()).clamp(min=torch.finfo(z.dtype).tiny)
         return ((z - self.mean[mode]) / deviation.clamp(min=floor)).clamp(-LIMIT, LIMIT)
+
+
+def _of_all(seen: torch.Tensor) -> list[torch.Tensor]:
+    """This tensor of every process, in their order."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [seen]
+    found = [torch.empty_like(seen) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, seen)
+    return found
 
 
 class LowRankLayer(nn.Module):

@@ -1,0 +1,83 @@
+"""Trainings that several processes share, as ``torchrun`` and ``accelerate launch`` start them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from easyeditor.methods.archive import NAME
+from training_child import trainer
+
+CHILD = Path(__file__).with_name("training_child.py")
+WHERE = Path("MEND") / "tiny" / NAME
+KINDS = ("DDP", "FSDP")
+
+
+def launch(folder: Path, kind: str, *words: str, version: str = "2") -> tuple[int, str]:
+    """Two processes of the training: the exit code and what they said."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    both = subprocess.Popen(
+        [*launcher, str(CHILD), str(folder), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", kind: version},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        told, _ = both.communicate(timeout=240)
+    except subprocess.TimeoutExpired:  # one waits for another that is past it
+        os.killpg(both.pid, signal.SIGKILL)
+        raise
+    return both.returncode, told
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared(request, tmp_path_factory) -> tuple[str, Path]:
+    """How two processes shared a training that went through, and where."""
+    folder = tmp_path_factory.mktemp(request.param)
+    code, told = launch(folder, request.param, "0")
+    assert code == 0, told
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """What one process learns from batches of twice the size."""
+    result = trainer(tmp_path_factory.mktemp("alone"), batch_size=4).run()
+    return load_file(result.path)
+
+
+def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shared, alone):
+    found = load_file(shared[1] / WHERE)
+    assert found.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    assert any(not torch.equal(found[name], tensor) for name, tensor in alone.items())
+
+
+def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
+    kind, folder = shared
+    code, told = launch(tmp_path, kind, "15")
+    assert code != 0
+    assert f"Signal {signal.SIGKILL.value}" in told
+    assert not (tmp_path / WHERE).exists()
+    assert list((tmp_path / "MEND" / "tiny" / "checkpoints").iterdir())
+    code, told = launch(tmp_path, kind, "0", "resume")
+    assert code == 0, told
+    assert (tmp_path / WHERE).read_bytes() == (folder / WHERE).read_bytes()
+    assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
+
+
+def test_the_first_fsdp_is_refused(tmp_path):
+    code, told = launch(tmp_path, "FSDP", "0", version="1")
+    assert code != 0
+    assert "TrainingError: A training is sharded by FSDP 2 only" in told
+    assert not list(tmp_path.rglob("checkpoint-*"))
