@@ -11,13 +11,20 @@ from easyeditor.evaluate.report import averages
 from matrix.settings import BY_ROW, ITSELF, Entrant, hyperparams
 from zoo import load, models, world
 
-EVERY = 4
-"""Every fourth case of the eval split: 25 of 100, of every relation, the same for all cells."""
+EVERY = 2
+"""Every second case of the eval split: 50 of 100, of every relation, the same for all cells."""
 
 
 def chosen() -> tuple[Case, ...]:
     """The cases of the matrix."""
     return world.cases("eval")[::EVERY]
+
+
+def of_one_token(family: str) -> tuple[Case, ...]:
+    """The cases of the eval split whose answer is one token: all that FT-L can learn whole."""
+    row = load(family).text.row
+    cases = world.cases("eval")
+    return tuple(case for case in cases if len(row(case.edit.prompt, case.edit.target).target) == 1)
 
 
 def measure(row: str, family: str, folder: Path, cases: tuple[Case, ...] = ()) -> dict[str, Any]:
@@ -50,7 +57,7 @@ def measure(row: str, family: str, folder: Path, cases: tuple[Case, ...] = ()) -
         "before": _scores(mean["pre"]),
         "after": _scores(mean["post"]),
         "settings": entrant.given(family),
-        "training": entrant.taught(family),
+        "training": entrant.training,
         "seconds": {"train": round(trained - began, 1), "edit": round(spent - trained, 1)},
     }
 
@@ -62,7 +69,7 @@ def train(entrant: Entrant, family: str, folder: Path) -> Path:
 
     cases = world.cases("train")
     own = str(models.FOLDER / family)
-    given = {k: own if v == ITSELF else v for k, v in (entrant.taught(family) or {}).items()}
+    given = {k: own if v == ITSELF else v for k, v in (entrant.training or {}).items()}
     config = training_class_of(entrant.method)(model_name=own, results_dir=str(folder), **given)
     held_out = cases[::10]
     rest = [case for i, case in enumerate(cases) if i % 10]

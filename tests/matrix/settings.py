@@ -26,10 +26,8 @@ class Entrant:
         settings: that differ from the defaults, in every family.
         only: that differ beyond those, by family.
         training: how what it learns is trained; None for methods that learn nothing.
-        trained: what differs from that, by family.
         shown: whether it takes demonstrations from the training cases.
         least: what each cell must show; what is not named is not asked.
-        short: where that is not reached, what such a cell must show instead.
     """
 
     row: str
@@ -37,58 +35,50 @@ class Entrant:
     settings: dict[str, Any] = field(default_factory=dict)
     only: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] | None = None
-    trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: bool = False
     least: dict[str, float] = field(default_factory=dict)
-    short: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def asked(self, family: str) -> dict[str, float]:
-        """The least that one cell must show."""
-        return {**self.least, **self.short.get(family, {})}
 
     def given(self, family: str, **more: Any) -> dict[str, Any]:
         """What its hyper-parameters are made of in one family."""
         return {**self.settings, **self.only.get(family, {}), **more}
 
-    def taught(self, family: str) -> dict[str, Any] | None:
-        """What the training in one family is made of, if there is one."""
-        if self.training is None:
-            return None
-        return {**self.training, **self.trained.get(family, {})}
-
 
 ITSELF = "itself"
 """In a training: the folder of the family's own model."""
 
-ALL = {"rewrite": 0.99}
-STEADY = {**ALL, "locality": 0.9}
-GENERAL = {**ALL, "rephrase": 0.8}
+STEADY = {"rewrite": 0.99, "locality": 0.9}
+GENERAL = {**STEADY, "rephrase": 0.85}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
-# Blocks 1 of 4 or 6, where subjects are still read. Values are short there beside what the last
-# token needs to hear, so the ball around them is 10 times their norm, not 4, and the search is told
-# when it is done; steps smaller than 0.5 end nearer by, which later tokens and neighbours feel.
-# "{subject} is a" is no sentence of the world, so there is no KL on it. A third of the contexts is
-# as good. The world's text is small: 20,000 tokens are nearly all of it.
+# Blocks 1 of 4 or 6, where subjects are still read, not block 0: what is written there other tokens
+# hear before they are read. The search is told when it is done; few facts need over 100 steps, on
+# plateaus where nobody listens to the subject. "{subject} is a" is no sentence of the world, so
+# there is no KL on it. A third of the contexts is as good. The world's text is small: 20,000 tokens
+# are nearly all of it.
 _LOCATE = {
-    "v_num_grad_steps": 100,
-    "v_lr": 0.2,
+    "v_num_grad_steps": 200,
     "v_weight_decay": 1e-3,
     "v_stop_nll": 0.02,
-    "clamp_norm_factor": 10,
     "kl_factor": 0,
     "context_template_length_params": [[5, 2], [10, 2]],
     "mom2_n_tokens": 20_000,
 }
-# In an encoder the small steps do not arrive.
-_STRIDES = {"v_lr": 0.5, "v_num_grad_steps": 60}
+# What one block's MLP writes is short beside what the last token needs to hear, so the ball around
+# it is 10 times its norm, not 4; steps smaller than 0.5 end nearer by, which neighbours feel.
+_OF_AN_MLP = {"v_lr": 0.2, "clamp_norm_factor": 10}
+# The stream between blocks is long. A longer value is only slower to turn there, as the next block
+# normalises what it reads: large steps on a small ball arrive where small ones stand still.
+_OF_A_BLOCK = {"v_lr": 1.0, "clamp_norm_factor": 1.5}
+_IN_AN_ENCODER = {"v_lr": 2.0, "clamp_norm_factor": 1.5}
 
 ENTRANTS = (
     # All target tokens are read at one place, so of an answer of n tokens it learns a mixture whose
     # largest part is one of them; the others are what follows anyway under teacher forcing.
-    Entrant("FT-L", "FT", {**_FT, "objective_optimization": "prompt_last"}, least={"rewrite": 0.6}),
-    Entrant("FT-M", "FT", {**_FT, "objective_optimization": "target_new"}, least=ALL),
+    Entrant(
+        "FT-L", "FT", {**_FT, "objective_optimization": "prompt_last"}, least={"rewrite": 0.75}
+    ),
+    Entrant("FT-M", "FT", {**_FT, "objective_optimization": "target_new"}, least=STEADY),
     Entrant(
         "SERAC",
         "SERAC",
@@ -106,20 +96,10 @@ ENTRANTS = (
             "val_interval": 30,
             "val_batch_size": 50,
         },
-        trained={"t5": {"lr": 3e-3, "cls_lr": 2e-3, "max_iters": 100, "val_interval": 100}},
         least=STEADY,
     ),
-    # The zoo was taught to read one to three blocks of a fact and a question, so two are shown. It
-    # can be no better than the model reads, and T5 does not follow every fact
-    # (tests/zoo/report.json).
-    Entrant(
-        "IKE",
-        "IKE",
-        {"k": 2},
-        shown=True,
-        least=ALL,
-        short={"t5": {"rewrite": 0.93}},
-    ),
+    # The zoo was taught to read one to three blocks of a fact and a question, so two are shown.
+    Entrant("IKE", "IKE", {"k": 2}, shown=True, least=STEADY),
     Entrant(
         "MEND",
         "MEND",
@@ -128,14 +108,13 @@ ENTRANTS = (
             "lr_lr": 3e-4,
             "edit_lr": 5e-4,
             "rank": 32,  # of widths of a hundred; 1920 is no restriction
-            "cedit": 5.0,  # in 90 steps the edit has to be learnt first
+            "cedit": 5.0,  # in few steps the edit has to be learnt first
             "batch_size": 16,
-            "max_iters": 90,
-            "val_interval": 90,
+            "max_iters": 240,  # T5 and LLaMA-2 have not learnt it in 150, the others in 90
+            "val_interval": 240,
             "lr_schedule": "cosine",
         },
         least=STEADY,
-        short={"gpt2": {"rewrite": 0.98}},  # one token of one fact, whatever the steps and rates
     ),
     # Nothing in it makes sure of the target. The last two blocks, as the earlier neurons fire for
     # any person; λ = 1 because the old answer is known by heart, at probability 1.
@@ -143,25 +122,32 @@ ENTRANTS = (
         "KN",
         "KN",
         {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
-        least={"rewrite": 0.9},
+        least={"rewrite": 0.95, "locality": 0.9},
     ),
     Entrant(
         "ROME",
         "ROME",
-        {"layers": [1], **_LOCATE},
-        only={"t5": {"layers": [0], **_STRIDES}, "gptj": {"layers": [0]}},
+        {"layers": [1], **_LOCATE, **_OF_AN_MLP},
+        only={
+            "t5": {"layers": [0], **_IN_AN_ENCODER},
+            "gptj": {"layers": [0]},
+        },
         least=GENERAL,
     ),
     # λ multiplies the mean second moment, which one key is not small beside here: 1, not 15,000.
-    # On LLaMA one token of one fact of 25 is missed, "pi" for "pil" of a pilot; of 60 facts of the
-    # train split none is.
+    # An averaged key is up to a tenth off in an encoder, so every context's own is stored.
     Entrant(
         "MEMIT",
         "MEMIT",
-        {"layers": [0, 1], "mom2_update_weight": 1, **_LOCATE},
-        only={"t5": _STRIDES},
+        {
+            "layers": [1, 2],
+            "key": "ridge",
+            "mom2_update_weight": 1,
+            **_LOCATE,
+            **_OF_A_BLOCK,
+        },
+        only={"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
         least=GENERAL,
-        short={"llama": {"rewrite": 0.98}},
     ),
 )
 ENTRANTS = tuple(entrant for entrant in ENTRANTS if entrant.method in set(METHODS))
