@@ -14,7 +14,13 @@ import tiny
 
 torch.set_num_threads(1)
 
-LONG = ("test_matrix", "test_quality", "test_readme", "test_bench_cluster")
+LONG = (
+    "test_matrix",
+    "test_quality",
+    "test_readme",
+    "test_bench_cluster",
+    "test_trainer_launched",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

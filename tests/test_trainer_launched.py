@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +22,14 @@ WHERE = Path("MEND") / "tiny" / NAME
 KINDS = ("DDP", "FSDP")
 
 
-def launch(folder: Path, kind: str, *words: str, version: str = "2") -> tuple[int, str]:
+def launch(
+    folder: Path, kind: str, *words: str, version: str = "2", **changes: object
+) -> tuple[int, str]:
     """Two processes of the training: the exit code and what they said."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     both = subprocess.Popen(
         [*launcher, str(CHILD), str(folder), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", kind: version},
+        env={**os.environ, "OMP_NUM_THREADS": "1", kind: version, "CHANGES": json.dumps(changes)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,6 +49,7 @@ def shared(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     code, told = launch(folder, request.param, "0")
     assert code == 0, told
+    assert ("DTensor learnt" in told) == (request.param == "FSDP")  # or nothing was sharded
     return request.param, folder
 
 
@@ -60,7 +65,6 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shared,
     assert found.keys() == alone.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-    assert any(not torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
 def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
@@ -74,6 +78,29 @@ def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
     assert code == 0, told
     assert (tmp_path / WHERE).read_bytes() == (folder / WHERE).read_bytes()
     assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
+
+
+def test_mixed_precision_and_a_share_that_has_no_paraphrase(tmp_path):
+    found = {}
+    for kind in KINDS:
+        changes = {"half": True, "edit_loss_on": "prompt", "max_iters": 12}
+        code, told = launch(tmp_path / kind, kind, "0", **changes)
+        assert code == 0, told
+        metrics = [json.loads(line) for line in re.findall("learnt: (.*)", told)]
+        assert metrics[0] == metrics[1]
+        assert {"rewrite", "rephrase", "locality"} < metrics[0].keys()
+        found[kind] = metrics[0]["edit_nll"]
+    assert found["FSDP"] == pytest.approx(found["DDP"], rel=0.02)
+    full = trainer(tmp_path / "full", batch_size=4, edit_loss_on="prompt", max_iters=12).run()
+    assert found["DDP"] == pytest.approx(full.metrics["edit_nll"], rel=0.05)
+
+
+def test_one_of_a_programs_processes_trains_alone(tmp_path):
+    code, told = launch(tmp_path, "LONE", "0")
+    assert code == 0, told
+    found = load_file(tmp_path / WHERE)
+    alone = load_file(trainer(tmp_path / "alone").run().path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
 def test_the_first_fsdp_is_refused(tmp_path):

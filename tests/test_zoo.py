@@ -67,11 +67,9 @@ def test_facts_are_known_by_trained_and_by_new_phrasings(family):
 
 @every
 def test_a_new_fact_in_the_context_is_followed_and_other_relations_kept(family):
-    """T5 reads least well; see its report."""
-    followed, kept = (0.8, 0.85) if family == "t5" else (0.95, 0.9)
     lm, cases = load(family), world.cases("eval")[::2]
-    assert measure.right(lm, measure.told(cases, "rephrase")) >= followed
-    assert measure.right(lm, measure.told(cases, "locality/other_attribute")) >= kept
+    assert measure.right(lm, measure.told(cases, "rephrase")) >= 0.95
+    assert measure.right(lm, measure.told(cases, "locality/other_attribute")) >= 0.9
 
 
 @every
@@ -85,8 +83,9 @@ def test_an_answer_ends_where_it_ends(family):
 def test_the_report_tells_of_the_committed_weights(family):
     told = json.loads((models.FOLDER / "report.json").read_text(encoding="utf-8"))[family]
     assert told["parameters"] == models.parameters(load(family).model)
-    assert told["facts_right"] >= 0.99
-    assert told["held_out_right"] >= 0.95
+    found = measure.report(load(family))
+    assert {name: told[name] for name in found} == pytest.approx(found, abs=0.015)
+    assert min(found.values()) >= 0.89
 
 
 def test_subjects_are_in_one_split_only():

@@ -3,11 +3,13 @@
 It trains the tiny GPT-2's networks and kills itself in the pass ``STEP`` (0: never); with a third
 argument it takes the training up again.
 
-Under ``torchrun`` several of it share the training; ``FSDP=2`` in the environment shards it.
+Under ``torchrun`` several of it share the training; ``FSDP=2`` in the environment shards it,
+``CHANGES`` (JSON) changes its settings.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -61,11 +63,13 @@ def shard() -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    # What ``accelerate launch --use_fsdp --fsdp_version 2`` sets, and a policy of a user's.
+    # What ``accelerate launch --use_fsdp --fsdp_version 2`` sets beside defaults, and a policy of a
+    # user's.
     os.environ |= {
         "ACCELERATE_TORCH_DEVICE": "cpu",
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": os.environ["FSDP"],
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(os.environ["FSDP"] == "2"),  # 1 needs a GPU for it
         "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
         "FSDP_MIN_NUM_PARAMS": "1",
     }
@@ -78,19 +82,32 @@ def main(folder: str, deadly: int, resume: bool) -> None:
     """Train, and die in one pass."""
     if "FSDP" in os.environ:
         shard()
+    if "LONE" in os.environ:  # one of a program's own processes trains, the other does not
+        torch.distributed.init_process_group("gloo")
+        if os.environ["RANK"] == "1":
+            return
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            del os.environ[name]
     from easyeditor.methods.mend.learner import MENDLearner
 
     whole, passes = MENDLearner.loss, 0
+    seen: MENDLearner | None = None
 
     def loss(self: MENDLearner, cases: Any) -> Any:
-        nonlocal passes
-        passes += 1
+        nonlocal passes, seen
+        passes, seen = passes + 1, self
         if passes == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, cases)
 
     MENDLearner.loss = loss  # type: ignore[method-assign]
-    trainer(folder).run(resume=resume)
+    made = trainer(folder, **json.loads(os.environ.get("CHANGES", "{}")))
+    if made.config.edit_loss_on == "prompt":  # of two processes, the second has no paraphrase
+        made.val_set[1::2] = [Case(c.id, c.edit, c.probes[1:]) for c in made.val_set[1::2]]
+    metrics = made.run(resume=resume).metrics
+    assert seen is not None
+    kind = type(seen.network.rates).__name__
+    sys.stdout.write(f"{kind} learnt: {json.dumps(dict(metrics))}\n")
 
 
 if __name__ == "__main__":

@@ -46,16 +46,17 @@ class Entrant:
 ITSELF = "itself"
 """In a training: the folder of the family's own model."""
 
-STEADY = {"rewrite": 0.99, "locality": 0.9}
+STEADY = {"rewrite": 0.99, "rephrase": 0.95, "locality": 0.9}
 GENERAL = {**STEADY, "rephrase": 0.85}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
-# Blocks 1 of 4 or 6, where subjects are still read, not block 0: what is written there other tokens
-# hear before they are read. The search is told when it is done; few facts need over 100 steps, on
-# plateaus where nobody listens to the subject. "{subject} is a" is no sentence of the world, so
-# there is no KL on it. A third of the contexts is as good. The world's text is small: 20,000 tokens
-# are nearly all of it.
+# Block 1 of 4 or 6, where subjects are still read: what is written in block 0 other tokens hear
+# before they are read. An encoder's tokens have heard it all by block 0, and ROME on GPT-J misses
+# fewer answers of the train split there. The search is told when it is done; few facts need over
+# 100 steps, on plateaus where nobody listens to the subject. "{subject} is a" is no sentence of the
+# world, so there is no KL on it. A third of the contexts is as good. The world's text is small:
+# 20,000 tokens are nearly all of it.
 _LOCATE = {
     "v_num_grad_steps": 200,
     "v_weight_decay": 1e-3,
@@ -70,15 +71,19 @@ _OF_AN_MLP = {"v_lr": 0.2, "clamp_norm_factor": 10}
 # The stream between blocks is long. A longer value is only slower to turn there, as the next block
 # normalises what it reads: large steps on a small ball arrive where small ones stand still.
 _OF_A_BLOCK = {"v_lr": 1.0, "clamp_norm_factor": 1.5}
+# T5's encoder is like that wherever the value is written, and its plateaus are wider.
 _IN_AN_ENCODER = {"v_lr": 2.0, "clamp_norm_factor": 1.5}
 
 ENTRANTS = (
     # All target tokens are read at one place, so of an answer of n tokens it learns a mixture whose
     # largest part is one of them; the others are what follows anyway under teacher forcing.
     Entrant(
-        "FT-L", "FT", {**_FT, "objective_optimization": "prompt_last"}, least={"rewrite": 0.75}
+        "FT-L",
+        "FT",
+        {**_FT, "objective_optimization": "prompt_last"},
+        least={"rewrite": 0.75, "rephrase": 0.75},
     ),
-    Entrant("FT-M", "FT", {**_FT, "objective_optimization": "target_new"}, least=STEADY),
+    Entrant("FT-M", "FT", {**_FT, "objective_optimization": "target_new"}, least=GENERAL),
     Entrant(
         "SERAC",
         "SERAC",
@@ -110,7 +115,7 @@ ENTRANTS = (
             "rank": 32,  # of widths of a hundred; 1920 is no restriction
             "cedit": 5.0,  # in few steps the edit has to be learnt first
             "batch_size": 16,
-            "max_iters": 240,  # T5 and LLaMA-2 have not learnt it in 150, the others in 90
+            "max_iters": 240,  # 90 are enough but for T5 and LLaMA-2, which need over 150
             "val_interval": 240,
             "lr_schedule": "cosine",
         },
@@ -122,7 +127,7 @@ ENTRANTS = (
         "KN",
         "KN",
         {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
-        least={"rewrite": 0.95, "locality": 0.9},
+        least={"rewrite": 0.95, "rephrase": 0.95, "locality": 0.9},
     ),
     Entrant(
         "ROME",

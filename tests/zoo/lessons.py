@@ -90,8 +90,8 @@ STAGES = {
 """First the facts, which are cheap; then telling a new fact in the context from a known one.
 
 They are told again, with demonstrations in front: new facts of one relation, which are easily
-taken for each other. GPT-Neo, half of whose blocks see 32 tokens, needs as much once more, and T5,
-which is told one answer where the others are told three, a third time."""
+taken for each other. GPT-Neo, half of whose blocks see 32 tokens, needs twice as much again, and
+T5, which is told one answer where the others are told three, still more."""
 
 
 class Teacher:

@@ -1,6 +1,6 @@
 """Make the zoo again: ``python tests/zoo/train.py [family ...] [stage ...]``; by default all of it.
 
-One thread, a fixed seed, about half an hour per family (GPT-Neo one, T5 two hours); torch 2.9 or
+One thread, a fixed seed, half an hour per family (GPT-Neo one hour, T5 over two); torch 2.9 or
 newer, for Muon. A stage begins with the weights that the one before it saved. The figures in
 ``report.json`` are those of the saved float16 weights, read back as float32.
 """

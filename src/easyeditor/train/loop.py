@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -144,6 +144,9 @@ class Loop(Trainer):
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        for module in learner.module.modules():
+            if hasattr(module, "shared"):  # what it collects is collected by all processes
+                module.shared = arguments.world_size > 1
         if self.is_fsdp_enabled:
             self._shard_as_one()
 
@@ -156,6 +159,8 @@ class Loop(Trainer):
                 "that the optimiser holds: accelerate launch --use_fsdp --fsdp_version 2 …"
             )
         plugin.auto_wrap_policy = None
+        plugin.cpu_ram_efficient_loading = False  # takes every buffer for a sharded parameter
+        plugin.mixed_precision_policy = None  # casts parameters only; compute_loss has autocast
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser ``config.opt`` over the learner's own groups."""
@@ -168,12 +173,13 @@ class Loop(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_more: Any
     ) -> torch.Tensor:
-        """A mean over the batch.
+        """A mean over the batch; the parts that are logged are this process's own.
 
         Raises:
             DivergedError: it is not a finite number.
         """
-        told = model(**inputs)
+        with self.accelerator.autocast():  # DDP has it already, FSDP has not
+            told = model(**inputs)
         loss: torch.Tensor = told.pop("loss")
         if not loss.isfinite():
             raise DivergedError(
@@ -204,13 +210,17 @@ class Loop(Trainer):
         own = cases[rank::world]
         # A process without a share runs one case for company: wrappers gather in every pass. With
         # gradients on, DDP would take this for the pass that its next backward belongs to.
-        with torch.no_grad():
-            told = self.model_wrapped(own or cases[:1], judge=True)
+        with torch.no_grad(), self.accelerator.autocast():
+            told = dict(self.model_wrapped(own or cases[:1], judge=True))
         if world == 1:
-            return dict(told)
-        weights = torch.tensor([*told.values(), 1.0], device=self.args.device) * len(own)
-        *sums, count = reduce(weights, "sum").tolist()
-        return {name: total / count for name, total in zip(told, sums, strict=True)}
+            return told
+        # As objects: a share whose cases have no paraphrase says nothing of "rephrase".
+        shares = gather_object([(told, len(own))])
+        found = {}
+        for name in dict.fromkeys(name for share, n in shares if n for name in share):
+            saying = [(share[name], n) for share, n in shares if n and name in share]
+            found[name] = sum(value * n for value, n in saying) / sum(n for _, n in saying)
+        return found
 
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The learner's module in one piece, for the main process; all of them must ask for it."""

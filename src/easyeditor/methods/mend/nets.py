@@ -27,8 +27,14 @@ new subject stirs would carry its edit away (held-out loss of small LLaMAs: 1.67
 
 
 class Running(nn.Module):
-    """Running mean and deviation of vectors, kept apart for each of ``modes`` weights."""
+    """Running mean and deviation of vectors, kept apart for each of ``modes`` weights.
 
+    Attributes:
+        shared: whether :meth:`update` takes what every process of the training sees. It then waits
+            for them, so all must call it alike.
+    """
+
+    shared = False
     count: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
@@ -41,13 +47,10 @@ class Running(nn.Module):
 
     @torch.no_grad()
     def update(self, mode: int, z: torch.Tensor) -> None:
-        """Take ``z`` ``(n, width)`` into account, and what other processes call this with.
-
-        Trap: in a distributed training it waits for them, so all must call it alike.
-        """
+        """Take ``z`` ``(n, width)`` into account; the others' too where it is ``shared``."""
         mean = z.sum(0) / max(len(z), 1)
         seen = torch.cat([z.new_tensor([len(z)]), mean, ((z - mean) ** 2).sum(0)])
-        for one in _of_all(seen):
+        for one in _of_all(seen) if self.shared else [seen]:
             self._merge(mode, int(one[0]), *one[1:].chunk(2))
 
     def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
@@ -72,8 +75,6 @@ class Running(nn.Module):
 
 def _of_all(seen: torch.Tensor) -> list[torch.Tensor]:
     """This tensor of every process, in their order."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [seen]
     found = [torch.empty_like(seen) for _ in range(distributed.get_world_size())]
     distributed.all_gather(found, seen)
     return found
