@@ -145,8 +145,8 @@ class Loop(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         for module in learner.module.modules():
-            if hasattr(module, "shared"):  # what it collects is collected by all processes
-                module.shared = arguments.world_size > 1
+            if hasattr(module, "gathers"):  # what it collects is collected by all processes
+                module.gathers = arguments.world_size > 1
         if self.is_fsdp_enabled:
             self._shard_as_one()
 

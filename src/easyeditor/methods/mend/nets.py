@@ -30,11 +30,11 @@ class Running(nn.Module):
     """Running mean and deviation of vectors, kept apart for each of ``modes`` weights.
 
     Attributes:
-        shared: whether :meth:`update` takes what every process of the training sees. It then waits
+        gathers: whether :meth:`update` takes what every process of the training sees. It then waits
             for them, so all must call it alike.
     """
 
-    shared = False
+    gathers = False
     count: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
@@ -47,10 +47,10 @@ class Running(nn.Module):
 
     @torch.no_grad()
     def update(self, mode: int, z: torch.Tensor) -> None:
-        """Take ``z`` ``(n, width)`` into account; the others' too where it is ``shared``."""
+        """Take ``z`` ``(n, width)`` into account; the others' too where it ``gathers``."""
         mean = z.sum(0) / max(len(z), 1)
         seen = torch.cat([z.new_tensor([len(z)]), mean, ((z - mean) ** 2).sum(0)])
-        for one in _of_all(seen) if self.shared else [seen]:
+        for one in _of_all(seen) if self.gathers else [seen]:
             self._merge(mode, int(one[0]), *one[1:].chunk(2))
 
     def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
