@@ -81,7 +81,7 @@ ENTRANTS = (
         "FT-L",
         "FT",
         {**_FT, "objective_optimization": "prompt_last"},
-        least={"rewrite": 0.75, "rephrase": 0.75},
+        least={"rewrite": 0.75, "rephrase": 0.75, "locality": 0.8},
     ),
     Entrant("FT-M", "FT", {**_FT, "objective_optimization": "target_new"}, least=GENERAL),
     Entrant(

@@ -35,7 +35,8 @@ class Learner(Protocol):
 
     Attributes:
         module: exactly what is trained, saved and restored, buffers included; the base model is
-            not in it. The trainer moves it between devices and switches its training mode.
+            not in it. The trainer moves it between devices and switches its training mode; it
+            sets ``gathers`` on every submodule that has it, to whether processes share a training.
     """
 
     module: nn.Module

@@ -228,10 +228,10 @@ class Loop(Trainer):
         return {name.removeprefix("trained."): tensor for name, tensor in found.items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The ``Trainer``'s, in a folder that is there on every process's clock.
+        """The ``Trainer``'s, in a folder that is there before.
 
-        Whether the best checkpoint's folder exists is asked right after this; a sharded state is
-        written later, so some processes would find it and wait for the others for ever.
+        It asks right after this whether the best checkpoint's folder exists, but writes a sharded
+        state later: some processes would find the folder and wait for the others for ever.
         """
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
