@@ -11,7 +11,7 @@ import time
 from functools import partial
 
 import common
-from easyeditor.associative.moments import moments
+from easyeditor.second_moments import moments
 from easyeditor.edits import Edit
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS

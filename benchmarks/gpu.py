@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import common
 import tiny
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.moments import moments
-from easyeditor.associative.values import find_values
+from easyeditor.second_moments import moments
+from easyeditor.associative.value_optimization import find_values
 from easyeditor.evaluate.change import peak_memory
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 
 MOMENT_LAYERS = [4, 5, 6, 7, 8]

@@ -19,17 +19,17 @@ import common
 from easyeditor import BaseEditor, Case, ROMEHyperParams
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import find_values
 from easyeditor.bench.drawing import png, svg
 from easyeditor.bench.plots import layer_plot
 from easyeditor.data.open import open_dataset
-from easyeditor.evaluate.intervals import Estimate
+from easyeditor.evaluate.bootstrap import Estimate
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import observe, observe_each
-from easyeditor.evaluate.report import flatten, summary
+from easyeditor.evaluate.query import observe, observe_each
+from easyeditor.evaluate.aggregate import flatten, summary
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods.base import Factors
 from easyeditor.methods.rome import solve_rank_one
 from easyeditor.patches.weight import Part, WeightPatch, weight_patch

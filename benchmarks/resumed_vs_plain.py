@@ -21,11 +21,11 @@ import torch
 import common
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.microbatches import KL_PROMPT, lines_of
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import Search, find_values
 from easyeditor.edits import Edit
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 
 LAYER = 3
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")

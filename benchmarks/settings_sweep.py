@@ -20,8 +20,8 @@ import common
 from easyeditor import Case
 from easyeditor.data.open import open_dataset
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Observation, observe, observe_each
-from easyeditor.evaluate.report import summary
+from easyeditor.evaluate.query import Observation, observe, observe_each
+from easyeditor.evaluate.aggregate import summary
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams

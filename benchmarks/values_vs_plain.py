@@ -19,9 +19,9 @@ from dataclasses import replace
 
 import common
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.values import Found, find_values
+from easyeditor.associative.value_optimization import Found, find_values
 from easyeditor.lm.loading import load
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods.memit import MEMITHyperParams
 from resumed_vs_plain import plain_loop
 

@@ -7,7 +7,7 @@ import sys
 import torch
 
 import benching
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import Journal
 from easyeditor.bench.runner import run
 
 torch.set_num_threads(1)

@@ -14,9 +14,9 @@ import support
 from easyeditor import LM, Case, Edit, Probe
 from easyeditor.bench.report import report
 from easyeditor.bench.runner import run
-from easyeditor.bench.settings import Plan
-from easyeditor.bench.work import Worker
-from easyeditor.evaluate.observe import Measures
+from easyeditor.bench.config import Plan
+from easyeditor.bench.worker import Worker
+from easyeditor.evaluate.query import Measures
 
 MEASURES = Measures(4, 6, 1, heldout="Some text that no edit is about, and a bit more of it.")
 MEASURED = ("seconds", "peak_memory_mb", "extra_memory_mb")
@@ -114,7 +114,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def two_together() -> Iterator[None]:
     """Two cases of the single protocol make a unit, so that three cases make two."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("easyeditor.bench.settings.TOGETHER", 2)
+        patched.setattr("easyeditor.bench.config.TOGETHER", 2)
         yield
 
 

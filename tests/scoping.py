@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 import tiny
 from easyeditor import LM, Edit
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.described import config_of, tokenizer_json
-from easyeditor.lm.encoder import TextEncoder
-from easyeditor.lm.vocabulary import signature
+from easyeditor.encoders.network_config import config_of, tokenizer_json
+from easyeditor.encoders.text_encoder import TextEncoder
+from easyeditor.encoders.tokenizer_compat import signature
 from easyeditor.patches.patch import About
 from easyeditor.patches.reference import ModelFile, header_digest
 from easyeditor.patches.scope import Remembered, Scope, ScopePatch

@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from easyeditor import LM, Edit
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import Search, find_values
 from easyeditor.lm import beginnings as module
-from easyeditor.lm.beginnings import beginnings, past_of
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.shared_prefix import beginnings, past_of
+from easyeditor.lm.forward.partial import Site
 from support import lm, shared_lm
 
 FRONTS = ("Therefore we went home. ", "Because it rained, I stayed inside. ")

@@ -19,11 +19,11 @@ import support
 import tiny
 from benching import CASES, MEASURES, numbers, plan, records, tables
 from easyeditor import BaseEditor, Case, load_patch
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import Journal
 from easyeditor.bench.runner import run
-from easyeditor.bench.work import Worker
-from easyeditor.evaluate.observe import Measures
-from easyeditor.evaluate.report import flatten
+from easyeditor.bench.worker import Worker
+from easyeditor.evaluate.query import Measures
+from easyeditor.evaluate.aggregate import flatten
 
 THREE = ("FT", "ROME", "MEMIT")
 RUNS = {
@@ -163,7 +163,7 @@ def test_single_measures_as_the_editor_does(finished, method):
 @pytest.mark.parametrize("together", [1, 8])
 def test_single_measures_alone_whatever_the_model(family, together, monkeypatch, tmp_path):
     """Cases share forward passes where that is exact, else they are asked one by one."""
-    monkeypatch.setattr("easyeditor.bench.settings.TOGETHER", together)
+    monkeypatch.setattr("easyeditor.bench.config.TOGETHER", together)
     half = {"dtype": torch.bfloat16} if family == "bfloat16" else {}
     family = family if family in tiny.CONFIGS else "llama"
     names = ("FT",) if family == "t5" else ("FT", "MEMIT")
@@ -364,7 +364,7 @@ def test_dying_at_any_append_loses_and_repeats_nothing(
 
 
 def test_dying_while_a_sequence_saves_its_change(expected, monkeypatch, tmp_path):
-    from easyeditor.bench import lines
+    from easyeditor.bench import jobs as lines
 
     real, calls = lines.save_patch, count(1)
 

@@ -13,7 +13,7 @@ import scripting
 from easyeditor import load_patch
 from easyeditor.bench import cluster
 from easyeditor.bench.runner import OneWorker
-from easyeditor.bench.work import Worker
+from easyeditor.bench.worker import Worker
 from scripting import BAD_INPUT, DONE, document, refused
 
 FT = ("layers=[1]", "num_steps=2", "lr=0.01", "objective_optimization=target_new")

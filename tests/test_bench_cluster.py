@@ -18,9 +18,9 @@ from benching import numbers, plan, records, tables
 from easyeditor import load
 from easyeditor.bench import cluster
 from easyeditor.bench.cluster import RayCrew
-from easyeditor.bench.lines import Alone, Chain
+from easyeditor.bench.jobs import Alone, Chain
 from easyeditor.bench.runner import OneWorker, run
-from easyeditor.bench.work import Worker
+from easyeditor.bench.worker import Worker
 from easyeditor.errors import BenchError, MissingExtraError, ModelLoadError
 
 QUIET = pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning")
@@ -30,7 +30,7 @@ QUIET = pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:Future
 def one_alone():
     """Every case of the single protocol is a unit, so that there is something to share."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("easyeditor.bench.settings.TOGETHER", 1)
+        patched.setattr("easyeditor.bench.config.TOGETHER", 1)
         yield
 
 

@@ -12,11 +12,11 @@ import pytest
 
 import benching
 from benching import contents, numbers, plan, records, tables
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import Journal
 from easyeditor.bench.runner import run
-from easyeditor.bench.work import Worker
+from easyeditor.bench.worker import Worker
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 
 begun, nothing_is_done = benching.begun, benching.nothing_is_done
 two_together = benching.two_together

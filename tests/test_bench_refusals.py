@@ -13,7 +13,7 @@ import outer
 import tiny
 from benching import CASES, MEASURES, contents, plan, records, tables
 from easyeditor import LM, Case, Edit
-from easyeditor.bench.folder import RunFolder
+from easyeditor.bench.run_dir import RunFolder
 from easyeditor.bench.runner import run
 from easyeditor.errors import (
     BenchError,
@@ -24,7 +24,7 @@ from easyeditor.errors import (
     RunMismatchError,
     SubjectRequiredError,
 )
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 
 begun, nothing_is_done = benching.begun, benching.nothing_is_done
 two_together = benching.two_together

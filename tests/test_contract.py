@@ -16,8 +16,8 @@ import tiny
 from easyeditor import LM, Edit, load_patch, save_patch
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
-from easyeditor.associative.values import Found, find_values
-from easyeditor.lm.resume import Site
+from easyeditor.associative.value_optimization import Found, find_values
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy

@@ -5,10 +5,10 @@ import torch
 from accelerate import dispatch_model
 
 import tiny
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import Search, find_values
 from easyeditor.edits import Edit
 from easyeditor.lm import LM
-from easyeditor.lm.resume import Resumed, Run, Site, open_runs
+from easyeditor.lm.forward.partial import Resumed, Run, Site, open_runs
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 

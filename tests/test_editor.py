@@ -14,7 +14,7 @@ from easyeditor.errors import (
     EditError,
     PatchStateError,
 )
-from easyeditor.evaluate.report import flatten
+from easyeditor.evaluate.aggregate import flatten
 from outer import PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 from three_edits import LOCALITY, METHODS, PORTABILITY, REPHRASES, all_three
 

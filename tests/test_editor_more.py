@@ -12,7 +12,8 @@ import classic
 import outer
 import tiny
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
-from easyeditor.editors import making, sheet
+from easyeditor.editors import apply_method as making
+from easyeditor.editors import metric_recorder as sheet
 from easyeditor.errors import (
     ContradictingEditsError,
     DataError,
@@ -22,8 +23,8 @@ from easyeditor.errors import (
     MissingExtraError,
     SubjectRequiredError,
 )
-from easyeditor.evaluate.observe import Measures
-from easyeditor.evaluate.report import flatten, retention
+from easyeditor.evaluate.query import Measures
+from easyeditor.evaluate.aggregate import flatten, retention
 from outer import FACTS, PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 
 METHODS = ["FT", "ROME", "MEMIT"]

@@ -9,11 +9,11 @@ import outer
 from easyeditor import LM, BaseEditor, Edit, MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
-from easyeditor.associative.moments import moments
-from easyeditor.associative.values import Search, find_values
+from easyeditor.second_moments import moments
+from easyeditor.associative.value_optimization import Search, find_values
 from easyeditor.data.corpus import own_texts
 from easyeditor.errors import HyperParamsError
-from easyeditor.lm.resume import Plain, Resumed, Run, Site
+from easyeditor.lm.forward.partial import Plain, Resumed, Run, Site
 from support import CONTEXTS, lm
 
 EDITS = (

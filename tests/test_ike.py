@@ -18,7 +18,7 @@ from easyeditor.errors import (
     ModelLoadError,
     PatchFormatError,
 )
-from easyeditor.lm.sentences import Sentences
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.methods.ike import IKE
 from easyeditor.patches.context import ContextPatch
 from scripting import DONE, document, refused

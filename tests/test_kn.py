@@ -11,8 +11,8 @@ import tiny
 import zoo
 import zoo.world
 from easyeditor import BaseEditor, Edit, KNHyperParams, load, load_patch, save_patch
-from easyeditor.associative import attribution
-from easyeditor.associative.attribution import attribute
+from easyeditor.interpret import integrated_gradients as attribution
+from easyeditor.interpret.integrated_gradients import attribute
 from easyeditor.data.open import open_dataset
 from easyeditor.errors import DivergedError, EditError, HyperParamsError, UnsupportedModelError
 from easyeditor.lm import LM

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from easyeditor import LM, IKEHyperParams, MENDHyperParams, SERACHyperParams, load
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import storage_of
 from easyeditor.methods.archive import Archive
 from easyeditor.methods.ike import IKE
 from easyeditor.methods.mend.mend import MEND

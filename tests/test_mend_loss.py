@@ -10,7 +10,7 @@ import torch
 import tiny
 from easyeditor import Case, MENDHyperParams, MENDTrainingHparams, Probe
 from easyeditor.lm.hooks import substituting
-from easyeditor.lm.trunk import Trunk
+from easyeditor.lm.forward.lower_block_cache import Trunk
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.mend.settings import sites_of

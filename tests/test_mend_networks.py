@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from easyeditor.lm.hooks import substituting
-from easyeditor.methods.mend.factors import changing_each, factors_of, nll
+from easyeditor.gradients.factors import changing_each, factors_of, nll
 from easyeditor.methods.mend.nets import Network, Running
 from easyeditor.methods.mend.settings import sites_of
 from mending import every, rows_of

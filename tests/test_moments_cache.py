@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.moments import Moments, _Shelf, digest_of, moments
+from easyeditor.second_moments import Moments, _Shelf, digest_of, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from easyeditor import BaseEditor, MEMITHyperParams, ROMEHyperParams
-from easyeditor.associative.moments import moments, moments_by_size
+from easyeditor.second_moments import moments, moments_by_size
 from easyeditor.bench import convergence as module
 from easyeditor.bench.convergence import convergence, known_facts
 from easyeditor.data.open import open_dataset

@@ -20,8 +20,8 @@ from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelE
 from easyeditor.evaluate.change import sizes
 from easyeditor.lm.hooks import adding
 from easyeditor.lm.memory import model_bytes
-from easyeditor.lm.saved import Shelf, slim
-from easyeditor.lm.storage import storage_of, whole_state
+from easyeditor.lm.forward.activation_memory import Shelf, slim
+from easyeditor.lm.weights import storage_of, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy

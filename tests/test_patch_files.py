@@ -12,7 +12,7 @@ import outer
 import tiny
 from easyeditor import WeightPatch, load_patch, save_patch
 from easyeditor.errors import PatchError, PatchFormatError, PatchMismatchError, PatchStateError
-from easyeditor.patches import headed
+from easyeditor import tensor_file as headed
 from easyeditor.patches.stack import is_patched
 
 METHODS = ["FT", "ROME", "MEMIT"]

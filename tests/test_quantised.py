@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import Search, find_values
 from easyeditor.errors import (
     HyperParamsError,
     MissingExtraError,
@@ -23,9 +23,9 @@ from easyeditor.errors import (
     PatchMismatchError,
     UnsupportedModelError,
 )
-from easyeditor.lm.quantised import dequantised, quantised_layers
-from easyeditor.lm.resume import Site
-from easyeditor.lm.storage import storage_of, whole_state
+from easyeditor.lm.quantized import dequantised, quantised_layers
+from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.weights import storage_of, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.fingerprint import fingerprint

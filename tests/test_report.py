@@ -18,8 +18,8 @@ from easyeditor.bench.results import Run, read_runs
 from easyeditor.bench.table import table
 from easyeditor.bench.writers import as_csv, as_json, latex, markdown, shown
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.intervals import Estimate, bootstrap
-from easyeditor.evaluate.report import flatten, retention, summary
+from easyeditor.evaluate.bootstrap import Estimate, bootstrap
+from easyeditor.evaluate.aggregate import flatten, retention, summary
 from easyeditor.files import written_whole
 
 # -- intervals --------------------------------------------------------------------------------

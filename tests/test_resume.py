@@ -10,11 +10,11 @@ import torch
 import tiny
 import zoo
 from easyeditor import LM, Edit
-from easyeditor.associative import values
+from easyeditor.associative import value_optimization as values
 from easyeditor.associative.microbatches import MicroBatch, micro_batches
-from easyeditor.associative.values import Found, Search, find_values
+from easyeditor.associative.value_optimization import Found, Search, find_values
 from easyeditor.errors import DivergedError
-from easyeditor.lm.resume import NotResumable, Plain, Resumed, Run, Site, open_runs, stubbed
+from easyeditor.lm.forward.partial import NotResumable, Plain, Resumed, Run, Site, open_runs, stubbed
 from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, shared_lm
 
 # Subjects near the answer (a window of 6 tokens must reach it); the last one opens its prompt.

@@ -14,10 +14,10 @@ from easyeditor import LM, Edit
 from easyeditor.errors import DownstreamError, PatchMismatchError, PatchStateError
 from easyeditor.evaluate.downstream import downstream
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.prefix import LEAST, Prefix, groups
+from easyeditor.lm.forward.prefix_cache import LEAST, Prefix, groups
 from easyeditor.lm.routing import Turn
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.scoring import passages
+from easyeditor.lm.forward.batching import passages
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.patch import About, merged
 from easyeditor.patches.route import RoutePatch
@@ -163,7 +163,7 @@ def test_a_shared_beginning_changes_no_score(family: str, monkeypatch: pytest.Mo
     target = shared_lm(family)
     pairs = [(LONG + prompt, answer) for prompt, answer in PAIRS]
     fast = target.score(pairs)
-    monkeypatch.setattr("easyeditor.lm.prefix.LEAST", 10_000)
+    monkeypatch.setattr("easyeditor.lm.forward.prefix_cache.LEAST", 10_000)
     slow = target.score(pairs)
     for mine, its in zip(fast, slow, strict=True):
         assert mine.logprobs == pytest.approx(its.logprobs, abs=2e-4)

@@ -13,10 +13,10 @@ import torch
 import tiny
 from easyeditor import LM
 from easyeditor.associative.microbatches import Costs, Line, groups, micro_batches
-from easyeditor.associative.surprise import FIRST, surprise
-from easyeditor.lm import resume
-from easyeditor.lm.resume import Plain, Resumed, Run, Site
-from easyeditor.lm.saved import Kept, Shelf, slim
+from easyeditor.gradients.losses import FIRST, surprise
+from easyeditor.lm.forward import partial as resume
+from easyeditor.lm.forward.partial import Plain, Resumed, Run, Site
+from easyeditor.lm.forward.activation_memory import Kept, Shelf, slim
 from support import shared_lm
 
 SITE = Site(0, "down")

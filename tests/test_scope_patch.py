@@ -21,9 +21,9 @@ from easyeditor.errors import (
     PatchMismatchError,
     PatchStateError,
 )
-from easyeditor.lm.described import tokenizer_json
-from easyeditor.lm.encoder import LONGEST, TextEncoder
-from easyeditor.lm.vocabulary import differences, signature
+from easyeditor.encoders.network_config import tokenizer_json
+from easyeditor.encoders.text_encoder import LONGEST, TextEncoder
+from easyeditor.encoders.tokenizer_compat import differences, signature
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import KEY
 from easyeditor.patches.patch import merged

@@ -12,11 +12,11 @@ import support
 import tiny
 from easyeditor import LM
 from easyeditor.errors import DivergedError
-from easyeditor.evaluate.observe import Measures, observe
+from easyeditor.evaluate.query import Measures, observe
 from easyeditor.lm import model as model_module
 from easyeditor.lm import sampling
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
+from easyeditor.lm.forward.batching import Passage, TokenScores, cut, passages
 from easyeditor.lm.tokens import Row
 from support import shared_lm
 

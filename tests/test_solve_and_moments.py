@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import tiny
 from easyeditor import LM
-from easyeditor.associative.moments import Moments, moments
+from easyeditor.second_moments import Moments, moments
 from easyeditor.associative.solve import Factor, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.methods.rome import ROME, ROMEHyperParams

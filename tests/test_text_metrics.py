@@ -14,12 +14,13 @@ import support
 import tiny
 from easyeditor import LM, Case, Edit, Probe
 from easyeditor.errors import MissingExtraError
-from easyeditor.evaluate import change, text
+from easyeditor.evaluate import change
+from easyeditor.evaluate import generation_metrics as text
 from easyeditor.evaluate.change import peak_memory, sizes
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Measures, Observation, observe
-from easyeditor.evaluate.report import flatten
-from easyeditor.evaluate.text import (
+from easyeditor.evaluate.query import Measures, Observation, observe
+from easyeditor.evaluate.aggregate import flatten
+from easyeditor.evaluate.generation_metrics import (
     Consistency,
     contains,
     equals,
@@ -28,7 +29,7 @@ from easyeditor.evaluate.text import (
     normalise,
     perplexity,
 )
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.patches.weight import Dense, LowRank, compacted, merged, weight_patch
 from support import shared_lm
 

@@ -13,11 +13,11 @@ from itertools import pairwise
 import torch
 
 from easyeditor.associative.keys import fact_at, subject_of
-from easyeditor.associative.surprise import FIRST, surprise
+from easyeditor.gradients.losses import FIRST, surprise
 from easyeditor.edits import Edit
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Run, Runs, Site, open_runs
-from easyeditor.lm.saved import Shelf
+from easyeditor.lm.forward.partial import Run, Runs, Site, open_runs
+from easyeditor.lm.forward.activation_memory import Shelf
 
 KL_PROMPT = "{} is a"
 OPENING = 3

@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from easyeditor.bench.lines import Line
-from easyeditor.bench.settings import Plan
-from easyeditor.bench.work import Result, Task, Worker
+from easyeditor.bench.jobs import Line
+from easyeditor.bench.config import Plan
+from easyeditor.bench.worker import Result, Task, Worker
 from easyeditor.errors import BenchError, MissingExtraError
-from easyeditor.evaluate.observe import Observation
+from easyeditor.evaluate.query import Observation
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
 

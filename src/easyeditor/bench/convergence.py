@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from easyeditor.associative.moments import (
+from easyeditor.second_moments import (
     Moments,
     condition_number,
     keep_moments,
@@ -25,7 +25,7 @@ from easyeditor.data.open import open_dataset
 from easyeditor.editors.base import BaseEditor
 from easyeditor.edits import Case
 from easyeditor.errors import HyperParamsError
-from easyeditor.evaluate.report import averages
+from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import LocateHyperParams
 

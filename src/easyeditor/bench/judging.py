@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyeditor.bench.folder import write_whole
+from easyeditor.bench.run_dir import write_whole
 from easyeditor.bench.results import read_runs
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.judge import Question, Verdict, judged
-from easyeditor.evaluate.text import natural_answer
+from easyeditor.evaluate.generation_metrics import natural_answer
 
 FILE = "judge.json"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from easyeditor.evaluate.observe import Observation
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.evaluate.query import Observation
+from easyeditor.lm.forward.batching import TokenScores
 
 
 def to_json(seen: Observation) -> dict[str, Any]:

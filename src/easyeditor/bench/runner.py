@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from easyeditor.bench.folder import Journal, RunFolder, finished, write_whole
-from easyeditor.bench.lines import Alone, Before, Chain, Downstream, Line, chunks
+from easyeditor.bench.run_dir import Journal, RunFolder, finished, write_whole
+from easyeditor.bench.jobs import Alone, Before, Chain, Downstream, Line, chunks
 from easyeditor.bench.observations import joined
-from easyeditor.bench.settings import Plan
-from easyeditor.bench.work import Worker, check
-from easyeditor.evaluate.observe import Observation
+from easyeditor.bench.config import Plan
+from easyeditor.bench.worker import Worker, check
+from easyeditor.evaluate.query import Observation
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
 

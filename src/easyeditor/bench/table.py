@@ -9,8 +9,8 @@ from typing import Any
 
 from easyeditor.bench.captions import captions
 from easyeditor.bench.results import Record, Run
-from easyeditor.evaluate.intervals import Estimate, bootstrap
-from easyeditor.evaluate.report import flatten, summary
+from easyeditor.evaluate.bootstrap import Estimate, bootstrap
+from easyeditor.evaluate.aggregate import flatten, summary
 
 UNEDITED = "unedited"
 AFTER_EACH, AT_END = "after its edit", "at the end"

@@ -13,9 +13,9 @@ from easyeditor.cli.app import Commands
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
-    from easyeditor.bench.settings import Plan
+    from easyeditor.bench.config import Plan
     from easyeditor.edits import Case
-    from easyeditor.evaluate.observe import Measures
+    from easyeditor.evaluate.query import Measures
     from easyeditor.hyperparams import HyperParams
 
 EXAMPLES = """
@@ -140,7 +140,7 @@ def run(
     cases = _cases(data, limit)
     measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
 
-    from easyeditor.bench.settings import Plan
+    from easyeditor.bench.config import Plan
 
     plan = Plan(
         methods=wanted,
@@ -254,7 +254,7 @@ def _measures(
     answers: int, continuation_tokens: int, continuations: int, heldout: str, seed: int
 ) -> Measures:
     from easyeditor.data.heldout import heldout_text
-    from easyeditor.evaluate.observe import Measures
+    from easyeditor.evaluate.query import Measures
 
     text = "" if heldout == "none" else heldout_text(heldout or None)
     return Measures(answers, continuation_tokens, continuations, text, seed)

@@ -85,7 +85,7 @@ def edit(
 
         editor = BaseEditor.from_hparams(settings)
 
-    from easyeditor.evaluate.report import averages
+    from easyeditor.evaluate.aggregate import averages
     from easyeditor.patches.files import header_of, save_patch
 
     batch = editor.method.max_batch != 1 and len(cases) > 1 and not one_by_one
@@ -157,7 +157,7 @@ def _show(
     from rich.text import Text
 
     from easyeditor.cli import output
-    from easyeditor.evaluate.report import averages
+    from easyeditor.evaluate.aggregate import averages
 
     if lines:
         output.show_before_after(f"{method} on {model}", lines)

@@ -13,7 +13,7 @@ from easyeditor.cli import options
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
-    from easyeditor.associative.moments import Moments
+    from easyeditor.second_moments import Moments
     from easyeditor.bench.convergence import Row
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM

@@ -19,7 +19,7 @@ from easyeditor.edits import Case
 
 if TYPE_CHECKING:
     from easyeditor.lm.model import LM
-    from easyeditor.lm.scoring import TokenScores
+    from easyeditor.lm.forward.batching import TokenScores
 
 out = Console(highlight=False)
 

@@ -89,7 +89,7 @@ def apply(
     loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
 
-    from easyeditor.lm.quantised import quantised_layers
+    from easyeditor.lm.quantized import quantised_layers
 
     if quantised_layers(lm.model):
         raise UnsupportedModelError(

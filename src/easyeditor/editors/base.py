@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
-from easyeditor.editors.making import check_request, give_corpus, make_patch
+from easyeditor.editors.apply_method import check_request, give_corpus, make_patch
 from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
-from easyeditor.editors.sheet import MetricDict as MetricDict
-from easyeditor.editors.sheet import ScoreSheet
+from easyeditor.editors.metric_recorder import MetricDict as MetricDict
+from easyeditor.editors.metric_recorder import ScoreSheet
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -143,7 +143,7 @@ class BaseEditor:
                 portability``).
             evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
                 ``"both"`` (then ``post`` is after each, ``final`` at the end:
-                :func:`easyeditor.evaluate.report.retention` compares them).
+                :func:`easyeditor.evaluate.aggregate.retention` compares them).
             measures: what is asked beside the teacher-forced scores: free answers, long
                 continuations, perplexity.
             train_ds: other edits to take demonstrations from, for methods that show some.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import storage_of
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import unedited
 from easyeditor.patches.weight import WeightPatch

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from easyeditor.edits import Case, Probe
-from easyeditor.evaluate.observe import Measures, Observation, open_prompts
-from easyeditor.evaluate.text import Consistency, contains, equals, natural_answer, ngram_entropy
+from easyeditor.evaluate.query import Measures, Observation, open_prompts
+from easyeditor.evaluate.generation_metrics import Consistency, contains, equals, natural_answer, ngram_entropy
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -2,7 +2,7 @@
 
 from easyeditor.lm.families import FAMILIES, Family, Projection, Stack, discover, family_of
 from easyeditor.lm.model import LM
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.tokens import Row
 
 __all__ = [

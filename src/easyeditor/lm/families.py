@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import UnknownFamilyError
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import storage_of
 
 log = logging.getLogger(__name__)
 

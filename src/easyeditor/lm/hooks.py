@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.lm.storage import Storage, storage_of
+from easyeditor.lm.weights import Storage, storage_of
 
 
 class Stop(Exception):

@@ -18,7 +18,7 @@ from transformers import (
 from easyeditor.errors import MissingExtraError, ModelLoadError, did_you_mean
 from easyeditor.lm import embedded
 from easyeditor.lm.model import LM
-from easyeditor.lm.quantised import SCHEMES, quantization_config
+from easyeditor.lm.quantized import SCHEMES, quantization_config
 from easyeditor.paths import cache_dir
 
 __all__ = ["cache_dir", "load", "pick_device"]

@@ -16,11 +16,11 @@ from easyeditor.errors import HyperParamsError, MetaDeviceError
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.families import Projection, Stack, family_of
 from easyeditor.lm.hooks import gathering
-from easyeditor.lm.prefix import Prefix, cut_after, groups
-from easyeditor.lm.quantised import keep_readable
+from easyeditor.lm.forward.prefix_cache import Prefix, cut_after, groups
+from easyeditor.lm.quantized import keep_readable
 from easyeditor.lm.routing import remember, routers_of, through
-from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
-from easyeditor.lm.storage import missing_weights, storage_of
+from easyeditor.lm.forward.batching import Passage, TokenScores, cut, passages
+from easyeditor.lm.weights import missing_weights, storage_of
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 
 TOKEN_BUDGET = 2048

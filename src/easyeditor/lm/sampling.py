@@ -11,7 +11,7 @@ from easyeditor.errors import DivergedError
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import routers_of, through
-from easyeditor.lm.scoring import cut
+from easyeditor.lm.forward.batching import cut
 
 BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch."""

@@ -18,7 +18,7 @@ from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import Fingerprint, fingerprint
-from easyeditor.patches.headed import read_headed, write_headed
+from easyeditor.tensor_file import read_headed, write_headed
 from easyeditor.patches.patch import versions
 
 FORMAT = 1

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from easyeditor.associative.factored import factor_of, factor_once
-from easyeditor.associative.moments import Moments, moments
+from easyeditor.second_moments.cholesky import factor_of, factor_once
+from easyeditor.second_moments import Moments, moments
 from easyeditor.associative.solve import Factor
-from easyeditor.associative.values import Search
+from easyeditor.associative.value_optimization import Search
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
@@ -109,7 +109,7 @@ class LocateHyperParams(HyperParams):
         return lm
 
     def corpus(self) -> dict[str, Any]:
-        """What these settings say to :func:`~easyeditor.associative.moments.moments`."""
+        """What these settings say to :func:`~easyeditor.second_moments.moments`."""
         return {
             "source": self.mom2_dataset,
             "tokens": self.mom2_n_tokens,

@@ -24,7 +24,7 @@ from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.families import Projection
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import storage_of
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
 from easyeditor.progress import bar

@@ -26,7 +26,7 @@ from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.lm.sentences import Sentences
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.patches.context import Context, ContextPatch
 from easyeditor.patches.patch import About
 from easyeditor.timing import Stopwatch

@@ -36,13 +36,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import torch
 from pydantic import BeforeValidator, Field
 
-from easyeditor.associative.attribution import Attribution, attribute
+from easyeditor.interpret.integrated_gradients import Attribution, attribute
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.edits import Edit
 from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
 from easyeditor.hyperparams import HyperParams, resolve_layers
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import storage_of
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.weight import LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch

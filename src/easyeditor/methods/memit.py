@@ -27,12 +27,12 @@ from pydantic import Field
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
 from easyeditor.associative.solve import closed_form
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import find_values
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Factors, LocateHyperParams
 from easyeditor.patches.stack import carrying, stack_of

@@ -10,7 +10,7 @@ import torch
 
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Turn
-from easyeditor.lm.sentences import Sentences
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.patches.patch import About, about_all
 from easyeditor.patches.route import RoutePatch
 

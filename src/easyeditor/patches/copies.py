@@ -7,9 +7,9 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.lm.quantised import quantised_layers, shared_parts
+from easyeditor.lm.quantized import quantised_layers, shared_parts
 from easyeditor.lm.routing import routers_of, tokenizer_of
-from easyeditor.lm.storage import shared_maps
+from easyeditor.lm.weights import shared_maps
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import set_stack, stack_of
 

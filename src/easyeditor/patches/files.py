@@ -17,7 +17,7 @@ import torch
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchFormatError
 from easyeditor.patches.fingerprint import Fingerprint
-from easyeditor.patches.headed import read_headed, write_headed
+from easyeditor.tensor_file import read_headed, write_headed
 from easyeditor.patches.patch import About, Patch
 from easyeditor.patches.route import RoutePatch
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import UnsupportedModelError
-from easyeditor.lm.storage import named_weights, storage_of
+from easyeditor.lm.weights import named_weights, storage_of
 from easyeditor.patches.stack import unedited
 
 PER_PARAMETER = 2

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from easyeditor.errors import PatchFormatError, PatchMismatchError
-from easyeditor.lm.described import language_model
+from easyeditor.encoders.network_config import language_model
 from easyeditor.lm.model import LM
-from easyeditor.lm.vocabulary import signature
+from easyeditor.encoders.tokenizer_compat import signature
 
 HELP = "Put it back, or make the edit again with the archive that you have."
 

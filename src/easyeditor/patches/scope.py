@@ -21,7 +21,7 @@ from torch import nn
 
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
-from easyeditor.lm.encoder import TextEncoder
+from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Turn, tokenizer_of
 from easyeditor.patches.fingerprint import fingerprint

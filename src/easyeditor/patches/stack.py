@@ -1,7 +1,7 @@
 """The patches a model carries, and the bits it had before.
 
 The stack lives on the model itself, so it can be neither lost nor confused with another model's.
-Where a weight lies (in memory, offloaded, quantised) is :mod:`easyeditor.lm.storage`'s to know; it
+Where a weight lies (in memory, offloaded, quantised) is :mod:`easyeditor.lm.weights`'s to know; it
 is put in place of another, never written into, as that one may be shared with an edited copy.
 Edited weights are always rebuilt from the unedited ones plus the patches that remain, summed in
 float32 or better and rounded once: undoing in any order is exact, and undoing everything puts back
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import PatchMismatchError, PatchStateError
-from easyeditor.lm.storage import Storage, storage_of
+from easyeditor.lm.weights import Storage, storage_of
 
 _ATTRIBUTE = "easyedit_stack"
 
@@ -52,7 +52,7 @@ class PatchStack:
     Attributes:
         patches: what is applied now.
         saved: ``{parameter path: what lay there}`` of every matrix the patches touch, see
-            :class:`~easyeditor.lm.storage.Storage`: a tensor, or None for what is no tensor.
+            :class:`~easyeditor.lm.weights.Storage`: a tensor, or None for what is no tensor.
     """
 
     def __init__(self) -> None:

@@ -20,10 +20,10 @@ from easyeditor.edits import Case
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
-from easyeditor.lm.trunk import Trunk
+from easyeditor.lm.forward.lower_block_cache import Trunk
 from easyeditor.methods.archive import Archive, fill, read_archive, write_archive
 from easyeditor.methods.learning import probe_of
-from easyeditor.methods.mend.factors import Logits, changing_each, factors_of, means, nll
+from easyeditor.gradients.factors import Logits, changing_each, factors_of, means, nll
 from easyeditor.methods.mend.nets import Network
 from easyeditor.methods.mend.settings import MENDTrainingHparams, blocks_of, sites_of
 

@@ -10,12 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from easyeditor.errors import ArchiveError, HyperParamsError, UnsupportedModelError
-from easyeditor.lm.described import config_of, language_model
-from easyeditor.lm.encoder import TextEncoder
+from easyeditor.encoders.network_config import config_of, language_model
+from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import whole_state
-from easyeditor.lm.vocabulary import differences, largest, signature
+from easyeditor.lm.weights import whole_state
+from easyeditor.encoders.tokenizer_compat import differences, largest, signature
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.settings import SERACTrainingHparams
 from easyeditor.patches.fingerprint import fingerprint

@@ -24,7 +24,7 @@ from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
 from easyeditor.lm.memory import give_back, room
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
+from easyeditor.lm.forward.partial import Site
 from easyeditor.progress import bar
 
 STOP_LOSS = 5e-2

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from easyeditor.associative.sampled import sampled_text
+from easyeditor.second_moments.self_sampled import sampled_text
 from easyeditor.data.corpus import own_texts
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.model import LM

@@ -22,7 +22,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import Storage, storage_of
+from easyeditor.lm.weights import Storage, storage_of
 
 BOARD = 64 * 2**20
 """Bytes reserved at once; what is not written to takes no memory."""

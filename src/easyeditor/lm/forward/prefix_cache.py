@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from easyeditor.lm.hooks import gathering
-from easyeditor.lm.scoring import Passage, cut
+from easyeditor.lm.forward.batching import Passage, cut
 from easyeditor.lm.tokens import Batch
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from easyeditor.associative.contexts import SEEDS
-from easyeditor.associative.kept import ignored, read_kept, write_kept
+from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
 from easyeditor.progress import bar

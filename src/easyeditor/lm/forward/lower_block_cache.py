@@ -2,7 +2,7 @@
 
 A training that changes only a model's last blocks runs the same sequences again and again through
 blocks that never change. Here each sequence passes them once; after that the model's own forward
-runs with those blocks replaced by stubs, as in :mod:`easyeditor.lm.resume`.
+runs with those blocks replaced by stubs, as in :mod:`easyeditor.lm.forward.partial`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from easyeditor.lm.hooks import hidden_of, reading_output, stopping, with_hidden
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import stubbed
+from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.tokens import Row
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from easyeditor.edits import Case
-from easyeditor.evaluate.text import perplexity
+from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import carrying
-from easyeditor.patches.together import can_carry_each, carrying_each
+from easyeditor.patches.batched import can_carry_each, carrying_each
 from easyeditor.patches.weight import WeightPatch
 
 Pair = tuple[str, str]
@@ -104,7 +104,7 @@ def observe_each(
 ) -> list[Observation]:
     """Ask about each case on the model that holds only its own patch; all cases together.
 
-    Where that is not exact (see :mod:`easyeditor.patches.together`) the patches are applied one
+    Where that is not exact (see :mod:`easyeditor.patches.batched`) the patches are applied one
     after the other.
     """
     wanted = measures or Measures()

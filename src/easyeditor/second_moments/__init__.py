@@ -1,9 +1,9 @@
 """Second moments ``C = E[k kᵀ]`` of what goes into the down-projections, and their cache.
 
-One pass over the text (:mod:`~easyeditor.associative.texts`) serves all layers and stops at the
-highest (:mod:`~easyeditor.associative.collect`); sums are kept in float32 or better
-(:mod:`~easyeditor.associative.sums`), and a pass that was killed goes on
-(:mod:`~easyeditor.associative.checkpoint`). Results are cached under a fingerprint of the weights,
+One pass over the text (:mod:`~easyeditor.second_moments.corpus`) serves all layers and stops at the
+highest (:mod:`~easyeditor.second_moments.accumulate`); sums are kept in float32 or better
+(:mod:`~easyeditor.second_moments.running_sum`), and a pass that was killed goes on
+(:mod:`~easyeditor.second_moments.checkpoint`). Results are cached under a fingerprint of the weights,
 and a model that carries patches is refused: statistics must come from the unedited model (a
 reference implementation computes them for the second layer after editing the first, and stores
 the result).
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.associative.checkpoint import Checkpoint
-from easyeditor.associative.collect import collected, growing
-from easyeditor.associative.kept import ignored, read_kept, write_kept
-from easyeditor.associative.sums import Sums
-from easyeditor.associative.texts import SELF, identity, sequences
+from easyeditor.second_moments.checkpoint import Checkpoint
+from easyeditor.second_moments.accumulate import collected, growing
+from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
+from easyeditor.second_moments.running_sum import Sums
+from easyeditor.second_moments.corpus import SELF, identity, sequences
 from easyeditor.errors import MomentsError
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
@@ -188,7 +188,7 @@ def _refuse_patched(lm: LM) -> None:
     if is_patched(lm.model):
         raise MomentsError(
             "Second moments must come from the unedited model, and this one carries patches. Undo "
-            "them, collect (easyeditor.associative.moments), and apply them again."
+            "them, collect (easyeditor.second_moments), and apply them again."
         )
 
 

@@ -23,10 +23,10 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
-from easyeditor.lm.beginnings import past_of
+from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
-from easyeditor.lm.saved import Shelf, slim
+from easyeditor.lm.forward.activation_memory import Shelf, slim
 from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)

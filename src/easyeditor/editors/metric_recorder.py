@@ -8,8 +8,8 @@ from typing import Any
 
 from easyeditor.edits import Case
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Measures, observe
-from easyeditor.evaluate.text import Consistency
+from easyeditor.evaluate.query import Measures, observe
+from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)

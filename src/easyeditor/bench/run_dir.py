@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from easyeditor.bench.settings import differences
+from easyeditor.bench.config import differences
 from easyeditor.errors import BenchError, RunBusyError, RunMismatchError
 from easyeditor.files import written_whole
 

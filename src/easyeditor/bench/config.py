@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from easyeditor.edits import Case
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.prefix import Prefix, past_of_all, unread
+from easyeditor.lm.forward.prefix_cache import Prefix, past_of_all, unread
 
 log = logging.getLogger(__name__)
 

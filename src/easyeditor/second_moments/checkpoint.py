@@ -3,7 +3,7 @@
 Only a collection that takes minutes pays for it: the first checkpoint is written after
 :data:`EVERY` seconds, and the next ones so seldom that writing takes a twentieth of the time at
 most. One takes what the sums take: 2.2 bytes × d_in² per layer (up to 4 where it is narrow), thrice
-that beyond :data:`~easyeditor.associative.sums.FOLD` tokens, and twice that while the new one
+that beyond :data:`~easyeditor.second_moments.running_sum.FOLD` tokens, and twice that while the new one
 replaces the old. Where the disk has no room for that, none is written. The file goes when the
 moments are there.
 """
@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyeditor.associative.kept import ignored, read_kept, write_kept
-from easyeditor.associative.sums import Sums
+from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
+from easyeditor.second_moments.running_sum import Sums
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.associative.kept import ignored, read_kept, write_kept
-from easyeditor.associative.moments import Moments, digest_of
+from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
+from easyeditor.second_moments import Moments, digest_of
 from easyeditor.associative.solve import Factor, home
 
 WHAT = "factored second moments"

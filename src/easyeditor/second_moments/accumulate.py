@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.associative.checkpoint import Checkpoint, Place
-from easyeditor.associative.sums import Sums
+from easyeditor.second_moments.checkpoint import Checkpoint, Place
+from easyeditor.second_moments.running_sum import Sums
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from easyeditor.bench.folder import Journal, RunFolder, finished
-from easyeditor.bench.settings import Plan, Unit
-from easyeditor.bench.work import Result, Task
+from easyeditor.bench.run_dir import Journal, RunFolder, finished
+from easyeditor.bench.config import Plan, Unit
+from easyeditor.bench.worker import Result, Task
 from easyeditor.errors import BenchError, PatchFormatError
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch

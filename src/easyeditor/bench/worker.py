@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from easyeditor.bench.observations import to_json
-from easyeditor.bench.settings import Plan, Unit
-from easyeditor.editors.making import check_request, make_patch
-from easyeditor.editors.sheet import request_of
+from easyeditor.bench.config import Plan, Unit
+from easyeditor.editors.apply_method import check_request, make_patch
+from easyeditor.editors.metric_recorder import request_of
 from easyeditor.edits import Case
 from easyeditor.errors import DivergedError
 from easyeditor.evaluate.change import Peak, peak_memory, sizes
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import (
+from easyeditor.evaluate.query import (
     Measures,
     Observation,
     free_prompts,
@@ -24,7 +24,7 @@ from easyeditor.evaluate.observe import (
     observe_each,
     open_prompts,
 )
-from easyeditor.evaluate.text import Consistency
+from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method

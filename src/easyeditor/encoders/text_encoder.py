@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from easyeditor.errors import ModelLoadError
 from easyeditor.lm import embedded
-from easyeditor.lm.described import config_of, reader, tokenizer_json
-from easyeditor.lm.scoring import cut
+from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
+from easyeditor.lm.forward.batching import cut
 from easyeditor.lm.tokens import pad
 
 BUDGET = 4096
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: the network; of an encoder-decoder only the encoder is kept.
-        tokenizer: its rules as JSON (:func:`~easyeditor.lm.described.tokenizer_json`).
+        tokenizer: its rules as JSON (:func:`~easyeditor.encoders.network_config.tokenizer_json`).
         pad_id: fills short rows, masked.
     """
 

@@ -32,8 +32,8 @@ from easyeditor.lm.hooks import (
 )
 from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Run, Site, open_runs
-from easyeditor.lm.saved import Shelf, slim
+from easyeditor.lm.forward.partial import Run, Site, open_runs
+from easyeditor.lm.forward.activation_memory import Shelf, slim
 from easyeditor.lm.tokens import Batch, Row
 from easyeditor.progress import bar
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.intervals import Estimate, bootstrap
+from easyeditor.evaluate.bootstrap import Estimate, bootstrap
 
 PAPER = {
     "ES": "rewrite_success",

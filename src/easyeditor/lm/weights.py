@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import MetaDeviceError, UnsupportedModelError
-from easyeditor.lm.quantised import (
+from easyeditor.lm.quantized import (
     dequantised,
     is_quantised,
     plain_layer,
