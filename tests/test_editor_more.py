@@ -23,8 +23,8 @@ from easyeditor.errors import (
     MissingExtraError,
     SubjectRequiredError,
 )
-from easyeditor.evaluate.query import Measures
 from easyeditor.evaluate.aggregate import flatten, retention
+from easyeditor.evaluate.query import Measures
 from outer import FACTS, PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 
 METHODS = ["FT", "ROME", "MEMIT"]
@@ -168,7 +168,7 @@ def test_the_classic_datasets(kind, name, method):
     assert cases
     found = outer.editor(method).edit_dataset(cases, evaluate_when="both", verbose=False)
     assert [metric["case_id"] for metric in found.metrics] == [case.id for case in cases]
-    assert len(found.patch.about.edits) == sum(len(case.edits) for case in cases)
+    assert len(found.patch.info.edits) == sum(len(case.edits) for case in cases)
     assert all({"pre", "post", "final"} <= set(metric) for metric in found.metrics)
 
 
@@ -177,7 +177,7 @@ def test_a_dataset_of_several_edits_per_case():
     assert any(case.also for case in cases)
     editor = outer.editor("FT", num_steps=1)
     found = editor.edit_dataset(cases, keep_original_weight=True)
-    assert [e.prompt for e in found.patch.about.edits] == [
+    assert [e.prompt for e in found.patch.info.edits] == [
         edit.prompt for case in cases for edit in case.edits
     ]
 
@@ -222,7 +222,7 @@ def test_all_edits_of_a_case_are_in_the_model(method, keep):
     editor = outer.editor(method)
     before = outer.bits(editor.model)
     result = editor.edit_cases([TWO, ONE], keep_original_weight=keep, evaluate_when="both")
-    assert [edit.target for edit in result.patch.about.edits] == TARGETS
+    assert [edit.target for edit in result.patch.info.edits] == TARGETS
     assert (outer.changed(editor.model, before) == []) is keep
     whole = tiny.model("llama")
     result.patch.apply(whole)

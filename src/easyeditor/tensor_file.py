@@ -15,7 +15,7 @@ from easyeditor.errors import EasyEditError
 from easyeditor.files import written_whole
 
 
-def write_headed(
+def write_tensor_file(
     file: Path, tensors: Mapping[str, torch.Tensor], key: str, header: Mapping[str, Any]
 ) -> Path:
     """Write ``tensors`` with ``header`` under ``key``; whole or not at all. Returns the file.
@@ -34,7 +34,7 @@ def write_headed(
     return file
 
 
-def read_headed(
+def read_tensor_file(
     file: Path, key: str, what: str, advice: str, error_class: type[EasyEditError]
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """The header under ``key``, as text, and the tensors; ``what`` and ``advice`` go into errors.

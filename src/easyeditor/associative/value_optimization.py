@@ -19,19 +19,25 @@ from typing import Any
 import torch
 
 from easyeditor.associative.keys import subject_rows, values_at
-from easyeditor.associative.microbatches import Costs, Line, groups, lines_of, micro_batches
+from easyeditor.associative.microbatches import (
+    ContextRow,
+    MemoryModel,
+    context_rows_of,
+    groups,
+    micro_batches,
+)
 from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back, room
 from easyeditor.lm.model import LM
-from easyeditor.lm.forward.partial import Site
 from easyeditor.progress import bar
 
 STOP_LOSS = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class ValueOptions:
     """Settings of the search; the names are the classic files'.
 
     ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
@@ -50,7 +56,7 @@ class Search:
 
 
 @dataclass(slots=True)
-class Found:
+class OptimizedValues:
     """What the search found.
 
     Attributes:
@@ -64,16 +70,16 @@ class Found:
     losses: list[list[float]] = field(default_factory=list)
 
 
-def find_values(
+def optimize_values(
     lm: LM,
     site: Site,
     edits: Sequence[Edit],
     contexts: Sequence[str],
-    search: Search,
+    search: ValueOptions,
     *,
     resume: bool = True,
     memory: int | None = None,
-) -> Found:
+) -> OptimizedValues:
     """Search δ for every edit.
 
     Args:
@@ -94,11 +100,13 @@ def find_values(
         memory = room(lm, 18 if len(edits) == 1 else 14)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
     origin = values_at(lm, site, bare)
-    found = Found(torch.zeros_like(origin), origin, [[] for _ in edits])
-    lines = [lines_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)]
+    found = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
+    lines = [
+        context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
+    ]
     total = len(edits) * search.v_num_grad_steps
     with lm.at_rest(), bar(total, "searching values") as progress:
-        costs = Costs.measured(lm, site, [line for own in lines for line in own], resume)
+        costs = MemoryModel.measured(lm, site, [line for own in lines for line in own], resume)
         for group in groups(lines, costs, memory):
             _search_group(lm, site, group, found, search, costs, memory, progress)
             give_back()
@@ -108,10 +116,10 @@ def find_values(
 def _search_group(
     lm: LM,
     site: Site,
-    lines: Sequence[list[Line]],
-    found: Found,
-    search: Search,
-    costs: Costs,
+    lines: Sequence[list[ContextRow]],
+    found: OptimizedValues,
+    search: ValueOptions,
+    costs: MemoryModel,
     memory: int,
     progress: Any,
 ) -> None:

@@ -21,12 +21,12 @@ from easyeditor.patches.patch import versions
 
 Protocol = Literal["single", "batch", "sequential"]
 FORMAT = 1
-TOGETHER = 8
+CASES_PER_FORWARD = 8
 """Cases of the single protocol whose questions share forward passes; each is edited alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class CaseRange:
     """What is edited and recorded together: positions ``start`` to ``stop`` of the cases."""
 
     label: str
@@ -36,7 +36,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchmarkConfig:
     """A whole run.
 
     Attributes:
@@ -109,12 +109,13 @@ class Plan:
         """Whether edits accumulate."""
         return self.protocol == "sequential"
 
-    def units(self, label: str) -> list[Unit]:
+    def units(self, label: str) -> list[CaseRange]:
         """What one method does, in order."""
         n = len(self.cases)
-        size = TOGETHER if self.protocol == "single" else self.batch_size
+        size = CASES_PER_FORWARD if self.protocol == "single" else self.batch_size
         return [
-            Unit(label, i, i * size, min(n, (i + 1) * size)) for i in range(math.ceil(n / size))
+            CaseRange(label, i, i * size, min(n, (i + 1) * size))
+            for i in range(math.ceil(n / size))
         ]
 
     def describe(self, lm: LM) -> dict[str, Any]:

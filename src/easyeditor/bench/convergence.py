@@ -15,12 +15,6 @@ from typing import Any
 
 import torch
 
-from easyeditor.second_moments import (
-    Moments,
-    condition_number,
-    keep_moments,
-    moments_by_size,
-)
 from easyeditor.data.open import open_dataset
 from easyeditor.editors.base import BaseEditor
 from easyeditor.edits import Case
@@ -28,6 +22,12 @@ from easyeditor.errors import HyperParamsError
 from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import LocateHyperParams
+from easyeditor.second_moments import (
+    Moments,
+    condition_number,
+    keep_moments,
+    moments_by_size,
+)
 
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 10.0)
 """Sizes that are looked at, in units of ``d_in``."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from easyeditor.bench.run_dir import Journal, RunFolder, finished
-from easyeditor.bench.config import Plan, Unit
+from easyeditor.bench.config import BenchmarkConfig, CaseRange
+from easyeditor.bench.run_dir import EventLog, RunDirectory, finished
 from easyeditor.bench.worker import Result, Task
 from easyeditor.errors import BenchError, PatchFormatError
 from easyeditor.patches.files import load_patch, save_patch
@@ -20,7 +20,7 @@ CHUNK = 50
 """Cases the unedited model is asked about at a time; fixed, so that a resumed run asks alike."""
 
 
-class Line(Protocol):
+class JobChain(Protocol):
     """Tasks that must follow each other."""
 
     weight: int
@@ -34,44 +34,46 @@ class Line(Protocol):
         ...
 
 
-class Before:
+class BaselineJob:
     """One chunk of what the unedited model says."""
 
-    def __init__(self, journal: Journal, unit: Unit) -> None:
-        self._journal, self._unit = journal, unit
+    def __init__(self, event_log: EventLog, unit: CaseRange) -> None:
+        self._journal, self._unit = event_log, unit
         self.weight = unit.stop - unit.start
 
     def next(self) -> Task | None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         known = any(line["chunk"] == self._unit.number for line in self._journal.lines)
         return None if known else Task("before", self._unit)
 
     def done(self, _task: Task, result: Result) -> None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         self._journal.append(result.records)
 
 
-class Alone:
+class IndependentJob:
     """One unit that is edited from the unedited model."""
 
-    def __init__(self, journal: Journal, unit: Unit, done: bool, keep: Path | None = None) -> None:
-        self._journal, self._unit, self._keep = journal, unit, keep
+    def __init__(
+        self, event_log: EventLog, unit: CaseRange, done: bool, keep: Path | None = None
+    ) -> None:
+        self._journal, self._unit, self._keep = event_log, unit, keep
         self._open = not done
         self.weight = unit.stop - unit.start
 
     def next(self) -> Task | None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         return Task("edit", self._unit) if self._open else None
 
     def done(self, _task: Task, result: Result) -> None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         if self._keep is not None and result.total is not None:
             _keep(result.total, self._keep)
         self._journal.append(result.records)
         self._open = False
 
 
-class Chain:
+class SequentialJob:
     """A sequence: every unit on top of those before it, then everything is measured again.
 
     The change so far is saved before the records of its last step, so whatever is recorded can be
@@ -81,24 +83,26 @@ class Chain:
         BenchError: records or the change so far were taken away.
     """
 
-    def __init__(self, folder: RunFolder, journal: Journal, label: str, plan: Plan) -> None:
-        self._folder, self._journal, self._label = folder, journal, label
+    def __init__(
+        self, folder: RunDirectory, event_log: EventLog, label: str, plan: BenchmarkConfig
+    ) -> None:
+        self._folder, self._journal, self._label = folder, event_log, label
         self._units = plan.units(label)
-        self._whole = Unit(label, 0, 0, len(plan.cases))
-        done = finished(journal.lines)
+        self._whole = CaseRange(label, 0, 0, len(plan.cases))
+        done = finished(event_log.lines)
         steps = sorted(unit for stage, unit in done if stage == "post")
         self._step = len(steps)
         self._measured = ("final", 0) in done
         if steps != list(range(self._step)) or self._measured > (self._step == len(self._units)):
-            raise self._broken(f"{journal.path} lacks records from its middle")
+            raise self._broken(f"{event_log.path} lacks records from its middle")
         self._total: Patch | None = None
-        failed = [line for line in journal.lines if line.get("error")]
-        if self._step and not self._measured and len(failed) < len(journal.lines):
+        failed = [line for line in event_log.lines if line.get("error")]
+        if self._step and not self._measured and len(failed) < len(event_log.lines):
             try:
                 self._total = load_patch(self._file(self._step))
             except PatchFormatError as error:
                 raise self._broken(str(error).removesuffix(".")) from None
-        for left in (*journal.path.parent.glob("*.part"), self._file(self._step - 1)):
+        for left in (*event_log.path.parent.glob("*.part"), self._file(self._step - 1)):
             left.unlink(missing_ok=True)  # of a process that died
         self.weight = len(plan.cases)
 
@@ -112,13 +116,13 @@ class Chain:
         return self._folder.total(self._label, step)
 
     def next(self) -> Task | None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         if self._step < len(self._units):
             return Task("edit", self._units[self._step], self._total)
         return None if self._measured else Task("final", self._whole, self._total)
 
     def done(self, task: Task, result: Result) -> None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         if task.kind == "final":
             self._journal.append(result.records)
             self._measured = True
@@ -136,12 +140,12 @@ class Downstream:
 
     weight = 1
 
-    def __init__(self, journal: Journal, label: str, patch: Path | None) -> None:
-        self._journal, self._patch = journal, patch
-        self._unit = Unit(label, 0, 0, 0)
+    def __init__(self, event_log: EventLog, label: str, patch: Path | None) -> None:
+        self._journal, self._patch = event_log, patch
+        self._unit = CaseRange(label, 0, 0, 0)
 
     def next(self) -> Task | None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         if any(line["label"] == self._unit.label for line in self._journal.lines):
             return None
         if self._patch is None or not self._patch.is_file():  # unedited, or every edit failed
@@ -149,7 +153,7 @@ class Downstream:
         return Task("downstream", self._unit, load_patch(self._patch))
 
     def done(self, _task: Task, result: Result) -> None:
-        """See :class:`Line`."""
+        """See :class:`JobChain`."""
         self._journal.append([{"label": self._unit.label, "tasks": result.records[0]}])
 
 
@@ -163,10 +167,10 @@ def _keep(patch: Patch, file: Path) -> None:
         ) from None
 
 
-def chunks(plan: Plan) -> list[Unit]:
+def chunks(plan: BenchmarkConfig) -> list[CaseRange]:
     """The unedited model's share of the work."""
     n = len(plan.cases)
     return [
-        Unit("", number, start, min(n, start + CHUNK))
+        CaseRange("", number, start, min(n, start + CHUNK))
         for number, start in enumerate(range(0, n, CHUNK))
     ]

@@ -25,8 +25,8 @@ from easyeditor.bench.drawing import (
 )
 from easyeditor.bench.results import Run
 from easyeditor.bench.table import UNEDITED, Column, Row, Table
-from easyeditor.evaluate.bootstrap import Estimate
 from easyeditor.evaluate.aggregate import retention
+from easyeditor.evaluate.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,7 +24,7 @@ from easyeditor.files import written_whole
 RUN, RECORDS, BEFORE = "run.json", "records.jsonl", "before.jsonl"
 
 
-class Journal:
+class EventLog:
     """A JSONL file that only grows, by whole lines.
 
     Raises:
@@ -86,7 +86,7 @@ class Journal:
         self.lines += [dict(record) for record in records]
 
 
-class RunFolder:
+class RunDirectory:
     """The folder of one run, held by one process at a time.
 
     Raises:
@@ -110,7 +110,7 @@ class RunFolder:
             raise BenchError(f"{path} cannot be used for a run: {error}.") from None
         try:
             self._claim(dict(description))
-            self.before = Journal(self.path / BEFORE)
+            self.before = EventLog(self.path / BEFORE)
         except BaseException:
             self.close()
             raise
@@ -142,9 +142,9 @@ class RunFolder:
                 "an empty or new folder as --out."
             )
 
-    def journal(self, label: str) -> Journal:
+    def event_log(self, label: str) -> EventLog:
         """The records of one method."""
-        return Journal(self.path / label / RECORDS)
+        return EventLog(self.path / label / RECORDS)
 
     def total(self, label: str, step: int) -> Path:
         """Where the change after ``step`` steps of a sequence is kept."""
@@ -154,7 +154,7 @@ class RunFolder:
         """Let other processes work in the folder."""
         self._lock.release()
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,29 +8,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from easyeditor.bench.config import BenchmarkConfig, CaseRange
 from easyeditor.bench.observations import to_json
-from easyeditor.bench.config import Plan, Unit
 from easyeditor.editors.apply_method import check_request, make_patch
 from easyeditor.editors.metric_recorder import request_of
 from easyeditor.edits import Case
 from easyeditor.errors import DivergedError
 from easyeditor.evaluate.change import Peak, peak_memory, sizes
+from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import (
     Measures,
-    Observation,
+    Replies,
     free_prompts,
     observe,
     observe_each,
     open_prompts,
 )
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import Patch, versions
-from easyeditor.patches.stack import carrying
+from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import compacted
 
 Record = dict[str, Any]
@@ -41,7 +41,7 @@ class Task:
     """What a worker is asked to do; ``total`` is what a sequence has changed so far."""
 
     kind: Literal["before", "edit", "final", "downstream"]
-    unit: Unit
+    unit: CaseRange
     total: Patch | None = None
 
 
@@ -66,7 +66,7 @@ class _Made:
 class Worker:
     """A model and the methods of a run. Between two tasks the model is unedited, bit for bit."""
 
-    def __init__(self, lm: LM, plan: Plan) -> None:
+    def __init__(self, lm: LM, plan: BenchmarkConfig) -> None:
         self._lm, self._plan = lm, plan
         self._methods = {
             label: METHODS.get(settings.alg_name)(settings)
@@ -74,13 +74,13 @@ class Worker:
         }
         self._consistency = _consistency(plan)
         self._ready: set[str] = set()
-        self._before: Observation | None = None
+        self._before: Replies | None = None
 
-    def know(self, before: Observation) -> None:
+    def set_baseline(self, before: Replies) -> None:
         """What the unedited model said; needed before anything is edited."""
         self._before = before
 
-    def do(self, task: Task) -> Result:
+    def run_task(self, task: Task) -> Result:
         """Carry out one task."""
         if task.kind == "before":
             seen = observe(self._lm, self._cases(task.unit), self._measures(task.unit.number == 0))
@@ -91,7 +91,7 @@ class Worker:
             return self._final(task)
         return self._downstream(task.total)
 
-    def _cases(self, unit: Unit) -> Sequence[Case]:
+    def _cases(self, unit: CaseRange) -> Sequence[Case]:
         return self._plan.cases[unit.start : unit.stop]
 
     def _measures(self, with_perplexity: bool) -> Measures:
@@ -100,7 +100,7 @@ class Worker:
             return own
         return Measures(own.answer_tokens, own.continuation_tokens, own.continuations, "", own.seed)
 
-    def _edit(self, unit: Unit, total: Patch | None) -> Result:
+    def _edit(self, unit: CaseRange, total: Patch | None) -> Result:
         lm, label, cases = self._lm, unit.label, self._cases(unit)
         method = self._methods[label]
         if label not in self._ready:  # from the unedited model, also when a sequence goes on
@@ -120,7 +120,7 @@ class Worker:
         error, patch = "", None
         with ExitStack() as carried:
             if on is not None:
-                carried.enter_context(carrying(self._lm.model, on))
+                carried.enter_context(applied(self._lm.model, on))
             began = time.perf_counter()
             with peak_memory(self._lm.device) as peak:
                 try:
@@ -135,7 +135,7 @@ class Worker:
         return Result(self._measured("final", task.unit, [made], task.total))
 
     def _measured(
-        self, stage: str, unit: Unit, made: Sequence[_Made], carried: Patch | None = None
+        self, stage: str, unit: CaseRange, made: Sequence[_Made], carried: Patch | None = None
     ) -> list[Record]:
         """Records of a unit: with one patch per case, or one for all and what is then carried."""
         lm, plan, cases = self._lm, self._plan, self._cases(unit)
@@ -147,7 +147,7 @@ class Worker:
         else:
             with ExitStack() as stack:
                 if carried is not None:
-                    stack.enter_context(carrying(lm.model, carried))
+                    stack.enter_context(applied(lm.model, carried))
                 seen = [observe(lm, cases, measures)] * len(cases)
             made = [*made] * len(cases)
         asked = (time.perf_counter() - began) / len(cases)
@@ -170,7 +170,7 @@ class Worker:
             for i, (case, own, now) in enumerate(zip(cases, made, seen, strict=True))
         ]
 
-    def _halves(self, case: Case, now: Observation) -> Record:
+    def _halves(self, case: Case, now: Replies) -> Record:
         before, measures = self._before, self._plan.measures
         assert before is not None
         return {
@@ -178,17 +178,17 @@ class Worker:
             "post": summarise(case, before, now, measures, self._consistency),
         }
 
-    def _described(self, stage: str, unit: Unit, own: _Made, asked: float, n: int) -> Record:
+    def _described(self, stage: str, unit: CaseRange, own: _Made, asked: float, n: int) -> Record:
         """What the records of one patch share."""
         lm, plan, patch = self._lm, self._plan, own.patch
         seconds = {"edit": own.spent, "evaluate": asked}
         if patch is not None and stage == "post":
             together = 1 if plan.protocol == "single" else n
-            seconds |= {phase: s / together for phase, s in patch.about.seconds.items()}
+            seconds |= {phase: s / together for phase, s in patch.info.seconds.items()}
         settings = plan.methods[unit.label].resolved(lm.n_layers).model_dump(mode="json")
         described: Record = {
             "method": unit.label,
-            "hparams": dict(patch.about.hyperparams) if patch is not None else settings,
+            "hparams": dict(patch.info.hyperparams) if patch is not None else settings,
             "fingerprint": fingerprint(lm.model).digest,
             "versions": versions(),
             "seed": plan.seed,
@@ -204,7 +204,7 @@ class Worker:
 
         with ExitStack() as stack:
             if total is not None:
-                stack.enter_context(carrying(self._lm.model, total))
+                stack.enter_context(applied(self._lm.model, total))
             scores = downstream(
                 self._lm,
                 self._plan.downstream,
@@ -215,7 +215,7 @@ class Worker:
         return Result([scores])
 
 
-def check(lm: LM, plan: Plan) -> None:
+def check(lm: LM, plan: BenchmarkConfig) -> None:
     """Whatever can be known to be wrong before any work starts.
 
     Raises:
@@ -233,12 +233,12 @@ def check(lm: LM, plan: Plan) -> None:
     _consistency(plan)
 
 
-def _consistency(plan: Plan) -> Consistency | None:
+def _consistency(plan: BenchmarkConfig) -> Consistency | None:
     references = [text for case in plan.cases for text in case.references]
     return Consistency(references) if plan.measures.continuation_tokens and references else None
 
 
-def _texts(case: Case, now: Observation, measures: Measures) -> dict[str, Any]:
+def _texts(case: Case, now: Replies, measures: Measures) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     if now.answers:
         texts["answers"] = {p: now.answers[p] for p in free_prompts(case)}

@@ -176,7 +176,7 @@ def _show(
         mean = averages(result.metrics)
         table.add_row("mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}")
     output.out.print(table)
-    spent = output.seconds_line(result.patch.about.seconds)
+    spent = output.seconds_line(result.patch.info.seconds)
     output.out.print(f"Seconds: {spent}", soft_wrap=True)
     if saved:
         output.out.print(

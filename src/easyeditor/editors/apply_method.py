@@ -11,7 +11,7 @@ from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method
 from easyeditor.patches.patch import Patch, merged
-from easyeditor.patches.stack import carrying
+from easyeditor.patches.stack import applied
 
 
 def check_request(method: Method, cases: Sequence[Case]) -> None:
@@ -54,5 +54,5 @@ def make_patch(method: Method, lm: LM, edits: Sequence[Edit]) -> Patch:
     with ExitStack() as carried:
         for edit in edits:
             made.append(method.edit(lm, [edit]))
-            carried.enter_context(carrying(lm.model, made[-1]))
+            carried.enter_context(applied(lm.model, made[-1]))
     return merged(made)

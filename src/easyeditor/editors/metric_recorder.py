@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyeditor.edits import Case
+from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, observe
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class MetricDict(dict[str, Any]):
         raise KeyError(key)
 
 
-class ScoreSheet:
+class MetricRecorder:
     """One :class:`MetricDict` per case; the unedited model is asked once, on construction.
 
     Attributes:

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
 from easyeditor.errors import ModelLoadError
 from easyeditor.lm import embedded
-from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
-from easyeditor.lm.forward.batching import cut
+from easyeditor.lm.forward.batching import batches_by_length
 from easyeditor.lm.tokens import pad
 
 BUDGET = 4096
@@ -103,7 +103,7 @@ class TextEncoder(nn.Module):
         """``(texts, width)`` float32; differentiable."""
         rows = [encoding.ids or [self.pad_id] for encoding in self._tokenizer.encode_batch(texts)]
         found: list[tuple[int, torch.Tensor]] = []
-        for chunk in cut([len(row) for row in rows], [0] * len(rows), BUDGET, 1):
+        for chunk in batches_by_length([len(row) for row in rows], [0] * len(rows), BUDGET, 1):
             batch = pad([rows[i] for i in chunk], self.pad_id, self.head.weight.device)
             hidden = self.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
             mask = batch.mask[:, :, None].to(hidden.dtype)

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from easyeditor.edits import Case
 from easyeditor.evaluate.generation_metrics import perplexity
+from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
-from easyeditor.patches.stack import carrying
-from easyeditor.patches.batched import can_carry_each, carrying_each
+from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import WeightPatch
 
 Pair = tuple[str, str]
@@ -44,7 +44,7 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Replies:
     """What a model said, independent of who asks.
 
     Attributes:
@@ -91,7 +91,7 @@ def open_prompts(case: Case, measures: Measures) -> tuple[str, ...]:
     return (case.generation or (case.edit.prompt,))[: measures.continuations]
 
 
-def observe(lm: LM, cases: Sequence[Case], measures: Measures | None = None) -> Observation:
+def observe(lm: LM, cases: Sequence[Case], measures: Measures | None = None) -> Replies:
     """Ask every question of every case once."""
     return _ask(lm, [cases], measures or Measures())[0]
 
@@ -101,7 +101,7 @@ def observe_each(
     cases: Sequence[Case],
     patches: Sequence[Patch | None],
     measures: Measures | None = None,
-) -> list[Observation]:
+) -> list[Replies]:
     """Ask about each case on the model that holds only its own patch; all cases together.
 
     Where that is not exact (see :mod:`easyeditor.patches.batched`) the patches are applied one
@@ -109,17 +109,17 @@ def observe_each(
     """
     wanted = measures or Measures()
     weights = [p for p in patches if p is None or isinstance(p, WeightPatch)]
-    if len(weights) == len(patches) and can_carry_each(lm, weights):
-        with carrying_each(lm, weights):
+    if len(weights) == len(patches) and can_apply_per_row(lm, weights):
+        with applied_per_row(lm, weights):
             return _ask(lm, [[case] for case in cases], wanted)
     seen = []
     for case, patch in zip(cases, patches, strict=True):
-        with nullcontext() if patch is None else carrying(lm.model, patch):
+        with nullcontext() if patch is None else applied(lm.model, patch):
             seen.append(observe(lm, [case], wanted))
     return seen
 
 
-def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Observation]:
+def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Replies]:
     """One observation per group; the rows of group ``i`` are owned by ``i``."""
 
     def of_all(texts: Callable[[Case], Iterable[T]]) -> tuple[list[T], list[int]]:
@@ -149,7 +149,7 @@ def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Obs
         long = by_group(prompts, whose, told)
     chat = lm.text.chat_template
     return [
-        Observation(
+        Replies(
             scores[i],
             answers[i],
             long[i],

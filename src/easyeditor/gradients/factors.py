@@ -91,7 +91,7 @@ def means(each: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 
 @contextmanager
-def changing_each(
+def differentiable_per_row(
     lm: LM,
     changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     owners: Sequence[int],

@@ -14,7 +14,7 @@ FIRST = -1
 """Stands for the first distribution in the place of a target token."""
 
 
-def surprise(
+def nll_and_kl(
     logits: torch.Tensor, targets: torch.Tensor, first: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The surprise of each row, float32 and differentiable, and the first log-probabilities.
@@ -24,11 +24,11 @@ def surprise(
         targets: ``(rows,)``: a token, or ``FIRST`` for KL(first ‖ now).
         first: ``(rows with FIRST, vocabulary)`` log-probabilities; None takes the present ones.
     """
-    value, kept = _Surprise.apply(logits, targets, first)  # type: ignore[no-untyped-call]
+    value, kept = _NllAndKl.apply(logits, targets, first)  # type: ignore[no-untyped-call]
     return value, kept
 
 
-class _Surprise(torch.autograd.Function):
+class _NllAndKl(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, targets: torch.Tensor, first: torch.Tensor | None

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import torch
 
 from easyeditor.errors import DivergedError
+from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
+from easyeditor.lm.forward.partial import EditRow, Site, open_forward
 from easyeditor.lm.hooks import (
     gathering,
     hidden_of,
@@ -32,8 +34,6 @@ from easyeditor.lm.hooks import (
 )
 from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM
-from easyeditor.lm.forward.partial import Run, Site, open_runs
-from easyeditor.lm.forward.activation_memory import Shelf, slim
 from easyeditor.lm.tokens import Batch, Row
 from easyeditor.progress import bar
 
@@ -180,7 +180,7 @@ class _Causal:
     def __init__(self, lm: LM, row: Row) -> None:
         last = len(row.ids) - 2  # the answer itself is not fed
         # A zero vector at the lowest site: every block runs, and nothing is added.
-        self._runs = open_runs(lm, Site(0, "down"), [Run(row.ids[:-1], last, (last,))])
+        self._runs = open_forward(lm, Site(0, "down"), [EditRow(row.ids[:-1], last, (last,))])
         self._zero = torch.zeros(1, lm.projection(0).d_out, device=lm.device)
         self._left = 0
 
@@ -207,7 +207,7 @@ class _Decoder:
             self._read: Any = lm.model.get_encoder()(
                 input_ids=self._batch.ids, attention_mask=self._batch.mask
             )
-        self._shelf = Shelf()
+        self._shelf = BufferPool()
 
     def logits(self, n: int) -> torch.Tensor:
         batch = Batch(
@@ -217,7 +217,7 @@ class _Decoder:
         last = torch.full((n,), -1)
         with (
             gathering(self._lm.head, torch.arange(n), last),
-            slim(self._lm, self._shelf) as kept,
+            low_memory_autograd(self._lm, self._shelf) as kept,
         ):
             logits: torch.Tensor = self._lm.call(
                 batch,

@@ -1,4 +1,4 @@
-"""Layers that bitsandbytes has quantised: reading them, and a plain layer in the place of one.
+"""Layers that bitsandbytes has quantized: reading them, and a plain layer in the place of one.
 
 Everything here works by the names of bitsandbytes' classes, so that nothing is imported before a
 model holds such a layer.
@@ -18,7 +18,7 @@ from easyeditor.errors import MissingExtraError, UnsupportedModelError
 
 LAYERS = ("Linear8bitLt", "Linear4bit")
 SCHEMES = ("8bit", "4bit")
-_ORIGINAL = "easyedit_quantised"
+_ORIGINAL = "easyedit_quantized"
 
 
 def quantization_config(scheme: str, dtype: torch.dtype) -> Any:
@@ -39,17 +39,17 @@ def quantization_config(scheme: str, dtype: torch.dtype) -> Any:
     )
 
 
-def is_quantised(module: nn.Module) -> bool:
-    """Whether this is a layer of bitsandbytes with a quantised weight."""
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is a layer of bitsandbytes with a quantized weight."""
     return any(kind.__name__ in LAYERS for kind in type(module).__mro__) and not getattr(
         module.weight, "has_fp16_weights", False
     )
 
 
-def quantised_layers(model: nn.Module) -> list[nn.Module]:
+def quantized_layers(model: nn.Module) -> list[nn.Module]:
     """Those of the model, and those that plain layers stand for now."""
     found = [replaced_by(module) or module for module in model.modules()]
-    return [module for module in found if is_quantised(module)]
+    return [module for module in found if is_quantized(module)]
 
 
 def keep_readable(model: nn.Module) -> None:
@@ -57,21 +57,21 @@ def keep_readable(model: nn.Module) -> None:
 
     What it makes there has no gradients and cannot be turned back. It changes no number.
     """
-    for module in quantised_layers(model):
+    for module in quantized_layers(model):
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def quantised_shape(module: nn.Module) -> tuple[int, int]:
-    """Of the weight in the unquantised model; a ``Conv1D`` stored it the other way round."""
+def quantized_shape(module: nn.Module) -> tuple[int, int]:
+    """Of the weight in the unquantized model; a ``Conv1D`` stored it the other way round."""
     out, into = module.out_features, module.in_features
     assert isinstance(out, int)
     assert isinstance(into, int)
     return (into, out) if _was_conv1d(module) else (out, into)
 
 
-def dequantised(module: nn.Module) -> torch.Tensor:
-    """The weight as the unquantised model would store it, in bitsandbytes' own precision.
+def dequantized(module: nn.Module) -> torch.Tensor:
+    """The weight as the unquantized model would store it, in bitsandbytes' own precision.
 
     Raises:
         UnsupportedModelError: an earlier pass has repacked it for this CPU.
@@ -123,7 +123,7 @@ def plain_layer(module: nn.Module, weight: torch.Tensor) -> nn.Module:
 
 
 def replaced_by(layer: nn.Module) -> nn.Module | None:
-    """The quantised layer that a plain one stands for."""
+    """The quantized layer that a plain one stands for."""
     found: nn.Module | None = vars(layer).get(_ORIGINAL)
     return found
 

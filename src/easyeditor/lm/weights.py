@@ -2,13 +2,13 @@
 
 A parameter's own tensor is not always the weight: accelerate leaves an empty one where it has
 offloaded the weight to the CPU or to disk, and bitsandbytes packs several numbers into a byte.
-Whoever reads or changes a weight asks :func:`storage_of`, which knows three places:
+Whoever reads or changes a weight asks :func:`weight_handle`, which knows three places:
 
 - **in memory**: the parameter's tensor;
 - **offloaded**: accelerate's hook looks the weight up by name before each pass. Another weight is
   laid over that name; files and the shared state dict stay as they are;
-- **quantised** (bitsandbytes, 8 or 4 bits): a plain layer with the other weight stands where the
-  quantised one was, which is kept whole and put back as the same object.
+- **quantized** (bitsandbytes, 8 or 4 bits): a plain layer with the other weight stands where the
+  quantized one was, which is kept whole and put back as the same object.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import nn
 
 from easyeditor.errors import MetaDeviceError, UnsupportedModelError
 from easyeditor.lm.quantized import (
-    dequantised,
-    is_quantised,
+    dequantized,
+    is_quantized,
     plain_layer,
-    quantised_shape,
+    quantized_shape,
     replaced_by,
 )
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class Storage(ABC):
+class WeightHandle(ABC):
     """Where one weight of a model lies.
 
     ``content`` is what lies there now: a tensor, or None for a weight that is as it was loaded
@@ -84,7 +84,7 @@ class Storage(ABC):
         return self.read(self.content)
 
 
-class _OfParameter(Storage):
+class _OfParameter(WeightHandle):
     """A weight whose parameter, full or empty, has its shape and precision."""
 
     _parameter: nn.Parameter
@@ -161,7 +161,7 @@ class _Offloaded(_OfParameter):
         return weight.to(self.dtype)
 
 
-class _Quantised(Storage):
+class _Quantized(WeightHandle):
     exact = False
 
     def __init__(self, model: nn.Module, owner: str) -> None:
@@ -183,7 +183,7 @@ class _Quantised(Storage):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return quantised_shape(self._original)
+        return quantized_shape(self._original)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -218,24 +218,24 @@ class _Quantised(Storage):
         return packed.data
 
     def as_loaded(self) -> torch.Tensor:
-        return dequantised(self._original).to(self._dtype)
+        return dequantized(self._original).to(self._dtype)
 
 
-def storage_of(model: nn.Module, path: str) -> Storage:
+def weight_handle(model: nn.Module, path: str) -> WeightHandle:
     """Where the weight at ``path`` lies.
 
     Raises:
         MetaDeviceError: it is nowhere: an empty tensor that no hook fills.
-        UnsupportedModelError: it is stored in a way that only its own quantiser can read.
+        UnsupportedModelError: it is stored in a way that only its own quantizer can read.
         AttributeError: there is no such module.
     """
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
     parameter = module._parameters.get(name)
-    if name == "weight" and (is_quantised(module) or replaced_by(module) is not None):
+    if name == "weight" and (is_quantized(module) or replaced_by(module) is not None):
         if parameter is not None and parameter.is_meta:
-            raise _unreadable(path, module, "quantised and offloaded at once, the weight")
-        return _Quantised(model, owner)
+            raise _unreadable(path, module, "quantized and offloaded at once, the weight")
+        return _Quantized(model, owner)
     if parameter is None:
         raise _unreadable(path, module, "no parameter")
     if parameter.is_meta:
@@ -249,12 +249,12 @@ def storage_of(model: nn.Module, path: str) -> Storage:
 def _unreadable(path: str, module: nn.Module, kind: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{path} is {kind} of a {type(module).__name__}, which cannot be turned back into a matrix "
-        "here. Models quantised by bitsandbytes (quantization='8bit' or '4bit') and unquantised "
+        "here. Models quantized by bitsandbytes (quantization='8bit' or '4bit') and unquantized "
         "ones can be edited: edit one of those."
     )
 
 
-def _offloaded(model: nn.Module, path: str, parameter: nn.Parameter) -> Storage:
+def _offloaded(model: nn.Module, path: str, parameter: nn.Parameter) -> WeightHandle:
     owner = path.rpartition(".")[0]
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     while True:  # the hook may hang on a block and fill everything in it
@@ -289,7 +289,7 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     buffers = dict(model.named_buffers(remove_duplicate=False))
     kept = {name: t for name, t in model.state_dict().items() if name in buffers}
     named = model.named_parameters(remove_duplicate=False)
-    return {**{name: storage_of(model, name).now() for name, _ in named}, **kept}
+    return {**{name: weight_handle(model, name).now() for name, _ in named}, **kept}
 
 
 def missing_weights(model: nn.Module) -> list[str]:
@@ -298,7 +298,7 @@ def missing_weights(model: nn.Module) -> list[str]:
     for path, parameter in model.named_parameters():
         if parameter.is_meta:
             try:
-                storage_of(model, path)
+                weight_handle(model, path)
             except MetaDeviceError:
                 missing.append(path)
             except UnsupportedModelError:

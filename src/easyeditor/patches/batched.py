@@ -24,8 +24,8 @@ SHARE = 4
 """The changes may take one part in so many of the model's size."""
 
 
-def can_carry_each(lm: LM, patches: Sequence[WeightPatch | None]) -> bool:
-    """Whether :func:`carrying_each` is exact and small enough here."""
+def can_apply_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> bool:
+    """Whether :func:`applied_per_row` is exact and small enough here."""
     paths = {path for patch in patches if patch is not None for path in patch.entries}
     named = dict(lm.model.named_parameters())
     owners = [lm.model.get_submodule(path.rpartition(".")[0]) for path in paths]
@@ -45,7 +45,7 @@ def _numbers(parts: Sequence[Part]) -> int:
 
 
 @contextmanager
-def carrying_each(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
+def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
     """Rows that ``lm.owners`` gives to ``i`` are computed as if the model carried ``patches[i]``.
 
     The weights are not touched. ``None`` is the unedited model.

@@ -3,7 +3,8 @@
 One pass over the text (:mod:`~easyeditor.second_moments.corpus`) serves all layers and stops at the
 highest (:mod:`~easyeditor.second_moments.accumulate`); sums are kept in float32 or better
 (:mod:`~easyeditor.second_moments.running_sum`), and a pass that was killed goes on
-(:mod:`~easyeditor.second_moments.checkpoint`). Results are cached under a fingerprint of the weights,
+(:mod:`~easyeditor.second_moments.checkpoint`). Results are cached under a fingerprint of the
+weights,
 and a model that carries patches is refused: statistics must come from the unedited model (a
 reference implementation computes them for the second layer after editing the first, and stores
 the result).
@@ -20,17 +21,17 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.second_moments.checkpoint import Checkpoint
-from easyeditor.second_moments.accumulate import collected, growing
-from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
-from easyeditor.second_moments.running_sum import Sums
-from easyeditor.second_moments.corpus import SELF, identity, sequences
 from easyeditor.errors import MomentsError
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
 from easyeditor.paths import cache_dir
+from easyeditor.second_moments.accumulate import collected, growing
+from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
+from easyeditor.second_moments.checkpoint import Checkpoint
+from easyeditor.second_moments.corpus import SELF, identity, sequences
+from easyeditor.second_moments.running_sum import Sums
 
 log = logging.getLogger(__name__)
 
@@ -245,26 +246,26 @@ class _Shelf:
     def load(self, layer: int) -> Moments | None:
         """What is there, and readable."""
         file = self._file(layer)
-        kept = read_kept(file, WHAT)
+        kept = read_cache_file(file, WHAT)
         if kept is None:
             return None
-        tensors, about = kept
+        tensors, info = kept
         try:
-            matrix, tokens = tensors["moment"], int(about["tokens"])
-            return Moments(matrix, tokens, about["source"], file, about.get("digest", ""))
+            matrix, tokens = tensors["moment"], int(info["tokens"])
+            return Moments(matrix, tokens, info["source"], file, info.get("digest", ""))
         except (KeyError, ValueError) as error:
             ignored(file, WHAT, repr(error))
             return None
 
     def store(self, layer: int, made: Moments) -> Moments:
         """Write it; what comes back is mapped from its file, if it could be written."""
-        about = {
+        info = {
             "tokens": str(made.tokens),
             "source": made.source,
             "recipe": self._recipe,
             "digest": digest_of(made.matrix),
         }
         matrix = made.matrix.contiguous()
-        if not write_kept(self._file(layer), {"moment": matrix}, about, WHAT):
+        if not write_cache_file(self._file(layer), {"moment": matrix}, info, WHAT):
             return made
         return self.load(layer) or made

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.second_moments.checkpoint import Checkpoint, Place
-from easyeditor.second_moments.running_sum import Sums
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch
 from easyeditor.progress import bar
+from easyeditor.second_moments.checkpoint import Checkpoint, Place
+from easyeditor.second_moments.running_sum import Sums
 
 BUDGET = 2048
 """Tokens per forward pass, about."""

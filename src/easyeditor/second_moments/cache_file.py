@@ -19,21 +19,21 @@ from easyeditor.files import written_whole
 log = logging.getLogger(__name__)
 
 
-def write_kept(
-    file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str], what: str
+def write_cache_file(
+    file: Path, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str], what: str
 ) -> bool:
     """Write contiguous tensors and a few words about them; False (and a warning) if it failed."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as part:
-            save_file(dict(tensors), part, metadata=dict(about))
+            save_file(dict(tensors), part, metadata=dict(info))
     except (OSError, SafetensorError) as error:  # its own error, also for a full disk
         log.warning("%s could not be kept in %s: %s", what, file, error)
         return False
     return True
 
 
-def read_kept(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+def read_cache_file(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """The tensors and the words; None if there is no such file, or (with a warning) a bad one.
 
     The tensors are mapped from the file, for this process alone: writing into them changes no file.

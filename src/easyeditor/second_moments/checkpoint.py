@@ -3,7 +3,8 @@
 Only a collection that takes minutes pays for it: the first checkpoint is written after
 :data:`EVERY` seconds, and the next ones so seldom that writing takes a twentieth of the time at
 most. One takes what the sums take: 2.2 bytes × d_in² per layer (up to 4 where it is narrow), thrice
-that beyond :data:`~easyeditor.second_moments.running_sum.FOLD` tokens, and twice that while the new one
+that beyond :data:`~easyeditor.second_moments.running_sum.FOLD` tokens, and twice that while the
+new one
 replaces the old. Where the disk has no room for that, none is written. The file goes when the
 moments are there.
 """
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
+from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 from easyeditor.second_moments.running_sum import Sums
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,13 @@ class Checkpoint:
 
     def restore(self, sums: Sums) -> Place:
         """Fill the sums and say where to go on; the beginning, if nothing usable is there."""
-        kept = read_kept(self._file, WHAT)
+        kept = read_cache_file(self._file, WHAT)
         if kept is None:
             return Place()
-        tensors, about = kept
+        tensors, info = kept
         try:
-            place = Place(int(about["sequences"]), int(about["tokens"]))
-            sums.restore(tensors, about)
+            place = Place(int(info["sequences"]), int(info["tokens"]))
+            sums.restore(tensors, info)
         except (KeyError, ValueError) as error:
             ignored(self._file, WHAT, repr(error))
             return Place()
@@ -68,13 +69,13 @@ class Checkpoint:
         began = time.monotonic()
         if began < self._due:
             return
-        tensors, about = sums.state()
-        about |= {"sequences": str(place.sequences), "tokens": str(place.tokens)}
+        tensors, info = sums.state()
+        info |= {"sequences": str(place.sequences), "tokens": str(place.tokens)}
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if self._room() < 2 * size:
             log.warning("no room for %d MB in %s: %s are not kept", size >> 20, self._file, WHAT)
             self._due = float("inf")
-        elif write_kept(self._file, tensors, about, WHAT):
+        elif write_cache_file(self._file, tensors, info, WHAT):
             now = time.monotonic()
             self._due = now + max(EVERY, SELDOM * (now - began))
         else:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
-from easyeditor.second_moments import Moments, digest_of
 from easyeditor.associative.solve import Factor, home
+from easyeditor.second_moments import Moments, digest_of
+from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 
 WHAT = "factored second moments"
 
@@ -32,7 +32,7 @@ def factor_of(made: Moments, device: torch.device) -> Factor:
     if upper is not None:
         return Factor(upper.to(home(device)).mT)
     factor = Factor.of(made.matrix.contiguous().to(device), overwrite=True)
-    write_kept(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
+    write_cache_file(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
     return factor
 
 
@@ -50,14 +50,14 @@ def _file(moment: Path, digest: str) -> Path:
 
 
 def _read(file: Path, shape: torch.Size, digest: str) -> torch.Tensor | None:
-    kept = read_kept(file, WHAT)
+    kept = read_cache_file(file, WHAT)
     if kept is None:
         return None
-    tensors, about = kept
+    tensors, info = kept
     upper = tensors.get("upper")
     if (
         upper is None
-        or about.get("moment") != digest
+        or info.get("moment") != digest
         or (upper.shape, upper.dtype) != (shape, torch.float32)
     ):
         ignored(file, WHAT, "it holds something else")

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from easyeditor.second_moments.self_sampled import sampled_text
 from easyeditor.data.corpus import own_texts
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.model import LM
+from easyeditor.second_moments.self_sampled import sampled_text
 
 WINDOW = 128
 """Tokens per sequence when a text is read."""

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from easyeditor.associative.contexts import SEEDS
-from easyeditor.second_moments.cache_file import ignored, read_kept, write_kept
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
 from easyeditor.progress import bar
+from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 
 LENGTH = 48
 """Tokens sampled after each start."""
@@ -57,12 +57,12 @@ def _write(file: Path, made: Sequence[tuple[int, ...]], generator: torch.Generat
         "lengths": torch.tensor([len(ids) for ids in made], dtype=torch.int32),
         "generator": generator.get_state(),
     }
-    write_kept(file, tensors, {}, WHAT)
+    write_cache_file(file, tensors, {}, WHAT)
 
 
 def _read(file: Path, generator: torch.Generator) -> list[tuple[int, ...]]:
     """What is there; the generator is then where it was when that was written."""
-    kept = read_kept(file, WHAT)
+    kept = read_cache_file(file, WHAT)
     if kept is None:
         return []
     tensors, _ = kept

@@ -22,18 +22,18 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.weights import Storage, storage_of
+from easyeditor.lm.weights import WeightHandle, weight_handle
 
-BOARD = 64 * 2**20
+POOL_BYTES = 64 * 2**20
 """Bytes reserved at once; what is not written to takes no memory."""
-STEP = 64
+ALIGNMENT_BYTES = 64
 """Every tensor starts at a multiple of this."""
 
-Again = Callable[[], torch.Tensor]
+Recompute = Callable[[], torch.Tensor]
 """Makes a tensor again."""
 
 
-class Shelf:
+class BufferPool:
     """Memory for what one pass at a time leaves, written over once that is gone."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Shelf:
         ):
             self._board, self._used = self._board + 1, 0
         if self._board == len(self._boards):
-            self._boards.append(torch.empty(max(BOARD, size), dtype=torch.uint8))
+            self._boards.append(torch.empty(max(POOL_BYTES, size), dtype=torch.uint8))
         place = self._boards[self._board][self._used : self._used + size]
         place = place.view(tensor.dtype).as_strided(tensor.shape, _strides(tensor)).copy_(tensor)
-        self._used += -(-size // STEP) * STEP
+        self._used += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self._lent.append(weakref.ref(place))
         return place
 
@@ -74,9 +74,9 @@ def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
 class Kept:
     """What one pass leaves; ``bytes`` counts it, the weights apart."""
 
-    def __init__(self, weights: set[int], shelf: Shelf) -> None:
+    def __init__(self, weights: set[int], pool: BufferPool) -> None:
         self.bytes = 0
-        self._weights, self._shelf = weights, shelf
+        self._weights, self._shelf = weights, pool
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -95,21 +95,23 @@ class Kept:
 
 
 @contextmanager
-def slim(lm: LM, shelf: Shelf, past: Sequence[torch.Tensor] = ()) -> Iterator[Kept]:
+def low_memory_autograd(
+    lm: LM, pool: BufferPool, past: Sequence[torch.Tensor] = ()
+) -> Iterator[Kept]:
     """Inside, a forward pass keeps less for its backward pass; gradients are the same to the bit.
 
     Args:
         lm: the model that runs.
-        shelf: where it is kept.
+        pool: buffers that the saved tensors are copied into.
         past: keys and values that are stored anyway, ``(rows, heads, length, width)``, in the
             order in which the pass reads them.
     """
-    shelf.clear()
-    kept = Kept({p.untyped_storage().data_ptr() for p in lm.model.parameters()}, shelf)
+    pool.clear()
+    kept = Kept({p.untyped_storage().data_ptr() for p in lm.model.parameters()}, pool)
     waiting = list(reversed(past))
     places = _offloaded(lm)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor | Again:
+    def pack(tensor: torch.Tensor) -> torch.Tensor | Recompute:
         again = _activation(tensor) or _weight(tensor, places)
         if again is not None:
             return again
@@ -123,14 +125,14 @@ def slim(lm: LM, shelf: Shelf, past: Sequence[torch.Tensor] = ()) -> Iterator[Ke
         new = kept.keep(few[:, :, 0 if known is None else known.shape[2] :])
         return lambda: _whole(known, new, group)
 
-    def unpack(packed: torch.Tensor | Again) -> torch.Tensor:
+    def unpack(packed: torch.Tensor | Recompute) -> torch.Tensor:
         return packed if isinstance(packed, torch.Tensor) else packed()
 
     with saved_tensors_hooks(pack, unpack):
         yield kept
 
 
-_Place = tuple[dict[str, nn.Parameter | None], str, Storage]
+_Place = tuple[dict[str, nn.Parameter | None], str, WeightHandle]
 
 
 def _offloaded(lm: LM) -> list[_Place]:
@@ -140,11 +142,11 @@ def _offloaded(lm: LM) -> list[_Place]:
         if parameter.is_meta:
             owner, _, name = path.rpartition(".")
             own = lm.model.get_submodule(owner)._parameters
-            found.append((own, name, storage_of(lm.model, path)))
+            found.append((own, name, weight_handle(lm.model, path)))
     return found
 
 
-def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Again | None:
+def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Recompute | None:
     """A weight, or a view of one, that is in memory only while its module runs."""
     whole = tensor if tensor._base is None else tensor._base
     if not places or not isinstance(whole, nn.Parameter) or not whole.is_contiguous():
@@ -161,7 +163,7 @@ def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Again | None:
     return again
 
 
-def _activation(tensor: torch.Tensor) -> Again | None:
+def _activation(tensor: torch.Tensor) -> Recompute | None:
     """The output of SiLU or GELU follows from its input, which is kept for its own backward."""
     node: Any = tensor.grad_fn
     name = "" if node is None else node.name()

@@ -32,22 +32,24 @@ class TokenScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class ScoredSequence:
     """One token sequence to run.
 
     Attributes:
         ids: what is fed.
         reads: the positions whose prediction is wanted, ascending.
         asks: for every row read from here its number and, per target token, an index into
-            ``reads``.
+            ``positions``.
     """
 
     ids: tuple[int, ...]
-    reads: tuple[int, ...]
+    positions: tuple[int, ...]
     asks: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def passages(rows: Sequence[Row], owners: Sequence[int] | None = None) -> list[Passage]:
+def scored_sequences(
+    rows: Sequence[Row], owners: Sequence[int] | None = None
+) -> list[ScoredSequence]:
     """The fewest sequences that answer all rows of a causal model; the last target is not fed.
 
     Rows of different ``owners`` (changes of the model that they ask about) share nothing.
@@ -71,25 +73,25 @@ def _reads(row: Row) -> range:
     return range(row.prompt_length - 1, len(row.ids) - 1)
 
 
-def _passage(ids: tuple[int, ...], wanted: dict[int, range]) -> Passage:
-    reads = tuple(sorted({read for own in wanted.values() for read in own}))
-    place = {read: k for k, read in enumerate(reads)}
+def _passage(ids: tuple[int, ...], wanted: dict[int, range]) -> ScoredSequence:
+    positions = tuple(sorted({read for own in wanted.values() for read in own}))
+    place = {read: k for k, read in enumerate(positions)}
     asks = tuple((i, tuple(place[read] for read in own)) for i, own in wanted.items())
-    return Passage(ids, reads, asks)
+    return ScoredSequence(ids, positions, asks)
 
 
-def cut(
-    lengths: Sequence[int], reads: Sequence[int], most_tokens: int, most_reads: int
+def batches_by_length(
+    lengths: Sequence[int], positions: Sequence[int], most_tokens: int, most_reads: int
 ) -> Iterator[list[int]]:
     """Indices sorted by length, cut so that a padded chunk keeps to both budgets."""
     chunk: list[int] = []
     read = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        full = (len(chunk) + 1) * lengths[i] > most_tokens or read + reads[i] > most_reads
+        full = (len(chunk) + 1) * lengths[i] > most_tokens or read + positions[i] > most_reads
         if chunk and full:
             yield chunk
             chunk, read = [], 0
         chunk.append(i)
-        read += reads[i]
+        read += positions[i]
     if chunk:
         yield chunk

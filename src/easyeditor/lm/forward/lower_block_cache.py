@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import hidden_of, reading_output, stopping, with_hidden
 from easyeditor.lm.model import LM
-from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.tokens import Row
 
 
-class Trunk:
+class LowerBlockCache:
     """Logits of a causal model whose blocks below ``start`` do not change.
 
     Each sequence passes those blocks *alone*, so what is stored does not depend on which others

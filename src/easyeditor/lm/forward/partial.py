@@ -5,8 +5,9 @@ that token changes, and nothing below that layer. So the tokens before it are ru
 their keys and values in a cache; the rest is run once up to the layer; and each step starts from
 the stored hidden states, in the model's own forward, with the lower blocks replaced by stubs.
 
-:class:`Plain` repeats everything and is right for every model; :class:`Resumed` must give the
-same logits, which :func:`open_runs` checks once per model and place before it trusts it.
+:class:`FullForward` repeats everything and is right for every model; :class:`PartialForward` must
+give the
+same logits, which :func:`open_forward` checks once per model and place before it trusts it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
+from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
-from easyeditor.lm.forward.activation_memory import Shelf, slim
 from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EditRow:
     """One token sequence: the vector goes in at position ``at``, logits are read at ``reads``.
 
     No read of a causal model may lie before ``at``: nothing changes there. An encoder-decoder has
@@ -84,7 +85,7 @@ class Run:
         return len(self.ids) + len(self.decoder or ()) - (self.start if resume else 0)
 
 
-class Runs(Protocol):
+class DeltaForward(Protocol):
     """Several runs that take one vector each.
 
     Attributes:
@@ -102,19 +103,19 @@ class Runs(Protocol):
         """``(runs, width)`` → ``(all reads, vocabulary)``, in the order of runs and reads."""
         ...
 
-    def keep(self, rows: torch.Tensor) -> Runs:
+    def keep(self, rows: torch.Tensor) -> DeltaForward:
         """Only the runs with these indices, without computing anything again."""
         ...
 
 
-def _decoding(lm: LM, runs: Sequence[Run]) -> dict[str, Any]:
+def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
     """What a forward pass of an encoder-decoder needs beside the encoder's tokens."""
     if not lm.encoder_decoder:
         return {}
     return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
 
 
-def _reads(runs: Sequence[Run], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     index = [i for i, run in enumerate(runs) for _ in run.reads]
     position = [
         read - offset for run, offset in zip(runs, offsets, strict=True) for read in run.reads
@@ -122,12 +123,14 @@ def _reads(runs: Sequence[Run], offsets: Sequence[int]) -> tuple[torch.Tensor, t
     return torch.tensor(index), torch.tensor(position)
 
 
-class Plain:
+class FullForward:
     """Every step is a whole forward pass with a hook; exact for any architecture."""
 
-    def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
+    def __init__(
+        self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
+    ) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
-        self._shelf = shelf or Shelf()
+        self._shelf = pool or BufferPool()
         self._batch = lm.pad([run.ids for run in runs])
         self._at = torch.tensor([run.at for run in runs])
         self._more = _decoding(lm, runs)
@@ -136,40 +139,42 @@ class Plain:
 
     @property
     def stored(self) -> int:
-        """See :class:`Runs`."""
+        """See :class:`DeltaForward`."""
         return 0
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
-        """See :class:`Runs`."""
+        """See :class:`DeltaForward`."""
         with (
             adding(self._site.module(self._lm), self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
-            slim(self._lm, self._shelf) as kept,
+            low_memory_autograd(self._lm, self._shelf) as kept,
         ):
             logits: torch.Tensor = self._lm.call(self._batch, **self._more).logits[0]
         self.left = kept.bytes
         return logits
 
-    def keep(self, rows: torch.Tensor) -> Plain:
-        """See :class:`Runs`."""
+    def keep(self, rows: torch.Tensor) -> FullForward:
+        """See :class:`DeltaForward`."""
         kept = [self._runs[i] for i in rows.tolist()]
-        return Plain(self._lm, self._site, kept, self._shelf)
+        return FullForward(self._lm, self._site, kept, self._shelf)
 
 
 class NotResumable(Exception):
     """This model keeps a state that cannot be resumed exactly."""
 
 
-class Resumed:
+class PartialForward:
     """Every step starts at the edited layer and token, from what was stored once.
 
     Raises:
         NotResumable: the model's cache is not a plain key/value cache.
     """
 
-    def __init__(self, lm: LM, site: Site, runs: Sequence[Run], shelf: Shelf | None = None) -> None:
+    def __init__(
+        self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
+    ) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
-        self._shelf = shelf or Shelf()
+        self._shelf = pool or BufferPool()
         past = [run.ids[: run.start] for run in runs]
         prefix = lm.pad(past, left=True)
         suffix = lm.pad([run.ids[run.start :] for run in runs])
@@ -193,7 +198,7 @@ class Resumed:
 
     @property
     def stored(self) -> int:
-        """See :class:`Runs`."""
+        """See :class:`DeltaForward`."""
         tensors = self._past(self._site.start)
         if self._site.start:
             tensors.append(hidden_of(self._below))
@@ -202,7 +207,7 @@ class Resumed:
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
         cache = past_of(self._lm, past)
         layers = getattr(cache, "layers", None)
-        if not layers or any(type(layer) not in _FORGETFUL for layer in layers):
+        if not layers or any(type(layer) not in _NON_RECORDING for layer in layers):
             raise NotResumable
         return cache
 
@@ -211,7 +216,7 @@ class Resumed:
         if self._cache is None:
             return dict(self._more)
         cache = copy.copy(self._cache)
-        cache.layers = [_forgetful(layer) for layer in self._cache.layers]
+        cache.layers = [_non_recording(layer) for layer in self._cache.layers]
         return {"past_key_values": cache, "use_cache": True}
 
     def _run_lower(self) -> Any:
@@ -221,7 +226,7 @@ class Resumed:
         return found[0]
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
-        """See :class:`Runs`."""
+        """See :class:`DeltaForward`."""
         site, lm = self._site, self._lm
         with ExitStack() as stack:
             if site.kind == "down":
@@ -232,7 +237,9 @@ class Resumed:
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
-            kept = stack.enter_context(slim(lm, self._shelf, self._past(site.layer + 1)))
+            kept = stack.enter_context(
+                low_memory_autograd(lm, self._shelf, self._past(site.layer + 1))
+            )
             logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
         self.left = kept.bytes
         return logits
@@ -250,8 +257,8 @@ class Resumed:
             if layer.is_initialized:
                 layer.keys, layer.values = _hollow(layer.keys), _hollow(layer.values)
 
-    def keep(self, rows: torch.Tensor) -> Resumed:
-        """See :class:`Runs`."""
+    def keep(self, rows: torch.Tensor) -> PartialForward:
+        """See :class:`DeltaForward`."""
         kept = copy.copy(self)
         n = len(self._runs)
         kept._runs = [self._runs[i] for i in rows.tolist()]
@@ -282,7 +289,7 @@ def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
     return value
 
 
-class _Forgetful(DynamicLayer):
+class _NonRecordingLayer(DynamicLayer):
     """Hands out past and new keys and values together, and keeps the past alone."""
 
     keys: Any
@@ -295,17 +302,20 @@ class _Forgetful(DynamicLayer):
         return whole
 
 
-class _ForgetfulWindow(_Forgetful, DynamicSlidingWindowLayer):
+class _NonRecordingWindowLayer(_NonRecordingLayer, DynamicSlidingWindowLayer):
     """The same over a window."""
 
 
-_FORGETFUL = {DynamicLayer: _Forgetful, DynamicSlidingWindowLayer: _ForgetfulWindow}
+_NON_RECORDING = {
+    DynamicLayer: _NonRecordingLayer,
+    DynamicSlidingWindowLayer: _NonRecordingWindowLayer,
+}
 
 
-def _forgetful(layer: Any) -> Any:
+def _non_recording(layer: Any) -> Any:
     copied = copy.copy(layer)
     if layer.is_initialized:
-        copied.__class__ = _FORGETFUL[type(layer)]
+        copied.__class__ = _NON_RECORDING[type(layer)]
     return copied
 
 
@@ -332,17 +342,22 @@ def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
             blocks[i] = block
 
 
-def open_runs(
-    lm: LM, site: Site, runs: Sequence[Run], *, resume: bool = True, shelf: Shelf | None = None
-) -> Runs:
-    """The fastest exact way to run these: :class:`Resumed` where it is proven, else :class:`Plain`.
+def open_forward(
+    lm: LM,
+    site: Site,
+    runs: Sequence[EditRow],
+    *,
+    resume: bool = True,
+    pool: BufferPool | None = None,
+) -> DeltaForward:
+    """A :class:`PartialForward` where it is proven exact, else a :class:`FullForward`.
 
-    Runs that share a ``shelf`` take turns: each pass's backward pass comes before the next pass.
+    Runs that share a ``pool`` take turns: each pass's backward pass comes before the next pass.
     The proof is made once per model and site, on the first runs met: a zero vector must give the
     plain logits.
     """
     if not resume:
-        return Plain(lm, site, runs, shelf)
+        return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
     proven = ("resumable", site, any(run.start for run in runs))
     if proven not in lm.memo:
@@ -353,11 +368,11 @@ def open_runs(
                 type(lm.model).__name__,
                 site.layer,
             )
-    kind = Resumed if lm.memo[proven] else Plain
-    return kind(lm, site, runs, shelf)
+    kind = PartialForward if lm.memo[proven] else FullForward
+    return kind(lm, site, runs, pool)
 
 
-def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
+def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
     # The shortest and the longest prefix: between them lie all paddings of these runs.
     order = sorted(runs, key=lambda run: run.start or len(run.ids))
     sample = [order[0], order[-1]]
@@ -365,8 +380,8 @@ def _agrees(lm: LM, site: Site, runs: Sequence[Run]) -> bool:
     zero = torch.zeros(len(sample), width, device=lm.device)
     try:
         with torch.no_grad():
-            fast = Resumed(lm, site, sample).logits(zero).float().log_softmax(-1)
-            slow = Plain(lm, site, sample).logits(zero).float().log_softmax(-1)
+            fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
+            slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
     except NotResumable:
         return False
     if next(lm.model.parameters()).dtype == torch.float32:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from easyeditor.lm.forward.batching import ScoredSequence, batches_by_length
 from easyeditor.lm.hooks import gathering
-from easyeditor.lm.forward.batching import Passage, cut
 from easyeditor.lm.tokens import Batch
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ BUDGET = 8192
 """Tokens whose keys and values are held at once, the shared ones once per row."""
 
 
-def past_of_all(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
+def prefill(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
     """The model's cache after one pass of these sequences, padded on the left; no logits."""
     with unread(lm):
         return lm.call(lm.pad(sequences, left=True), use_cache=True).past_key_values
@@ -44,10 +44,10 @@ class Prefix:
         length: in tokens; of the longest.
     """
 
-    def __init__(self, lm: LM, *beginnings: Sequence[int]) -> None:
-        self._lm, self._mask = lm, lm.pad(beginnings, left=True).mask
+    def __init__(self, lm: LM, *shared_prefixes: Sequence[int]) -> None:
+        self._lm, self._mask = lm, lm.pad(shared_prefixes, left=True).mask
         self.length = self._mask.shape[1]
-        cache = past_of_all(lm, beginnings)
+        cache = prefill(lm, shared_prefixes)
         layers = getattr(cache, "layers", None) or ()
         # Recurrent states and windows cannot be handed to several rows like this.
         plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
@@ -75,14 +75,14 @@ class Prefix:
         return lm.call(batch, past_key_values=cache, use_cache=True)
 
 
-def groups(plan: Sequence[Passage], whose: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """``(length of the shared beginning, passages)``: every passage once, the unshared under 0.
+def groups(plan: Sequence[ScoredSequence], whose: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """``(shared prefix length, indices)`` of every sequence once; the unshared under 0.
 
     A passage's reads lie behind what it shares.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for i, passage in enumerate(plan):
-        start = passage.ids[:LEAST] if passage.reads[0] >= LEAST else ()
+        start = passage.ids[:LEAST] if passage.positions[0] >= LEAST else ()
         alike[(whose[i], start) if len(start) == LEAST else None].append(i)
     alone = alike.pop(None, [])
     for own in alike.values():
@@ -91,13 +91,15 @@ def groups(plan: Sequence[Passage], whose: Sequence[int]) -> Iterator[tuple[int,
             continue
         rows = zip(*(plan[i].ids for i in own), strict=False)
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, rows))
-        yield min(shared, *(plan[i].reads[0] for i in own)), own
+        yield min(shared, *(plan[i].positions[0] for i in own)), own
     if alone:
         yield 0, sorted(alone)
 
 
-def cut_after(plan: Sequence[Passage], own: Sequence[int], shared: int) -> Iterator[list[int]]:
+def cut_after(
+    plan: Sequence[ScoredSequence], own: Sequence[int], shared: int
+) -> Iterator[list[int]]:
     """Chunks of passages that run together after a shared beginning."""
     lengths = [len(plan[i].ids) for i in own]
-    for chunk in cut(lengths, [0] * len(own), max(BUDGET, shared), 1):
+    for chunk in batches_by_length(lengths, [0] * len(own), max(BUDGET, shared), 1):
         yield [own[k] for k in chunk]

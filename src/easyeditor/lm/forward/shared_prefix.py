@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
 from easyeditor.lm.model import LM
-from easyeditor.lm.forward.prefix_cache import Prefix, past_of_all, unread
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,16 @@ def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
     What several begin with is run once where that saves enough and was shown, once per model, to
     give the keys and values of the plain pass.
     """
-    heads, whose = beginnings(sequences)
+    heads, whose = shared_prefixes(sequences)
     longest = max(map(len, sequences))
     rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, whose, strict=True))
     tokens = len(heads) * max(map(len, heads)) + len(sequences) * rest
     if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, whose):
         return _shared(lm, sequences, heads, whose)
-    return past_of_all(lm, sequences)
+    return prefill(lm, sequences)
 
 
-def beginnings(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
+def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
     """What the sequences begin with, and which of these each has.
 
     One that shares nothing is its own beginning. Where several share one, a token of at least one
@@ -100,7 +100,7 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
         sample = _padded(sequences, heads, whose)
         if sample is None:
             return False
-        shared, plain = _shared(lm, sample, *beginnings(sample)), past_of_all(lm, sample)
+        shared, plain = _shared(lm, sample, *shared_prefixes(sample)), prefill(lm, sample)
         real = lm.pad(sample, left=True).mask.bool()
         agree = shared is not None and all(
             _near(getattr(a, name), getattr(b, name), real)

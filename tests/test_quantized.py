@@ -1,4 +1,4 @@
-"""Models quantised by bitsandbytes: only what is edited is unpacked, and packed again after."""
+"""Models quantized by bitsandbytes: only what is edited is unpacked, and packed again after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
-from easyeditor.associative.value_optimization import Search, find_values
+from easyeditor.associative.value_optimization import Search, optimize_values
 from easyeditor.errors import (
     HyperParamsError,
     MissingExtraError,
@@ -23,9 +23,9 @@ from easyeditor.errors import (
     PatchMismatchError,
     UnsupportedModelError,
 )
-from easyeditor.lm.quantized import dequantised, quantised_layers
 from easyeditor.lm.forward.partial import Site
-from easyeditor.lm.weights import storage_of, whole_state
+from easyeditor.lm.quantized import dequantized, quantized_layers
+from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.fingerprint import fingerprint
@@ -39,7 +39,7 @@ DOWN = "model.layers.{}.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny models on disk that are wide enough to be quantised."""
+    """Tiny models on disk that are wide enough to be quantized."""
     made = {"llama": tiny.model("llama", **WIDE), "gpt2": tiny.model("gpt2", n_embd=64)}
     places = {}
     for name, model in made.items():
@@ -51,15 +51,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def whole(lm: LM) -> dict[str, torch.Tensor]:
     return {
-        f"{name}.weight": dequantised(module)
+        f"{name}.weight": dequantized(module)
         for name, module in lm.model.named_modules()
-        if module in quantised_layers(lm.model)
+        if module in quantized_layers(lm.model)
     }
 
 
 def packed(model: PreTrainedModel) -> list[tuple[int, torch.Tensor]]:
-    """Every quantised layer: the very object and its bits."""
-    return [(id(m), m.weight.data.clone()) for m in quantised_layers(model)]
+    """Every quantized layer: the very object and its bits."""
+    return [(id(m), m.weight.data.clone()) for m in quantized_layers(model)]
 
 
 def same(a: list[tuple[int, torch.Tensor]], b: list[tuple[int, torch.Tensor]]) -> bool:
@@ -68,8 +68,8 @@ def same(a: list[tuple[int, torch.Tensor]], b: list[tuple[int, torch.Tensor]]) -
     )
 
 
-def unquantised(lm: LM, folder: Path) -> LM:
-    """The plain model with the quantised one's numbers."""
+def unquantized(lm: LM, folder: Path) -> LM:
+    """The plain model with the quantized one's numbers."""
     plain = load(str(folder), device="cpu")
     for path, weight in whole(lm).items():
         transposed = isinstance(plain.model.get_submodule(path.rpartition(".")[0]), Conv1D)
@@ -91,19 +91,19 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]
     said = sum(lm.logprobs(asked)[0])
-    reads = {path: storage_of(lm.model, path).now() for path in patch.entries}
+    reads = {path: weight_handle(lm.model, path).now() for path in patch.entries}
     patch.apply(lm.model)
     for path in patch.entries:  # the exact change, rounded once
         layer = lm.model.get_submodule(path.removesuffix(".weight"))
         assert type(layer) is nn.Linear
         exact = (reads[path].float() + patch.dense(path).T).to(lm.model.dtype)
         assert same_bits(layer.weight.data, exact)
-    assert len(quantised_layers(lm.model)) == 3 * 7
+    assert len(quantized_layers(lm.model)) == 3 * 7
     if name != "KN":  # which on random weights moves anything
         assert sum(lm.logprobs(asked)[0]) > said + 0.1
     assert lm.generate([EDITS[0].prompt], 3)[0]
     loaded = load_patch(save_patch(patch, tmp_path / "p.safetensors"))
-    loaded.apply(load(str(folders["llama"]), device="cpu").model)  # the unquantised model
+    loaded.apply(load(str(folders["llama"]), device="cpu").model)  # the unquantized model
     patch.revert(lm.model)
     assert same(packed(lm.model), before)
     assert snapshot.differences(lm.model) == []
@@ -113,15 +113,15 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_patch_is_that_of_the_unpacked_numbers(scheme, folders, stats_dir):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)
-    plain = unquantised(lm, folders["llama"])
+    plain = unquantized(lm, folders["llama"])
     site = Site(1, "down")
     search = Search(3, 0.5, 0.5, 4.0, 0.0625)
-    found = find_values(lm, site, EDITS[:1], [""], search)
-    wanted = find_values(plain, site, EDITS[:1], [""], search)
+    found = optimize_values(lm, site, EDITS[:1], [""], search)
+    wanted = optimize_values(plain, site, EDITS[:1], [""], search)
     # 8-bit layers round their inputs, too.
     near = 0.01 if scheme == "4bit" else 0.2
     assert (found.delta - wanted.delta).norm() < near * wanted.delta.norm()
-    slow = find_values(lm, site, EDITS[:1], [""], search, resume=False)
+    slow = optimize_values(lm, site, EDITS[:1], [""], search, resume=False)
     assert (found.delta - slow.delta).norm() < near * slow.delta.norm()
 
 
@@ -187,13 +187,13 @@ def test_copies_share_what_is_packed(scheme, folders):
     assert same_bits(logits(lm.model), clean)
     assert same_bits(logits(twin), one)
     first.revert(twin)
-    pairs = list(zip(quantised_layers(lm.model), quantised_layers(twin), strict=True))
+    pairs = list(zip(quantized_layers(lm.model), quantized_layers(twin), strict=True))
     assert all(a is not b and a.weight is not b.weight for a, b in pairs)
     assert all(a.weight.data_ptr() == b.weight.data_ptr() for a, b in pairs)
     assert same_bits(logits(twin), clean)
 
 
-def test_a_model_quantised_by_its_owner_and_an_editor(folders, stats_dir, tmp_path):
+def test_a_model_quantized_by_its_owner_and_an_editor(folders, stats_dir, tmp_path):
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
     )
@@ -221,7 +221,7 @@ def test_a_model_quantised_by_its_owner_and_an_editor(folders, stats_dir, tmp_pa
 def test_hyperparameters_and_the_script(folders, easyedit, tmp_path):
     place = str(folders["llama"])
     settings = FTHyperParams(model_name=place, device="cpu", quantization="8bit", layers=[1])
-    assert len(quantised_layers(BaseEditor.from_hparams(settings).model)) == 3 * 7
+    assert len(quantized_layers(BaseEditor.from_hparams(settings).model)) == 3 * 7
     with pytest.raises(HyperParamsError, match="quantization='2bit'"):
         FTHyperParams(quantization="2bit")
     told = ("--model", place, "--device", "cpu")
@@ -229,7 +229,7 @@ def test_hyperparameters_and_the_script(folders, easyedit, tmp_path):
     asked = ("--prompt", EDITS[0].prompt, "--target", EDITS[0].target, "--save", file)
     steps = ("--set", "num_steps=2", "--set", "layers=1")
     easyedit("edit", "-m", "ft", *asked, *told, *steps, "--quantization", "4bit")
-    assert load_patch(file).about.hyperparams["quantization"] == "4bit"
+    assert load_patch(file).info.hyperparams["quantization"] == "4bit"
     said = easyedit("generate", "Anna", "--patch", file, *told, "--quantization", "8bit", "--json")
     assert said.code == 0
     assert set(json.loads(said.out)) >= {"before", "after"}
@@ -239,7 +239,7 @@ def test_hyperparameters_and_the_script(folders, easyedit, tmp_path):
     told = ("--model", str(tmp_path / "packed"), "--device", "cpu")
     refused = easyedit("apply", file, "--out", str(tmp_path / "other"), *told)
     assert refused.code == 2
-    assert "unquantised model" in refused.err
+    assert "unquantized model" in refused.err
     assert not (tmp_path / "other").exists()
 
 
@@ -284,7 +284,7 @@ def test_fingerprints_know_the_model_and_its_precision(folders):
     assert fingerprint(four.model) == marks[2]
 
 
-def test_weights_of_other_quantisers_are_refused_before_anything_changes():
+def test_weights_of_other_quantizers_are_refused_before_anything_changes():
     class Packed(nn.Module):
         """A layer as GPTQ and AWQ have it: no weight, only its packed parts."""
 
@@ -322,9 +322,9 @@ def test_what_is_packed_and_offloaded_is_refused(folders):
     layer.weight = nn.Parameter(layer.weight.data.to("meta"), requires_grad=False)
     weight = layer.weight
     again = LM(lm.model, tiny.tokenizer())
-    with pytest.raises(UnsupportedModelError, match="quantised and offloaded at once"):
+    with pytest.raises(UnsupportedModelError, match="quantized and offloaded at once"):
         again.projection(1)
-    with pytest.raises(UnsupportedModelError, match="quantised and offloaded at once"):
+    with pytest.raises(UnsupportedModelError, match="quantized and offloaded at once"):
         patch.apply(lm.model, force=True)
     assert lm.model.get_submodule(DOWN.format(1)).weight is weight
 
@@ -351,8 +351,8 @@ def test_loading_says_what_is_missing_or_wrong(folders, monkeypatch, tmp_path):
         tmp_path / "packed"
     )
     tiny.tokenizer().save_pretrained(tmp_path / "packed")
-    assert quantised_layers(load(str(tmp_path / "packed"), device="cpu").model)
-    with pytest.raises(ModelLoadError, match="quantised already"):
+    assert quantized_layers(load(str(tmp_path / "packed"), device="cpu").model)
+    with pytest.raises(ModelLoadError, match="quantized already"):
         load(str(tmp_path / "packed"), quantization="8bit")
     find = importlib.util.find_spec
     monkeypatch.setattr(
