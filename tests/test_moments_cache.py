@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.solve import Factor
+from easyeditor.associative.solve import Cholesky
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
@@ -296,13 +296,13 @@ def method(request: pytest.FixtureRequest, text: str, tmp_path: Path) -> Maker:
 def factored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The widths of what is factored while the test runs."""
     seen: list[int] = []
-    real = Factor.of.__func__
+    real = Cholesky.of.__func__
 
-    def of(kind: type[Factor], moment: torch.Tensor, **more: bool) -> Factor:
+    def of(kind: type[Cholesky], moment: torch.Tensor, **more: bool) -> Cholesky:
         seen.append(len(moment))
         return real(kind, moment, **more)
 
-    monkeypatch.setattr(Factor, "of", classmethod(of))
+    monkeypatch.setattr(Cholesky, "of", classmethod(of))
     return seen
 
 
@@ -421,7 +421,7 @@ def test_a_moment_whose_file_states_no_digest_finds_its_factor(
 def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:
     keys = torch.randn(40, 160, generator=torch.Generator().manual_seed(1))
     c = keys @ keys.T
-    apart = Factor.of(c)
-    inside = Factor.of(c, overwrite=True)
+    apart = Cholesky.of(c)
+    inside = Cholesky.of(c, overwrite=True)
     assert same_bits(inside.upper, apart.upper)
     assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()

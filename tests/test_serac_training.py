@@ -18,7 +18,7 @@ from easyeditor.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from easyeditor.methods.learning import learner_of
+from easyeditor.methods.training import learner_of
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.serac import SERAC
 from easyeditor.patches.scope import TEMPLATE, told

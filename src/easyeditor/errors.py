@@ -7,7 +7,8 @@
     │   ├── SubjectNotFoundError               the subject does not occur in the prompt
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
-    │   └── ContradictingEditsError            one prompt, two targets
+    │   ├── ContradictingEditsError            one prompt, two targets
+    │   └── EditFailed                         tried, and no change was found that carries it out
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
@@ -67,6 +68,10 @@ class EmptyTargetError(EditError):
 
 class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
+
+
+class EditFailed(EditError):  # noqa: N818
+    """An edit was tried and no change was found that carries it out; the model is unchanged."""
 
 
 class DataError(EasyEditError, ValueError):

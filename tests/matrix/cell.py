@@ -65,7 +65,7 @@ def measure(row: str, family: str, folder: Path, cases: tuple[Case, ...] = ()) -
 def train(entrant: Entrant, family: str, folder: Path) -> Path:
     """Train what a method learns beside one family; a tenth of the training cases judges it."""
     from easyeditor import EditTrainer
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     cases = world.cases("train")
     own = str(models.FOLDER / family)

@@ -21,7 +21,7 @@ from easyeditor.edits import Case
 from easyeditor.errors import HyperParamsError
 from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import LocateHyperParams
+from easyeditor.methods.locate import LocateHyperParams
 from easyeditor.second_moments import (
     Moments,
     condition_number,

@@ -62,7 +62,7 @@ def methods(as_json: options.Json = False) -> None:
                     "name": m.name,
                     "title": m.title,
                     "batch": m.max_batch is None,
-                    "needs_subject": m.needs_subject,
+                    "needs": sorted(need.value for need in m.needs),
                     "presets": list(m.hyperparams_class.presets),
                 }
                 for m in known
@@ -77,7 +77,7 @@ def methods(as_json: options.Json = False) -> None:
             m.name,
             m.title,
             "any number" if m.max_batch is None else str(m.max_batch),
-            "needed" if m.needs_subject else "",
+            ", ".join(sorted(need.value for need in m.needs)),
             ", ".join(m.hyperparams_class.presets),
         )
     output.out.print(table)
@@ -158,7 +158,7 @@ def _kinds() -> dict[str, type[HyperParams]]:
     """Settings by the folder their files are in: for editing, and for training what learns."""
     found = {name: METHODS.get(name) for name in METHODS}
     kinds = {name: kind.hyperparams_class for name, kind in found.items()}
-    learning = {n: kind.training_class for n, kind in found.items() if hasattr(kind, "learner")}
+    learning = {n: kind.training_class for n, kind in found.items() if kind.training_class}
     return kinds | {f"{TRAINING}/{name}": kind for name, kind in learning.items()}
 
 
@@ -186,7 +186,7 @@ def hparams_show(
     METHODS.canonical(method)  # whether there is one is known before torch is
 
     from easyeditor.cli import output
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     kind = training_class_of(method) if training else METHODS.get(method).hyperparams_class
     found = kind.for_model(model)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from easyeditor.bench.convergence import Row
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM
-    from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.methods.locate import LocateHyperParams
     from easyeditor.second_moments import Moments
 
 EXAMPLES = """
@@ -137,7 +137,7 @@ def _settings(
     dataset: str | None,
     tokens: int | None,
 ) -> LocateHyperParams:
-    from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.methods.locate import LocateHyperParams
 
     settings = options.settings_of(method, model, hparams, changes)
     if not isinstance(settings, LocateHyperParams):

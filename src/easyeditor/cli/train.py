@@ -62,7 +62,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train what a method learns; prints where the archive is and how to edit with it."""
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
     if device is not None:

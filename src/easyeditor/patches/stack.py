@@ -82,6 +82,11 @@ def set_stack(model: nn.Module, stack: PatchStack) -> None:
     setattr(model, _ATTRIBUTE, stack)
 
 
+def applied_patches(model: nn.Module) -> tuple[Any, ...]:
+    """The patches the model carries, oldest first."""
+    return tuple(stack_of(model).patches) if is_patched(model) else ()
+
+
 def is_patched(model: nn.Module) -> bool:
     """Whether any patch is applied."""
     return bool(getattr(model, _ATTRIBUTE, None) and stack_of(model).patches)
@@ -166,6 +171,22 @@ def applied(model: nn.Module, patch: Change) -> Iterator[None]:
         for path in new:
             del stack.saved[path]
         _reroute(model, stack)
+
+
+@contextmanager
+def without_patches(model: nn.Module) -> Iterator[None]:
+    """The unedited model inside, and the patches it carried after."""
+    if not is_patched(model):
+        yield
+        return
+    patches = list(stack_of(model).patches)
+    for patch in reversed(patches):
+        pop(model, patch)
+    try:
+        yield
+    finally:
+        for patch in patches:
+            push(model, patch)
 
 
 def _storages(model: nn.Module, patch: Change) -> dict[str, WeightHandle]:

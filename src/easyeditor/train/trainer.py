@@ -20,13 +20,8 @@ from easyeditor.errors import HyperParamsError, MissingExtraError, TrainingError
 from easyeditor.files import written_whole
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
-from easyeditor.methods.learning import (
-    Learner,
-    TrainingHyperParams,
-    examples,
-    learner_of,
-    training_class_of,
-)
+from easyeditor.methods.learning import Learner, TrainingHyperParams, examples
+from easyeditor.methods.training import learner_of, training_class_of
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.train.log import LOG, draw_curve
 
@@ -139,9 +134,7 @@ class EditTrainer:
             lm = self.load()
             self._check_same(lm, resume)
             learner = learner_of(lm, self.config)
-            prepare = getattr(learner, "prepare", None)
-            if prepare is not None:
-                prepare([*self.train_set, *self.val_set])
+            learner.prepare([*self.train_set, *self.val_set])
             arguments = arguments_of(
                 self.config, self.folder / CHECKPOINTS, on_cpu=lm.device.type == "cpu"
             )
