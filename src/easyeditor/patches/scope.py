@@ -48,7 +48,7 @@ def similarities(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def told(template: str, edit: Edit | Remembered, query: str) -> str:
     """What the counterfactual model is asked; braces in the texts are left alone."""
-    parts = {"{prompt}": edit.prompt, "{target}": edit.target.strip(), "{query}": query}
+    parts = {"{prompt}": str(edit.prompt), "{target}": edit.target.strip(), "{query}": query}
     text, rest = "", template
     while rest:
         at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(len(rest), ""))
@@ -74,8 +74,8 @@ class Remembered:
     @classmethod
     def of(cls, edit: Edit) -> Remembered:
         """The memory's line for an edit."""
-        digest = hashlib.sha256(f"{edit.prompt.strip()}\0{edit.target.strip()}".encode())
-        return cls(digest.hexdigest()[:10], edit.prompt, edit.target)
+        digest = hashlib.sha256(f"{edit.prompt.text.strip()}\0{edit.target.strip()}".encode())
+        return cls(digest.hexdigest()[:10], edit.prompt.text, edit.target)
 
 
 class Scope:
