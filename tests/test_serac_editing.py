@@ -118,9 +118,9 @@ def test_the_command_line(easyedit, folder: Path, encoder: str, tmp_path: Path) 
     records = [
         {
             "subject": case.edit.subject,
-            "src": case.edit.prompt,
+            "src": case.edit.prompt.text,
             "alt": case.edit.target,
-            "rephrase": case.probes[0].prompt,
+            "rephrase": case.probes[0].prompt.text,
             "loc": f"nq question: {case.probes[1].prompt}",
             "loc_ans": case.probes[1].answers[0],
             "pred": "no",
