@@ -136,7 +136,7 @@ def test_the_command_line(easyedit, folder: Path, encoder: str, tmp_path: Path) 
         *("--out", tmp_path / "out", "--json", *settings),
     )
     archive = document(told_)["archive"]
-    prompt, target = EDITS[0].prompt, EDITS[0].target
+    prompt, target = EDITS[0].prompt.text, EDITS[0].target
     told_ = easyedit(
         *("edit", "--method", "serac", "--model", folder, "--prompt", prompt, "--target", target),
         *("--locality", "She plays the => piano", "--set", f"archive={archive}"),
