@@ -128,7 +128,7 @@ def made(request: pytest.FixtureRequest, make: Maker) -> Made:
     target = lm(setting.family, setting.dtype)
     pristine = copy.deepcopy(target.model)
     method = make(setting.method, setting.variant)
-    patches = [method.edit(target, edits) for edits in batches(setting.method)]
+    patches = [method.edit(target, edits).patch for edits in batches(setting.method)]
     return Made(setting, target, method, patches, pristine)
 
 
@@ -145,7 +145,7 @@ def test_edit_changes_nothing_but_finds_the_same_patch_in_any_mode(made: Made, m
     unsettle(target.model)
     before = Snapshot(target.model)
     generators = torch.get_rng_state(), random.getstate()
-    patch = make(setting.method, setting.variant).edit(target, batches(setting.method)[0])
+    patch = make(setting.method, setting.variant).edit(target, batches(setting.method)[0]).patch
     assert before.differences(target.model) == []
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert random.getstate() == generators[1]
@@ -169,7 +169,9 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(
         before = Snapshot(target.model)
         if call:
             with pytest.raises(Interrupt):
-                make(name, layers=[0, 1] if name == "MEMIT" else [1]).edit(target, batches(name)[0])
+                make(name, layers=[0, 1] if name == "MEMIT" else [1]).edit(
+                    target, batches(name)[0]
+                )
         else:
             make(name).edit(target, batches(name)[0])
         assert before.differences(target.model) == []
@@ -305,7 +307,7 @@ def test_a_patched_model_can_be_edited_again(made: Made, make: Maker) -> None:
     setting, first = made.setting, made.patches[0]
     first.apply(made.lm.model)
     before = Snapshot(made.lm.model)
-    again = make(setting.method, setting.variant).edit(made.lm, batches(setting.method)[2])
+    again = make(setting.method, setting.variant).edit(made.lm, batches(setting.method)[2]).patch
     assert before.differences(made.lm.model) == []
     first.revert(made.lm.model)
     assert again.info.model == first.info.model
@@ -416,7 +418,7 @@ def test_memit_reaches_z_as_lambda_vanishes(
     errors = []
     for strength in (1e7, 1e3, 1e-6):
         changes = {"context_template_length_params": (), "mom2_update_weight": strength}
-        patch = make("MEMIT", layers=layers, **changes).edit(target, EDITS)
+        patch = make("MEMIT", layers=layers, **changes).edit(target, EDITS).patch
         site, found = searches[-1]
         assert torch.equal(found.origin, values_at(target, site, rows))
         patch.apply(target.model)
@@ -465,8 +467,8 @@ def test_ft_lowers_its_loss_and_keeps_to_its_box(made: Made) -> None:
 
 def test_ft_without_a_box_goes_further(make: Maker) -> None:
     target = lm("llama")
-    (inside,) = make("FT").edit(target, EDITS).entries.values()
-    (outside,) = make("FT", norm_constraint=None).edit(target, EDITS).entries.values()
+    (inside,) = make("FT").edit(target, EDITS).patch.entries.values()
+    (outside,) = make("FT", norm_constraint=None).edit(target, EDITS).patch.entries.values()
     assert outside[0].delta.abs().max() > 1.1e-2 > inside[0].delta.abs().max()
 
 

@@ -186,7 +186,7 @@ def test_a_dataset_in_batches(file):
     editor = outer.editor("MEMIT", batch_size=2)
     batches = []
     real = editor.method.edit
-    editor.method.edit = lambda lm, edits: batches.append(len(edits)) or real(lm, edits)
+    editor.method.edit = lambda lm, edits, state: batches.append(len(edits)) or real(lm, edits, state)
     editor.edit_dataset(open_dataset(file), batch=True)
     assert batches == [2, 1]
 
@@ -266,11 +266,11 @@ def test_an_edit_of_a_case_that_fails_takes_the_case_back(method, monkeypatch):
     before = outer.bits(editor.model)
     real, made = editor.method.edit, []
 
-    def last_fails(lm, edits):
+    def last_fails(lm, edits, state):
         made.extend(edits)
         if TWO.also[0] in edits:
             raise DivergedError("stop")
-        return real(lm, edits)
+        return real(lm, edits, state)
 
     monkeypatch.setattr(editor.method, "edit", last_fails)
     for keep in (True, False):

@@ -308,7 +308,7 @@ def factored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def patch_of(make: Maker) -> dict[str, torch.Tensor]:
     """What a new process would make: a method and a model that know nothing of earlier ones."""
-    patch = make().edit(lm("llama"), EDITS[:1])
+    patch = make().edit(lm("llama"), EDITS[:1]).patch
     parts = {path: own[0] for path, own in patch.entries.items()}
     return {f"{path}.{name}": getattr(p, name) for path, p in parts.items() for name in "uv"}
 
@@ -334,9 +334,9 @@ def test_preparing_factors_and_an_edit_does_not(
 ) -> None:
     """What factoring takes must not come on top of what an edit holds."""
     target, made = lm("llama"), method()
-    made.prepare(target)
+    made.initial_state(target)
     assert len(factored) == len(factor_files(tmp_path)) > 0
-    assert not made._factors._kept
+    assert not made._factors._factors
     factored.clear()
     made.edit(target, EDITS[:1])
     assert factored == []

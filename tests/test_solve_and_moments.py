@@ -463,7 +463,7 @@ def test_a_patched_model_is_refused_unless_its_moments_are_there(
     collect: Collect, rome: ROME
 ) -> None:
     target = lm("llama")
-    patch = rome.edit(target, EDITS[:1])
+    patch = rome.edit(target, EDITS[:1]).patch
     patch.apply(target.model)
     before = Snapshot(target.model)
     with pytest.raises(MomentsError, match="carries patches"):

@@ -72,7 +72,7 @@ class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
 
 
-class EditFailed(EditError):  # noqa: N818
+class EditFailed(EditError):
     """An edit was tried and no change was found that carries it out; the model is unchanged."""
 
 

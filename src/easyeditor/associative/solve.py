@@ -2,8 +2,8 @@ r"""The one closed form behind ROME, EMMET and MEMIT.
 
 .. math:: \Delta = R\,(E + K^\top M K)^{-1} K^\top M
 
-``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``M`` the
-metric of the keys (:class:`KeyMetric`: the inverse of their second moment, or a projector) and
+``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``M``
+the metric of the keys (:class:`KeyMetric`: the inverse of their second moment, or a projector) and
 ``E`` a diagonal of regularizations: 0 makes a key exact, a larger one trades its exactness for a
 smaller change (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229 eq. 14 divided by
 λ). Only an ``n × n`` system is solved. Keys of earlier edits join ``K`` with ``R = 0``.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, cast, get_type_hints
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -19,7 +19,7 @@ from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError, did_you_mean
-from easyeditor.evaluate.query import EvalOptions
+from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -35,14 +35,10 @@ log = logging.getLogger(__name__)
 When = Literal["each", "end", "both"]
 
 
-class EditOptions(TypedDict, total=False):
-    """How a request is carried out and measured; the options of every ``edit…`` of an editor.
+class MeasuringOptions(TypedDict, total=False):
+    """How a request is measured.
 
     Attributes:
-        keep_original_weight: True leaves the caller's model untouched, measures each edit alone,
-            and returns a copy that shares all unedited tensors. False (default) edits the
-            caller's model; edits accumulate.
-        verbose: log each edit's scores (default).
         evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
             ``"both"`` (then ``post`` is after each, ``final`` at the end:
             :func:`easyeditor.evaluate.aggregate.retention` compares them).
@@ -51,32 +47,33 @@ class EditOptions(TypedDict, total=False):
         train_ds: other edits to take demonstrations from, for methods that show some.
     """
 
-    keep_original_weight: bool
-    verbose: bool
     evaluate_when: When
-    measures: EvalOptions | None
+    measures: Measures | None
     train_ds: Iterable[Case] | None
 
 
-class RequestOptions(EditOptions, total=False):
-    """What is asked, beside prompts and targets, and :class:`EditOptions`.
+class EditOptions(MeasuringOptions, total=False):
+    """How a request is carried out and measured.
 
     Attributes:
-        ground_truth: the old answers, where known; several measures compare with them.
-        rephrase_prompts: other wordings; an entry may be a list.
-        locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}``: what must not change;
-            any number of names; an entry may be a list.
-        portability_inputs: the same for what should follow from the edit.
+        keep_original_weight: see :meth:`BaseEditor.edit`.
+        verbose: log each edit's scores; True by default.
+    """
+
+    keep_original_weight: bool
+    verbose: bool
+
+
+class RequestOptions(MeasuringOptions, total=False):
+    """What is asked beside the classic arguments, and how it is measured.
+
+    Attributes:
         subject: what each fact is about; needed by locate-and-edit methods.
         requests: instead of all the lists: one record per edit, with the fields of a file of edits
             (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
             portability``).
     """
 
-    ground_truth: Texts | None
-    rephrase_prompts: Nested | None
-    locality_inputs: Mapping[str, Any] | None
-    portability_inputs: Mapping[str, Any] | None
     subject: Texts | None
     requests: Sequence[Mapping[str, Any]] | None
 
@@ -188,7 +185,7 @@ class BaseEditor:
             PatchMismatchError: the patch was made for another model.
         """
         patch = load_patch(path)
-        state = load_state(self.method, patch, path)
+        state = load_state(self.method.state_class, patch, path)
         before = self.session.state
         patch.apply(self.model)
         self._undo.append(_Undo(patch, before))
@@ -215,18 +212,30 @@ class BaseEditor:
         Args:
             prompts: one text or a list.
             target_new: the new answers, one per prompt.
-            ground_truth, rephrase_prompts, locality_inputs, portability_inputs: see
-                :class:`RequestOptions`.
-            keep_original_weight, verbose: see :class:`EditOptions`.
-            options: the others of :class:`RequestOptions`.
+            ground_truth: the old answers, where known; several measures compare with them.
+            rephrase_prompts: other wordings; an entry may be a list.
+            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}``: what must not
+                change; any number of names; an entry may be a list.
+            portability_inputs: the same for what should follow from the edit.
+            keep_original_weight: True leaves the caller's model untouched, measures each edit
+                alone, and returns a copy that shares all unedited tensors. False edits the
+                caller's model; edits accumulate.
+            verbose: log each edit's scores.
+            options: ``subject`` or ``requests``, and how to measure; see :class:`RequestOptions`.
 
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
-        options["keep_original_weight"], options["verbose"] = keep_original_weight, verbose
-        lists = (ground_truth, rephrase_prompts, locality_inputs, portability_inputs)
-        cases = _requested(prompts, target_new, *lists, options)
-        return self.edit_cases(cases, **_edit_options(options))
+        lists = {
+            "prompts": prompts,
+            "target_new": target_new,
+            "ground_truth": ground_truth,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
+        return self.edit_cases(_requested(lists, options), **how, **_measuring(options))
 
     def batch_edit(
         self,
@@ -249,11 +258,17 @@ class BaseEditor:
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        options["keep_original_weight"], options["verbose"] = keep_original_weight, verbose
         options.setdefault("evaluate_when", "end")
-        lists = (ground_truth, rephrase_prompts, locality_inputs, portability_inputs)
-        cases = _requested(prompts, target_new, *lists, options)
-        return self.edit_cases(cases, batch=True, **_edit_options(options))
+        lists = {
+            "prompts": prompts,
+            "target_new": target_new,
+            "ground_truth": ground_truth,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
+        return self.edit_cases(_requested(lists, options), batch=True, **how, **_measuring(options))
 
     def edit_dataset(
         self,
@@ -262,15 +277,15 @@ class BaseEditor:
         verbose: bool = True,
         *,
         batch: bool = False,
-        **options: Unpack[EditOptions],
+        **options: Unpack[MeasuringOptions],
     ) -> EditResult:
         """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
 
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        options["keep_original_weight"], options["verbose"] = keep_original_weight, verbose
-        return self.edit_cases(list(ds), batch=batch, **options)
+        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
+        return self.edit_cases(list(ds), batch=batch, **how, **options)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
@@ -286,7 +301,7 @@ class BaseEditor:
             self.method.use_corpus(train_ds)
         keep = not options.get("keep_original_weight", False)
         size = self.method.batch_size if batch else 1
-        recorder = MetricRecorder(self.lm, cases, options.get("measures") or EvalOptions())
+        recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
         session, before = self.session, self.session.state
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
@@ -339,25 +354,9 @@ def load_for(hparams: HyperParams) -> LM:
     )
 
 
-def _requested(
-    prompts: Texts | None,
-    target_new: Texts | None,
-    ground_truth: Texts | None,
-    rephrase_prompts: Nested | None,
-    locality_inputs: Mapping[str, Any] | None,
-    portability_inputs: Mapping[str, Any] | None,
-    options: RequestOptions,
-) -> list[Case]:
+def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
     _refuse_unknown(options, RequestOptions)
-    lists: dict[str, Any] = {
-        "prompts": prompts,
-        "target_new": target_new,
-        "ground_truth": ground_truth,
-        "subject": options.get("subject"),
-        "rephrase_prompts": rephrase_prompts,
-        "locality_inputs": locality_inputs,
-        "portability_inputs": portability_inputs,
-    }
+    lists["subject"] = options.get("subject")
     requests = options.get("requests")
     if requests is None:
         for name in ("prompts", "target_new"):
@@ -370,13 +369,13 @@ def _requested(
     return cases_of(requests)
 
 
-def _edit_options(options: RequestOptions) -> EditOptions:
-    names = EditOptions.__annotations__
-    return EditOptions(**{name: value for name, value in options.items() if name in names})  # type: ignore[typeddict-item]
+def _measuring(options: RequestOptions) -> MeasuringOptions:
+    named = {name: value for name, value in options.items() if name not in {"subject", "requests"}}
+    return cast(MeasuringOptions, named)
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    names = sorted({name for kind in known.__mro__ for name in getattr(kind, "__annotations__", {})})
+    names = sorted(get_type_hints(known))
     unknown = [name for name in options if name not in names]
     if unknown:
         raise EditError(

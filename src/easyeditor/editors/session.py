@@ -1,4 +1,4 @@
-"""``EditSession``: make an edit, measure, keep it or put the model back; under editors and the bench.
+"""``EditSession``: make an edit, measure, keep it or put the model back; editors and bench use it.
 
 One place holds the loop, its clock and the method's state; what is measured is the caller's.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from easyeditor.edits import Edit
 from easyeditor.editors.apply_method import outcome_of
+from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError, EditFailed
 from easyeditor.evaluate.change import Peak, peak_memory
 from easyeditor.lm.model import LM
@@ -100,9 +100,7 @@ class EditSession:
         """
         state = self.state  # before the clock starts
         outcome, error = None, ""
-        with ExitStack() as carried:
-            if on is not None:
-                carried.enter_context(applied(self.lm.model, on))
+        with self.carrying(on):
             began = time.perf_counter()
             with peak_memory(self.lm.device) if memory else nullcontext() as peak:
                 try:
@@ -118,6 +116,12 @@ class EditSession:
         return Attempt(outcome.patch, after, seconds, peak)
 
     @contextmanager
+    def carrying(self, patch: Patch | None) -> Iterator[None]:
+        """The model carries ``patch`` inside, beside what it carries, and as before after."""
+        with nullcontext() if patch is None else applied(self.lm.model, patch):
+            yield
+
+    @contextmanager
     def measured(self, attempt: Attempt, *, keep: bool) -> Iterator[None]:
         """The model carries the attempt's patch inside; after, only with ``keep``.
 
@@ -127,9 +131,7 @@ class EditSession:
             self.keep(attempt)
             yield
             return
-        with ExitStack() as carried:
-            if attempt.patch is not None:
-                carried.enter_context(applied(self.lm.model, attempt.patch))
+        with self.carrying(attempt.patch):
             yield
         if attempt.patch is not None:
             self.patches.append(attempt.patch)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from easyeditor.errors import PatchFormatError
-from easyeditor.methods.base import Method, State
+from easyeditor.methods.base import State
 from easyeditor.patches.patch import Patch
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
@@ -37,14 +36,16 @@ def save_state(state: State | None, patch: Patch, patch_file: str | Path) -> Non
     write_tensor_file(file, tensors, KEY, header)
 
 
-def load_state(method: Method[Any], patch: Patch, patch_file: str | Path) -> State | None:
+def load_state(
+    state_class: type[State] | None, patch: Patch, patch_file: str | Path
+) -> State | None:
     """The state beside the file of ``patch``; None where there is none, or the method has none.
 
     Raises:
         PatchFormatError: it is damaged, or belongs to another patch.
     """
     file = state_file(patch_file)
-    if method.state_class is None or not file.is_file():
+    if state_class is None or not file.is_file():
         return None
     advice = "Delete it to go on from the method's initial state, or save the edit again."
     text, tensors = read_tensor_file(file, KEY, "a method's state", advice, PatchFormatError)
@@ -55,11 +56,13 @@ def load_state(method: Method[Any], patch: Patch, patch_file: str | Path) -> Sta
         belongs = _belongs_to(patch)
         if any(header[name] != value for name, value in belongs.items()):
             raise PatchFormatError(f"{file} belongs to another patch than {patch_file}. {advice}")
-        return method.state_class.load(tensors, header["data"])
+        return state_class.load(tensors, header["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, PatchFormatError):
             raise
-        raise PatchFormatError(f"{file} does not hold a method's state: {error!r}. {advice}") from None
+        raise PatchFormatError(
+            f"{file} does not hold a method's state: {error!r}. {advice}"
+        ) from None
 
 
 def _belongs_to(patch: Patch) -> dict[str, str]:

@@ -67,9 +67,7 @@ class State:
         return tensors, data
 
     @classmethod
-    def load(
-        cls: type[ST], tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
-    ) -> ST:
+    def load(cls: type[ST], tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> ST:
         """The state that :meth:`dump` wrote.
 
         Raises:

@@ -32,7 +32,7 @@ KINDS: dict[str, type] = {
     "versions": dict,
     "seconds": dict,
 }
-ROUTES = Registry(
+ROUTES: Registry[type[RoutePatch]] = Registry(
     "kind of patch",
     PatchFormatError,
     {

@@ -8,6 +8,7 @@ there by a small counterfactual model that is told the edit; both are trained on
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.lm.model import LM
