@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import HyperParamsError, ModelLoadError
+from easyeditor.errors import ModelLoadError
 from easyeditor.hyperparams import resolve_layers
+from easyeditor.lm.classic_names import check_module_names
 from easyeditor.lm.families import BlockStack, Family, Projection, family_of
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
@@ -199,48 +200,12 @@ class LM:
         return Projection(self.model, f"{stack.blocks}.{layer}.{stack.down}", self.family.conv1d)
 
     def check_claims(self, claims: Mapping[str, str]) -> None:
-        """Hold a classic file's module templates against the family row.
+        """Compare a classic file's module templates with the family row.
 
         Raises:
             HyperParamsError: they name other modules than this model's.
         """
-        stack = self.family.decoder
-        layer = f"{stack.blocks}.{{}}"
-        attention = stack.attn_out.rpartition(".")[0]
-        true = {
-            "rewrite_module_tmp": {f"{layer}.{stack.down}"},
-            "layer_module_tmp": {layer},
-            "mlp_module_tmp": {f"{layer}.{stack.mlp}".rstrip(".")},
-            "attn_module_tmp": {
-                f"{layer}.{'.'.join(attention.split('.')[: i + 1])}"
-                for i in range(attention.count(".") + 1)
-            },
-            "ln_f_module": {stack.final_norm},
-            "lm_head_module": {self.family.head},
-        }
-        # Classic files name a tied head by the embedding, and FT's end in ".weight".
-        embedding = self.model.get_input_embeddings()
-        if getattr(self.head, "weight", None) is embedding.weight:
-            true["lm_head_module"] |= {n for n, m in self.model.named_modules() if m is embedding}
-        if self.encoder_decoder:  # either side may be named, and names that never existed are
-            true = {
-                "rewrite_module_tmp": {
-                    f"{s.blocks}.{{}}.{s.down}"
-                    for s in (self.family.decoder, self.family.encoder)
-                    if s is not None
-                }
-            }
-            claims = {key: claim for key, claim in claims.items() if key in true}
-        wrong = [
-            f"{key}={claim!r} (here: {' or '.join(sorted(true[key]))})"
-            for key, claim in claims.items()
-            if claim.removesuffix(".weight") not in true[key]
-        ]
-        if wrong:
-            raise HyperParamsError(
-                f"These module names do not fit {type(self.model).__name__}: {'; '.join(wrong)}. "
-                "Leave them out: the family table knows them."
-            )
+        check_module_names(self.model, self.family, claims)
 
     # -- forward passes -------------------------------------------------------------------
 
