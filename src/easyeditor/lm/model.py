@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from easyeditor.errors import ModelLoadError
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.classic_names import check_module_names
-from easyeditor.lm.families import BlockStack, Family, Projection, family_of
+from easyeditor.lm.discovery import family_of
+from easyeditor.lm.families import BlockStack, Family
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
     TokenScores,
@@ -25,8 +26,15 @@ from easyeditor.lm.forward.batching import (
 )
 from easyeditor.lm.forward.prefix_cache import Prefix, cut_after, groups
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.quantized import keep_readable
 from easyeditor.lm.routing import answer_via_routers, attach_tokenizer, routers_of
+from easyeditor.lm.structure import (
+    down_projection,
+    down_weight,
+    mlp_projections,
+    weights_named,
+)
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
 from easyeditor.lm.weights import require_weights, weight_handle
@@ -168,16 +176,19 @@ class LM:
         return blocks
 
     def projection(self, layer: int) -> Projection:
-        """The MLP down-projection of the block at ``layer``."""
-        return self._projection(self._stack, layer)
+        """The down-projection of the block at ``layer`` that every token passes.
+
+        Raises:
+            UnsupportedModelError: the block has routed experts alone, or no MLP.
+        """
+        return down_projection(self.model, self.family, self._stack, layer)
 
     def projections(self, layer: int) -> list[Projection]:
         """The down-projections at ``layer`` of every column, an encoder's first."""
-        stacks = [self.family.encoder, self.family.decoder]
         return [
-            self._projection(stack, layer)
-            for stack in stacks
-            if stack is not None and layer < len(self._blocks(stack))
+            down_projection(self.model, self.family, stack, layer)
+            for stack in self._stacks
+            if layer < len(self._blocks(stack))
         ]
 
     def mlp_projections(self, layers: tuple[int | float, ...]) -> list[Projection]:
@@ -187,17 +198,38 @@ class LM:
 
         Raises:
             HyperParamsError: a layer lies outside a column.
+            UnsupportedModelError: a block has routed experts alone, or no MLP.
         """
         return [
-            Projection(self.model, f"{stack.blocks}.{layer}.{name}", self.family.conv1d)
-            for stack in (self.family.encoder, self.family.decoder)
-            if stack is not None
+            projection
+            for stack in self._stacks
             for layer in resolve_layers(layers, len(self._blocks(stack)))
-            for name in (*stack.up, stack.down)
+            for projection in mlp_projections(self.model, self.family, stack, layer)
         ]
 
-    def _projection(self, stack: BlockStack, layer: int) -> Projection:
-        return Projection(self.model, f"{stack.blocks}.{layer}.{stack.down}", self.family.conv1d)
+    def weights(self, layers: Sequence[int], names: Sequence[str] = ()) -> list[NamedWeight]:
+        """The weights called ``names``, ``{}`` being each of ``layers``; see :func:`weights_named`.
+
+        Without names, at each layer of each column what writes the MLP's output: the
+        down-projection, or the routed experts' fused ones (three-dimensional).
+
+        Raises:
+            HyperParamsError: no such weight.
+            UnsupportedModelError: a block without an MLP, or a weight that cannot be read.
+        """
+        if names:
+            return weights_named(self.model, names, layers)
+        return [
+            down_weight(self.model, self.family, stack, layer)
+            for layer in layers
+            for stack in self._stacks
+            if layer < len(self._blocks(stack))
+        ]
+
+    @property
+    def _stacks(self) -> list[BlockStack]:
+        """Every column, an encoder's first."""
+        return [s for s in (self.family.encoder, self.family.decoder) if s is not None]
 
     def check_claims(self, claims: Mapping[str, str]) -> None:
         """Compare a classic file's module templates with the family row.

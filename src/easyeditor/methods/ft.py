@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import DivergedError, HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.families import Projection
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
+from easyeditor.lm.projection import Projection
 from easyeditor.lm.tokens import Row
 from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
