@@ -127,6 +127,7 @@ SMALL_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}
 DEEPSEEK = {
     **EXPERTS,
     "head_dim": 4,
+    "num_key_value_heads": 4,
     "n_routed_experts": 4,
     "n_group": 1,
     "topk_group": 1,

@@ -175,6 +175,11 @@ class LM:
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
+    @property
+    def layers_with_down(self) -> tuple[int, ...]:
+        """The layers whose block has a down-projection that every token passes."""
+        return tuple(i for i in range(self.n_layers) if self._stack.at(i).down)
+
     def projection(self, layer: int) -> Projection:
         """The down-projection of the block at ``layer`` that every token passes.
 
