@@ -28,7 +28,7 @@ from easyeditor.lm.quantized import dequantized, quantized_layers
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.lm.fingerprint import fingerprint
 from support import EDITS, Snapshot, logits, same_bits
 from test_offloaded import method, some_patch
 
@@ -91,7 +91,7 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]
     said = sum(lm.logprobs(asked)[0])
-    reads = {path: weight_handle(lm.model, path).now() for path in patch.entries}
+    reads = {path: weight_handle(lm.model, path).read_weight() for path in patch.entries}
     patch.apply(lm.model)
     for path in patch.entries:  # the exact change, rounded once
         layer = lm.model.get_submodule(path.removesuffix(".weight"))

@@ -19,7 +19,7 @@ from easyeditor import LM
 from easyeditor.associative.solve import Factor, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.methods.rome import ROME, ROMEHyperParams
-from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.second_moments import Moments, moments
 from support import EDITS, Snapshot, lm, same_bits, shared_lm, unsettle
 

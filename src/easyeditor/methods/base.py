@@ -14,7 +14,7 @@ from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.patches.patch import Patch
 from easyeditor.second_moments import Moments, moments
 from easyeditor.second_moments.cholesky import factor_of, factor_once

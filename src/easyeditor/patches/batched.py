@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from easyeditor.lm.model import LM
-from easyeditor.patches.weight import LowRank, Part, WeightPatch
+from easyeditor.patches.parts import LowRank
+from easyeditor.patches.parts import WeightPart as Part
+from easyeditor.patches.weight import WeightPatch
 
 SHARE = 4
 """The changes may take one part in so many of the model's size."""

@@ -27,7 +27,7 @@ from easyeditor.methods.learning import (
     learner_of,
     training_class_of,
 )
-from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.train.log import LOG, draw_curve
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.settings import SERACTrainingHparams
-from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.patches.reference import ModelReference, header_digest
 from easyeditor.patches.scope import Scope
 
