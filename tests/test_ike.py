@@ -78,7 +78,7 @@ def test_the_fact_alone_is_one_line_and_the_question() -> None:
     assert front(patch, target, "You can see") == (
         "New Fact: Berlin is the capital of Italy\nPrompt: You can see"
     )
-    assert patch.entries == {}
+    assert patch.rows() == []
 
 
 def test_demonstrations_are_the_nearest_of_three_kinds_the_nearest_last(sentences) -> None:
@@ -202,7 +202,7 @@ def test_a_damaged_file_is_refused(tmp_path, data, monkeypatch) -> None:
     patch = ike(use_icl_examples=False).edit(target, [EDIT])
     monkeypatch.setattr(
         ContextPatch,
-        "stored",
+        "dump",
         lambda self: (
             {"vectors": torch.zeros(len(data["contexts"]) if data["contexts"] != 1 else 1, 0)},
             {"encoder": None, **data},

@@ -17,14 +17,14 @@ import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
 from easyeditor.evaluate.change import sizes
-from easyeditor.lm.forward.activation_memory import Shelf, low_memory_autograd
+from easyeditor.lm.fingerprint import fingerprint
+from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
-from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.patches.weight_sum import WeightSum
@@ -68,7 +68,10 @@ def partly(folder: Path, offloaded: Path) -> PreTrainedModel:
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: weight_handle(model, name).read_weight().clone() for name, _ in model.named_parameters()}
+    return {
+        name: weight_handle(model, name).read_weight().clone()
+        for name, _ in model.named_parameters()
+    }
 
 
 def maps(model: PreTrainedModel) -> list[object]:
@@ -250,7 +253,7 @@ def test_a_graph_holds_no_offloaded_weights(tmp_path):
         with (
             one.at_rest(),
             adding(one.blocks[0], at, delta),
-            low_memory_autograd(one, Shelf()) as kept,
+            low_memory_autograd(one, BufferPool()) as kept,
         ):
             loss = one.target_logits([row]).logsumexp(-1).sum()
             bytes_kept = kept.bytes

@@ -45,8 +45,8 @@ def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        said = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
-        digest.update(said.encode("utf-8", "surrogatepass"))
+        line = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
+        digest.update(line.encode("utf-8", "surrogatepass"))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -94,7 +94,7 @@ def read_tensor_file(
         raise error_class(f"{file} is safetensors but not {what} (it has no {key!r} header).")
     if digest and digest != content_digest(text, tensors):
         raise error_class(
-            f"{file} is damaged: its content is not what was written (the SHA-256 differs). {advice}"
+            f"{file} is damaged: it is not what was written there (its SHA-256 differs). {advice}"
         )
     return TensorFile(_parsed(file, text, error_class), tensors, digest)
 
@@ -124,12 +124,12 @@ def check_plain(value: Any, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
-        for name, each in value.items():
+        for name, inner in value.items():
             check_plain(name, depth + 1)
-            check_plain(each, depth + 1)
+            check_plain(inner, depth + 1)
     elif isinstance(value, list):
-        for each in value:
-            check_plain(each, depth + 1)
+        for inner in value:
+            check_plain(inner, depth + 1)
     elif isinstance(value, str):
         try:
             value.encode()

@@ -25,10 +25,10 @@ from easyeditor.evaluate.query import (
     observe_each,
     open_prompts,
 )
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
-from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 

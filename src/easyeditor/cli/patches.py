@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -158,8 +158,8 @@ def show(
     matrices = {row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in rows}
     more = loaded.edit_rows()
     if as_json:
-        told = zip(more, loaded.info.edits, strict=True) if more else ()
-        memory = [{**row, "prompt": edit.prompt, "target": edit.target} for row, edit in told]
+        pairs = zip(more, loaded.info.edits, strict=True) if more else ()
+        memory = [{**row, "prompt": edit.prompt, "target": edit.target} for row, edit in pairs]
         known = {"memory": memory} if memory else {}
         output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
         return

@@ -15,8 +15,8 @@ import torch
 
 from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.model import LM
 from easyeditor.lm.fingerprint import Fingerprint, fingerprint
+from easyeditor.lm.model import LM
 from easyeditor.patches.patch import versions
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 

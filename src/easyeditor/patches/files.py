@@ -151,5 +151,5 @@ def _build(header: _Header, tensors: Mapping[str, torch.Tensor], digest: str) ->
         raise ValueError("packed numbers that are not among the samples")
     kind: type[Patch] = PATCHES.get(header.kind)
     extras = {n.removeprefix(EXTRA): t for n, t in tensors.items() if n.startswith(EXTRA)}
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}
-    return kind.load(info, own, header.data, extras)
+    content = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}
+    return kind.load(info, content, header.data, extras)

@@ -30,9 +30,7 @@ class RoutePatch(Patch):
         """What each prompt becomes, or None where the edit does not concern it."""
 
     @classmethod
-    def install(
-        cls, model: nn.Module, patches: Sequence[RoutePatch], originals: Originals
-    ) -> None:
+    def install(cls, model: nn.Module, patches: Sequence[RoutePatch], originals: Originals) -> None:
         """See :class:`~easyeditor.patches.patch.Patch`; the latest class of patches is asked first.
 
         Patches of one class act as one: several facts are one context, one memory.
@@ -40,7 +38,7 @@ class RoutePatch(Patch):
         classes: dict[type, list[RoutePatch]] = {}
         for patch in patches:
             classes.setdefault(type(patch), []).append(patch)
-        routers = [merge(own) for own in reversed(classes.values())]
+        routers = [merge(alike) for alike in reversed(classes.values())]
         set_routers(model, routers)
         if routers:
             vars(model)["generate"] = _Generate(model)

@@ -22,9 +22,9 @@ from torch import nn
 from easyeditor.edits import Edit
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, tokenizer_of
-from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.reference import ModelReference
 from easyeditor.patches.route import RoutePatch

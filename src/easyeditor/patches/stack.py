@@ -1,8 +1,8 @@
 """The patches a model carries, oldest first, and how that list is changed.
 
 The stack hangs on the model itself, so it can be neither lost nor confused with another model's. It
-knows no kind of patch: a class with an ``install`` of its own is a kind, and is told which of its
-patches the model carries from now on.
+knows no kind of patch: a class that defines ``install`` is a kind, and gets those of its patches
+that the model carries from now on.
 
 A change is made in one way, whether it lasts (:func:`push`, :func:`pop`, :func:`collapse`) or not
 (:func:`applied`, :func:`without_patches`): a journal gets every weight's former content before the
@@ -52,19 +52,25 @@ class Carried:
         kinds: dict[type, list[Any]] = {}
         for patch in patches:
             kinds.setdefault(kind_of(type(patch)), []).append(patch)
-        return cls(tuple(patches), {kind: tuple(own) for kind, own in kinds.items()})
+        return cls(
+            tuple(patches),
+            {kind: tuple(some) for kind, some in kinds.items()},
+        )
 
     def plus(self, patch: Any) -> Carried:
         """With one more on top."""
         kind = kind_of(type(patch))
-        own = self.by_kind.get(kind, ())
-        return Carried((*self.patches, patch), {**self.by_kind, kind: (*own, patch)})
+        of_kind = self.by_kind.get(kind, ())
+        return Carried((*self.patches, patch), {**self.by_kind, kind: (*of_kind, patch)})
 
     def minus(self, patch: Any) -> Carried:
         """Without one."""
         kind = kind_of(type(patch))
         kinds = {**self.by_kind, kind: _without(self.by_kind[kind], patch)}
-        return Carried(_without(self.patches, patch), {k: own for k, own in kinds.items() if own})
+        return Carried(
+            _without(self.patches, patch),
+            {k: of_kind for k, of_kind in kinds.items() if of_kind},
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -268,8 +274,8 @@ def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
     originals.put_back(change.journal)
     originals.journal = Journal(originals.carried)
     for kind in change.kinds:
-        own = change.former.by_kind.get(kind, ())
-        kind.install(model, own, originals)  # type: ignore[attr-defined]
+        of_kind = change.former.by_kind.get(kind, ())
+        kind.install(model, of_kind, originals)  # type: ignore[attr-defined]
     stack.carried = change.former
     stack.generation += 1
     stack.unfinished = None
@@ -290,7 +296,7 @@ def _refuse_applied(stack: PatchStack, patch: Any) -> None:
 @cache
 def kind_of(patch_class: type) -> type:
     """The class that installs a patch of this class."""
-    return next(each for each in patch_class.__mro__ if "install" in vars(each))
+    return next(base for base in patch_class.__mro__ if "install" in vars(base))
 
 
 def _without(patches: tuple[Any, ...], patch: Any) -> tuple[Any, ...]:

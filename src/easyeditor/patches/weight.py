@@ -118,7 +118,8 @@ class WeightPatch(Patch):
             index, _, name = label.partition(".")
             fields.setdefault(path, {}).setdefault(int(index), {})[name] = tensor
         entries = {
-            path: tuple(part_of(own[i]) for i in sorted(own)) for path, own in sorted(fields.items())
+            path: tuple(part_of(numbered[i]) for i in sorted(numbered))
+            for path, numbered in sorted(fields.items())
         }
         if not entries:
             raise ValueError("it changes nothing")
@@ -273,7 +274,8 @@ def weight_patch(
             )
     info = PatchInfo.of(lm, method, edits, hyperparams, seconds)
     in_out = frozenset(
-        path for path, parts in entries.items()
+        path
+        for path, parts in entries.items()
         if len(parts[0].shape) == 2 and not _turned(lm.model, path)
     )
     whole = {path: tuple(parts) for path, parts in entries.items()}

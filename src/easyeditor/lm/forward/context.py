@@ -169,14 +169,14 @@ def current_context(model: nn.Module) -> ForwardContext | None:
     derived: ForwardContext | None = vars(model).get(_DERIVED)
     if derived is not None:
         return derived
-    said = vars(model).get(_CONTEXT)
-    return said if isinstance(said, ForwardContext) else None
+    given = vars(model).get(_CONTEXT)
+    return given if isinstance(given, ForwardContext) else None
 
 
 def patch_of_row(model: nn.Module, rows: int) -> torch.Tensor | None:
     """Which patch each of the ``rows`` of the pass that runs now asks about, or None."""
-    said = vars(model).get(_CONTEXT)
-    index: torch.Tensor | None = None if said is None else said.patch_of_row
+    given = vars(model).get(_CONTEXT)
+    index: torch.Tensor | None = None if given is None else given.patch_of_row
     if index is not None and len(index) != rows:
         index = index.repeat_interleave(rows // len(index))
     return index
@@ -217,7 +217,7 @@ def derive_contexts(model: nn.Module, wanted: bool) -> None:
 
 
 class _Deriving:
-    """A forward pre-hook: the context of a pass, from what was said or from its arguments."""
+    """A forward pre-hook: the context of a pass, from what was given or from its arguments."""
 
     def __init__(self) -> None:
         self._decisions: WeakKeyDictionary[Any, dict[Any, torch.Tensor]] = WeakKeyDictionary()
@@ -226,9 +226,9 @@ class _Deriving:
         return _Deriving()
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        said = vars(model).get(_CONTEXT)
-        if isinstance(said, ForwardContext):
-            vars(model)[_DERIVED] = said
+        given = vars(model).get(_CONTEXT)
+        if isinstance(given, ForwardContext):
+            vars(model)[_DERIVED] = given
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         read = ids if ids is not None else kwargs.get("inputs_embeds")
@@ -245,8 +245,8 @@ class _Deriving:
                 return
             shape = (read.shape[0], start + read.shape[1])
             mask = torch.ones(shape, dtype=torch.long, device=read.device)
-        if isinstance(said, _Generation):
-            vars(model)[_DERIVED] = said.context(mask, start)
+        if isinstance(given, _Generation):
+            vars(model)[_DERIVED] = given.context(mask, start)
             return
         decisions: dict[Any, torch.Tensor] = {}
         if cache is not None:
