@@ -88,6 +88,7 @@ def apply(
     loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
 
+    from easyeditor.lm.loading import save
     from easyeditor.lm.quantized import quantized_layers
 
     if quantized_layers(lm.model):
@@ -99,8 +100,7 @@ def apply(
     for patch in loaded:
         patch.apply(lm.model, force=force)
     with output.working("writing …"):
-        lm.model.save_pretrained(out)
-        lm.tokenizer.save_pretrained(out)
+        save(lm, out)
     edits = sum(len(patch.info.edits) for patch in loaded)
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
