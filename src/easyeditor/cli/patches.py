@@ -89,6 +89,7 @@ def apply(
     loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
 
+    from easyeditor.lm.loading import save
     from easyeditor.lm.quantized import quantized_layers
 
     if quantized_layers(lm.model):
@@ -100,8 +101,7 @@ def apply(
     for patch in loaded:
         patch.apply(lm.model, force=force)
     with output.working("writing …"):
-        lm.model.save_pretrained(out)
-        lm.tokenizer.save_pretrained(out)
+        save(lm, out)
     edits = sum(len(patch.info.edits) for patch in loaded)
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
@@ -174,8 +174,8 @@ def show(
     for name in ("prompt", "subject", "old", "new", *(["id"] if ids else [])):
         edits.add_column(name, overflow="fold")
     for edit in loaded.info.edits:
-        cells = [edit.prompt, edit.subject, edit.ground_truth, edit.target]
-        cells += [ids.get((edit.prompt, edit.target))] if ids else []
+        cells = [edit.prompt.text, edit.subject, edit.ground_truth, edit.target]
+        cells += [ids.get((edit.prompt.text, edit.target))] if ids else []
         edits.add_row(*(Text(cell or "") for cell in cells))
     output.out.print(edits)
     changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
