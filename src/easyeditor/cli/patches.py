@@ -159,7 +159,7 @@ def show(
     more = loaded.edit_rows()
     if as_json:
         pairs = zip(more, loaded.info.edits, strict=True) if more else ()
-        memory = [{**row, "prompt": edit.prompt, "target": edit.target} for row, edit in pairs]
+        memory = [{**row, "prompt": edit.prompt.text, "target": edit.target} for row, edit in pairs]
         known = {"memory": memory} if memory else {}
         output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
         return
@@ -168,7 +168,7 @@ def show(
     for name in ("prompt", "subject", "old", "new", *(more[0] if more else ())):
         edits.add_column(name, overflow="fold")
     for i, edit in enumerate(loaded.info.edits):
-        cells = [edit.prompt, edit.subject, edit.ground_truth, edit.target]
+        cells = [edit.prompt.text, edit.subject, edit.ground_truth, edit.target]
         cells += more[i].values() if more else []
         edits.add_row(*(Text(cell or "") for cell in cells))
     output.out.print(edits)
