@@ -49,7 +49,7 @@ class NamedWeight:
     @property
     def stored(self) -> torch.Tensor:
         """The weight as the plain model stores it; only to be read, and read or made each time."""
-        return self._handle.now().to(self.device)
+        return self._handle.read_weight().to(self.device)
 
 
 class Projection(NamedWeight):

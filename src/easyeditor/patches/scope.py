@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from easyeditor.edits import Edit
+from easyeditor.edits import Edit, Prompt
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, tokenizer_of
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.reference import ModelReference
 from easyeditor.patches.route import RoutePatch
@@ -46,9 +46,9 @@ def similarities(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return torch.exp(-distances(one, other))
 
 
-def told(template: str, edit: Edit | Remembered, query: str) -> str:
+def told(template: str, edit: Edit | Remembered, query: Prompt | str) -> str:
     """What the counterfactual model is asked; braces in the texts are left alone."""
-    parts = {"{prompt}": edit.prompt, "{target}": edit.target.strip(), "{query}": query}
+    parts = {"{prompt}": str(edit.prompt), "{target}": edit.target.strip(), "{query}": str(query)}
     text, rest = "", template
     while rest:
         at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(len(rest), ""))
@@ -74,8 +74,8 @@ class Remembered:
     @classmethod
     def of(cls, edit: Edit) -> Remembered:
         """The memory's line for an edit."""
-        digest = hashlib.sha256(f"{edit.prompt.strip()}\0{edit.target.strip()}".encode())
-        return cls(digest.hexdigest()[:10], edit.prompt, edit.target)
+        digest = hashlib.sha256(f"{edit.prompt.text.strip()}\0{edit.target.strip()}".encode())
+        return cls(digest.hexdigest()[:10], edit.prompt.text, edit.target)
 
 
 class Scope:
@@ -99,9 +99,9 @@ class Scope:
         self.template, self.threshold = template, threshold
 
     @torch.inference_mode()
-    def vectors(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+    def vectors(self, texts: Sequence[Prompt | str], device: torch.device) -> torch.Tensor:
         """Of stripped texts, ``(texts, width)`` float32, on the CPU."""
-        found: torch.Tensor = self.classifier.to(device)([text.strip() for text in texts])
+        found: torch.Tensor = self.classifier.to(device)([str(t).strip() for t in texts])
         return found.cpu()
 
     def differences(self, other: Scope) -> str:
@@ -126,7 +126,7 @@ class ScopePatch(RoutePatch):
         scope: what they share.
     """
 
-    __slots__ = ("_counting", "info", "memory", "scope", "vectors")
+    __slots__ = ("_counting", "extras", "info", "memory", "scope", "vectors")
     kind: ClassVar[str] = "scope"
 
     def __init__(
@@ -135,8 +135,9 @@ class ScopePatch(RoutePatch):
         memory: Sequence[Remembered],
         vectors: torch.Tensor,
         scope: Scope,
+        extras: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.info, self.scope = info, scope
+        self.info, self.scope, self.extras = info, scope, dict(extras or {})
         last = {edit.id: i for i, edit in enumerate(memory)}  # the same edit again is one edit
         kept = sorted(last.values())
         self.memory = tuple(memory[i] for i in kept)
@@ -166,7 +167,7 @@ class ScopePatch(RoutePatch):
         return ScopePatch(replace(self.info, edits=edits), memory, self.vectors[kept], self.scope)
 
     @classmethod
-    def concatenated(cls, patches: Sequence[ScopePatch]) -> ScopePatch:
+    def merge(cls, patches: Sequence[ScopePatch], compact: bool = False) -> ScopePatch:
         """One memory of all; see :class:`~easyeditor.patches.patch.Patch`.
 
         Raises:
@@ -224,7 +225,7 @@ class ScopePatch(RoutePatch):
         indices = [self._counting[i] for i in best.indices.tolist()]
         return list(zip(indices, best.values.tolist(), strict=True))
 
-    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Memory and classifier; of the counterfactual model only where it is."""
         tensors = {
             f"{CLASSIFIER}{name}": tensor.detach().cpu().contiguous().clone()
@@ -239,11 +240,20 @@ class ScopePatch(RoutePatch):
         }
         return {"memory": self.vectors.contiguous().clone(), **tensors}, data
 
+    def edit_rows(self) -> list[dict[str, Any]]:
+        """The id of every edit, by which it can be forgotten."""
+        ids = {(line.prompt, line.target): line.id for line in self.memory}
+        return [{"id": ids.get((edit.prompt, edit.target))} for edit in self.info.edits]
+
     @classmethod
-    def restored(
-        cls, info: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+    def load(
+        cls,
+        info: PatchInfo,
+        tensors: Mapping[str, torch.Tensor],
+        data: Mapping[str, Any],
+        extras: Mapping[str, torch.Tensor],
     ) -> ScopePatch:
-        """The patch that :meth:`stored` wrote; the counterfactual model is not read yet."""
+        """The patch that :meth:`dump` wrote; the counterfactual model is not read yet."""
         classifier = TextEncoder.built(data["classifier"])
         weights = {
             name.removeprefix(CLASSIFIER): tensor
@@ -261,7 +271,7 @@ class ScopePatch(RoutePatch):
             raise ValueError("a number is not finite")
         answers = ModelReference.from_dict(data["answers"])
         scope = Scope(classifier, answers, str(data["template"]), float(data["threshold"]))
-        return cls(info, memory, tensors["memory"], scope)
+        return cls(info, memory, tensors["memory"], scope, extras)
 
 
 def _digest(network: nn.Module) -> str:
