@@ -253,7 +253,7 @@ def unknown(model: PreTrainedModel, why: str) -> UnknownFamilyError:
     kind = model.config.model_type
     return UnknownFamilyError(
         f"The architecture {kind!r} ({type(model).__name__}) is not in the family table and its "
-        f"structure was not recognised: {why}. Methods that change no weight (IKE, SERAC) work; "
+        f"structure was not recognised: {why}. Methods that change no weight work all the same; "
         "for the others add a row to src/easyeditor/lm/families.py, e.g.\n"
         f'    Family("{kind}", BlockStack(blocks="model.layers", mlp="mlp", down="mlp.down_proj", '
         'up=("mlp.up_proj",), attn_out="self_attn.o_proj", final_norm="model.norm"), '

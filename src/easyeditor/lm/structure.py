@@ -10,7 +10,7 @@ from easyeditor.errors import HyperParamsError, UnsupportedModelError, did_you_m
 from easyeditor.lm.families import BlockStack, Family
 from easyeditor.lm.projection import NamedWeight, Projection
 
-WITHOUT_DOWN = "Methods that work here: FT (any weights), IKE and SERAC (no weights)."
+WITHOUT_DOWN = "Fine-tuning can train it all the same, and methods that change no weight need none."
 
 
 def down_projection(
