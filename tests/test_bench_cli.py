@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     told = [
         {
             "case_id": case.id,
-            "prompt": case.edit.prompt,
+            "prompt": case.edit.prompt.text,
             "target_new": case.edit.target,
             "subject": case.edit.subject,
             "ground_truth": case.edit.ground_truth,

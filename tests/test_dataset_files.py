@@ -294,9 +294,9 @@ SPELLINGS = {
     "ROME's request": {**REWRITTEN, "target_true": {"str": "Una", "id": "Q1"}, "relation_id": "P1"},
     "ROME's record": {"requested_rewrite": {**REWRITTEN, "target_true": {"str": "Una"}}},
     "plain targets": {"requested_rewrite": {**PLAIN, "prompt": "The mother of {} is"}},
-    "no gap": {"requested_rewrite": {**PLAIN, "prompt": MOTHER.prompt}},
-    "several truths": {**PLAIN, "prompt": MOTHER.prompt, "ground_truth": ["Una", "Una B."]},
-    "nested truths": {**PLAIN, "prompt": MOTHER.prompt, "ground_truth": [["", "Una"], ["U."]]},
+    "no gap": {"requested_rewrite": {**PLAIN, "prompt": MOTHER.prompt.text}},
+    "several truths": {**PLAIN, "prompt": MOTHER.prompt.text, "ground_truth": ["Una", "Una B."]},
+    "nested truths": {**PLAIN, "prompt": MOTHER.prompt.text, "ground_truth": [["", "Una"], ["U."]]},
 }
 
 

@@ -166,7 +166,7 @@ def _show(
         table.add_column(name, justify="left" if name in {"edit", "target"} else "right")
     for case, metric in zip(cases, result.metrics, strict=True):
         table.add_row(
-            Text(case.edit.prompt),
+            Text(case.edit.prompt.text),
             Text(case.edit.target),
             *_numbers(metric["post"]),
             f"{metric['time']:.1f}",

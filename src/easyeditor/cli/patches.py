@@ -174,8 +174,8 @@ def show(
     for name in ("prompt", "subject", "old", "new", *(["id"] if ids else [])):
         edits.add_column(name, overflow="fold")
     for edit in loaded.info.edits:
-        cells = [edit.prompt, edit.subject, edit.ground_truth, edit.target]
-        cells += [ids.get((edit.prompt, edit.target))] if ids else []
+        cells = [edit.prompt.text, edit.subject, edit.ground_truth, edit.target]
+        cells += [ids.get((edit.prompt.text, edit.target))] if ids else []
         edits.add_row(*(Text(cell or "") for cell in cells))
     output.out.print(edits)
     changed = Table(title="Matrices (d_in, d_out)", title_justify="left")

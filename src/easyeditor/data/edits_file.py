@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
-from easyeditor.data.fields import Fields, first_text, kind_of
+from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError, did_you_mean
 
@@ -19,6 +19,8 @@ EDIT_FIELDS = {
     "subject": "subject",
     "ground_truth": "ground_truth",
     "target_true": "ground_truth",  # ROME's name
+    "rejected": "rejected",
+    "target_neg": "rejected",
 }
 FIELDS = {
     "case_id": "id",
@@ -125,14 +127,14 @@ def _known(record: Fields, fields: Mapping[str, str]) -> dict[str, Any]:
 def _edit(known: Mapping[str, Any]) -> Edit:
     prompt, target, subject = known["prompt"], known["target"], known.get("subject")
     truth = known.get("ground_truth")
-    if isinstance(prompt, str) and isinstance(subject, str) and subject.strip():
-        # ROME's records leave a gap for the subject.
-        prompt = prompt if subject in prompt else prompt.replace("{}", subject)
+    texts = isinstance(prompt, str) and isinstance(subject, str) and subject.strip()
+    if texts and as_written(subject, prompt) is None:
+        prompt = prompt.replace("{}", subject)  # ROME's records leave a gap for the subject
     if isinstance(target, Mapping):
         target = first_text("target_new", target)
     if isinstance(truth, (list, Mapping)):
         truth = first_text("ground_truth", truth)
-    return Edit(prompt, target, subject, truth or None)
+    return Edit(prompt, target, subject, truth or None, known.get("rejected"))
 
 
 def parse_arrow(text: str, kind: str) -> Probe:
