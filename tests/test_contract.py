@@ -21,7 +21,8 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.weight import WeightPatch, merged
+from easyeditor.patches.patch import merge
+from easyeditor.patches.weight import WeightPatch
 from support import (
     EDITS,
     Interrupt,
@@ -272,7 +273,7 @@ def test_three_patches_come_off_in_any_order(made: Made) -> None:
 
 
 def test_merged_patches_are_the_patches_in_order(made: Made) -> None:
-    assert equal(made.alone([merged(made.patches)]), made.alone(made.patches))
+    assert equal(made.alone([merge(made.patches)]), made.alone(made.patches))
 
 
 def test_the_applied_sum_is_rounded_once(made: Made) -> None:
@@ -298,7 +299,7 @@ def test_a_saved_patch_is_the_patch(made: Made, tmp_path: object) -> None:
     loaded = load_patch(save_patch(patch, tmp_path / "some" / "edit.safetensors"))
     assert equal(made.alone([patch]), made.alone([loaded]))
     assert loaded.info == patch.info
-    assert loaded.transposed == patch.transposed
+    assert loaded.in_out == patch.in_out
 
 
 def test_a_patched_model_can_be_edited_again(made: Made, make: Maker) -> None:

@@ -15,9 +15,9 @@ from easyeditor.edits import Case, to_json
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import versions
 
 Protocol = Literal["single", "batch", "sequential"]
