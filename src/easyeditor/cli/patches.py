@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -153,29 +152,24 @@ def show(
     loaded = _load([patch])[0]
 
     from easyeditor.patches.files import header_of
-    from easyeditor.patches.scope import ScopePatch
-    from easyeditor.patches.weight import LowRank, WeightPatch
 
     header = header_of(loaded)
-    matrices: dict[str, Any] = {}
-    if isinstance(loaded, WeightPatch):
-        for name, parts in loaded.entries.items():
-            rank = sum(p.u.shape[1] if isinstance(p, LowRank) else min(p.shape) for p in parts)
-            norm = float(loaded.dense(name).norm())
-            matrices[name] = {"shape": list(parts[0].shape), "rank": rank, "norm": round(norm, 5)}
-    memory = loaded.memory if isinstance(loaded, ScopePatch) else ()
+    rows = loaded.rows()
+    matrices = {row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in rows}
+    more = loaded.edit_rows()
     if as_json:
-        more = {"memory": [asdict(line) for line in memory]} if memory else {}
-        output.print_json({"path": str(patch), **header, "matrices": matrices, **more})
+        pairs = zip(more, loaded.info.edits, strict=True) if more else ()
+        memory = [{**row, "prompt": edit.prompt.text, "target": edit.target} for row, edit in pairs]
+        known = {"memory": memory} if memory else {}
+        output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
         return
     output.out.print(f"{header['method']} patch for {header['model_name']}", markup=False)
     edits = Table(title="Edits", title_justify="left")
-    ids = {(line.prompt, line.target): line.id for line in memory}
-    for name in ("prompt", "subject", "old", "new", *(["id"] if ids else [])):
+    for name in ("prompt", "subject", "old", "new", *(more[0] if more else ())):
         edits.add_column(name, overflow="fold")
-    for edit in loaded.info.edits:
+    for i, edit in enumerate(loaded.info.edits):
         cells = [edit.prompt.text, edit.subject, edit.ground_truth, edit.target]
-        cells += [ids.get((edit.prompt.text, edit.target))] if ids else []
+        cells += more[i].values() if more else []
         edits.add_row(*(Text(cell or "") for cell in cells))
     output.out.print(edits)
     changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
