@@ -106,7 +106,8 @@ def test_attention_and_mixers_are_named(name: str) -> None:
 def test_a_memory_per_expert_in_a_list_is_routed_too() -> None:
     model = tiny.model("llama")
     for block in model.model.layers:
-        block.mlp.experts = torch.nn.ModuleList([block.mlp.__class__(model.config)] * 2)
+        experts = [block.mlp.__class__(model.config) for _ in range(2)]
+        block.mlp.experts = torch.nn.ModuleList(experts)
         del block.mlp.down_proj, block.mlp.up_proj, block.mlp.gate_proj
     row = discover(model).decoder
     assert (row.down, row.expert_down) == ("", "mlp.experts.{}.down_proj")
