@@ -1,16 +1,23 @@
-# Two commands do everything: `make demo` and `make test`.
+# Two commands do everything: `make demo` and `make test`. `make test-full` adds the slow tier.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 WORKERS ?= 2
+PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo test lint matrix setup model encoder clean
+.PHONY: demo test test-full lint matrix setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
 
+# The fast tier: a few minutes on two cores.
 test: .venv/dev model encoder
-	EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Both tiers: the whole matrix and the long runs, too; half an hour on two cores.
+test-full: .venv/dev model encoder
+	$(PYTEST)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

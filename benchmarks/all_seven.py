@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import easyeditor
 from classic import LOCALITY, PROMPTS, SUBJECTS, TARGETS, TRUTH
 from easyeditor import BaseEditor
-from easyeditor.evaluate.report import averages
+from easyeditor.evaluate.aggregate import averages
 
 REPHRASES = [
     "At which university was Watts Humphrey a student?",

@@ -11,10 +11,10 @@ import time
 from functools import partial
 
 import common
-from easyeditor.associative.moments import moments
 from easyeditor.edits import Edit
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
+from easyeditor.second_moments import moments
 
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
 BATCHES = {"ROME": (1,), "MEMIT": (1, 10, 100), "FT": (1,)}
@@ -47,7 +47,7 @@ def main() -> None:
             told[f"{name} {n}"] = {
                 "seconds": seconds,
                 "seconds_per_edit": seconds / n,
-                "phases": dict(patch.about.seconds),
+                "phases": dict(patch.info.seconds),
                 "peak_extra_mb": round(extra),
                 "peak_extra_share_of_model": extra / size,
             }

@@ -16,7 +16,7 @@ import torch
 
 import common
 from easyeditor.data.open import open_dataset
-from easyeditor.evaluate.observe import questions
+from easyeditor.evaluate.query import questions
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 

@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import common
 import tiny
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.moments import moments
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.evaluate.change import peak_memory
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
 from easyeditor.methods import METHODS
+from easyeditor.second_moments import moments
 
 MOMENT_LAYERS = [4, 5, 6, 7, 8]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -172,7 +172,7 @@ class Bench:
         site = Site(int(settings.resolved(self.lm.n_layers).layers[0]), "down")
         contexts = context_prefixes(self.lm, ((5, 10), (10, 10)))
         edits = common.made_up_edits(1)
-        search = partial(find_values, self.lm, site, edits, contexts, settings.search())
+        search = partial(optimize_values, self.lm, site, edits, contexts, settings.search())
         for resume in (True, False):
             self.measure(
                 "search_resumed" if resume else "search_plain",
@@ -202,7 +202,7 @@ class Bench:
         flops = 4 * weights * tokens * search.v_num_grad_steps
         self.measure(
             "value_steps_100",
-            lambda: find_values(
+            lambda: optimize_values(
                 self.lm,
                 Site(MOMENT_LAYERS[-1], "block"),
                 edits,

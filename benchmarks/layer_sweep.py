@@ -19,17 +19,17 @@ import common
 from easyeditor import BaseEditor, Case, ROMEHyperParams
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.bench.drawing import png, svg
 from easyeditor.bench.plots import layer_plot
 from easyeditor.data.open import open_dataset
-from easyeditor.evaluate.intervals import Estimate
+from easyeditor.evaluate.aggregate import flatten, summary
+from easyeditor.evaluate.bootstrap import Estimate
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import observe, observe_each
-from easyeditor.evaluate.report import flatten, summary
+from easyeditor.evaluate.query import observe, observe_each
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
 from easyeditor.methods.base import Factors
 from easyeditor.methods.rome import solve_rank_one
 from easyeditor.patches.weight import Part, WeightPatch, weight_patch
@@ -43,7 +43,7 @@ def edited(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[Wei
     factors.prepare(lm, [layer], settings)
     edits = [case.edit for case in cases]
     search = settings.search()
-    found = find_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
+    found = optimize_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
     factor, projection = factors.get(lm, layer, settings), lm.projection(layer)
     patches = []
     for edit, delta in zip(edits, found.delta, strict=True):

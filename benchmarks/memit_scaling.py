@@ -35,7 +35,7 @@ def main() -> None:
         held = sum(4 * getattr(p, k).numel() for p in parts for k in type(p).__slots__)
         told[str(n)] = {
             "seconds_per_edit": round(seconds / n, 3),
-            "phases_per_edit": {k: round(v / n, 4) for k, v in patch.about.seconds.items()},
+            "phases_per_edit": {k: round(v / n, 4) for k, v in patch.info.seconds.items()},
             "peak_extra_mb": round(extra),
             "peak_extra_share_of_model": round(extra / size, 2),
             "patch_mb": round(held / 2**20, 1),

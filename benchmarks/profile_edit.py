@@ -19,9 +19,9 @@ from typing import Any
 
 import common
 from easyeditor import BaseEditor
-from easyeditor.associative import values
+from easyeditor.associative import value_optimization as values
 from easyeditor.editors import base as editing
-from easyeditor.editors import sheet
+from easyeditor.editors import metric_recorder as sheet
 from easyeditor.edits import Case, Probe
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS, memit, rome

@@ -19,7 +19,7 @@ import common
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from easyeditor.editors.base import BaseEditor
-from easyeditor.evaluate.report import averages
+from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
 from test_quality import case_of

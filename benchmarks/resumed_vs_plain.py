@@ -20,12 +20,12 @@ import torch
 
 import common
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.microbatches import KL_PROMPT, lines_of
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.microbatches import KL_PROMPT, context_rows_of
+from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.edits import Edit
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
 
 LAYER = 3
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
@@ -35,7 +35,7 @@ SITE = Site(LAYER, "down")
 
 
 def plain_loop(
-    lm: LM, edit: Edit, contexts: Sequence[str], search: Search, site: Site = SITE
+    lm: LM, edit: Edit, contexts: Sequence[str], search: ValueOptions, site: Site = SITE
 ) -> list[float]:
     """The losses of the textbook loop; one hook, whole forward passes, all logits."""
     rows = [
@@ -96,9 +96,9 @@ def plain_loop(
     return losses
 
 
-def limit(lm: LM, edit: Edit, contexts: tuple[str, ...], search: Search, steps: int) -> float:
+def limit(lm: LM, edit: Edit, contexts: tuple[str, ...], search: ValueOptions, steps: int) -> float:
     """The ratio if every multiplication took the same time and nothing else took any."""
-    lines = lines_of(lm, 0, edit, contexts, search.kl_factor)
+    lines = context_rows_of(lm, 0, edit, contexts, search.kl_factor)
     block = sum(p.numel() for p in lm.blocks[0].parameters())
     head = sum(p.numel() for p in lm.head.parameters())
     padded = len(lines) * max(len(line.run.ids) for line in lines)
@@ -118,9 +118,11 @@ def main() -> None:
     args = parser.parse_args()
     lm = load("smollm2-135m", device="cpu")
     contexts = context_prefixes(lm, ((5, 10), (10, 10)))
-    search = Search(args.steps, 0.5, 0.5, 4.0, 0.0625)
+    search = ValueOptions(args.steps, 0.5, 0.5, 4.0, 0.0625)
     edits = [EIFFEL, *common.made_up_edits(args.edits - 1)]
-    find_values(lm, SITE, edits[:1], contexts, Search(1, 0.5, 0.5, 4.0, 0.0625))  # warm up
+    optimize_values(
+        lm, SITE, edits[:1], contexts, ValueOptions(1, 0.5, 0.5, 4.0, 0.0625)
+    )  # warm up
     told = []
     for edit in edits:
         row: dict[str, Any] = {"prompt": edit.prompt}
@@ -129,13 +131,13 @@ def main() -> None:
             plain = plain_loop(lm, edit, contexts, search)
         row["plain_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        within = find_values(lm, SITE, [edit], contexts, search)
+        within = optimize_values(lm, SITE, [edit], contexts, search)
         row["resumed_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        free = find_values(lm, SITE, [edit], contexts, search, memory=2**34)
+        free = optimize_values(lm, SITE, [edit], contexts, search, memory=2**34)
         row["resumed_unbounded_memory_s"] = time.perf_counter() - start
         start = time.perf_counter()
-        find_values(lm, SITE, [edit], contexts, search, resume=False, memory=2**34)
+        optimize_values(lm, SITE, [edit], contexts, search, resume=False, memory=2**34)
         row["plain_with_few_logits_s"] = time.perf_counter() - start
         row["steps"] = len(plain)
         row["worst_relative_loss"] = max(

@@ -19,30 +19,30 @@ import yaml
 import common
 from easyeditor import Case
 from easyeditor.data.open import open_dataset
+from easyeditor.evaluate.aggregate import summary
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Observation, observe, observe_each
-from easyeditor.evaluate.report import summary
+from easyeditor.evaluate.query import Replies, observe, observe_each
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
 from easyeditor.methods.rome import ROMEHyperParams
-from easyeditor.patches.stack import carrying
+from easyeditor.patches.stack import applied
 from layer_sweep import edited
 
 SCORES = ("S", "ES", "PS", "NS", "rewrite_acc", "rephrase_acc")
 
 
-def rome(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Observation]:
+def rome(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Replies]:
     """Every case on the model that holds its edit alone."""
     settings = ROMEHyperParams.preset("smollm2-135m", **changes)
     return observe_each(lm, cases, edited(lm, cases, settings))
 
 
-def memit(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Observation]:
+def memit(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Replies]:
     """All cases on the model that holds all edits."""
     settings = MEMITHyperParams.preset("smollm2-135m", **changes)
     patch = MEMIT(settings).edit(lm, [case.edit for case in cases])
-    with carrying(lm.model, patch):
+    with applied(lm.model, patch):
         return [observe(lm, cases)] * len(cases)
 
 

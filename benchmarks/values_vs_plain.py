@@ -19,9 +19,9 @@ from dataclasses import replace
 
 import common
 from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.values import Found, find_values
+from easyeditor.associative.value_optimization import OptimizedValues, optimize_values
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
-from easyeditor.lm.resume import Site
 from easyeditor.methods.memit import MEMITHyperParams
 from resumed_vs_plain import plain_loop
 
@@ -40,7 +40,9 @@ def main() -> None:
     published = replace(settings.search(), v_stop_nll=None)
     edits = common.made_up_edits(args.edits)
     memory = args.memory_mb and args.memory_mb * 2**20
-    find_values(lm, site, edits[:1], contexts, replace(published, v_num_grad_steps=1))  # warm up
+    optimize_values(
+        lm, site, edits[:1], contexts, replace(published, v_num_grad_steps=1)
+    )  # warm up
 
     began = time.perf_counter()
     with lm.at_rest():
@@ -57,7 +59,7 @@ def main() -> None:
     }
     for name, search in rules.items():
         began = time.perf_counter()
-        found: Found = find_values(lm, site, edits, contexts, search, memory=memory)
+        found: OptimizedValues = optimize_values(lm, site, edits, contexts, search, memory=memory)
         seconds = (time.perf_counter() - began) / len(edits)
         told[name] = {
             "edits": len(edits),

@@ -7,18 +7,18 @@ import sys
 import torch
 
 import benching
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
 
 torch.set_num_threads(1)
-keep = Journal.append
+keep = EventLog.append
 
 
-def told(journal, records):
-    keep(journal, records)
-    print(journal.path.parent.name, len(journal.lines), flush=True)  # noqa: T201
+def told(event_log, records):
+    keep(event_log, records)
+    print(event_log.path.parent.name, len(event_log.lines), flush=True)  # noqa: T201
 
 
-Journal.append = told
+EventLog.append = told
 out, stats_dir = sys.argv[1:]
 run(benching.lm(), benching.sequence(stats_dir), out)

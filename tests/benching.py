@@ -12,11 +12,11 @@ import pytest
 import outer
 import support
 from easyeditor import LM, Case, Edit, Probe
+from easyeditor.bench.config import BenchmarkConfig
 from easyeditor.bench.report import report
 from easyeditor.bench.runner import run
-from easyeditor.bench.settings import Plan
-from easyeditor.bench.work import Worker
-from easyeditor.evaluate.observe import Measures
+from easyeditor.bench.worker import Worker
+from easyeditor.evaluate.query import Measures
 
 MEASURES = Measures(4, 6, 1, heldout="Some text that no edit is about, and a bit more of it.")
 MEASURED = ("seconds", "peak_memory_mb", "extra_memory_mb")
@@ -55,21 +55,21 @@ def plan(
     *,
     settings: dict[str, Any] | None = None,
     **changes: Any,
-) -> Plan:
+) -> BenchmarkConfig:
     """Cheap methods on three cases; ``settings`` change those of every method."""
     own = {name: outer.settings(name, **(settings or {})) for name in names}
     given = {"methods": own, "cases": CASES, "measures": MEASURES, "data": "facts", **changes}
-    return Plan(protocol=protocol, **given)  # type: ignore[arg-type]
+    return BenchmarkConfig(protocol=protocol, **given)  # type: ignore[arg-type]
 
 
-def sequence(stats_dir: str) -> Plan:
+def sequence(stats_dir: str) -> BenchmarkConfig:
     """A slow sequence in which moments and contexts must come from the unedited model."""
     located = {"stats_dir": stats_dir, "mom2_n_tokens": 300, "mom2_adjustment": True}
     own = {
         "FT": outer.settings("FT", num_steps=20),
         "MEMIT": outer.settings("MEMIT", v_num_grad_steps=10, **located),
     }
-    return Plan(own, CASES, "sequential", measures=MEASURES, data="facts")
+    return BenchmarkConfig(own, CASES, "sequential", measures=MEASURES, data="facts")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -114,14 +114,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def two_together() -> Iterator[None]:
     """Two cases of the single protocol make a unit, so that three cases make two."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("easyeditor.bench.settings.TOGETHER", 2)
+        patched.setattr("easyeditor.bench.config.CASES_PER_FORWARD", 2)
         yield
 
 
 @pytest.fixture
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model is asked for anything while this holds."""
-    monkeypatch.setattr(Worker, "do", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(Worker, "run_task", lambda *_: pytest.fail("worked"))
 
 
 @pytest.fixture

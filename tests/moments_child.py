@@ -12,7 +12,7 @@ import sys
 import torch
 
 from easyeditor.associative import checkpoint, collect
-from easyeditor.associative.moments import moments
+from easyeditor.second_moments import moments
 from support import lm
 
 

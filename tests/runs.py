@@ -83,10 +83,10 @@ def lines(records: list[dict[str, Any]]) -> str:
 def write(folder: Path, methods: dict[str, list[dict[str, Any]]], **changes: Any) -> Path:
     """A run folder with these records by label."""
     n = max((r["position"] + 1 for records in methods.values() for r in records), default=0)
-    about = {**RUN, "n": n, "case_ids": [str(i) for i in range(n)]} | changes
-    about["methods"] = {label: {} for label in methods}
+    info = {**RUN, "n": n, "case_ids": [str(i) for i in range(n)]} | changes
+    info["methods"] = {label: {} for label in methods}
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
     for label, records in methods.items():
         (folder / label).mkdir()
         (folder / label / "records.jsonl").write_text(lines(records), encoding="utf-8")

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 import tiny
 from easyeditor import LM, Edit
+from easyeditor.encoders.network_config import config_of, tokenizer_json
+from easyeditor.encoders.text_encoder import TextEncoder
+from easyeditor.encoders.tokenizer_compat import signature
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.described import config_of, tokenizer_json
-from easyeditor.lm.encoder import TextEncoder
-from easyeditor.lm.vocabulary import signature
-from easyeditor.patches.patch import About
-from easyeditor.patches.reference import ModelFile, header_digest
+from easyeditor.patches.patch import PatchInfo
+from easyeditor.patches.reference import ModelReference, header_digest
 from easyeditor.patches.scope import Remembered, Scope, ScopePatch
 
 STEEP = 50.0
@@ -41,12 +41,12 @@ def small(family: str) -> PreTrainedModel:
     return tiny.model("t5" if family == "t5" else "gpt2", seed=7)
 
 
-def written(file: Path, model: PreTrainedModel) -> ModelFile:
+def written(file: Path, model: PreTrainedModel) -> ModelReference:
     """``model`` in a file, to be read from there."""
     tensors = {f"{PREFIX}{k}": v.clone() for k, v in model.state_dict().items()}
     save_file(tensors, file, metadata={"seed": str(float(next(iter(tensors.values())).sum()))})
     told = signature(tiny.tokenizer())
-    return ModelFile(file, header_digest(file), config_of(model), told, PREFIX)
+    return ModelReference(file, header_digest(file), config_of(model), told, PREFIX)
 
 
 def scope(folder: Path, family: str = "gpt2") -> Scope:
@@ -57,8 +57,8 @@ def scope(folder: Path, family: str = "gpt2") -> Scope:
 def remembering(lm: LM, edits: Sequence[Edit], shared: Scope) -> ScopePatch:
     """A patch that remembers ``edits``."""
     vectors = shared.vectors([edit.prompt for edit in edits], lm.device)
-    about = About.of(lm, "test", edits, HyperParams(), {})
-    return ScopePatch(about, [Remembered.of(edit) for edit in edits], vectors, shared)
+    info = PatchInfo.of(lm, "test", edits, HyperParams(), {})
+    return ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, shared)
 
 
 def answers(lm: LM, prompts: Sequence[str]) -> tuple[list[object], list[str]]:

@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from easyeditor import LM, Edit
-from easyeditor.associative.values import Search, find_values
-from easyeditor.lm import beginnings as module
-from easyeditor.lm.beginnings import beginnings, past_of
-from easyeditor.lm.resume import Site
+from easyeditor.associative.value_optimization import ValueOptions, optimize_values
+from easyeditor.lm import shared_prefixes as module
+from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.forward.shared_prefix import past_of, shared_prefixes
 from support import lm, shared_lm
 
 FRONTS = ("Therefore we went home. ", "Because it rained, I stayed inside. ")
@@ -62,16 +62,16 @@ def test_the_past_is_that_of_the_plain_pass(
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "bloom", "mpt"])
 def test_a_search_that_shares_finds_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = Search(4, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+    search = ValueOptions(4, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
     target, site = shared_lm(family), Site(1, "block")
     shared: list[int] = []
     once = module._shared
     monkeypatch.setattr(
         module, "_shared", lambda *given: shared.append(len(given[1])) or once(*given)
     )
-    found = find_values(target, site, EDITS, ("", *FRONTS), search, memory=2**30)
+    found = optimize_values(target, site, EDITS, ("", *FRONTS), search, memory=2**30)
     assert max(shared) >= len(EDITS) * (1 + len(FRONTS))
-    slow = find_values(target, site, EDITS, ("", *FRONTS), search, resume=False)
+    slow = optimize_values(target, site, EDITS, ("", *FRONTS), search, resume=False)
     for mine, its in zip(found.losses, slow.losses, strict=True):
         assert mine == pytest.approx(its, rel=1e-4)
 
@@ -87,7 +87,7 @@ def test_what_is_shared_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda self, batch, **more: seen.append(batch.ids.shape) or call(self, batch, **more),
     )
     past_of(target, ids)
-    heads, _ = beginnings(ids)
+    heads, _ = shared_prefixes(ids)
     assert [shape[0] for shape in seen] == [len(heads), len(ids)]
     assert sum(a * b for a, b in seen) < 0.75 * len(ids) * max(map(len, ids))
     seen.clear()
@@ -149,4 +149,4 @@ def test_a_model_that_disagrees_runs_everything(monkeypatch: pytest.MonkeyPatch)
 def test_beginnings(
     ids: list[tuple[int, ...]], heads: list[tuple[int, ...]], whose: list[int]
 ) -> None:
-    assert beginnings(ids) == (heads, whose)
+    assert shared_prefixes(ids) == (heads, whose)

@@ -19,11 +19,11 @@ import support
 import tiny
 from benching import CASES, MEASURES, numbers, plan, records, tables
 from easyeditor import BaseEditor, Case, load_patch
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
-from easyeditor.bench.work import Worker
-from easyeditor.evaluate.observe import Measures
-from easyeditor.evaluate.report import flatten
+from easyeditor.bench.worker import Worker
+from easyeditor.evaluate.aggregate import flatten
+from easyeditor.evaluate.query import Measures
 
 THREE = ("FT", "ROME", "MEMIT")
 RUNS = {
@@ -52,13 +52,13 @@ def finished(tmp_path_factory):
 def done(monkeypatch):
     """The tasks that were carried out, as they are."""
     tasks = []
-    real = Worker.do
+    real = Worker.run_task
 
-    def do(self, task):
+    def run_task(self, task):
         tasks.append(task)
         return real(self, task)
 
-    monkeypatch.setattr(Worker, "do", do)
+    monkeypatch.setattr(Worker, "run_task", run_task)
     return tasks
 
 
@@ -90,7 +90,7 @@ def test_the_model_is_as_it_was(finished, name):
 def test_a_record_can_be_read_on_its_own(finished, name):
     out, _ = finished[name]
     wanted = RUNS[name]
-    about = json.loads((out / "run.json").read_text())
+    info = json.loads((out / "run.json").read_text())
     for label, settings in wanted.methods.items():
         for i, record in enumerate(records(out, label)):
             case, at_end = CASES[i % 3], record["stage"] == "final"
@@ -105,8 +105,8 @@ def test_a_record_can_be_read_on_its_own(finished, name):
             assert record["method"] == label
             assert record["hparams"] == settings.resolved(3).model_dump(mode="json")
             assert (record["fingerprint"], record["versions"], record["seed"]) == (
-                about["fingerprint"],
-                about["versions"],
+                info["fingerprint"],
+                info["versions"],
                 0,
             )
             sizes = {"norm", "relative", "spectral"}
@@ -163,7 +163,7 @@ def test_single_measures_as_the_editor_does(finished, method):
 @pytest.mark.parametrize("together", [1, 8])
 def test_single_measures_alone_whatever_the_model(family, together, monkeypatch, tmp_path):
     """Cases share forward passes where that is exact, else they are asked one by one."""
-    monkeypatch.setattr("easyeditor.bench.settings.TOGETHER", together)
+    monkeypatch.setattr("easyeditor.bench.config.CASES_PER_FORWARD", together)
     half = {"dtype": torch.bfloat16} if family == "bfloat16" else {}
     family = family if family in tiny.CONFIGS else "llama"
     names = ("FT",) if family == "t5" else ("FT", "MEMIT")
@@ -296,7 +296,7 @@ class Death(BaseException):
 def dying_at(monkeypatch, number, how):
     """Let the ``number``-th append leave only a part of what it was given, and the process die."""
     calls = count(1)
-    real = Journal.append
+    real = EventLog.append
 
     def append(self, given):
         if next(calls) != number:
@@ -314,7 +314,7 @@ def dying_at(monkeypatch, number, how):
             file.write(left.encode())
         raise Death
 
-    monkeypatch.setattr(Journal, "append", append)
+    monkeypatch.setattr(EventLog, "append", append)
 
 
 SHORT = {
@@ -364,7 +364,7 @@ def test_dying_at_any_append_loses_and_repeats_nothing(
 
 
 def test_dying_while_a_sequence_saves_its_change(expected, monkeypatch, tmp_path):
-    from easyeditor.bench import lines
+    from easyeditor.bench import jobs as lines
 
     real, calls = lines.save_patch, count(1)
 

@@ -12,8 +12,8 @@ import outer
 import scripting
 from easyeditor import load_patch
 from easyeditor.bench import cluster
-from easyeditor.bench.runner import OneWorker
-from easyeditor.bench.work import Worker
+from easyeditor.bench.runner import SerialExecutor
+from easyeditor.bench.worker import Worker
 from scripting import BAD_INPUT, DONE, document, refused
 
 FT = ("layers=[1]", "num_steps=2", "lr=0.01", "objective_optimization=target_new")
@@ -84,7 +84,7 @@ def test_as_json(bench, tmp_path):
 
 def test_the_same_command_again(bench, monkeypatch):
     first = document(bench("--json"))
-    monkeypatch.setattr(Worker, "do", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Worker, "run_task", lambda *_: pytest.fail("computed again"))
     assert document(bench("--json")) == first
 
 
@@ -98,7 +98,7 @@ def test_going_on_after_control_c(bench, monkeypatch, tmp_path):
         return real(self, task)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Worker, "do", two)
+        patched.setattr(Worker, "run_task", two)
         told = bench("--protocol", "sequential")
         assert told.code not in {DONE, BAD_INPUT}
         assert "Traceback" not in told.err
@@ -117,17 +117,17 @@ def test_entrants(bench, tmp_path):
     methods = ("--entrant", f"'FT, gentle=ft' {' '.join((*FT, 'lr=0.001'))}", *methods[2:])
     found = document(bench("--json", "--seed", 5, methods=methods))
     assert [row["method"] for row in found["rows"]] == ["unedited", "FT, gentle", "FT-M", "R"]
-    about = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert about["methods"]["FT, gentle"]["lr"] == 0.001
-    assert about["methods"]["R"]["context_template_length_params"] == [[2, 2]]
-    assert (about["seed"], about["methods"]["R"]["seed"], about["measures"]["seed"]) == (5, 5, 5)
+    info = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert info["methods"]["FT, gentle"]["lr"] == 0.001
+    assert info["methods"]["R"]["context_template_length_params"] == [[2, 2]]
+    assert (info["seed"], info["methods"]["R"]["seed"], info["measures"]["seed"]) == (5, 5, 5)
 
 
 def test_methods_and_entrants_together(bench, tmp_path):
     methods = ("--methods", "ft", *entrant("Other", "ft", ("lr=0.02",)), *ONLY_FT[2:])
     assert bench("--limit", 1, methods=methods).code == DONE
-    about = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert {label: own["lr"] for label, own in about["methods"].items()} == {
+    info = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert {label: own["lr"] for label, own in info["methods"].items()} == {
         "FT": 0.01,
         "Other": 0.02,
     }
@@ -152,13 +152,13 @@ def test_batches(bench, tmp_path):
 def test_sequences_are_kept(bench, tmp_path):
     assert bench("--protocol", "sequential", "--batch-size", 3).code == DONE
     patch = load_patch(tmp_path / "out" / "FT" / "total-000001.safetensors")
-    assert len(patch.about.edits) == 3
+    assert len(patch.info.edits) == 3
 
 
 # -- Ray --------------------------------------------------------------------------------------
 
 
-class Crew(OneWorker):
+class Executor(SerialExecutor):
     """Stands for the cluster."""
 
     asked = None
@@ -186,11 +186,11 @@ class Crew(OneWorker):
     ids=str,
 )
 def test_ray_with_and_without_an_address(bench, words, asked, monkeypatch, tmp_path):
-    monkeypatch.setattr(cluster, "RayCrew", Crew)
-    monkeypatch.setattr(Crew, "left", False, raising=False)
+    monkeypatch.setattr(cluster, "RayExecutor", Executor)
+    monkeypatch.setattr(Executor, "left", False, raising=False)
     assert bench("--limit", 1, *words).code == DONE
-    assert Crew.asked == asked
-    assert Crew.left
+    assert Executor.asked == asked
+    assert Executor.left
     assert len(benching.records(tmp_path / "out")) == 1
 
 

@@ -17,10 +17,10 @@ import tiny
 from benching import numbers, plan, records, tables
 from easyeditor import load
 from easyeditor.bench import cluster
-from easyeditor.bench.cluster import RayCrew
-from easyeditor.bench.lines import Alone, Chain
-from easyeditor.bench.runner import OneWorker, run
-from easyeditor.bench.work import Worker
+from easyeditor.bench.cluster import RayExecutor
+from easyeditor.bench.jobs import IndependentJob, SequentialJob
+from easyeditor.bench.runner import SerialExecutor, run
+from easyeditor.bench.worker import Worker
 from easyeditor.errors import BenchError, MissingExtraError, ModelLoadError
 
 QUIET = pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning")
@@ -30,7 +30,7 @@ QUIET = pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:Future
 def one_alone():
     """Every case of the single protocol is a unit, so that there is something to share."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("easyeditor.bench.settings.TOGETHER", 1)
+        patched.setattr("easyeditor.bench.config.CASES_PER_FORWARD", 1)
         yield
 
 
@@ -85,10 +85,10 @@ def killing(monkeypatch, line, crew, *when):
 def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("single", ("FT", "ROME"))
     whole = run(lm, wanted, tmp_path / "whole")
-    with RayCrew(opened, wanted, workers=2) as crew:
+    with RayExecutor(opened, wanted, workers=2) as crew:
         first = crew.processes()
         assert len(set(first)) == 2
-        killing(monkeypatch, Alone, crew, 1)
+        killing(monkeypatch, IndependentJob, crew, 1)
         run(lm, wanted, tmp_path / "out", crew)
         now = crew.processes()
         assert len({*first, *now}) == 3
@@ -102,8 +102,8 @@ def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
 def test_a_sequence_goes_on_in_another_worker(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("sequential", ("MEMIT",))
     whole = run(lm, wanted, tmp_path / "whole")
-    with RayCrew(opened, wanted, workers=1) as crew:
-        killing(monkeypatch, Chain, crew, 2)
+    with RayExecutor(opened, wanted, workers=1) as crew:
+        killing(monkeypatch, SequentialJob, crew, 2)
         run(lm, wanted, tmp_path / "out", crew)
     assert numbers(tmp_path / "out") == numbers(whole)
     assert tables(tmp_path / "out") == tables(whole)
@@ -118,7 +118,7 @@ def test_a_task_that_kills_every_worker(ray, opened, caplog, tmp_path):
 
     wanted = plan()
     with (
-        RayCrew(fatal, wanted, workers=1) as crew,
+        RayExecutor(fatal, wanted, workers=1) as crew,
         pytest.raises(BenchError, match=r"unedited model: 3 workers died at the same task"),
     ):
         run(opened(), wanted, tmp_path / "out", crew)
@@ -133,7 +133,7 @@ def test_a_worker_that_cannot_load_the_model(ray, opened, tmp_path):
         raise ModelLoadError("No folder './here' on this host.")
 
     with (
-        RayCrew(missing, plan(), workers=1) as crew,
+        RayExecutor(missing, plan(), workers=1) as crew,
         pytest.raises(BenchError, match=r"A worker could not start: .*No folder './here'"),
     ):
         run(opened(), plan(), tmp_path / "out", crew)
@@ -182,17 +182,17 @@ class Played:
         class Actor:
             def __init__(self, kind, *args):
                 self._inner = kind(*args)
-                self.know = types.SimpleNamespace(remote=self._inner.know)
+                self.set_baseline = types.SimpleNamespace(remote=self._inner.set_baseline)
 
             @property
-            def do(self):
+            def run_task(self):
                 return Method(self._do)
 
             def _do(self, task):
                 ray.calls += 1
                 if ray.calls in ray.deaths:
                     raise ray.error("died")
-                return self._inner.do(task)
+                return self._inner.run_task(task)
 
         return lambda kind: types.SimpleNamespace(remote=lambda *args: Actor(kind, *args))
 
@@ -215,7 +215,7 @@ def test_every_step_of_a_sequence_may_lose_its_worker(played, tmp_path):
     wanted = plan("sequential")
     whole = run(benching.lm(), wanted, tmp_path / "whole")
     played.deaths = {1, 2, 4, 6, 7, 9, 10}  # once or twice before each of the five tasks
-    with RayCrew(benching.lm, wanted, workers=1) as crew:
+    with RayExecutor(benching.lm, wanted, workers=1) as crew:
         run(benching.lm(), wanted, tmp_path / "out", crew)
     assert played.calls == 5 + 7
     assert numbers(tmp_path / "out") == numbers(whole)
@@ -224,16 +224,16 @@ def test_every_step_of_a_sequence_may_lose_its_worker(played, tmp_path):
 @pytest.mark.parametrize("name", ["ObjectLostError", "NodeDiedError", "OutOfMemoryError"])
 def test_other_ways_to_lose_a_worker(played, name, tmp_path):
     played.error, played.deaths = getattr(played.exceptions, name), {2}
-    with RayCrew(benching.lm, plan(), workers=2) as crew:
+    with RayExecutor(benching.lm, plan(), workers=2) as crew:
         run(benching.lm(), plan(), tmp_path, crew)
     assert [r["position"] for r in records(tmp_path)] != [0, 1, 2]  # in the order they came
     assert sorted(r["position"] for r in records(tmp_path)) == [0, 1, 2]
 
 
 def test_what_a_task_raises_goes_up_and_the_rest_is_kept(played, monkeypatch, tmp_path):
-    real, tasks = Worker.do, []
+    real, tasks = Worker.run_task, []
 
-    def do(self, task):
+    def run_task(self, task):
         tasks.append(task)
         if len(tasks) == 3:
             error = played.exceptions.RayTaskError("in a worker")
@@ -242,12 +242,12 @@ def test_what_a_task_raises_goes_up_and_the_rest_is_kept(played, monkeypatch, tm
         return real(self, task)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Worker, "do", do)
-        with RayCrew(benching.lm, plan(), workers=1) as crew, pytest.raises(MemoryError):
+        patched.setattr(Worker, "run_task", run_task)
+        with RayExecutor(benching.lm, plan(), workers=1) as crew, pytest.raises(MemoryError):
             run(benching.lm(), plan(), tmp_path / "out", crew)
     assert len(records(tmp_path / "out")) == 1
     whole = run(benching.lm(), plan(), tmp_path / "whole")
-    run(benching.lm(), plan(), tmp_path / "out", OneWorker(Worker(benching.lm(), plan())))
+    run(benching.lm(), plan(), tmp_path / "out", SerialExecutor(Worker(benching.lm(), plan())))
     assert numbers(tmp_path / "out") == numbers(whole)
 
 
@@ -264,7 +264,7 @@ def test_what_a_task_raises_goes_up_and_the_rest_is_kept(played, monkeypatch, tm
 )
 def test_every_worker_finds_a_place(played, gpus, workers, size, share):
     played.gpus = gpus
-    with RayCrew(benching.lm, plan(), workers) as crew:
+    with RayExecutor(benching.lm, plan(), workers) as crew:
         assert crew.size == size
     (options,) = played.options
     assert options.get("num_gpus") == share
@@ -274,7 +274,7 @@ def test_every_worker_finds_a_place(played, gpus, workers, size, share):
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"easyeditor\[ray\]"):
-        RayCrew(benching.lm, plan())
+        RayExecutor(benching.lm, plan())
 
 
 @pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError, OSError])
@@ -285,9 +285,9 @@ def test_no_cluster_there(error, played, monkeypatch):
     monkeypatch.setattr(played, "is_initialized", lambda: False)
     monkeypatch.setattr(played, "init", init, raising=False)
     with pytest.raises(BenchError, match=r"No Ray cluster at 10.0.0.1:6379: refused"):
-        RayCrew(benching.lm, plan(), address="10.0.0.1:6379")
+        RayExecutor(benching.lm, plan(), address="10.0.0.1:6379")
     with pytest.raises(BenchError, match="No Ray cluster at this machine: refused"):
-        RayCrew(benching.lm, plan())
+        RayExecutor(benching.lm, plan())
 
 
 def test_the_module_needs_no_ray():

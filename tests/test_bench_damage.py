@@ -12,11 +12,11 @@ import pytest
 
 import benching
 from benching import contents, numbers, plan, records, tables
-from easyeditor.bench.folder import Journal
+from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
-from easyeditor.bench.work import Worker
+from easyeditor.bench.worker import Worker
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 
 begun, nothing_is_done = benching.begun, benching.nothing_is_done
 two_together = benching.two_together
@@ -74,13 +74,13 @@ def limited():
 def test_records_that_do_not_fit(begun, room, limited):
     whole = (begun / "FT" / "records.jsonl").read_bytes()
     first, rest = whole.split(b"\n", 1)
-    journal = Journal(begun / "FT" / "two.jsonl")
-    journal.append([json.loads(first)])
+    event_log = EventLog(begun / "FT" / "two.jsonl")
+    event_log.append([json.loads(first)])
     limited(len(first) + 1 + room)
     with pytest.raises(BenchError, match=r"two.jsonl cannot be written: .*File too large"):
-        journal.append([json.loads(line) for line in rest.splitlines()] * 5)
-    assert journal.path.read_bytes() == first + b"\n"
-    assert len(journal.lines) == 1
+        event_log.append([json.loads(line) for line in rest.splitlines()] * 5)
+    assert event_log.path.read_bytes() == first + b"\n"
+    assert len(event_log.lines) == 1
 
 
 def test_a_change_that_does_not_fit(tmp_path, limited):
@@ -129,7 +129,7 @@ def test_a_deleted_line_is_computed_again_once(begun, name, monkeypatch):
     run(benching.lm(), plan(), begun)
     assert tables(begun) == expected
     with monkeypatch.context() as patched:
-        patched.setattr(Worker, "do", lambda *_: pytest.fail("computed a second time"))
+        patched.setattr(Worker, "run_task", lambda *_: pytest.fail("computed a second time"))
         run(benching.lm(), plan(), begun)
 
 
@@ -169,5 +169,5 @@ def test_the_change_of_a_sequence_is_missing(damage, tmp_path):
 def test_a_finished_sequence_needs_no_change(tmp_path, monkeypatch):
     run(benching.lm(), plan("sequential"), tmp_path)
     (tmp_path / "FT" / "total-000003.safetensors").unlink()
-    monkeypatch.setattr(Worker, "do", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(Worker, "run_task", lambda *_: pytest.fail("worked"))
     run(benching.lm(), plan("sequential"), tmp_path)

@@ -12,9 +12,9 @@ import benching
 import outer
 from benching import CASES, numbers, plan, records, tables
 from easyeditor.bench.runner import run
-from easyeditor.bench.work import Worker
+from easyeditor.bench.worker import Worker
 from easyeditor.errors import DivergedError, EditError
-from easyeditor.evaluate.report import flatten
+from easyeditor.evaluate.aggregate import flatten
 from easyeditor.methods.ft import FT
 from easyeditor.patches.weight import Dense
 
@@ -70,7 +70,7 @@ def test_a_sequence_goes_on_from_an_edit_that_diverged(which, monkeypatch, tmp_p
             return real(self, task)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Worker, "do", two)
+            patched.setattr(Worker, "run_task", two)
             with suppress(KeyboardInterrupt):
                 run(lm, wanted, out)
     assert numbers(out) == numbers(whole)
@@ -95,7 +95,7 @@ def wild(monkeypatch, *prompts):
 @pytest.mark.parametrize("together", [1, 2, 8])
 def test_a_wrecked_model_does_not_reach_the_others(together, monkeypatch, tmp_path):
     """The cases of the single protocol share forward passes, and nothing else."""
-    monkeypatch.setattr("easyeditor.bench.settings.TOGETHER", together)
+    monkeypatch.setattr("easyeditor.bench.config.CASES_PER_FORWARD", together)
     run(benching.lm(), plan(), tmp_path / "calm")
     wild(monkeypatch, CASES[1].edit.prompt)
     run(benching.lm(), plan(), tmp_path / "wild")

@@ -11,7 +11,7 @@ from easyeditor.bench.judging import FILE, judge_run
 from easyeditor.bench.runner import run
 from easyeditor.errors import BenchError, JudgeError
 from easyeditor.evaluate.judge import Verdict
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 from scripting import DONE, document, refused
 from test_judge import completion, endpoint, refusal
 

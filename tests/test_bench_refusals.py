@@ -13,7 +13,7 @@ import outer
 import tiny
 from benching import CASES, MEASURES, contents, plan, records, tables
 from easyeditor import LM, Case, Edit
-from easyeditor.bench.folder import RunFolder
+from easyeditor.bench.run_dir import RunDirectory
 from easyeditor.bench.runner import run
 from easyeditor.errors import (
     BenchError,
@@ -24,7 +24,7 @@ from easyeditor.errors import (
     RunMismatchError,
     SubjectRequiredError,
 )
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 
 begun, nothing_is_done = benching.begun, benching.nothing_is_done
 two_together = benching.two_together
@@ -136,7 +136,7 @@ def test_other_settings_are_named(begun, changes, said, nothing_is_done):
         run(benching.lm(), plan(**changes), begun)
     assert all(word in str(told.value) for word in (*said, "another --out", str(begun)))
     assert contents(begun) == before
-    with RunFolder(begun, plan().describe(benching.lm())):
+    with RunDirectory(begun, plan().describe(benching.lm())):
         pass  # and the folder was let go
 
 
@@ -151,7 +151,7 @@ def test_another_model_is_named(begun, model, said):
 
 
 def test_two_processes_in_one_folder(begun, nothing_is_done):
-    held = RunFolder(begun, plan().describe(benching.lm()))
+    held = RunDirectory(begun, plan().describe(benching.lm()))
     with pytest.raises(RunBusyError, match="Another process works in"):
         run(benching.lm(), plan(), begun)
     held.close()

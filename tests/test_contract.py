@@ -16,8 +16,8 @@ import tiny
 from easyeditor import LM, Edit, load_patch, save_patch
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
-from easyeditor.associative.values import Found, find_values
-from easyeditor.lm.resume import Site
+from easyeditor.associative.value_optimization import Found, optimize_values
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
@@ -297,7 +297,7 @@ def test_a_saved_patch_is_the_patch(made: Made, tmp_path: object) -> None:
     patch = made.patches[0]
     loaded = load_patch(save_patch(patch, tmp_path / "some" / "edit.safetensors"))
     assert equal(made.alone([patch]), made.alone([loaded]))
-    assert loaded.about == patch.about
+    assert loaded.info == patch.info
     assert loaded.transposed == patch.transposed
 
 
@@ -308,7 +308,7 @@ def test_a_patched_model_can_be_edited_again(made: Made, make: Maker) -> None:
     again = make(setting.method, setting.variant).edit(made.lm, batches(setting.method)[2])
     assert before.differences(made.lm.model) == []
     first.revert(made.lm.model)
-    assert again.about.model == first.about.model
+    assert again.info.model == first.info.model
     assert not equal(made.alone([again]), made.alone([made.patches[2]]))
 
 
@@ -372,7 +372,7 @@ def searched(made: Made, site: Site, edits: Sequence[Edit]) -> torch.Tensor:
     settings = made.method.hyperparams
     target = made.lm.encoder_side()
     contexts = context_prefixes(target, settings.context_template_length_params)
-    return find_values(target, site, edits, contexts, settings.search()).delta
+    return optimize_values(target, site, edits, contexts, settings.search()).delta
 
 
 @of("ROME")
@@ -406,11 +406,11 @@ def test_memit_reaches_z_as_lambda_vanishes(
     searches = []
 
     def recorded(target: LM, site: Site, *args: object, **more: object) -> Found:
-        found = find_values(target, site, *args, **more)
+        found = optimize_values(target, site, *args, **more)
         searches.append((site, found))
         return found
 
-    monkeypatch.setattr("easyeditor.methods.memit.find_values", recorded)
+    monkeypatch.setattr("easyeditor.methods.memit.optimize_values", recorded)
     target = lm(family)
     rows = [subject_rows(target, edit, [""])[0] for edit in EDITS]
     errors = []

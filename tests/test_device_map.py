@@ -5,10 +5,10 @@ import torch
 from accelerate import dispatch_model
 
 import tiny
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import Search, optimize_values
 from easyeditor.edits import Edit
 from easyeditor.lm import LM
-from easyeditor.lm.resume import Resumed, Run, Site, open_runs
+from easyeditor.lm.forward.partial import Resumed, Run, Site, open_forward
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 
@@ -35,10 +35,10 @@ def test_spread_models_resume_exactly(name):
     site = Site(1, "block")
     row = lm.text.row(EDIT.prompt, EDIT.target, subject=EDIT.subject)
     run = Run(row.ids[:-1], row.subject_last, (row.prompt_length - 1,))
-    assert isinstance(open_runs(lm, site, [run]), Resumed)
+    assert isinstance(open_forward(lm, site, [run]), Resumed)
     search = Search(4, 0.5, 0.5, 4.0, 0.0625)
-    fast = find_values(lm, site, [EDIT], [""], search)
-    slow = find_values(lm, site, [EDIT], [""], search, resume=False)
+    fast = optimize_values(lm, site, [EDIT], [""], search)
+    slow = optimize_values(lm, site, [EDIT], [""], search, resume=False)
     assert fast.losses[0] == pytest.approx(slow.losses[0], rel=1e-4)
 
 

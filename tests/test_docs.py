@@ -30,7 +30,7 @@ def test_the_example_method_edits(world):
     patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit])
     patch.apply(lm.model)
     assert sum(lm.logprobs([(prompt, "Rome")])[0]) > sum(before)
-    assert patch.about.hyperparams["layers"] == [1]
+    assert patch.info.hyperparams["layers"] == [1]
 
 
 def test_the_example_family_is_the_table_row(world):

@@ -14,7 +14,7 @@ from easyeditor.errors import (
     EditError,
     PatchStateError,
 )
-from easyeditor.evaluate.report import flatten
+from easyeditor.evaluate.aggregate import flatten
 from outer import PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 from three_edits import LOCALITY, METHODS, PORTABILITY, REPHRASES, all_three
 
@@ -47,7 +47,7 @@ def test_the_classic_call(method, keep):
         assert not {"neighborhood_acc", "near_acc"} & set(metric["pre"]["locality"])  # it is 1
         with pytest.raises(KeyError):
             metric["post"]["portabilty"]
-    assert [edit.target for edit in patch.about.edits] == TARGETS
+    assert [edit.target for edit in patch.info.edits] == TARGETS
     assert (edited_model is editor.model) is not keep
 
 
@@ -306,7 +306,7 @@ def test_batch_edit(method, keep, size, monkeypatch):
     monkeypatch.setattr(editor.method, "edit", counted)
     result = editor.batch_edit(PROMPTS, TARGETS, subject=SUBJECTS, keep_original_weight=keep)
     assert asked == [TARGETS[i : i + size] for i in range(0, 3, size)]
-    assert [edit.target for edit in result.patch.about.edits] == TARGETS
+    assert [edit.target for edit in result.patch.info.edits] == TARGETS
     assert (outer.changed(editor.model, before) == []) is keep
     for metric, prompt, target in zip(result.metrics, PROMPTS, TARGETS, strict=True):
         tokens, best = outer.said(result.edited_model, prompt, target)

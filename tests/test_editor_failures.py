@@ -7,7 +7,7 @@ import pytest
 import outer
 import tiny
 from easyeditor import BaseEditor
-from easyeditor.editors import sheet
+from easyeditor.editors import metric_recorder as sheet
 from easyeditor.errors import (
     ContradictingEditsError,
     DivergedError,

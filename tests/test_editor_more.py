@@ -12,7 +12,8 @@ import classic
 import outer
 import tiny
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
-from easyeditor.editors import making, sheet
+from easyeditor.editors import apply_method as making
+from easyeditor.editors import metric_recorder as sheet
 from easyeditor.errors import (
     ContradictingEditsError,
     DataError,
@@ -22,8 +23,8 @@ from easyeditor.errors import (
     MissingExtraError,
     SubjectRequiredError,
 )
-from easyeditor.evaluate.observe import Measures
-from easyeditor.evaluate.report import flatten, retention
+from easyeditor.evaluate.aggregate import flatten, retention
+from easyeditor.evaluate.query import Measures
 from outer import FACTS, PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 
 METHODS = ["FT", "ROME", "MEMIT"]
@@ -167,7 +168,7 @@ def test_the_classic_datasets(kind, name, method):
     assert cases
     found = outer.editor(method).edit_dataset(cases, evaluate_when="both", verbose=False)
     assert [metric["case_id"] for metric in found.metrics] == [case.id for case in cases]
-    assert len(found.patch.about.edits) == sum(len(case.edits) for case in cases)
+    assert len(found.patch.info.edits) == sum(len(case.edits) for case in cases)
     assert all({"pre", "post", "final"} <= set(metric) for metric in found.metrics)
 
 
@@ -176,7 +177,7 @@ def test_a_dataset_of_several_edits_per_case():
     assert any(case.also for case in cases)
     editor = outer.editor("FT", num_steps=1)
     found = editor.edit_dataset(cases, keep_original_weight=True)
-    assert [e.prompt for e in found.patch.about.edits] == [
+    assert [e.prompt for e in found.patch.info.edits] == [
         edit.prompt for case in cases for edit in case.edits
     ]
 
@@ -221,7 +222,7 @@ def test_all_edits_of_a_case_are_in_the_model(method, keep):
     editor = outer.editor(method)
     before = outer.bits(editor.model)
     result = editor.edit_cases([TWO, ONE], keep_original_weight=keep, evaluate_when="both")
-    assert [edit.target for edit in result.patch.about.edits] == TARGETS
+    assert [edit.target for edit in result.patch.info.edits] == TARGETS
     assert (outer.changed(editor.model, before) == []) is keep
     whole = tiny.model("llama")
     result.patch.apply(whole)

@@ -9,18 +9,18 @@ import outer
 from easyeditor import LM, BaseEditor, Edit, MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
-from easyeditor.associative.moments import moments
-from easyeditor.associative.values import Search, find_values
+from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.data.corpus import own_texts
 from easyeditor.errors import HyperParamsError
-from easyeditor.lm.resume import Plain, Resumed, Run, Site
+from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
+from easyeditor.second_moments import moments
 from support import CONTEXTS, lm
 
 EDITS = (
     Edit("The mother tongue of Anna Lind is", "Italy well", subject="Anna Lind"),
     Edit("You can see Berlin in", "Rome", subject="Berlin"),
 )
-SEARCH = Search(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+SEARCH = ValueOptions(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
 SITES = [Site(0, "down"), Site(1, "down"), Site(0, "block"), Site(1, "block")]
 every_site = pytest.mark.parametrize("site", SITES, ids=lambda site: f"{site.kind}{site.layer}")
 both_columns = pytest.mark.parametrize("encoder", [True, False], ids=["encoder", "decoder"])
@@ -31,13 +31,13 @@ def column(encoder: bool) -> LM:
     return target.encoder_side() if encoder else target
 
 
-def runs(target: LM) -> list[Run]:
+def runs(target: LM) -> list[EditRow]:
     found = []
     for edit in EDITS:
         for context in CONTEXTS:
             row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
             at = row.subject_last if target.in_encoder else 0
-            found.append(Run(row.ids, at, tuple(range(len(row.target))), row.target))
+            found.append(EditRow(row.ids, at, tuple(range(len(row.target))), row.target))
     return found
 
 
@@ -58,7 +58,7 @@ def test_the_encoders_view_is_the_same_model() -> None:
 def test_resumed_logits_and_gradients_are_the_plain_ones(site: Site, encoder: bool) -> None:
     target, seen = column(encoder), []
     noise = torch.randn(len(runs(target)), 32, generator=torch.Generator().manual_seed(3))
-    for kind in (Resumed, Plain):
+    for kind in (PartialForward, FullForward):
         delta = noise.clone().requires_grad_()
         with target.at_rest():
             opened = kind(target, site, runs(target))
@@ -75,9 +75,9 @@ def test_resumed_logits_and_gradients_are_the_plain_ones(site: Site, encoder: bo
 @every_site
 def test_the_search_finds_the_same(site: Site, encoder: bool) -> None:
     target = column(encoder)
-    found = find_values(target, site, EDITS, CONTEXTS, SEARCH)
+    found = optimize_values(target, site, EDITS, CONTEXTS, SEARCH)
     assert target.memo["resumable", site, False]
-    plain = find_values(target, site, EDITS, CONTEXTS, SEARCH, resume=False)
+    plain = optimize_values(target, site, EDITS, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     for mine, its in zip(found.losses, plain.losses, strict=True):
         assert mine == pytest.approx(its, rel=1e-4)

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import tiny
 from easyeditor import LM
 from easyeditor.errors import EasyEditError, HyperParamsError, MetaDeviceError, UnknownFamilyError
-from easyeditor.lm import FAMILIES, Family, Stack, discover, family_of
+from easyeditor.lm import FAMILIES, BlockStack, Family, discover, family_of
 from support import EDITS, lm, logits, projected, same_bits, shared_lm
 
 
@@ -109,8 +109,10 @@ FOUND = {
     "glm": replace(LLAMA, up=("mlp.gate_up_proj",)),
     "nemotron": replace(LLAMA, up=("mlp.up_proj",)),
     "gpt_bigcode": FAMILIES["gpt2"].decoder,
-    "xglm": Stack("model.layers", "", "fc2", ("fc1",), "self_attn.out_proj", "model.layer_norm"),
-    "lfm2": Stack(
+    "xglm": BlockStack(
+        "model.layers", "", "fc2", ("fc1",), "self_attn.out_proj", "model.layer_norm"
+    ),
+    "lfm2": BlockStack(
         "model.layers",
         "feed_forward",
         "feed_forward.w2",
@@ -141,7 +143,7 @@ def test_what_is_not_understood_is_an_error_that_prints_the_row(name: str) -> No
     assert isinstance(caught.value, LookupError)
     assert isinstance(caught.value, EasyEditError)
     row = message[message.index("Family(") :]
-    assert eval(row, {"Family": Family, "Stack": Stack}).name == name
+    assert eval(row, {"Family": Family, "Stack": BlockStack}).name == name
 
 
 def test_a_model_without_a_head_is_an_error() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import outer
 from easyeditor import LM, BaseEditor, Case, Edit, IKEHyperParams, Probe, load_patch, save_patch
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import (
     ContradictingEditsError,
     DataError,
@@ -18,7 +19,6 @@ from easyeditor.errors import (
     ModelLoadError,
     PatchFormatError,
 )
-from easyeditor.lm.sentences import Sentences
 from easyeditor.methods.ike import IKE
 from easyeditor.patches.context import ContextPatch
 from scripting import DONE, document, refused
@@ -65,7 +65,7 @@ def ike(sentences: Counted | None = None, **changes: object) -> IKE:
 
 
 def front(patch: ContextPatch, target: LM, prompt: str = "Q") -> str:
-    (turn,) = patch.turns(target, [prompt])
+    (turn,) = patch.reroute(target, [prompt])
     return turn.prompt
 
 
@@ -151,7 +151,7 @@ def test_of_several_facts_the_nearest_is_told(sentences) -> None:
     assert "New Fact: c7 or seven\nPrompt: 6" in front(patch, target, "6")
     assert "c7 or seven" not in front(patch, target, "2")
     alone = [method.edit(target, [edit]) for edit in edits]
-    assert front(ContextPatch.joined(alone), target, "6") == front(patch, target, "6")
+    assert front(ContextPatch.concatenated(alone), target, "6") == front(patch, target, "6")
 
 
 def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> None:
@@ -161,11 +161,11 @@ def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> Non
         method.edit(target, [EDIT, OTHER]),
         method.edit(target, [Edit(EDIT.prompt, "X")]),
     )
-    both = ContextPatch.joined([first, second])
+    both = ContextPatch.concatenated([first, second])
     assert front(both, target) == (
         "New Fact: She plays the river\nNew Fact: Berlin is the capital of X\nPrompt: Q"
     )
-    assert [edit.target for edit in both.about.edits] == ["river", "X"]
+    assert [edit.target for edit in both.info.edits] == ["river", "X"]
 
 
 def test_facts_with_and_without_vectors_are_all_told(sentences, tmp_path) -> None:
@@ -174,7 +174,7 @@ def test_facts_with_and_without_vectors_are_all_told(sentences, tmp_path) -> Non
     method.use_corpus(CORPUS)
     alone = ike(use_icl_examples=False).edit(target, [OTHER])
     for order in ([method.edit(target, [EDIT]), alone], [alone, method.edit(target, [EDIT])]):
-        both = ContextPatch.joined(order)
+        both = ContextPatch.concatenated(order)
         loaded = load_patch(save_patch(both, tmp_path / "both.safetensors"))
         for patch in (both, loaded):
             said = front(patch, target)
@@ -190,7 +190,7 @@ def test_a_file_of_it_says_the_same(sentences, tmp_path) -> None:
     loaded = load_patch(save_patch(patch, tmp_path / "ike.safetensors"))
     assert isinstance(loaded, ContextPatch)
     assert loaded.contexts == patch.contexts
-    assert loaded.about.edits == patch.about.edits
+    assert loaded.info.edits == patch.info.edits
     assert loaded.sentences.name == "counted"
 
 

@@ -24,7 +24,15 @@ from easyeditor.errors import (
     JudgeError,
     MissingExtraError,
 )
-from easyeditor.evaluate.judge import SYSTEM, Judge, Question, Verdict, judged, messages, parse
+from easyeditor.evaluate.judge import (
+    SYSTEM,
+    Judge,
+    Question,
+    Verdict,
+    evaluate_cases,
+    messages,
+    parse,
+)
 from easyeditor.lm import embedded
 
 QUESTIONS = [
@@ -150,13 +158,13 @@ def test_order_duplicates_and_no_verdict():
     assert [verdict.correct for verdict in verdicts] == [None, False, True, None, False]
     assert [verdict.raw for verdict in verdicts] == ["", "No.", "YES", "Perhaps", "No."]
     assert len(script.bodies) == 4
-    assert judged(verdicts) == {"judge_acc": 1 / 3, "n": 5, "unparsed": 2}
+    assert evaluate_cases(verdicts) == {"judge_acc": 1 / 3, "n": 5, "unparsed": 2}
 
 
 def test_nothing_to_judge():
     assert Judge("http://127.0.0.1:9/v1", "m")([]) == []
-    assert judged([]) == {"judge_acc": None, "n": 0, "unparsed": 0}
-    assert judged([Verdict(None, "?", False)]) == {"judge_acc": None, "n": 1, "unparsed": 1}
+    assert evaluate_cases([]) == {"judge_acc": None, "n": 0, "unparsed": 0}
+    assert evaluate_cases([Verdict(None, "?", False)]) == {"judge_acc": None, "n": 1, "unparsed": 1}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,7 @@ def test_it_tries_again(status):
         return refusal(status, "busy") if n < 2 else completion("YES")
 
     with endpoint(reply) as script:
-        assert judged(Judge(script.url, "m")(QUESTIONS[:1]))["judge_acc"] == 1
+        assert evaluate_cases(Judge(script.url, "m")(QUESTIONS[:1]))["judge_acc"] == 1
     assert len(script.bodies) == 3
 
 
@@ -445,7 +453,7 @@ def test_a_real_model_as_judge(served, tmp_path):
     verdicts = judge(questions)
     assert all(verdict.raw and not verdict.cached for verdict in verdicts)
     assert [verdict.correct for verdict in verdicts] == [parse(verdict.raw) for verdict in verdicts]
-    assert judged(verdicts)["n"] == 3
+    assert evaluate_cases(verdicts)["n"] == 3
     assert requests() == 3
     again = Judge(url, name, **settings)(questions)
     assert [verdict.raw for verdict in again] == [verdict.raw for verdict in verdicts]

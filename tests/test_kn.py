@@ -11,10 +11,10 @@ import tiny
 import zoo
 import zoo.world
 from easyeditor import BaseEditor, Edit, KNHyperParams, load, load_patch, save_patch
-from easyeditor.associative import attribution
-from easyeditor.associative.attribution import attribute
 from easyeditor.data.open import open_dataset
 from easyeditor.errors import DivergedError, EditError, HyperParamsError, UnsupportedModelError
+from easyeditor.interpret import integrated_gradients as attribution
+from easyeditor.interpret.integrated_gradients import attribute
 from easyeditor.lm import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.kn import KN, kept_neurons
@@ -283,7 +283,7 @@ def test_all_layers_unless_some_are_listed() -> None:
     assert KNHyperParams().resolved(3).layers == (0, 1, 2)
     assert KNHyperParams(layers=-1).resolved(3).layers == (2,)
     assert KNHyperParams(layers=[]).resolved(2).layers == (0, 1)
-    assert method(layers=[2]).edit(shared_lm("llama"), EDITS[:1]).about.hyperparams["layers"] == [2]
+    assert method(layers=[2]).edit(shared_lm("llama"), EDITS[:1]).info.hyperparams["layers"] == [2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What was learnt beside a plain model edits it offloaded and quantised as well."""
+"""What was learnt beside a plain model edits it offloaded and quantized as well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from easyeditor import LM, IKEHyperParams, MENDHyperParams, SERACHyperParams, load
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.archive import Archive
 from easyeditor.methods.ike import IKE
 from easyeditor.methods.mend.mend import MEND
@@ -19,14 +19,14 @@ from mending import stirred
 from serac_training import train
 from support import EDITS, logits, same_bits
 from test_offloaded import maps, offload, weights
-from test_quantised import WIDE, packed, same, unquantised
+from test_quantized import WIDE, packed, same, unquantized
 
 PLACES = ("cpu", "disk", "8bit", "4bit")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model on disk, wide enough to be quantised."""
+    """A tiny model on disk, wide enough to be quantized."""
     place = tmp_path_factory.mktemp("whole") / "llama"
     tiny.model("llama", **WIDE).save_pretrained(place)
     tiny.tokenizer().save_pretrained(place)
@@ -76,7 +76,7 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
     patch = method.edit(lm, EDITS[:2])
     assert still(lm, before)
     exact = where in {"cpu", "disk"}
-    numbers = load(str(folder), device="cpu") if exact else unquantised(lm, folder)
+    numbers = load(str(folder), device="cpu") if exact else unquantized(lm, folder)
     monkeypatch.setattr(Archive, "check", lambda *_: None)  # the unpacked numbers are of no file
     plain = method.edit(numbers, EDITS[:2])
     assert patch.entries.keys() == plain.entries.keys() != set()
@@ -87,11 +87,11 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
             assert same_bits(found, wanted)
         else:  # layers of 8 bits round what comes in, too
             assert torch.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.95
-    reads = {path: storage_of(lm.model, path).now().clone() for path in patch.entries}
+    reads = {path: weight_handle(lm.model, path).now().clone() for path in patch.entries}
     patch.apply(lm.model)
     for path, read in reads.items():
         rounded = (read.float() + patch.dense(path).T).to(read.dtype)
-        assert same_bits(storage_of(lm.model, path).now(), rounded)
+        assert same_bits(weight_handle(lm.model, path).now(), rounded)
     patch.revert(lm.model)
     assert still(lm, before)
     assert same_bits(logits(lm.model), clean)

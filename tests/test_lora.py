@@ -142,7 +142,7 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
         assert 0.01 < error < 1
     cut = WeightPatch(
         {path: (Dense(added(tmp_path, path)),) for path in patch.entries},
-        patch.about,
+        patch.info,
         patch.transposed,
     )
     torch.testing.assert_close(adapted(target, tmp_path), patched(target, cut), rtol=0, atol=1e-5)

@@ -148,7 +148,7 @@ def test_saving_keeps_what_is_there_when_it_fails(tmp_path, monkeypatch):
     def fail(*_args, **_more):
         raise Interrupt
 
-    monkeypatch.setattr("easyeditor.patches.headed.save_file", fail)
+    monkeypatch.setattr("easyeditor.tensor_file.save_file", fail)
     with pytest.raises(Interrupt):
         learner.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [NAME]

@@ -23,7 +23,7 @@ from easyeditor.errors import ArchiveError, ContradictingEditsError
 from easyeditor.methods.archive import NAME
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.mend import MEND
-from easyeditor.patches.stack import carrying
+from easyeditor.patches.stack import applied
 from learning_cases import CASES
 from mending import every
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, unsettle
@@ -59,7 +59,7 @@ def test_a_batch_is_the_sum_of_its_edits_from_one_backward_pass(archive, monkeyp
     whole = method.edit(target, EDITS)
     assert len(calls) == 1
     singles = [method.edit(target, [edit]) for edit in EDITS]
-    assert whole.about.edits == EDITS
+    assert whole.info.edits == EDITS
     for path in whole.entries:
         total = sum(patch.dense(path) for patch in singles)
         assert (whole.dense(path) - total).norm() < 1e-4 * total.norm()
@@ -80,9 +80,9 @@ def test_the_patch_says_what_made_it_and_survives_its_file(archive, tmp_path):
     target = lm("gpt2")
     patch = MEND(MENDHyperParams(archive=str(archive))).edit(target, EDITS[:1])
     loaded = load_patch(save_patch(patch, tmp_path / "p.safetensors"))
-    assert loaded.about == patch.about
-    assert list(loaded.about.hyperparams["layers"]) == [0, 1, 2]
-    assert set(loaded.about.hyperparams["inner_params"]) == set(patch.entries)
+    assert loaded.info == patch.info
+    assert list(loaded.info.hyperparams["layers"]) == [0, 1, 2]
+    assert set(loaded.info.hyperparams["inner_params"]) == set(patch.entries)
     assert all(torch.equal(loaded.dense(path), patch.dense(path)) for path in patch.entries)
 
 
@@ -172,7 +172,7 @@ def test_the_scores_of_a_training_are_those_of_the_patches_it_leads_to(tmp_path)
         asked = [(case.edit.prompt, case.edit.target), (again.prompt, case.edit.target)]
         asked.append((near.prompt, near.answers[0]))
         unedited = target.score(asked[2:])[0].argmax
-        with carrying(target.model, method.edit(target, [case.edit])):
+        with applied(target.model, method.edit(target, [case.edit])):
             scores = target.score(asked)
         told["rewrite"].append(scores[0].accuracy)
         told["rephrase"].append(scores[1].accuracy)

@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from easyeditor import Case, MENDHyperParams, MENDTrainingHparams, Probe
+from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
 from easyeditor.lm.hooks import substituting
-from easyeditor.lm.trunk import Trunk
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.mend.settings import sites_of
@@ -40,7 +40,7 @@ def test_the_loss_is_what_the_patches_do(family, tmp_path):
     learner = stirred(target, results_dir=str(tmp_path), cedit=0.3, cloc=0.7)
     learner.save(tmp_path)
     before = Snapshot(target.model)
-    told, judged = learner.loss(CASES), learner.validate(CASES)
+    told, evaluate_cases = learner.loss(CASES), learner.validate(CASES)
     edits, drifts, hits = [], [], []
     for case in CASES:
         again, near = case.probes
@@ -58,8 +58,8 @@ def test_the_loss_is_what_the_patches_do(family, tmp_path):
     assert float(told["loc_kl"]) == pytest.approx(mean(drifts), rel=1e-2, abs=1e-5)
     wanted = 0.3 * mean(edits) + 0.7 * mean(drifts)
     assert float(told["loss"].detach()) == pytest.approx(wanted, rel=1e-3)
-    assert judged["edit_loss"] == pytest.approx(wanted, rel=1e-3)
-    assert judged["rephrase"] == pytest.approx(mean(hits))
+    assert evaluate_cases["edit_loss"] == pytest.approx(wanted, rel=1e-3)
+    assert evaluate_cases["rephrase"] == pytest.approx(mean(hits))
     assert mean(drifts) > 1e-4
     assert before.differences(target.model) == []
 
@@ -170,12 +170,12 @@ def test_the_trunk_gives_the_plain_logits_and_the_same_bits_in_any_company(famil
     target = lm(family)
     before, rows = Snapshot(target.model), rows_of(target)
     with target.at_rest(), torch.no_grad():
-        trunk = Trunk(target, 2)
+        trunk = LowerBlockCache(target, 2)
         fast, plain = trunk.target_logits(rows), target.target_logits(rows)
         assert torch.allclose(fast.log_softmax(-1), plain.log_softmax(-1), atol=1e-4)
         assert trunk.agrees(rows)
         first = trunk.target_logits(rows[:1])
-        assert same_bits(Trunk(target, 2).target_logits(rows[:1]), first)
+        assert same_bits(LowerBlockCache(target, 2).target_logits(rows[:1]), first)
     assert before.differences(target.model) == []
 
 
@@ -196,7 +196,7 @@ def test_the_trunk_is_used_where_it_fits_and_gives_the_same_loss():
 
 def test_a_trunk_that_disagrees_is_not_used(monkeypatch):
     target = lm("llama", num_hidden_layers=5)
-    monkeypatch.setattr(Trunk, "agrees", lambda *_: False)
+    monkeypatch.setattr(LowerBlockCache, "agrees", lambda *_: False)
     learner = stirred(target)
     learner.prepare(CASES)
     assert learner._logits == target.target_logits

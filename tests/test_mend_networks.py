@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
+from easyeditor.gradients.factors import differentiable_per_row, factors_of, nll
 from easyeditor.lm.hooks import substituting
-from easyeditor.methods.mend.factors import changing_each, factors_of, nll
 from easyeditor.methods.mend.nets import Network, Running
 from easyeditor.methods.mend.settings import sites_of
 from mending import every, rows_of
@@ -54,7 +54,7 @@ def test_rows_see_their_own_change_as_if_the_weights_carried_it(family):
     changes = {site.path: (some(site.d_in), some(site.d_out)) for site in sites}
     leaves = [tensor for pair in changes.values() for tensor in pair]
     owners = [1, 0, 1]
-    with target.at_rest(), changing_each(target, changes, owners):
+    with target.at_rest(), differentiable_per_row(target, changes, owners):
         mine = nll(target.target_logits(rows), rows)
     gradients = torch.autograd.grad(mine.sum(), leaves)
     wanted = []

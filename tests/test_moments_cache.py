@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.moments import Moments, _Shelf, digest_of, moments
 from easyeditor.associative.solve import Factor
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
+from easyeditor.second_moments import Moments, _Shelf, digest_of, moments
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits
 
 ALL, LAYERS = 10**6, (0, 2)
@@ -128,8 +128,8 @@ def test_a_checkpoint_that_cannot_be_read_is_ignored(
         save_file({"something": torch.zeros(2)}, file)
     else:
         tensors = {name: t[:5, :5].contiguous() for name, t in load_file(file).items()}
-        about = {"seen": "5", "unfolded": "5", "sequences": "1", "tokens": "5"}
-        save_file(tensors, file, metadata=about)
+        info = {"seen": "5", "unfolded": "5", "sequences": "1", "tokens": "5"}
+        save_file(tensors, file, metadata=info)
     target = lm("llama")
     with caplog.at_level(logging.WARNING):
         found = moments(target, LAYERS, directory=folder, **settings)
@@ -168,7 +168,7 @@ def test_checkpoints_are_as_seldom_as_they_are_slow(
         now += 10
         return True
 
-    monkeypatch.setattr(checkpoint, "write_kept", write)
+    monkeypatch.setattr(checkpoint, "write_cache_file", write)
     own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
     state = sums.Sums([2], [torch.device("cpu")])
     for second in range(0, 600, 5):
@@ -324,7 +324,7 @@ def factor_files(tmp_path: Path) -> list[Path]:
 def kept_moments(tmp_path: Path) -> list[tuple[Path, torch.Tensor, dict[str, str]]]:
     """Every file of a moment, what is in it, and the words about it."""
     files = set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path))
-    read = [(path, kept.read_kept(path, "")) for path in sorted(files)]
+    read = [(path, kept.read_cache_file(path, "")) for path in sorted(files)]
     assert read
     return [(path, found[0]["moment"], found[1]) for path, found in read]
 
@@ -361,7 +361,7 @@ def test_a_damaged_factor_is_made_again(
     made = len(factored)
     for path in factor_files(tmp_path):
         whole, upper = path.read_bytes(), load_file(path)["upper"]
-        about = kept.read_kept(path, "")[1]
+        info = kept.read_cache_file(path, "")[1]
         if damage == "truncated":
             path.write_bytes(whole[:-100])
         elif damage == "garbage":
@@ -369,7 +369,7 @@ def test_a_damaged_factor_is_made_again(
         elif damage == "foreign":
             save_file({"something": torch.zeros(2)}, path)
         elif damage == "narrower":
-            save_file({"upper": upper[:5, :5].contiguous()}, path, metadata=about)
+            save_file({"upper": upper[:5, :5].contiguous()}, path, metadata=info)
         else:
             save_file({"upper": 2 * upper}, path, metadata={"moment": "0" * 16})
     assert equal(patch_of(method), first)
@@ -383,9 +383,9 @@ def test_a_changed_moment_never_meets_an_old_factor(
 ) -> None:
     first = patch_of(method)
     made = len(factored)
-    for path, moment, about in kept_moments(tmp_path):
+    for path, moment, info in kept_moments(tmp_path):
         matrix = moment + torch.diag(torch.linspace(0, 1, len(moment)))
-        save_file({"moment": matrix}, path, metadata=about | {"digest": digest_of(matrix)})
+        save_file({"moment": matrix}, path, metadata=info | {"digest": digest_of(matrix)})
     changed = patch_of(method)
     assert len(factored) == 2 * made
     assert not equal(changed, first)
@@ -396,14 +396,14 @@ def test_a_changed_moment_never_meets_an_old_factor(
 
 def test_with_its_factor_there_a_moment_is_not_read(method: Maker, tmp_path: Path) -> None:
     patch_of(method)
-    for path, moment, about in kept_moments(tmp_path):
-        save_file({"moment": torch.full_like(moment, float("nan"))}, path, metadata=about)
+    for path, moment, info in kept_moments(tmp_path):
+        save_file({"moment": torch.full_like(moment, float("nan"))}, path, metadata=info)
     assert all(part.isfinite().all() for part in patch_of(method).values())
 
 
 def test_factoring_changes_no_file_of_a_moment(method: Maker, tmp_path: Path) -> None:
     patch_of(method)
-    assert all(digest_of(moment) == about["digest"] for _, moment, about in kept_moments(tmp_path))
+    assert all(digest_of(moment) == info["digest"] for _, moment, info in kept_moments(tmp_path))
 
 
 def test_a_moment_whose_file_states_no_digest_finds_its_factor(
@@ -411,9 +411,9 @@ def test_a_moment_whose_file_states_no_digest_finds_its_factor(
 ) -> None:
     first = patch_of(method)
     made = len(factored)
-    for path, moment, about in kept_moments(tmp_path):
-        del about["digest"]
-        save_file({"moment": moment.clone()}, path, metadata=about)
+    for path, moment, info in kept_moments(tmp_path):
+        del info["digest"]
+        save_file({"moment": moment.clone()}, path, metadata=info)
     assert equal(patch_of(method), first)
     assert len(factored) == made
 

@@ -12,7 +12,6 @@ import torch
 
 import tiny
 from easyeditor import BaseEditor, MEMITHyperParams, ROMEHyperParams
-from easyeditor.associative.moments import moments, moments_by_size
 from easyeditor.bench import convergence as module
 from easyeditor.bench.convergence import convergence, known_facts
 from easyeditor.data.open import open_dataset
@@ -20,6 +19,7 @@ from easyeditor.edits import Case, Probe
 from easyeditor.errors import HyperParamsError, MomentsError
 from easyeditor.lm import LM
 from easyeditor.methods.rome import ROME
+from easyeditor.second_moments import moments, moments_by_size
 from outer import PROMPT, SUBJECT, TARGET, Said
 from scripting import DONE, document, refused, sets
 from support import EDITS, Snapshot, failing_at, lm, shared_lm

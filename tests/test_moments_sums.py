@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from easyeditor.associative import sums as module
-from easyeditor.associative.sums import Sums, add_products, strips, whole
+from easyeditor.second_moments.running_sum import Sums, add_products, strips, whole
 from support import same_bits
 
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
 from easyeditor.evaluate.change import sizes
+from easyeditor.lm.forward.activation_memory import Shelf, low_memory_autograd
 from easyeditor.lm.hooks import adding
 from easyeditor.lm.memory import model_bytes
-from easyeditor.lm.saved import Shelf, slim
-from easyeditor.lm.storage import storage_of, whole_state
+from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
@@ -66,7 +66,7 @@ def partly(folder: Path, offloaded: Path) -> PreTrainedModel:
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: storage_of(model, name).now().clone() for name, _ in model.named_parameters()}
+    return {name: weight_handle(model, name).now().clone() for name, _ in model.named_parameters()}
 
 
 def maps(model: PreTrainedModel) -> list[object]:
@@ -83,13 +83,13 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 def some_patch(lm: LM, layer: int, seed: int = 0) -> WeightPatch:
     """A rank-one change that no method made."""
     made = METHODS.get("FT")(FTHyperParams(layers=[layer], num_steps=1))
-    about = made.edit(lm, EDITS[:1]).about
+    info = made.edit(lm, EDITS[:1]).info
     p = lm.projection(layer)
     draw = torch.Generator().manual_seed(seed)
     part = LowRank(
         torch.randn(p.d_in, 1, generator=draw), torch.randn(1, p.d_out, generator=draw) / 8
     )
-    return WeightPatch({p.path: (part,)}, about, p.transposed)
+    return WeightPatch({p.path: (part,)}, info, p.transposed)
 
 
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN"])
@@ -130,7 +130,7 @@ def test_patches_are_undone_in_any_order(family, dtype, tmp_path):
         off.revert(plain.model)
         assert same_bits(logits(lm.model), logits(plain.model))
         path = PATHS[family].format(1)
-        now = storage_of(lm.model, path).now()
+        now = weight_handle(lm.model, path).now()
         assert same_bits(now, plain.model.get_parameter(path))
     assert [id(m) for m in maps(lm.model)] == [id(m) for m in maps_before]
 
@@ -203,9 +203,9 @@ def test_copies_share_what_is_offloaded(where, tmp_path):
     assert same_bits(logits(twin), two)
     second.revert(twin)
     assert same_bits(logits(twin), one)
-    untouched = storage_of(twin, PATHS["llama"].format(0))
+    untouched = weight_handle(twin, PATHS["llama"].format(0))
     if where == "cpu":
-        shared = storage_of(model, PATHS["llama"].format(0)).now()
+        shared = weight_handle(model, PATHS["llama"].format(0)).now()
         assert untouched.now().data_ptr() == shared.data_ptr()
 
 
@@ -245,7 +245,11 @@ def test_a_graph_holds_no_offloaded_weights(tmp_path):
     for one in (plain, lm):
         delta = torch.zeros(1, 32, requires_grad=True)
         at = torch.tensor([2])
-        with one.at_rest(), adding(one.blocks[0], at, delta), slim(one, Shelf()) as kept:
+        with (
+            one.at_rest(),
+            adding(one.blocks[0], at, delta),
+            low_memory_autograd(one, Shelf()) as kept,
+        ):
             loss = one.target_logits([row]).logsumexp(-1).sum()
             bytes_kept = kept.bytes
             if one is lm:
@@ -278,7 +282,7 @@ def test_a_tied_weight_is_not_changed_by_halves(tmp_path):
     shape = tuple(lm.model.get_parameter(path).shape)
     part = LowRank(torch.ones(shape[0], 1), torch.ones(1, shape[1]))
     clean, before = logits(lm.model), maps(lm.model)
-    patch = WeightPatch({path: (part,)}, some_patch(lm, 1).about, transposed=False)
+    patch = WeightPatch({path: (part,)}, some_patch(lm, 1).info, transposed=False)
     with pytest.raises(UnsupportedModelError, match="tied to another weight"):
         patch.apply(lm.model)
     assert [id(m) for m in maps(lm.model)] == [id(m) for m in before]
@@ -312,4 +316,4 @@ def test_weights_that_are_nowhere_are_refused():
     with pytest.raises(MetaDeviceError, match=r"1 weights .*no hook of accelerate's"):
         LM(model, tiny.tokenizer())
     with pytest.raises(MetaDeviceError, match="offload_folder"):
-        storage_of(model, PATHS["llama"].format(1))
+        weight_handle(model, PATHS["llama"].format(1))

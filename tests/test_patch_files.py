@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import outer
 import tiny
 from easyeditor import WeightPatch, load_patch, save_patch
+from easyeditor import tensor_file as headed
 from easyeditor.errors import PatchError, PatchFormatError, PatchMismatchError, PatchStateError
-from easyeditor.patches import headed
 from easyeditor.patches.stack import is_patched
 
 METHODS = ["FT", "ROME", "MEMIT"]
@@ -59,7 +59,7 @@ def tampered(file, header, tensors):
 
 def test_a_file_holds_the_whole_patch(patch, tmp_path):
     again = load_patch(save_patch(patch, tmp_path / "made" / "here" / "patch.safetensors"))
-    assert again.about == patch.about
+    assert again.info == patch.info
     assert again.transposed == patch.transposed
     assert again.entries.keys() == patch.entries.keys()
     one, two = tiny.model("llama"), tiny.model("llama")
@@ -75,7 +75,7 @@ def test_a_file_holds_the_whole_patch(patch, tmp_path):
 def test_a_merged_sequence_survives_a_file(tmp_path):
     result = outer.editor("ROME").edit(outer.PROMPTS, outer.TARGETS, subject=outer.SUBJECTS)
     again = load_patch(save_patch(result.patch, tmp_path / "three.safetensors"))
-    assert [edit.target for edit in again.about.edits] == outer.TARGETS
+    assert [edit.target for edit in again.info.edits] == outer.TARGETS
     fresh = tiny.model("llama")
     again.apply(fresh)
     assert outer.changed(fresh, outer.bits(result.edited_model)) == []
@@ -84,7 +84,7 @@ def test_a_merged_sequence_survives_a_file(tmp_path):
 def test_texts_survive(tmp_path):
     prompt, target = "Zürich \u2028 東京 🗼 {} is", 'a "quoted"\nline'
     patch = outer.editor("FT").edit(prompt, target, keep_original_weight=True).patch
-    (edit,) = load_patch(save_patch(patch, tmp_path / "p.safetensors")).about.edits
+    (edit,) = load_patch(save_patch(patch, tmp_path / "p.safetensors")).info.edits
     assert (edit.prompt, edit.target) == (prompt, target)
 
 
@@ -351,7 +351,7 @@ def test_saving_leaves_nothing_else(file):
 
 def test_saving_replaces_the_old_file(file, patches):
     save_patch(patches["FT"], file)
-    assert load_patch(file).about.method == "FT"
+    assert load_patch(file).info.method == "FT"
     assert names_in(file.parent) == [file.name]
 
 

@@ -15,7 +15,7 @@ from easyeditor.bench.report import report
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.table import table
 from easyeditor.errors import MissingExtraError
-from easyeditor.evaluate.report import summary
+from easyeditor.evaluate.aggregate import summary
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [
@@ -141,7 +141,7 @@ def test_settings_and_pyplot_are_left_alone():
         "before = settings()\n"
         "import runs; from easyeditor.bench.plots import layer_plot\n"
         "from easyeditor.bench.drawing import png, svg\n"
-        "from easyeditor.evaluate.report import summary\n"
+        "from easyeditor.evaluate.aggregate import summary\n"
         "figure = layer_plot({0: summary([runs.half()])}); png(figure); svg(figure)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert settings() == before\n"

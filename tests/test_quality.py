@@ -12,7 +12,7 @@ import pytest
 
 from easyeditor.editors.base import BaseEditor
 from easyeditor.edits import Case, Edit, Probe
-from easyeditor.evaluate.report import averages
+from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
 

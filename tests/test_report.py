@@ -18,8 +18,8 @@ from easyeditor.bench.results import Run, read_runs
 from easyeditor.bench.table import table
 from easyeditor.bench.writers import as_csv, as_json, latex, markdown, shown
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.intervals import Estimate, bootstrap
-from easyeditor.evaluate.report import flatten, retention, summary
+from easyeditor.evaluate.aggregate import flatten, retention, summary
+from easyeditor.evaluate.bootstrap import Estimate, bootstrap
 from easyeditor.files import written_whole
 
 # -- intervals --------------------------------------------------------------------------------
@@ -305,19 +305,19 @@ def test_runs_side_by_side(tmp_path):
 
 
 def test_caption():
-    about = runs.RUN | {"n": 4, "case_ids": ["0", "1", "2", "3"], "methods": {"A": {}}}
+    info = runs.RUN | {"n": 4, "case_ids": ["0", "1", "2", "3"], "methods": {"A": {}}}
     failed = [{"error": "diverged"}, {}, {}, {}]
-    said = captions([Run("x", about, {"A": {"post": failed}})])
+    said = captions([Run("x", info, {"A": {"post": failed}})])
     assert said[0] == (
         "Model tiny_llama (fingerprint 0123456789ab), protocol single, 4 cases (ids 0–3) of "
         "facts_100%.json (sha256 fedcba987654), seed 7; easyeditor 0.1.0, torch 2.13.0."
     )
     assert said[1] == "A: 1 edits failed; they count, measured without the edit."
-    about |= {"case_ids": ["a", "7"], "batch_size": 2, "protocol": "batch"}
-    said = captions([Run("x", about, {})])
+    info |= {"case_ids": ["a", "7"], "batch_size": 2, "protocol": "batch"}
+    said = captions([Run("x", info, {})])
     assert "protocol batch, 2 edits at a time, 4 cases (ids a, 7)" in said[0]
-    about |= {"case_ids": [str(i) for i in (5, 9, 1, 2, 3, 4)]}
-    assert "(ids from 5 to 4, not in a row)" in captions([Run("x", about, {})])[0]
+    info |= {"case_ids": [str(i) for i in (5, 9, 1, 2, 3, 4)]}
+    assert "(ids from 5 to 4, not in a row)" in captions([Run("x", info, {})])[0]
 
 
 # -- writers ----------------------------------------------------------------------------------

@@ -10,11 +10,19 @@ import torch
 import tiny
 import zoo
 from easyeditor import LM, Edit
-from easyeditor.associative import values
+from easyeditor.associative import value_optimization as values
 from easyeditor.associative.microbatches import MicroBatch, micro_batches
-from easyeditor.associative.values import Found, Search, find_values
+from easyeditor.associative.value_optimization import OptimizedValues, ValueOptions, optimize_values
 from easyeditor.errors import DivergedError
-from easyeditor.lm.resume import NotResumable, Plain, Resumed, Run, Site, open_runs, stubbed
+from easyeditor.lm.forward.partial import (
+    EditRow,
+    FullForward,
+    NotResumable,
+    PartialForward,
+    Site,
+    open_forward,
+    stubbed,
+)
 from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, shared_lm
 
 # Subjects near the answer (a window of 6 tokens must reach it); the last one opens its prompt.
@@ -23,21 +31,21 @@ NEAR = (
     Edit("You can see Berlin in", "Rome", subject="Berlin"),
     Edit("The river is the", "city of Paris", subject="The"),
 )
-SEARCH = Search(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+SEARCH = ValueOptions(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
 SITES = [Site(0, "down"), Site(1, "down"), Site(0, "block"), Site(1, "block")]
 every_family = pytest.mark.parametrize("family", tiny.CAUSAL)
 every_site = pytest.mark.parametrize("site", SITES, ids=lambda site: f"{site.kind}{site.layer}")
 some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
 
 
-def runs(target: LM) -> list[Run]:
+def runs(target: LM) -> list[EditRow]:
     """Of different lengths, places and numbers of reads; one starts at the very first token."""
     found = []
     for edit in NEAR:
         for context in CONTEXTS:
             row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
             reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-            found.append(Run(row.ids[:-1], row.subject_last, reads))
+            found.append(EditRow(row.ids[:-1], row.subject_last, reads))
     assert min(run.at for run in found) == 0
     return found
 
@@ -50,7 +58,7 @@ def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
     assert (a - b).norm() <= tolerance * b.norm()
 
 
-def assert_same_search(a: Found, b: Found) -> None:
+def assert_same_search(a: OptimizedValues, b: OptimizedValues) -> None:
     assert [len(own) for own in a.losses] == [len(own) for own in b.losses]
     for mine, its in zip(a.losses, b.losses, strict=True):
         assert mine == pytest.approx(its, rel=1e-4)
@@ -65,9 +73,9 @@ def assert_same_search(a: Found, b: Found) -> None:
 @every_family
 def test_the_search_finds_the_same(family: str, site: Site) -> None:
     target = shared_lm(family)
-    found = find_values(target, site, NEAR, CONTEXTS, SEARCH)
+    found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
     assert target.memo["resumable", site, True]
-    plain = find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
+    plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     assert_same_search(found, plain)
 
@@ -76,7 +84,7 @@ def test_the_search_finds_the_same(family: str, site: Site) -> None:
 @every_family
 def test_gradients_are_those_of_the_whole_pass(family: str, site: Site) -> None:
     target, seen = shared_lm(family), []
-    for kind in (Resumed, Plain):
+    for kind in (PartialForward, FullForward):
         delta = noise(9, 32).requires_grad_()
         with target.at_rest():
             logits = kind(target, site, runs(target)).logits(delta)
@@ -90,7 +98,7 @@ def test_gradients_are_those_of_the_whole_pass(family: str, site: Site) -> None:
 
 @every_site
 @every_family
-@pytest.mark.parametrize("kind", [Resumed, Plain])
+@pytest.mark.parametrize("kind", [PartialForward, FullForward])
 def test_keeping_some_runs_is_opening_only_them(family: str, site: Site, kind: type) -> None:
     target = shared_lm(family)
     delta, all_runs = noise(9, 32), runs(target)
@@ -125,23 +133,25 @@ def first_losses(target: LM) -> list[float]:
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_first_loss_is_that_of_the_unedited_model(family: str, resume: bool) -> None:
     target = shared_lm(family)
-    found = find_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH, resume=resume)
+    found = optimize_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH, resume=resume)
     assert [own[0] for own in found.losses] == pytest.approx(first_losses(target), rel=1e-4)
 
 
 @some_families
 def test_the_loss_is_answer_plus_divergence_plus_decay(family: str) -> None:
     target, site, edit = shared_lm(family), Site(1, "down"), NEAR[0]
-    search = Search(2, v_lr=0.3, v_weight_decay=0.7, clamp_norm_factor=4.0, kl_factor=0.5)
-    found = find_values(target, site, [edit], CONTEXTS, search)
+    search = ValueOptions(2, v_lr=0.3, v_weight_decay=0.7, clamp_norm_factor=4.0, kl_factor=0.5)
+    found = optimize_values(target, site, [edit], CONTEXTS, search)
     delta = found.delta[0]
     ids = target.tokenizer(edit.subject)["input_ids"]  # of "{subject} is a" nothing later is read
-    subject = Plain(target, site, [Run(tuple(ids), len(ids) - 1, (len(ids) - 1,))])
+    subject = FullForward(target, site, [EditRow(tuple(ids), len(ids) - 1, (len(ids) - 1,))])
     answers = target.tokenizer(" " + edit.target)["input_ids"] * len(CONTEXTS)
     with target.at_rest(), torch.no_grad():
         first = subject.logits(0 * delta[None]).log_softmax(-1)[0]
         now = subject.logits(delta[None]).log_softmax(-1)[0]
-        said = Plain(target, site, runs(target)[:3]).logits(delta.expand(3, -1)).log_softmax(-1)
+        said = (
+            FullForward(target, site, runs(target)[:3]).logits(delta.expand(3, -1)).log_softmax(-1)
+        )
     loss = (
         -said[range(len(answers)), answers].mean()
         + 0.5 * (first.exp() * (first - now)).sum()
@@ -153,8 +163,8 @@ def test_the_loss_is_answer_plus_divergence_plus_decay(family: str) -> None:
 
 def test_the_vector_stays_inside_its_ball() -> None:
     target, site = shared_lm("llama"), Site(1, "down")
-    search = Search(4, v_lr=50.0, v_weight_decay=0.0, clamp_norm_factor=0.75, kl_factor=0.0)
-    found = find_values(target, site, NEAR, CONTEXTS, search)
+    search = ValueOptions(4, v_lr=50.0, v_weight_decay=0.0, clamp_norm_factor=0.75, kl_factor=0.0)
+    found = optimize_values(target, site, NEAR, CONTEXTS, search)
     torch.testing.assert_close(found.delta.norm(dim=1), 0.75 * found.origin.norm(dim=1))
 
 
@@ -164,7 +174,7 @@ def test_a_loss_that_is_no_number_is_an_error_and_changes_nothing() -> None:
         target.blocks[2].mlp.down_proj.weight[0, 0] = torch.nan
     before = Snapshot(target.model)
     with pytest.raises(DivergedError, match="nan at step 0"):
-        find_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH)
+        optimize_values(target, Site(1, "down"), NEAR, CONTEXTS, SEARCH)
     assert before.differences(target.model) == []
 
 
@@ -175,12 +185,12 @@ def test_a_loss_that_is_no_number_is_an_error_and_changes_nothing() -> None:
 def test_a_hybrid_cache_is_not_resumed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     target = lm("lfm2")  # short convolutions keep a state that is not keys and values
     with pytest.raises(NotResumable), target.at_rest():
-        Resumed(target, site, runs(target))
+        PartialForward(target, site, runs(target))
     with caplog.at_level(logging.WARNING):
-        found = find_values(target, site, NEAR, CONTEXTS, SEARCH)
+        found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
     assert "cannot be resumed" in caplog.text
-    assert isinstance(open_runs(target, site, runs(target)), Plain)
-    plain = find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
+    assert isinstance(open_forward(target, site, runs(target)), FullForward)
+    plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
     assert_same_search(found, plain)
 
 
@@ -195,34 +205,38 @@ def test_what_does_not_agree_with_the_whole_pass_is_not_trusted(
         "nothing finite": lambda logits: logits * float("nan"),
     }[mistake]
     target, site = lm("llama", dtype), Site(1, "down")
-    honest = Resumed.logits
-    monkeypatch.setattr(Resumed, "logits", lambda self, delta: wrong(honest(self, delta)))
+    honest = PartialForward.logits
+    monkeypatch.setattr(PartialForward, "logits", lambda self, delta: wrong(honest(self, delta)))
     with target.at_rest():
-        assert isinstance(open_runs(target, site, runs(target)), Plain)
-    monkeypatch.setattr(Resumed, "logits", honest)
-    assert isinstance(open_runs(target, site, runs(target)), Plain)  # judged once per model
-    assert isinstance(open_runs(lm("llama", dtype), site, runs(target)), Resumed)
-    assert isinstance(open_runs(lm("llama", dtype), site, runs(target), resume=False), Plain)
+        assert isinstance(open_forward(target, site, runs(target)), FullForward)
+    monkeypatch.setattr(PartialForward, "logits", honest)
+    assert isinstance(
+        open_forward(target, site, runs(target)), FullForward
+    )  # judged once per model
+    assert isinstance(open_forward(lm("llama", dtype), site, runs(target)), PartialForward)
+    assert isinstance(
+        open_forward(lm("llama", dtype), site, runs(target), resume=False), FullForward
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.float32, Plain), (torch.bfloat16, Resumed)], ids=str
+    ("dtype", "kind"), [(torch.float32, FullForward), (torch.bfloat16, PartialForward)], ids=str
 )
 def test_rounding_is_forgiven_in_half_precision_alone(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: type
 ) -> None:
     """One of many logits may be far off where all are a little off."""
     target, site = lm("llama", dtype), Site(1, "down")
-    honest = Resumed.logits
+    honest = PartialForward.logits
 
-    def rounded(self: Resumed, delta: torch.Tensor) -> torch.Tensor:
+    def rounded(self: PartialForward, delta: torch.Tensor) -> torch.Tensor:
         logits = honest(self, delta)
         noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
         return logits + 0.05 * logits.float().std() * noise
 
-    monkeypatch.setattr(Resumed, "logits", rounded)
+    monkeypatch.setattr(PartialForward, "logits", rounded)
     with target.at_rest():
-        assert isinstance(open_runs(target, site, runs(target)), kind)
+        assert isinstance(open_forward(target, site, runs(target)), kind)
 
 
 # -- the stubs -----------------------------------------------------------------------------------
@@ -232,7 +246,7 @@ def test_rounding_is_forgiven_in_half_precision_alone(
 def test_a_failing_pass_puts_the_blocks_back(family: str) -> None:
     target = lm(family)
     with target.at_rest():
-        opened = Resumed(target, Site(1, "block"), runs(target))
+        opened = PartialForward(target, Site(1, "block"), runs(target))
         before = Snapshot(target.model)
         opened.logits(noise(9, 32))
         assert before.differences(target.model) == []
@@ -272,7 +286,7 @@ def test_memory_changes_the_batches_and_no_result(
     for memory in (1, 150_000, None):
         sizes.clear()
         found.append(
-            find_values(target, site, NEAR, CONTEXTS, SEARCH, resume=resume, memory=memory)
+            optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=resume, memory=memory)
         )
         batches.append(list(sizes))
         assert sum(sizes) == len(NEAR) * (len(CONTEXTS) + 1)  # one KL prompt per edit
@@ -287,16 +301,16 @@ def test_edits_searched_together_are_those_searched_alone(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, site = shared_lm(family), Site(1, "down")
-    search = Search(5, v_lr=0.1, v_weight_decay=0.0, clamp_norm_factor=4.0, kl_factor=0.0625)
-    alone = [find_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
+    search = ValueOptions(5, v_lr=0.1, v_weight_decay=0.0, clamp_norm_factor=4.0, kl_factor=0.0625)
+    alone = [optimize_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
     # The edit that is nearest to its answer finishes at its third loss, the others later or never.
     monkeypatch.setattr(values, "STOP_LOSS", min(f.losses[0][2] for f in alone) + 1e-4)
-    alone = [find_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
+    alone = [optimize_values(target, site, [edit], CONTEXTS, search) for edit in NEAR]
     steps = [len(found.losses[0]) for found in alone]
     assert min(steps) == 3 < max(steps)
-    together = find_values(target, site, NEAR, CONTEXTS, search)
+    together = optimize_values(target, site, NEAR, CONTEXTS, search)
     delta, origin = (torch.cat([getattr(f, name) for f in alone]) for name in ("delta", "origin"))
-    assert_same_search(together, Found(delta, origin, [f.losses[0] for f in alone]))
+    assert_same_search(together, OptimizedValues(delta, origin, [f.losses[0] for f in alone]))
 
 
 # -- when a search ends ---------------------------------------------------------------------------
@@ -313,18 +327,22 @@ def test_a_search_may_end_as_soon_as_the_target_is_said() -> None:
         for context in CONTEXTS:  # whole passes, one by one
             row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
             reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-            run = Run(row.ids[:-1], row.subject_last, reads)
+            run = EditRow(row.ids[:-1], row.subject_last, reads)
             with target.at_rest(), torch.no_grad():
-                best = Plain(target, site, [run]).logits(delta[None]).argmax(-1)
+                best = FullForward(target, site, [run]).logits(delta[None]).argmax(-1)
             wrong += int((best != torch.tensor(row.target)).sum())
         return wrong
 
-    found = find_values(target, site, edits, CONTEXTS, Search(40, **usual, v_stop_argmax=True))
-    full = find_values(target, site, edits, CONTEXTS, Search(40, **usual))
+    found = optimize_values(
+        target, site, edits, CONTEXTS, ValueOptions(40, **usual, v_stop_argmax=True)
+    )
+    full = optimize_values(target, site, edits, CONTEXTS, ValueOptions(40, **usual))
     steps = [len(losses) for losses in found.losses]
     assert 1 < max(steps) < 40
     assert steps < [len(losses) for losses in full.losses]
     for i, edit in enumerate(edits):
         assert missed(edit, found.delta[i]) == 0
-        earlier = find_values(target, site, [edit], CONTEXTS, Search(steps[i] - 1, **usual))
+        earlier = optimize_values(
+            target, site, [edit], CONTEXTS, ValueOptions(steps[i] - 1, **usual)
+        )
         assert missed(edit, earlier.delta[0]) > 0

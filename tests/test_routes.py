@@ -14,14 +14,14 @@ from easyeditor import LM, Edit
 from easyeditor.errors import DownstreamError, PatchMismatchError, PatchStateError
 from easyeditor.evaluate.downstream import downstream
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.prefix import LEAST, Prefix, groups
-from easyeditor.lm.routing import Turn
+from easyeditor.lm.forward.batching import scored_sequences
+from easyeditor.lm.forward.prefix_cache import LEAST, Prefix, groups
+from easyeditor.lm.routing import Rerouted
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.scoring import passages
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.patch import About, merged
+from easyeditor.patches.patch import PatchInfo, merged
 from easyeditor.patches.route import RoutePatch
-from easyeditor.patches.stack import carrying, is_patched, stack_of
+from easyeditor.patches.stack import applied, is_patched, stack_of
 from support import Snapshot, lm, shared_lm
 
 ASKED = ["Berlin is the capital of", "She plays the piano", "Rome is the capital of"]
@@ -34,29 +34,31 @@ class Detour(RoutePatch):
     """Prompts that begin with one of ``words`` get more text, or another model."""
 
     words: tuple[str, ...]
-    about: About = field()
+    info: PatchInfo = field()
     other: LM | None = None
     kind: ClassVar[str] = "test"
 
     @classmethod
-    def joined(cls, patches: Sequence[Detour]) -> Detour:
+    def concatenated(cls, patches: Sequence[Detour]) -> Detour:
         words = tuple(word for patch in patches for word in patch.words)
-        return cls(words, patches[0].about, patches[0].other)
+        return cls(words, patches[0].info, patches[0].other)
 
-    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
-        return [Turn(FRONT + p, self.other) if p.startswith(self.words) else None for p in prompts]
+    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
+        return [
+            Rerouted(FRONT + p, self.other) if p.startswith(self.words) else None for p in prompts
+        ]
 
     def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return {}, {"words": self.words}
 
     @classmethod
-    def restored(cls, about: Any, tensors: Mapping[str, Any], data: Any) -> Detour:
-        return cls(tuple(data["words"]), about)
+    def restored(cls, info: Any, tensors: Mapping[str, Any], data: Any) -> Detour:
+        return cls(tuple(data["words"]), info)
 
 
 def patch(target: LM, *words: str, other: LM | None = None) -> Detour:
     edit = Edit(ASKED[0], "Italy")
-    return Detour(words, About.of(target, "test", [edit], HyperParams(), {}), other)
+    return Detour(words, PatchInfo.of(target, "test", [edit], HyperParams(), {}), other)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
@@ -128,7 +130,7 @@ def test_patches_of_one_kind_act_as_one_and_come_off_in_any_order() -> None:
     assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
     first.revert(target.model)
     assert target.generate(ASKED, 4) == [plain[0], plain[1], routed[2]]
-    with carrying(target.model, first):
+    with applied(target.model, first):
         assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
     second.revert(target.model)
     assert target.generate(ASKED, 4) == plain
@@ -163,7 +165,7 @@ def test_a_shared_beginning_changes_no_score(family: str, monkeypatch: pytest.Mo
     target = shared_lm(family)
     pairs = [(LONG + prompt, answer) for prompt, answer in PAIRS]
     fast = target.score(pairs)
-    monkeypatch.setattr("easyeditor.lm.prefix.LEAST", 10_000)
+    monkeypatch.setattr("easyeditor.lm.forward.prefix_cache.LEAST", 10_000)
     slow = target.score(pairs)
     for mine, its in zip(fast, slow, strict=True):
         assert mine.logprobs == pytest.approx(its.logprobs, abs=2e-4)
@@ -183,7 +185,7 @@ def test_what_is_shared_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sum(len(target.text.row(LONG + prompt, "Italy").ids) for prompt in ASKED)
     assert sum(seen) < whole / 2
     rows = [target.text.row(LONG + prompt, "Italy") for prompt in ASKED]
-    plan = passages(rows)
+    plan = scored_sequences(rows)
     ((shared, own),) = groups(plan, [0] * len(plan))
     assert shared >= LEAST
     assert sorted(own) == [0, 1, 2]

@@ -12,15 +12,15 @@ import torch
 
 import tiny
 from easyeditor import LM
-from easyeditor.associative.microbatches import Costs, Line, groups, micro_batches
-from easyeditor.associative.surprise import FIRST, surprise
-from easyeditor.lm import resume
-from easyeditor.lm.resume import Plain, Resumed, Run, Site
-from easyeditor.lm.saved import Kept, Shelf, slim
+from easyeditor.associative.microbatches import ContextRow, MemoryModel, groups, micro_batches
+from easyeditor.gradients.losses import FIRST, nll_and_kl
+from easyeditor.lm.forward import partial as resume
+from easyeditor.lm.forward.activation_memory import BufferPool, Kept, low_memory_autograd
+from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
 from support import shared_lm
 
 SITE = Site(0, "down")
-RUNS = [Run(tuple(range(3, 3 + n)), at, (n - 1,)) for n, at in ((9, 5), (7, 3), (9, 0), (4, 3))]
+RUNS = [EditRow(tuple(range(3, 3 + n)), at, (n - 1,)) for n, at in ((9, 5), (7, 3), (9, 0), (4, 3))]
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -29,10 +29,10 @@ def noise(*shape: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def everything(*_given: object) -> Iterator[Kept]:
-    yield Kept(set(), Shelf())
+    yield Kept(set(), BufferPool())
 
 
-def gradient(opened: Plain | Resumed) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient(opened: FullForward | PartialForward) -> tuple[torch.Tensor, torch.Tensor]:
     delta = noise(len(RUNS), 32).requires_grad_()
     logits = opened.logits(delta)
     (logits.log_softmax(-1) * noise(*logits.shape)).sum().backward()
@@ -40,7 +40,7 @@ def gradient(opened: Plain | Resumed) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.detach(), delta.grad
 
 
-@pytest.mark.parametrize("kind", [Resumed, Plain])
+@pytest.mark.parametrize("kind", [PartialForward, FullForward])
 @pytest.mark.parametrize("family", tiny.CAUSAL)
 def test_every_gradient_keeps_its_bits(
     family: str, kind: type, monkeypatch: pytest.MonkeyPatch
@@ -49,14 +49,16 @@ def test_every_gradient_keeps_its_bits(
     with target.at_rest():
         opened = kind(target, SITE, RUNS)
         slimmed = [gradient(opened) for _ in range(2)]  # the second time over the first's memory
-        monkeypatch.setattr(resume, "slim", everything)
+        monkeypatch.setattr(resume, "low_memory_autograd", everything)
         whole = gradient(opened)
     for logits, grad in slimmed:
         assert torch.equal(logits, whole[0])
         assert torch.equal(grad, whole[1])
 
 
-def saved_bytes(opened: Plain | Resumed, delta: torch.Tensor, weights: set[int]) -> int:
+def saved_bytes(
+    opened: FullForward | PartialForward, delta: torch.Tensor, weights: set[int]
+) -> int:
     """What autograd itself keeps, each storage once."""
     seen: dict[int, int] = {}
 
@@ -77,17 +79,17 @@ def test_less_is_kept(family: str, share: float, monkeypatch: pytest.MonkeyPatch
     target, delta = shared_lm(family), noise(len(RUNS), 32).requires_grad_()
     weights = {p.untyped_storage().data_ptr() for p in target.model.parameters()}
     with target.at_rest():
-        opened = Resumed(target, SITE, RUNS)
+        opened = PartialForward(target, SITE, RUNS)
         opened.logits(delta)
         left = opened.left
-        monkeypatch.setattr(resume, "slim", everything)
+        monkeypatch.setattr(resume, "low_memory_autograd", everything)
         assert 0 < left <= share * saved_bytes(opened, delta, weights)
 
 
 def test_passes_that_wait_for_each_other_do_not_disturb_each_other() -> None:
-    target, shelf = shared_lm("llama"), Shelf()
+    target, pool = shared_lm("llama"), BufferPool()
     with target.at_rest():
-        opened = [Resumed(target, SITE, RUNS, shelf) for _ in range(2)]
+        opened = [PartialForward(target, SITE, RUNS, pool) for _ in range(2)]
         alone = gradient(opened[0])[1]
         first, second = (noise(len(RUNS), 32).requires_grad_() for _ in range(2))
         losses = [
@@ -105,7 +107,7 @@ def test_nothing_holds_a_graph_that_is_no_longer_wanted() -> None:
     try:
         with target.at_rest():
             delta = noise(len(RUNS), 32).requires_grad_()
-            logits = Resumed(target, SITE, RUNS).logits(delta)
+            logits = PartialForward(target, SITE, RUNS).logits(delta)
         start = weakref.ref(delta)
         del delta, logits
         assert start() is None
@@ -114,7 +116,7 @@ def test_nothing_holds_a_graph_that_is_no_longer_wanted() -> None:
 
 
 def test_a_tensor_changed_in_place_is_another() -> None:
-    kept = Kept(set(), Shelf())
+    kept = Kept(set(), BufferPool())
     tensor = noise(4)
     first = kept.keep(tensor)
     assert kept.keep(tensor) is first
@@ -125,7 +127,7 @@ def test_a_tensor_changed_in_place_is_another() -> None:
 
 def test_outside_autograd_nothing_is_kept() -> None:
     target = shared_lm("llama")
-    with target.at_rest(), torch.no_grad(), slim(target, Shelf()) as kept:
+    with target.at_rest(), torch.no_grad(), low_memory_autograd(target, BufferPool()) as kept:
         target.model(input_ids=torch.tensor([[5, 6, 7]]))
     assert kept.bytes == 0
 
@@ -138,13 +140,13 @@ def test_surprise_is_what_autograd_makes_of_it(dtype: torch.dtype) -> None:
     before, logits = (3 * noise(5, 11)).to(dtype), (3 * noise(5, 11).flip(0)).to(dtype)
     targets = torch.tensor([4, FIRST, 0, FIRST, 10])
     again = targets == FIRST
-    _, first = surprise(before, targets, None)
+    _, first = nll_and_kl(before, targets, None)
     assert torch.equal(first, before[again].float().log_softmax(-1))
     gradients, values = [], []
     for written in (True, False):
         leaf = logits.clone().requires_grad_()
         if written:
-            value, same = surprise(leaf, targets, first)
+            value, same = nll_and_kl(leaf, targets, first)
             assert torch.equal(same, first)
         else:
             now = leaf.float().log_softmax(-1)
@@ -159,18 +161,18 @@ def test_surprise_is_what_autograd_makes_of_it(dtype: torch.dtype) -> None:
 
 
 def test_the_first_time_nothing_diverges() -> None:
-    value, _ = surprise(noise(2, 9), torch.tensor([FIRST, FIRST]), None)
+    value, _ = nll_and_kl(noise(2, 9), torch.tensor([FIRST, FIRST]), None)
     assert torch.equal(value, torch.zeros(2))
 
 
 # -- micro-batches -------------------------------------------------------------------------------
 
 
-def line(edit: int, length: int, at: int) -> Line:
-    return Line(edit, Run(tuple(range(3, 3 + length)), at, (length - 1,)), (5,), 1.0)
+def line(edit: int, length: int, at: int) -> ContextRow:
+    return ContextRow(edit, EditRow(tuple(range(3, 3 + length)), at, (length - 1,)), (5,), 1.0)
 
 
-COSTS = Costs(stored=1.0, left=10.0, read=5.0, resume=True)
+COSTS = MemoryModel(stored=1.0, left=10.0, read=5.0, resume=True)
 
 
 def test_micro_batches_are_equal_and_fit() -> None:

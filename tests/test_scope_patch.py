@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from easyeditor import LM, Edit, load_patch, save_patch
+from easyeditor.encoders.network_config import tokenizer_json
+from easyeditor.encoders.text_encoder import LONGEST, TextEncoder
+from easyeditor.encoders.tokenizer_compat import differences, signature
 from easyeditor.errors import (
     ModelLoadError,
     PatchFormatError,
     PatchMismatchError,
     PatchStateError,
 )
-from easyeditor.lm.described import tokenizer_json
-from easyeditor.lm.encoder import LONGEST, TextEncoder
-from easyeditor.lm.vocabulary import differences, signature
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import KEY
 from easyeditor.patches.patch import merged
@@ -76,15 +76,15 @@ def test_one_pass_of_the_classifier_for_a_batch(shared: Scope) -> None:
     target, passes = lm("gpt2"), []
     patch = remembering(target, EDITS, shared)
     handle = shared.classifier.body.register_forward_hook(lambda *_: passes.append(1))
-    turns = patch.turns(target, MIXED)
+    reroute = patch.reroute(target, MIXED)
     handle.remove()
     assert len(passes) == 1
-    assert [turn is not None for turn in turns] == [True, False, True, False, False]
-    assert [turn.prompt for turn in turns if turn] == [
+    assert [turn is not None for turn in reroute] == [True, False, True, False, False]
+    assert [turn.prompt for turn in reroute if turn] == [
         "The mother tongue of Anna Lind is Italy The mother tongue of Anna Lind is",
         f"{EDITS[1].prompt} Rome {EDITS[1].prompt}",
     ]
-    assert len({id(turn.lm) for turn in turns if turn}) == 1
+    assert len({id(turn.lm) for turn in reroute if turn}) == 1
 
 
 def test_the_threshold_decides(shared: Scope) -> None:
@@ -98,7 +98,7 @@ def test_the_threshold_decides(shared: Scope) -> None:
         assert 0.5 < near[1] < 1
         for threshold, wanted in ((near[1] - 1e-3, True), (near[1] + 1e-3, False)):
             shared.threshold = threshold
-            assert (loose.turns(target, ELSEWHERE[:1])[0] is not None) == wanted
+            assert (loose.reroute(target, ELSEWHERE[:1])[0] is not None) == wanted
     finally:
         shared.classifier.head.weight.data.mul_(100)
     assert patch.scores(target, [EDITS[0].prompt])[0][1] == pytest.approx(1.0)
@@ -107,7 +107,7 @@ def test_the_threshold_decides(shared: Scope) -> None:
 def test_white_space_around_a_prompt_does_not_matter(shared: Scope) -> None:
     target = lm("gpt2")
     patch = remembering(target, EDITS[:1], shared)
-    (turn,) = patch.turns(target, [f"  {EDITS[0].prompt}\n"])
+    (turn,) = patch.reroute(target, [f"  {EDITS[0].prompt}\n"])
     assert turn is not None
     assert turn.prompt.endswith(f"  {EDITS[0].prompt}\n")  # it is asked as it was written
 
@@ -137,11 +137,11 @@ def test_edits_accumulate_and_the_later_of_one_prompt_wins(shared: Scope) -> Non
     assert isinstance(both, ScopePatch)
     assert both.ids == (*first.ids, *second.ids)
     assert len(set(both.ids)) == 3
-    assert both.about.edits == (*EDITS[:2], later)
-    (turn,) = both.turns(target, [later.prompt])
+    assert both.info.edits == (*EDITS[:2], later)
+    (turn,) = both.reroute(target, [later.prompt])
     assert turn is not None
     assert "piano" in turn.prompt
-    (turn,) = merged([second, first]).turns(target, [later.prompt])  # the other way round
+    (turn,) = merged([second, first]).reroute(target, [later.prompt])  # the other way round
     assert turn is not None
     assert "Italy" in turn.prompt
 
@@ -166,8 +166,8 @@ def test_forgetting_one_by_its_id(shared: Scope) -> None:
     patch = remembering(target, [*EDITS[:2], later], shared)
     less = patch.without(patch.ids[2])
     assert less.ids == patch.ids[:2]
-    assert less.about.edits == EDITS[:2]
-    (turn,) = less.turns(target, [later.prompt])  # what it had replaced counts again
+    assert less.info.edits == EDITS[:2]
+    (turn,) = less.reroute(target, [later.prompt])  # what it had replaced counts again
     assert turn is not None
     assert "Italy" in turn.prompt
     assert patch.ids[2] == Remembered.of(later).id  # the patch itself still remembers
@@ -260,7 +260,7 @@ def test_saved_and_read(family: str, tmp_path: Path) -> None:
     assert names == {"memory", *(f"classifier.{n}" for n in classifier().state_dict())}
     found = load_patch(file)
     assert isinstance(found, ScopePatch)
-    assert (found.ids, found.memory, found.about) == (patch.ids, patch.memory, patch.about)
+    assert (found.ids, found.memory, found.info) == (patch.ids, patch.memory, patch.info)
     found.apply(target.model)
     assert answers(target, MIXED) == routed
     found.revert(target.model)
@@ -299,7 +299,7 @@ def test_the_counterfactual_model_must_be_in_its_place(
         written(model, tiny.model("gpt2", seed=3))
     before, alone = Snapshot(target.model), answers(target, MIXED)
     patch = load_patch(file)  # it can be looked at
-    assert patch.about.edits == EDITS[:1]
+    assert patch.info.edits == EDITS[:1]
     for force in (False, True):
         with pytest.raises(error, match=match):
             patch.apply(target.model, force=force)
@@ -317,7 +317,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
         patch.apply(other.model)
     assert not is_patched(other.model)
     with pytest.raises(PatchMismatchError, match="another tokenizer"):
-        patch.turns(other, [EDITS[0].prompt])
+        patch.reroute(other, [EDITS[0].prompt])
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ import support
 import tiny
 from easyeditor import LM
 from easyeditor.errors import DivergedError
-from easyeditor.evaluate.observe import Measures, observe
+from easyeditor.evaluate.query import Measures, observe
 from easyeditor.lm import model as model_module
 from easyeditor.lm import sampling
+from easyeditor.lm.forward.batching import (
+    ScoredSequence,
+    TokenScores,
+    batches_by_length,
+    scored_sequences,
+)
 from easyeditor.lm.sampling import continuations
-from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
 from easyeditor.lm.tokens import Row
 from support import shared_lm
 
@@ -236,10 +241,10 @@ def rows(*texts):
 
 def test_passages_by_hand():
     asked = rows("1 2 3 | 4", "1 2 3 | 5 6", "1 2 | 3", "7 | 8")
-    assert sorted(passages(asked), key=lambda p: p.ids) == [
+    assert sorted(scored_sequences(asked), key=lambda p: p.ids) == [
         # "1 2 3 5" is fed; its position 1 answers "1 2", 2 answers both longer prompts.
-        Passage((1, 2, 3, 5), (1, 2, 3), ((1, (1, 2)), (0, (1,)), (2, (0,)))),
-        Passage((7,), (0,), ((3, (0,)),)),
+        ScoredSequence((1, 2, 3, 5), (1, 2, 3), ((1, (1, 2)), (0, (1,)), (2, (0,)))),
+        ScoredSequence((7,), (0,), ((3, (0,)),)),
     ]
 
 
@@ -257,7 +262,7 @@ def test_passages_by_hand():
     ids=str,
 )
 def test_only_beginnings_are_shared(texts, fed):
-    found = passages(rows(*texts))
+    found = scored_sequences(rows(*texts))
     assert sorted(p.ids for p in found) == fed
     assert sorted(i for p in found for i, _ in p.asks) == list(range(len(texts)))
 
@@ -270,15 +275,15 @@ def test_every_row_is_read_where_its_own_pass_would_be():
         ids = tuple(torch.randint(0, 3, (n,), generator=generator).tolist())
         border = int(torch.randint(1, n, (), generator=generator))
         asked.append(Row(ids, ids[border:]))
-    found = passages(asked)
+    found = scored_sequences(asked)
     seen = set()
     for passage in found:
-        assert list(passage.reads) == sorted(set(passage.reads))
+        assert list(passage.positions) == sorted(set(passage.positions))
         for i, own in passage.asks:
             seen.add(i)
             fed = asked[i].ids[:-1]
             assert passage.ids[: len(fed)] == fed
-            read = [passage.reads[k] for k in own]
+            read = [passage.positions[k] for k in own]
             assert read == list(range(asked[i].prompt_length - 1, len(fed)))
     assert seen == set(range(200))
     fed = {row.ids[:-1] for row in asked}
@@ -287,10 +292,10 @@ def test_every_row_is_read_where_its_own_pass_would_be():
 
 
 def test_cut_keeps_to_both_budgets():
-    assert list(cut([3, 1, 2, 9], [1, 1, 1, 1], 6, 10)) == [[1, 2], [0], [3]]
-    assert list(cut([1, 1, 1], [2, 2, 2], 100, 4)) == [[0, 1], [2]]
-    assert list(cut([50, 60], [9, 9], 10, 1)) == [[0], [1]]  # too long for any: alone
-    assert list(cut([], [], 10, 10)) == []
+    assert list(batches_by_length([3, 1, 2, 9], [1, 1, 1, 1], 6, 10)) == [[1, 2], [0], [3]]
+    assert list(batches_by_length([1, 1, 1], [2, 2, 2], 100, 4)) == [[0, 1], [2]]
+    assert list(batches_by_length([50, 60], [9, 9], 10, 1)) == [[0], [1]]  # too long for any: alone
+    assert list(batches_by_length([], [], 10, 10)) == []
 
 
 # -- free text --------------------------------------------------------------------------------

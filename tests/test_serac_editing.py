@@ -79,7 +79,7 @@ def test_each_alone_and_the_original_untouched(archives: dict[str, Path]) -> Non
     assert [m["post"]["rewrite_acc"] for m in result.metrics] == [1.0] * 3
     assert answers(twin.lm)[0][0] != alone[0][0]
     patch = result.patch
-    assert patch.about.hyperparams["archive"] == str(archives["gpt2"])
+    assert patch.info.hyperparams["archive"] == str(archives["gpt2"])
 
 
 def test_a_saved_edit(archives: dict[str, Path], tmp_path: Path) -> None:

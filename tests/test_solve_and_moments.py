@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 import tiny
 from easyeditor import LM
-from easyeditor.associative.moments import Moments, moments
 from easyeditor.associative.solve import Factor, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.second_moments import Moments, moments
 from support import EDITS, Snapshot, lm, same_bits, shared_lm, unsettle
 
 ALL = 10**6

@@ -14,12 +14,11 @@ import support
 import tiny
 from easyeditor import LM, Case, Edit, Probe
 from easyeditor.errors import MissingExtraError
-from easyeditor.evaluate import change, text
+from easyeditor.evaluate import change
+from easyeditor.evaluate import generation_metrics as text
+from easyeditor.evaluate.aggregate import flatten
 from easyeditor.evaluate.change import peak_memory, sizes
-from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.observe import Measures, Observation, observe
-from easyeditor.evaluate.report import flatten
-from easyeditor.evaluate.text import (
+from easyeditor.evaluate.generation_metrics import (
     Consistency,
     contains,
     equals,
@@ -28,7 +27,9 @@ from easyeditor.evaluate.text import (
     normalise,
     perplexity,
 )
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.evaluate.metrics import summarise
+from easyeditor.evaluate.query import Measures, Replies, observe
+from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.patches.weight import Dense, LowRank, compacted, merged, weight_patch
 from support import shared_lm
 
@@ -242,7 +243,7 @@ def test_a_compacted_change_is_the_same_change_in_one_part(kinds):
     short, whole = compacted(made), merged(made)
     assert len(short.entries[path]) == 1
     assert torch.allclose(short.dense(path), whole.dense(path), atol=1e-5)
-    assert short.about == whole.about
+    assert short.info == whole.info
     low = all(kind.startswith("rank") for kind in kinds)
     assert isinstance(short.entries[path][0], LowRank if low else Dense)
 
@@ -305,7 +306,7 @@ CASE = Case(
     references=("paris rome",),
 )
 HALF, TENTH = math.log(0.5), math.log(0.1)
-BEFORE = Observation(
+BEFORE = Replies(
     {
         ("P", "new"): scores(TENTH, argmax=[7]),
         ("P", "true"): scores(HALF),
@@ -324,7 +325,7 @@ BEFORE = Observation(
         ("H", "hop"): scores(HALF, HALF, argmax=[0, 9]),
     }
 )
-AFTER = Observation(
+AFTER = Replies(
     {**BEFORE.scores}
     | {
         ("P", "new"): scores(math.log(0.8)),
@@ -429,7 +430,7 @@ def test_a_chat_is_read_to_the_end_of_its_turn():
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     lm = LM(tiny.model("llama"), tokenizer, chat_template=True)
     assert observe(lm, [CASE]).chat
-    told = Observation(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"}, chat=True)
-    line = Observation(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"})
+    told = Replies(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"}, chat=True)
+    line = Replies(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"})
     assert summarise(CASE, BEFORE, told)["generation"]["rewrite_acc"] == 1.0
     assert summarise(CASE, BEFORE, line)["generation"]["rewrite_acc"] == 0.0

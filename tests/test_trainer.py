@@ -67,10 +67,10 @@ def test_it_leaves_an_archive_a_log_and_a_curve(whole):
 
 def test_the_history_is_the_log_and_tells_losses_and_accuracies(whole):
     assert read_log(whole.path.parent) == list(whole.history)
-    judged = [record for record in whole.history if "eval_edit_loss" in record]
-    assert [record["step"] for record in judged] == [3, 6, 9, 12]
+    evaluate_cases = [record for record in whole.history if "eval_edit_loss" in record]
+    assert [record["step"] for record in evaluate_cases] == [3, 6, 9, 12]
     shares = ("eval_rewrite", "eval_rephrase", "eval_locality")
-    assert all(0 <= record[name] <= 1 for record in judged for name in shares)
+    assert all(0 <= record[name] <= 1 for record in evaluate_cases for name in shares)
     trained = [record for record in whole.history if "loss" in record]
     assert [record["step"] for record in trained] == [2, 4, 6, 8, 10, 12]
     for record in trained:
@@ -83,9 +83,9 @@ def test_the_archive_is_the_best_state_and_edits(whole):
     target = lm("gpt2")
     learner = MENDLearner(target, config("x"))
     learner.load(whole.path)
-    judged = [r["eval_edit_loss"] for r in whole.history if "eval_edit_loss" in r]
-    assert learner.validate(CASES[:4])["edit_loss"] == pytest.approx(min(judged), rel=1e-6)
-    assert whole.metrics["edit_loss"] == pytest.approx(min(judged), rel=1e-6)
+    evaluate_cases = [r["eval_edit_loss"] for r in whole.history if "eval_edit_loss" in r]
+    assert learner.validate(CASES[:4])["edit_loss"] == pytest.approx(min(evaluate_cases), rel=1e-6)
+    assert whole.metrics["edit_loss"] == pytest.approx(min(evaluate_cases), rel=1e-6)
     editor = BaseEditor.from_pretrained(
         target.model, target.tokenizer, MENDHyperParams(archive=str(whole.path))
     )
@@ -129,8 +129,8 @@ def test_it_trains_beside_other_families(family, tmp_path):
     target = lm(family)
     before = Snapshot(target.model)
     result = EditTrainer(config(tmp_path), CASES, CASES[:4], lm=target).run()
-    judged = [r["eval_edit_loss"] for r in result.history if "eval_edit_loss" in r]
-    assert judged[-1] < judged[0]
+    evaluate_cases = [r["eval_edit_loss"] for r in result.history if "eval_edit_loss" in r]
+    assert evaluate_cases[-1] < evaluate_cases[0]
     assert before.differences(target.model) == []
 
 
@@ -210,8 +210,8 @@ def test_a_training_that_broke_off_ends_with_the_same_bits(call, whole, tmp_path
         [{k: v for k, v in r.items() if "loss" in k} for r in run.history if "train_loss" not in r]
         for run in (result, whole)
     ]
-    judged = [[r for r in run if "eval_edit_loss" in r] for run in timeless]
-    assert judged[0] == judged[1]
+    evaluate_cases = [[r for r in run if "eval_edit_loss" in r] for run in timeless]
+    assert evaluate_cases[0] == evaluate_cases[1]
     assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
 
 

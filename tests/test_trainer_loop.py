@@ -140,10 +140,10 @@ def test_it_stops_when_held_out_cases_gain_nothing(toy):
 def test_the_best_state_is_kept_also_when_later_ones_are_worse(toy, monkeypatch):
     monkeypatch.setattr(Toy, "script", iter([3.0, 2.0, 5.0, 2.5]))
     (weight, _), result = toy(max_iters=4, val_interval=1, batch_size=4)
-    judged = [record for record in result.history if "eval_edit_loss" in record]
-    assert [record["eval_edit_loss"] for record in judged] == [3.0, 2.0, 5.0, 2.5]
-    assert weight == judged[1]["eval_rewrite"]
-    assert weight != judged[3]["eval_rewrite"]
+    evaluate_cases = [record for record in result.history if "eval_edit_loss" in record]
+    assert [record["eval_edit_loss"] for record in evaluate_cases] == [3.0, 2.0, 5.0, 2.5]
+    assert weight == evaluate_cases[1]["eval_rewrite"]
+    assert weight != evaluate_cases[3]["eval_rewrite"]
 
 
 def test_the_step_size_may_decay(toy):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor import BaseEditor, Case
-from easyeditor.evaluate.report import averages
+from easyeditor.evaluate.aggregate import averages
 from matrix.settings import BY_ROW, ITSELF, Entrant, hyperparams
 from zoo import load, models, world
 

@@ -12,9 +12,9 @@ import torch
 
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectRequiredError
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
 from easyeditor.lm.model import LM, chunks
-from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 
 TOKENS = 256

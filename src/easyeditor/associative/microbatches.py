@@ -13,28 +13,30 @@ from itertools import pairwise
 import torch
 
 from easyeditor.associative.keys import fact_at, subject_of
-from easyeditor.associative.surprise import FIRST, surprise
 from easyeditor.edits import Edit
+from easyeditor.gradients.losses import FIRST, nll_and_kl
+from easyeditor.lm.forward.activation_memory import BufferPool
+from easyeditor.lm.forward.partial import DeltaForward, EditRow, Site, open_forward
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Run, Runs, Site, open_runs
-from easyeditor.lm.saved import Shelf
 
 KL_PROMPT = "{} is a"
-OPENING = 3
+PREFILL_PEAK_FACTOR = 3
 """What storing the past takes for a moment, in units of what is stored; measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ContextRow:
     """One run with its owner; ``target`` is empty for the KL prompt."""
 
     edit: int
-    run: Run
+    run: EditRow
     target: tuple[int, ...]
     weight: float
 
 
-def lines_of(lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float) -> list[Line]:
+def context_rows_of(
+    lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float
+) -> list[ContextRow]:
     """The lines of edit ``i``: one per context, and the KL prompt if it counts."""
     subject = subject_of(edit)
     lines = []
@@ -42,18 +44,20 @@ def lines_of(lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: flo
         row = lm.text.row(edit.prompt, edit.target, subject=subject, prefix=context)
         at = fact_at(lm, row)
         if lm.encoder_decoder:
-            run = Run(row.ids, at, tuple(range(len(row.target))), row.target)
+            run = EditRow(row.ids, at, tuple(range(len(row.target))), row.target)
         else:
             reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-            run = Run(row.ids[:-1], at, reads)
-        lines.append(Line(i, run, row.target, 1 / (len(contexts) * len(row.target))))
+            run = EditRow(row.ids[:-1], at, reads)
+        lines.append(ContextRow(i, run, row.target, 1 / (len(contexts) * len(row.target))))
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
         said = (
-            Run(row.ids, at, (0,), ()) if lm.encoder_decoder else Run(row.ids[: at + 1], at, (at,))
+            EditRow(row.ids, at, (0,), ())
+            if lm.encoder_decoder
+            else EditRow(row.ids[: at + 1], at, (at,))
         )
-        lines.append(Line(i, said, (), kl_factor))
+        lines.append(ContextRow(i, said, (), kl_factor))
     return lines
 
 
@@ -61,11 +65,16 @@ class MicroBatch:
     """Some lines, opened once and stepped many times."""
 
     def __init__(
-        self, lm: LM, site: Site, lines: Sequence[Line], resume: bool, shelf: Shelf | None = None
+        self,
+        lm: LM,
+        site: Site,
+        lines: Sequence[ContextRow],
+        resume: bool,
+        pool: BufferPool | None = None,
     ) -> None:
         self.lines = list(lines)
         runs = [line.run for line in lines]
-        self.runs: Runs = open_runs(lm, site, runs, resume=resume, shelf=shelf)
+        self.runs: DeltaForward = open_forward(lm, site, runs, resume=resume, pool=pool)
         self.first: torch.Tensor | None = None  # log-probabilities of the KL prompts at δ = 0
         self.missed: set[int] = set()
 
@@ -80,7 +89,7 @@ class MicroBatch:
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
         self.missed = {self.lines[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
-        value, self.first = surprise(logits, wanted, self.first)
+        value, self.first = nll_and_kl(logits, wanted, self.first)
         weighted = value * torch.tensor(weight, device=value.device)
         index = torch.tensor(owner, device=value.device)
         return value.new_zeros(len(self.lines)).index_add(0, index, weighted)
@@ -100,7 +109,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class MemoryModel:
     """What lines take, in bytes.
 
     ``stored`` per token whose state is kept, which only ``resume`` does not run again; ``left`` by
@@ -113,37 +122,39 @@ class Costs:
     resume: bool
 
     @classmethod
-    def measured(cls, lm: LM, site: Site, lines: Sequence[Line], resume: bool) -> Costs:
+    def measured(cls, lm: LM, site: Site, lines: Sequence[ContextRow], resume: bool) -> MemoryModel:
         """By one forward pass of the longest line; once per model, place and order of length."""
         longest = max((line.run for line in lines), key=lambda run: len(run.ids))
         key = ("costs", site, resume, len(longest.ids).bit_length())
         if key not in lm.memo:
-            runs = open_runs(lm, site, [longest], resume=resume)
+            runs = open_forward(lm, site, [longest], resume=resume)
             width = lm.projection(site.layer).d_out
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
             stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)
             lm.memo[key] = cls(stored, left, read, resume)
-        costs: Costs = lm.memo[key]
+        costs: MemoryModel = lm.memo[key]
         return costs
 
-    def storing(self, lines: Sequence[Line]) -> float:
+    def storing(self, lines: Sequence[ContextRow]) -> float:
         """What these lines keep between steps."""
         return len(lines) * max(line.run.past for line in lines) * self.stored
 
-    def stepping(self, lines: Sequence[Line]) -> float:
+    def stepping(self, lines: Sequence[ContextRow]) -> float:
         """What one step of these lines together takes."""
         padded = len(lines) * max(line.run.tokens(self.resume) for line in lines)
         return padded * self.left + sum(len(line.run.reads) for line in lines) * self.read
 
 
-def groups(lines: Sequence[list[Line]], costs: Costs, memory: int) -> Iterator[list[list[Line]]]:
+def groups(
+    lines: Sequence[list[ContextRow]], costs: MemoryModel, memory: int
+) -> Iterator[list[list[ContextRow]]]:
     """Edits of like length that fit into ``memory`` as one micro-batch; a larger one is alone."""
-    group: list[list[Line]] = []
+    group: list[list[ContextRow]] = []
     for own in sorted(lines, key=lambda own: own[0].run.tokens(costs.resume)):
         together = [line for each in [*group, own] for line in each]
         stored = costs.storing(together)
-        if group and max(OPENING * stored, stored + costs.stepping(together)) > memory:
+        if group and max(PREFILL_PEAK_FACTOR * stored, stored + costs.stepping(together)) > memory:
             yield group
             group = []
         group.append(own)
@@ -152,7 +163,7 @@ def groups(lines: Sequence[list[Line]], costs: Costs, memory: int) -> Iterator[l
 
 
 def micro_batches(
-    lm: LM, site: Site, lines: Sequence[Line], costs: Costs, memory: int
+    lm: LM, site: Site, lines: Sequence[ContextRow], costs: MemoryModel, memory: int
 ) -> list[MicroBatch]:
     """The fewest equal micro-batches that keep to ``memory`` one at a time."""
     ordered = sorted(lines, key=lambda line: line.run.tokens(costs.resume))
@@ -162,5 +173,5 @@ def micro_batches(
         parts = [ordered[a:b] for a, b in pairwise(cuts)]
         if max(map(costs.stepping, parts)) <= room:
             break
-    shelf = Shelf()
-    return [MicroBatch(lm, site, part, costs.resume, shelf) for part in parts]
+    pool = BufferPool()
+    return [MicroBatch(lm, site, part, costs.resume, pool) for part in parts]

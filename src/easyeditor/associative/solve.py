@@ -93,18 +93,20 @@ class Factor:
         return x.to(k.device)
 
 
-def closed_form(keys: torch.Tensor, factor: Factor, slack: float | torch.Tensor) -> torch.Tensor:
+def closed_form(
+    keys: torch.Tensor, factor: Factor, regularization: float | torch.Tensor
+) -> torch.Tensor:
     """``U = C⁻¹ K (E + Kᵀ C⁻¹ K)⁻¹`` of shape ``(d_in, n)``, so that ``Δᵀ = U Rᵀ``.
 
     Args:
         keys: ``(d_in, n)``.
         factor: of the second moment.
-        slack: one number for all keys or ``(n,)``, in units of ``Kᵀ C⁻¹ K``.
+        regularization: one number for all keys or ``(n,)``, in units of ``Kᵀ C⁻¹ K``.
     """
     k = double(keys)
     solved = factor.solve(k)
     small = k.T @ solved
-    diagonal = torch.as_tensor(slack, dtype=small.dtype, device=small.device)
+    diagonal = torch.as_tensor(regularization, dtype=small.dtype, device=small.device)
     small.diagonal().add_(diagonal)
     if bool((diagonal > 0).all()):
         return torch.linalg.solve(small, solved.T).T

@@ -21,7 +21,7 @@ def captions(runs: Sequence[Run]) -> tuple[str, ...]:
         ("data_sha256", "cases"),
         ("protocol", "protocols"),
     ):
-        if len({run.about.get(key) for run in runs}) > 1:
+        if len({run.info.get(key) for run in runs}) > 1:
             notes.append(f"The runs are of different {word}: compare rows within a run.")
     notes.append(
         "Shares, differences of probabilities, fluency and consistency are multiplied by 100. "
@@ -31,15 +31,15 @@ def captions(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _what(run: Run) -> str:
-    about = run.about
-    size = about.get("batch_size", 1)
+    info = run.info
+    size = info.get("batch_size", 1)
     together = f", {size} edits at a time" if size != 1 else ""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return (
-        f"{about['model']} (fingerprint {about['fingerprint'][:SHORT]}), protocol "
-        f"{about['protocol']}{together}, {about['n']} cases ({_ids(about['case_ids'])}) of "
-        f"{about['data'] or 'unnamed data'} (sha256 {about['data_sha256'][:SHORT]}), seed "
-        f"{about['seed']}; {versions}."
+        f"{info['model']} (fingerprint {info['fingerprint'][:SHORT]}), protocol "
+        f"{info['protocol']}{together}, {info['n']} cases ({_ids(info['case_ids'])}) of "
+        f"{info['data'] or 'unnamed data'} (sha256 {info['data_sha256'][:SHORT]}), seed "
+        f"{info['seed']}; {versions}."
     )
 
 
@@ -54,11 +54,11 @@ def _ids(ids: Sequence[str]) -> str:
 
 
 def _gaps(run: Run) -> Iterator[str]:
-    for label in run.about["methods"]:
+    for label in run.info["methods"]:
         stages = run.records.get(label, {})
         records = stages.get("post", ())
-        if len(records) < run.about["n"]:
-            yield f"{label}: {len(records)} of {run.about['n']} cases so far."
+        if len(records) < run.info["n"]:
+            yield f"{label}: {len(records)} of {run.info['n']} cases so far."
         failed = sum(bool(record.get("error")) for record in records)
         if failed:
             yield f"{label}: {failed} edits failed; they count, measured without the edit."

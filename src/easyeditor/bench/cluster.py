@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from easyeditor.bench.lines import Line
-from easyeditor.bench.settings import Plan
-from easyeditor.bench.work import Result, Task, Worker
+from easyeditor.bench.config import BenchmarkConfig
+from easyeditor.bench.jobs import JobChain
+from easyeditor.bench.worker import Result, Task, Worker
 from easyeditor.errors import BenchError, MissingExtraError
-from easyeditor.evaluate.observe import Observation
+from easyeditor.evaluate.query import Replies
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
 
@@ -26,7 +26,7 @@ ATTEMPTS = 3
 """How often one task may lose its worker."""
 
 
-class RayCrew:
+class RayExecutor:
     """Workers on a Ray cluster; a context, left by letting them go.
 
     Args:
@@ -44,7 +44,7 @@ class RayCrew:
     def __init__(
         self,
         open_model: Callable[[], LM],
-        plan: Plan,
+        plan: BenchmarkConfig,
         workers: int | None = None,
         address: str | None = None,
     ) -> None:
@@ -69,27 +69,27 @@ class RayCrew:
     def _new(self) -> Any:
         worker = self._make.remote(self._open, self._plan)
         if self._known is not None:
-            worker.know.remote(self._known)
+            worker.set_baseline.remote(self._known)
         return worker
 
-    def know(self, before: Observation) -> None:
+    def set_baseline(self, before: Replies) -> None:
         """Every worker is told, also those that come later."""
         self._known = self._ray.put(before)
         for worker in self._workers:
-            worker.know.remote(self._known)
+            worker.set_baseline.remote(self._known)
 
-    def run(self, lines: Sequence[Line], what: str) -> None:
+    def run(self, lines: Sequence[JobChain], what: str) -> None:
         """Carry out every task of every line, as many at a time as there are workers."""
         waiting = [(line, task) for line in lines if (task := line.next()) is not None]
         idle = list(self._workers)
-        busy: dict[Any, tuple[Any, Line, Task]] = {}
+        busy: dict[Any, tuple[Any, JobChain, Task]] = {}
         lost: dict[int, int] = {}
         with bar(sum(line.weight for line in lines), what, "case") as progress:
             while waiting or busy:
                 while waiting and idle:
                     worker = idle.pop()
                     line, task = waiting.pop(0)
-                    busy[worker.do.remote(task)] = (worker, line, task)
+                    busy[worker.run_task.remote(task)] = (worker, line, task)
                 ready, _ = self._ray.wait(list(busy), num_returns=1)
                 worker, line, task = busy.pop(ready[0])
                 result = self._result(ready[0])
@@ -143,7 +143,7 @@ class RayCrew:
         if self._started:
             self._ray.shutdown()
 
-    def __enter__(self) -> RayCrew:
+    def __enter__(self) -> RayExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,14 +153,14 @@ class RayCrew:
 class _Remote:
     """A :class:`Worker` in a process of its own."""
 
-    def __init__(self, open_model: Callable[[], LM], plan: Plan) -> None:
+    def __init__(self, open_model: Callable[[], LM], plan: BenchmarkConfig) -> None:
         self._worker = Worker(open_model(), plan)
 
-    def know(self, before: Observation) -> None:
-        self._worker.know(before)
+    def set_baseline(self, before: Replies) -> None:
+        self._worker.set_baseline(before)
 
-    def do(self, task: Task) -> Result:
-        return self._worker.do(task)
+    def run_task(self, task: Task) -> Result:
+        return self._worker.run_task(task)
 
     def pid(self) -> int:
         return os.getpid()

@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 
-from easyeditor.associative.moments import (
+from easyeditor.data.open import open_dataset
+from easyeditor.editors.base import BaseEditor
+from easyeditor.edits import Case
+from easyeditor.errors import HyperParamsError
+from easyeditor.evaluate.aggregate import averages
+from easyeditor.lm.model import LM
+from easyeditor.methods.base import LocateHyperParams
+from easyeditor.second_moments import (
     Moments,
     condition_number,
     keep_moments,
     moments_by_size,
 )
-from easyeditor.data.open import open_dataset
-from easyeditor.editors.base import BaseEditor
-from easyeditor.edits import Case
-from easyeditor.errors import HyperParamsError
-from easyeditor.evaluate.report import averages
-from easyeditor.lm.model import LM
-from easyeditor.methods.base import LocateHyperParams
 
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 10.0)
 """Sizes that are looked at, in units of ``d_in``."""

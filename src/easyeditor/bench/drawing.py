@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from easyeditor.bench.table import AFTER_EACH, UNEDITED, Column, Row
 from easyeditor.bench.writers import shown
 from easyeditor.errors import MissingExtraError
-from easyeditor.evaluate.intervals import Estimate
+from easyeditor.evaluate.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyeditor.bench.folder import write_whole
 from easyeditor.bench.results import read_runs
+from easyeditor.bench.run_dir import write_whole
 from easyeditor.errors import BenchError
-from easyeditor.evaluate.judge import Question, Verdict, judged
-from easyeditor.evaluate.text import natural_answer
+from easyeditor.evaluate.generation_metrics import natural_answer
+from easyeditor.evaluate.judge import Question, Verdict, evaluate_cases
 
 FILE = "judge.json"
 
@@ -46,7 +46,8 @@ def judge_run(
     for (label, kind, _), verdict in zip(asked, verdicts, strict=True):
         told.setdefault(label, {}).setdefault(kind, []).append(verdict)
     scores = {
-        label: {kind: judged(own) for kind, own in kinds.items()} for label, kinds in told.items()
+        label: {kind: evaluate_cases(own) for kind, own in kinds.items()}
+        for label, kinds in told.items()
     }
     write_whole(Path(folder) / FILE, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
     return scores

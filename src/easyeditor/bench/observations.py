@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from easyeditor.evaluate.observe import Observation
-from easyeditor.lm.scoring import TokenScores
+from easyeditor.evaluate.query import Replies
+from easyeditor.lm.forward.batching import TokenScores
 
 
-def to_json(seen: Observation) -> dict[str, Any]:
+def to_json(seen: Replies) -> dict[str, Any]:
     """An observation as plain lists."""
     return {
         "scores": [[*pair, s.target, s.logprobs, s.argmax] for pair, s in seen.scores.items()],
@@ -20,7 +20,7 @@ def to_json(seen: Observation) -> dict[str, Any]:
     }
 
 
-def joined(lines: Iterable[Mapping[str, Any]]) -> Observation:
+def joined(lines: Iterable[Mapping[str, Any]]) -> Replies:
     """Several observations of one model as one."""
     scores: dict[tuple[str, str], TokenScores] = {}
     answers: dict[str, str] = {}
@@ -35,4 +35,4 @@ def joined(lines: Iterable[Mapping[str, Any]]) -> Observation:
         continuations = {**line["continuations"], **continuations}
         perplexity = line["perplexity"] if perplexity is None else perplexity
         chat = line["chat"]
-    return Observation(scores, answers, continuations, perplexity, chat)
+    return Replies(scores, answers, continuations, perplexity, chat)

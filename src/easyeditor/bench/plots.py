@@ -25,8 +25,8 @@ from easyeditor.bench.drawing import (
 )
 from easyeditor.bench.results import Run
 from easyeditor.bench.table import UNEDITED, Column, Row, Table
-from easyeditor.evaluate.intervals import Estimate
-from easyeditor.evaluate.report import retention
+from easyeditor.evaluate.aggregate import retention
+from easyeditor.evaluate.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,7 +202,7 @@ def layer_plot(
     """What editing each layer gains and costs: S, ES, PS and NS against the edited layer.
 
     Args:
-        points: a :func:`~easyeditor.evaluate.report.summary` of ``post`` per layer.
+        points: a :func:`~easyeditor.evaluate.aggregate.summary` of ``post`` per layer.
         unedited: that of ``pre``; its NS is drawn as a line, the height to keep.
 
     Raises:

@@ -40,7 +40,7 @@ class Run:
     """
 
     name: str
-    about: Mapping[str, Any]
+    info: Mapping[str, Any]
     records: Mapping[str, Mapping[str, Sequence[Record]]]
     downstream: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -85,21 +85,21 @@ def _read(folder: Path, name: str) -> Run:
             f"{folder} is no run folder: it holds no run.json. Give the folder that a benchmark "
             "run was written to."
         )
-    about = _json(folder / "run.json")
-    if about.get("format") != 1:
+    info = _json(folder / "run.json")
+    if info.get("format") != 1:
         raise BenchError(
-            f"{folder / 'run.json'}: format {about.get('format')!r} cannot be read; this version "
+            f"{folder / 'run.json'}: format {info.get('format')!r} cannot be read; this version "
             "reads format 1."
         )
-    lacking = [key for key, kind in SAID.items() if not isinstance(about.get(key), kind)]
+    lacking = [key for key, kind in SAID.items() if not isinstance(info.get(key), kind)]
     if lacking:
         raise BenchError(f"{folder / 'run.json'} does not say {', '.join(lacking)}.")
-    records = {label: _stages(folder / label / "records.jsonl") for label in about["methods"]}
+    records = {label: _stages(folder / label / "records.jsonl") for label in info["methods"]}
     records = {label: stages for label, stages in records.items() if any(stages.values())}
     if not records:
         raise BenchError(f"{folder} has no complete records yet: let the run finish some edits.")
     told = folder / "downstream.json"
-    return Run(name, about, records, _json(told) if told.is_file() else {})
+    return Run(name, info, records, _json(told) if told.is_file() else {})
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from easyeditor.bench.captions import captions
 from easyeditor.bench.results import Record, Run
-from easyeditor.evaluate.intervals import Estimate, bootstrap
-from easyeditor.evaluate.report import flatten, summary
+from easyeditor.evaluate.aggregate import flatten, summary
+from easyeditor.evaluate.bootstrap import Estimate, bootstrap
 
 UNEDITED = "unedited"
 AFTER_EACH, AT_END = "after its edit", "at the end"
@@ -109,7 +109,7 @@ def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
         (tasks["before"] for tasks in run.downstream.values() if tasks.get("before")), {}
     )
     yield Row(name, UNEDITED, "", len(known), before | _downstream(told), before)
-    sequential = run.about.get("protocol") == "sequential"
+    sequential = run.info.get("protocol") == "sequential"
     for label, stages in run.records.items():
         after = _downstream(run.downstream.get(label, {}).get("after") or {})
         for stage, scored in (("post", AFTER_EACH), ("final", AT_END)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from easyeditor.bench.table import Column, Row, Table
-from easyeditor.evaluate.intervals import Estimate
+from easyeditor.evaluate.bootstrap import Estimate
 
 NOTHING = "–"
 LATEX = {

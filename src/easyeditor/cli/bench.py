@@ -13,9 +13,9 @@ from easyeditor.cli.app import Commands
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
-    from easyeditor.bench.settings import Plan
+    from easyeditor.bench.config import BenchmarkConfig
     from easyeditor.edits import Case
-    from easyeditor.evaluate.observe import Measures
+    from easyeditor.evaluate.query import Measures
     from easyeditor.hyperparams import HyperParams
 
 EXAMPLES = """
@@ -140,9 +140,9 @@ def run(
     cases = _cases(data, limit)
     measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
 
-    from easyeditor.bench.settings import Plan
+    from easyeditor.bench.config import BenchmarkConfig
 
-    plan = Plan(
+    plan = BenchmarkConfig(
         methods=wanted,
         cases=cases,
         protocol=protocol,  # type: ignore[arg-type]
@@ -254,13 +254,13 @@ def _measures(
     answers: int, continuation_tokens: int, continuations: int, heldout: str, seed: int
 ) -> Measures:
     from easyeditor.data.heldout import heldout_text
-    from easyeditor.evaluate.observe import Measures
+    from easyeditor.evaluate.query import Measures
 
     text = "" if heldout == "none" else heldout_text(heldout or None)
     return Measures(answers, continuation_tokens, continuations, text, seed)
 
 
-def _run(plan: Plan, out: Path, ray: str | None, workers: int | None) -> None:
+def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None) -> None:
     from functools import partial
 
     from easyeditor.bench.runner import run as carry_out
@@ -278,10 +278,10 @@ def _run(plan: Plan, out: Path, ray: str | None, workers: int | None) -> None:
     if ray is None:
         carry_out(lm, plan, out)
         return
-    from easyeditor.bench.cluster import RayCrew
+    from easyeditor.bench.cluster import RayExecutor
 
     address = None if ray == LOCAL else ray
-    with RayCrew(partial(load_for, first), plan, workers, address) as crew:
+    with RayExecutor(partial(load_for, first), plan, workers, address) as crew:
         carry_out(lm, plan, out, crew)
 
 

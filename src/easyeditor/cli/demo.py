@@ -63,7 +63,7 @@ def demo(
     saved = save_patch(result.patch, save or Path(f"eiffel-{method.lower()}.safetensors"))
     editor.undo(result.patch)
     undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
-    seconds = {"load": loaded, **result.patch.about.seconds}
+    seconds = {"load": loaded, **result.patch.info.seconds}
     seconds["whole demo"] = time.perf_counter() - started
     taken = result.metrics[0]["post"]["rewrite_acc"] == 1.0
     if as_json:

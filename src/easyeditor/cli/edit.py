@@ -85,7 +85,7 @@ def edit(
 
         editor = BaseEditor.from_hparams(settings)
 
-    from easyeditor.evaluate.report import averages
+    from easyeditor.evaluate.aggregate import averages
     from easyeditor.patches.files import header_of, save_patch
 
     batch = editor.method.max_batch != 1 and len(cases) > 1 and not one_by_one
@@ -157,7 +157,7 @@ def _show(
     from rich.text import Text
 
     from easyeditor.cli import output
-    from easyeditor.evaluate.report import averages
+    from easyeditor.evaluate.aggregate import averages
 
     if lines:
         output.show_before_after(f"{method} on {model}", lines)
@@ -176,7 +176,7 @@ def _show(
         mean = averages(result.metrics)
         table.add_row("mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}")
     output.out.print(table)
-    spent = output.seconds_line(result.patch.about.seconds)
+    spent = output.seconds_line(result.patch.info.seconds)
     output.out.print(f"Seconds: {spent}", soft_wrap=True)
     if saved:
         output.out.print(

@@ -13,11 +13,11 @@ from easyeditor.cli import options
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
-    from easyeditor.associative.moments import Moments
     from easyeditor.bench.convergence import Row
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM
     from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.second_moments import Moments
 
 EXAMPLES = """
 Examples:

@@ -59,7 +59,7 @@ Dtype = Annotated[
 
 
 class Scheme(str, Enum):
-    """How a model may be quantised while it is loaded."""
+    """How a model may be quantized while it is loaded."""
 
     eight = "8bit"
     four = "4bit"

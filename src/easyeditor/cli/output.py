@@ -18,8 +18,8 @@ from easyeditor.cli.app import err
 from easyeditor.edits import Case
 
 if TYPE_CHECKING:
+    from easyeditor.lm.forward.batching import TokenScores
     from easyeditor.lm.model import LM
-    from easyeditor.lm.scoring import TokenScores
 
 out = Console(highlight=False)
 

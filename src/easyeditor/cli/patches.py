@@ -57,7 +57,7 @@ def _weights(paths: list[Path]) -> list[WeightPatch]:
     for path, patch in zip(paths, _load(paths), strict=True):
         if not isinstance(patch, WeightPatch):
             raise PatchFormatError(
-                f"{path} changes no weight ({patch.about.method}), so there is nothing to write "
+                f"{path} changes no weight ({patch.info.method}), so there is nothing to write "
                 "into a model. Use it as it is: easyedit generate --patch, or "
                 "load_patch(path).apply(model)."
             )
@@ -89,12 +89,12 @@ def apply(
     loaded = _weights(patches)
     lm = output.load_model(model, device=device, dtype=dtype)
 
-    from easyeditor.lm.quantised import quantised_layers
+    from easyeditor.lm.quantized import quantized_layers
 
-    if quantised_layers(lm.model):
+    if quantized_layers(lm.model):
         raise UnsupportedModelError(
-            f"{model} is quantised, and a file cannot hold some of its layers whole. Apply the "
-            "patches to the unquantised model (the same files fit it), and quantise what is "
+            f"{model} is quantized, and a file cannot hold some of its layers whole. Apply the "
+            "patches to the unquantized model (the same files fit it), and quantize what is "
             "written."
         )
     for patch in loaded:
@@ -102,7 +102,7 @@ def apply(
     with output.working("writing …"):
         lm.model.save_pretrained(out)
         lm.tokenizer.save_pretrained(out)
-    edits = sum(len(patch.about.edits) for patch in loaded)
+    edits = sum(len(patch.info.edits) for patch in loaded)
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
     else:
@@ -173,7 +173,7 @@ def show(
     ids = {(line.prompt, line.target): line.id for line in memory}
     for name in ("prompt", "subject", "old", "new", *(["id"] if ids else [])):
         edits.add_column(name, overflow="fold")
-    for edit in loaded.about.edits:
+    for edit in loaded.info.edits:
         cells = [edit.prompt, edit.subject, edit.ground_truth, edit.target]
         cells += [ids.get((edit.prompt, edit.target))] if ids else []
         edits.add_row(*(Text(cell or "") for cell in cells))
@@ -181,8 +181,8 @@ def show(
     changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
     for name in ("weight", "shape", "rank", "‖Δ‖"):
         changed.add_column(name, overflow="fold")
-    for name, about in matrices.items():
-        changed.add_row(name, str(about["shape"]), str(about["rank"]), f"{about['norm']:.4g}")
+    for name, info in matrices.items():
+        changed.add_row(name, str(info["shape"]), str(info["rank"]), f"{info['norm']:.4g}")
     if matrices:
         output.out.print(changed)
     else:

@@ -104,7 +104,7 @@ class CounterFactDataset(CaseDataset):
             prompts = record.texts("attribute_prompts")
             return tuple(f"{prompt} {edit.target.strip()}." for prompt in prompts)
         target = rewrite.object("target_new").text("id")
-        return self._snippets.about(rewrite.text("relation_id"), target)
+        return self._snippets.info(rewrite.text("relation_id"), target)
 
 
 class Snippets:
@@ -135,7 +135,7 @@ class Snippets:
                 texts.setdefault((relation, target), []).extend(samples)
         return {key: tuple(found) for key, found in texts.items()}
 
-    def about(self, relation: str, target: str) -> tuple[str, ...]:
+    def info(self, relation: str, target: str) -> tuple[str, ...]:
         """The texts of one relation and target; empty where there are none.
 
         Raises:

@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
-from easyeditor.editors.making import check_request, give_corpus, make_patch
+from easyeditor.editors.apply_method import check_request, give_corpus, make_patch
+from easyeditor.editors.metric_recorder import MetricDict as MetricDict
+from easyeditor.editors.metric_recorder import MetricRecorder
 from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
-from easyeditor.editors.sheet import MetricDict as MetricDict
-from easyeditor.editors.sheet import ScoreSheet
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError
-from easyeditor.evaluate.observe import Measures
+from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -24,7 +24,7 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.patch import Patch, merged
-from easyeditor.patches.stack import carrying, exchange, stack_of
+from easyeditor.patches.stack import applied, collapse, stack_of
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class BaseEditor:
                 portability``).
             evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
                 ``"both"`` (then ``post`` is after each, ``final`` at the end:
-                :func:`easyeditor.evaluate.report.retention` compares them).
+                :func:`easyeditor.evaluate.aggregate.retention` compares them).
             measures: what is asked beside the teacher-forced scores: free answers, long
                 continuations, perplexity.
             train_ds: other edits to take demonstrations from, for methods that show some.
@@ -258,7 +258,7 @@ class BaseEditor:
         if train_ds is not None:
             give_corpus(self.method, train_ds)
         size = int(getattr(self.hparams, "batch_size", 1)) if batch else 1
-        sheet = ScoreSheet(self.lm, cases, measures or Measures())
+        sheet = MetricRecorder(self.lm, cases, measures or Measures())
         patches: list[Patch] = []
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
@@ -290,7 +290,7 @@ class BaseEditor:
     def _with(self, patch: Patch, patches: list[Patch], keep: bool) -> Iterator[None]:
         """The model carries the patch inside; after, only if edits accumulate."""
         if keep:
-            with carrying(self.model, patch):
+            with applied(self.model, patch):
                 yield
             patches.append(patch)
         else:
@@ -303,7 +303,7 @@ class BaseEditor:
         whole = merged(patches)
         if keep:
             return edited_copy(self.model, whole), whole
-        exchange(self.model, patches, whole)
+        collapse(self.model, patches, whole)
         patches[:] = [whole]
         return self.model, whole
 

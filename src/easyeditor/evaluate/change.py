@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import unedited
 from easyeditor.patches.weight import WeightPatch
@@ -34,7 +34,7 @@ def sizes(lm: LM, patch: Patch) -> dict[str, dict[str, float]]:
     if not isinstance(patch, WeightPatch):
         return out
     for path in patch.entries:
-        storage = storage_of(lm.model, path)
+        storage = weight_handle(lm.model, path)
         weight = storage.read(unedited(lm.model, path, storage))
         change = patch.dense(path)
         norm = change.norm().item()

@@ -127,7 +127,7 @@ def parse(raw: str) -> bool | None:
     return found.group(1).lower() == "yes" if found else None
 
 
-def judged(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
+def evaluate_cases(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
     """The score of a list of verdicts.
 
     ``judge_acc`` is the share of correct ones among those that *are* verdicts (``None`` if there

@@ -13,8 +13,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from easyeditor.edits import Case, Probe
-from easyeditor.evaluate.observe import Measures, Observation, open_prompts
-from easyeditor.evaluate.text import Consistency, contains, equals, natural_answer, ngram_entropy
+from easyeditor.evaluate.generation_metrics import (
+    Consistency,
+    contains,
+    equals,
+    natural_answer,
+    ngram_entropy,
+)
+from easyeditor.evaluate.query import Measures, Replies, open_prompts
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -22,11 +28,11 @@ def _mean(values: Iterable[float]) -> float:
     return sum(kept) / len(kept)
 
 
-def _probability(seen: Observation, prompt: str, answer: str | None) -> float | None:
+def _probability(seen: Replies, prompt: str, answer: str | None) -> float | None:
     return math.exp(seen[prompt, answer].mean_logprob) if answer else None
 
 
-def _compare(seen: Observation, pairs: Iterable[tuple[str, str, str]]) -> dict[str, float]:
+def _compare(seen: Replies, pairs: Iterable[tuple[str, str, str]]) -> dict[str, float]:
     """Share of ``(prompt, winner, loser)`` with P(winner) > P(loser), and the mean difference."""
     gaps = [
         math.exp(seen[prompt, winner].mean_logprob) - math.exp(seen[prompt, loser].mean_logprob)
@@ -46,8 +52,8 @@ def by_name(case: Case, group: str) -> dict[str, list[Probe]]:
 
 def summarise(
     case: Case,
-    before: Observation,
-    now: Observation,
+    before: Replies,
+    now: Replies,
     measures: Measures | None = None,
     consistency: Consistency | None = None,
 ) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def summarise(
     return out
 
 
-def _generation(case: Case, now: Observation) -> dict[str, float]:
+def _generation(case: Case, now: Replies) -> dict[str, float]:
     """Free answers up to where they end by themselves: do they hold, or are they, the answer?"""
     asked: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         "rewrite": [(case.edit.prompt, (case.edit.target,))],
@@ -124,7 +130,7 @@ def _generation(case: Case, now: Observation) -> dict[str, float]:
     return out
 
 
-def _unchanged(before: Observation, now: Observation, probe: Probe) -> float:
+def _unchanged(before: Replies, now: Replies, probe: Probe) -> float:
     pair = (probe.prompt, probe.answers[0])
     old, new = before[pair].argmax, now[pair].argmax
     return _mean(float(a == b) for a, b in zip(old, new, strict=True))

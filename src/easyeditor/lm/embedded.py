@@ -166,7 +166,7 @@ def _convert(file: Path, made: Path) -> None:
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not call itself quantised, so that it can be saved."""
+    """The same weights in a model that does not call itself quantized, so that it can be saved."""
     config: dict[str, Any] = model.config.to_dict()
     config.pop("quantization_config", None)
     with torch.device("meta"):  # the tensors are handed over: there is no second copy

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import UnknownFamilyError
-from easyeditor.lm.storage import storage_of
+from easyeditor.lm.weights import weight_handle
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class BlockStack:
     """One column of blocks. ``mlp``, ``down``, ``up`` and ``attn_out`` are relative to a block.
 
     ``mlp`` may be ``""`` where the projections hang on the block itself (OPT).
@@ -46,29 +46,29 @@ class Family:
     """
 
     name: str
-    decoder: Stack
+    decoder: BlockStack
     head: str = "lm_head"
     conv1d: bool = False
-    encoder: Stack | None = None
+    encoder: BlockStack | None = None
 
 
-def _llama(blocks: str = "model.layers", norm: str = "model.norm", **changes: Any) -> Stack:
+def _llama(blocks: str = "model.layers", norm: str = "model.norm", **changes: Any) -> BlockStack:
     usual: dict[str, Any] = {
         "mlp": "mlp",
         "down": "mlp.down_proj",
         "up": ("mlp.gate_proj", "mlp.up_proj"),
         "attn_out": "self_attn.o_proj",
     }
-    return Stack(blocks=blocks, final_norm=norm, **{**usual, **changes})
+    return BlockStack(blocks=blocks, final_norm=norm, **{**usual, **changes})
 
 
-def _gpt(down: str, up: str, attn_out: str, blocks: str = "transformer.h") -> Stack:
-    return Stack(blocks, "mlp", f"mlp.{down}", (f"mlp.{up}",), attn_out, "transformer.ln_f")
+def _gpt(down: str, up: str, attn_out: str, blocks: str = "transformer.h") -> BlockStack:
+    return BlockStack(blocks, "mlp", f"mlp.{down}", (f"mlp.{up}",), attn_out, "transformer.ln_f")
 
 
-def _t5(side: str, position: int) -> Stack:
+def _t5(side: str, position: int) -> BlockStack:
     ff = f"layer.{position}.DenseReluDense"
-    return Stack(
+    return BlockStack(
         f"{side}.block",
         ff,
         f"{ff}.wo",
@@ -85,7 +85,7 @@ _ROWS = (
     Family("gpt_neo", _gpt("c_proj", "c_fc", "attn.attention.out_proj")),
     Family(
         "gpt_neox",
-        Stack(
+        BlockStack(
             "gpt_neox.layers",
             "mlp",
             "mlp.dense_4h_to_h",
@@ -125,7 +125,7 @@ _ROWS = (
     Family("starcoder2", _llama(down="mlp.c_proj", up=("mlp.c_fc",))),
     Family(
         "opt",
-        Stack(
+        BlockStack(
             "model.decoder.layers",
             "",
             "fc2",
@@ -139,7 +139,7 @@ _ROWS = (
     Family("falcon", _gpt("dense_4h_to_h", "dense_h_to_4h", "self_attention.dense")),
     Family(
         "mpt",
-        Stack(
+        BlockStack(
             "transformer.blocks",
             "ffn",
             "ffn.down_proj",
@@ -172,10 +172,10 @@ def _fit_gated_t5(row: Family, model: PreTrainedModel) -> Family:
     if row.encoder is None or not getattr(model.config, "is_gated_act", False):
         return row
 
-    def gated(stack: Stack) -> Stack:
+    def gated(stack: BlockStack) -> BlockStack:
         ff = stack.mlp
         values = {f.name: getattr(stack, f.name) for f in fields(stack)}
-        return Stack(**{**values, "up": (f"{ff}.wi_0", f"{ff}.wi_1")})
+        return BlockStack(**{**values, "up": (f"{ff}.wi_0", f"{ff}.wi_1")})
 
     return Family(row.name, gated(row.decoder), row.head, row.conv1d, gated(row.encoder))
 
@@ -256,7 +256,7 @@ def discover(model: PreTrainedModel) -> Family:
         and "norm" in type(module).__name__.lower()
         and embedding is not module
     ]
-    stack = Stack(
+    stack = BlockStack(
         blocks=blocks_name,
         mlp=down.rpartition(".")[0],
         down=down,
@@ -307,13 +307,13 @@ class Projection:
         self.module = model.get_submodule(name)
         self.path = f"{name}.weight"
         self.transposed = not conv1d
-        self._storage = storage_of(model, self.path)
+        self._storage = weight_handle(model, self.path)
         rows, columns = self._storage.shape
         self.d_in, self.d_out = (columns, rows) if self.transposed else (rows, columns)
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The module's own; the trap: empty where it is offloaded, packed where quantised."""
+        """The module's own; the trap: empty where it is offloaded, packed where quantized."""
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight

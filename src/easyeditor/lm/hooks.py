@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.lm.storage import Storage, storage_of
+from easyeditor.lm.weights import WeightHandle, weight_handle
 
 
 class Stop(Exception):
@@ -162,10 +162,10 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
     Gradients flow to the tensors. The parameters are the same objects before and after.
     """
     held: list[tuple[nn.Module, str, dict[str, nn.Parameter | None]]] = []
-    as_loaded: list[Storage] = []
+    as_loaded: list[WeightHandle] = []
     try:
         for path, tensor in tensors.items():
-            storage = storage_of(model, path)
+            storage = weight_handle(model, path)
             if storage.content is None:  # a packed weight's layer computes with nothing else
                 as_loaded.append(storage)
                 storage.put(tensor.detach())

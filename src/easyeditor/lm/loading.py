@@ -18,7 +18,7 @@ from transformers import (
 from easyeditor.errors import MissingExtraError, ModelLoadError, did_you_mean
 from easyeditor.lm import embedded
 from easyeditor.lm.model import LM
-from easyeditor.lm.quantised import SCHEMES, quantization_config
+from easyeditor.lm.quantized import SCHEMES, quantization_config
 from easyeditor.paths import cache_dir
 
 __all__ = ["cache_dir", "load", "pick_device"]
@@ -62,7 +62,7 @@ def load(
             except that float16 is read as float32 on a CPU.
         model_parallel: spread the model over all devices (``device_map="auto"``).
         chat_template: wrap prompts by the tokenizer's chat template.
-        quantization: ``"8bit"`` or ``"4bit"``: quantise the linear layers while loading, by
+        quantization: ``"8bit"`` or ``"4bit"``: quantize the linear layers while loading, by
             bitsandbytes. An edited matrix is computed with in ``dtype`` while it is edited.
 
     Raises:
@@ -131,7 +131,7 @@ def _read(
     how: dict[str, Any] = {}
     if quantization:
         if getattr(config, "quantization_config", None):
-            raise ValueError("it is quantised already; leave quantization out.")
+            raise ValueError("it is quantized already; leave quantization out.")
         how["quantization_config"] = quantization_config(quantization, kind)
     if model_parallel:
         how["device_map"] = "auto"

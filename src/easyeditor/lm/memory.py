@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import named_weights
+from easyeditor.lm.weights import named_weights
 
 
 def model_bytes(lm: LM) -> int:

@@ -14,14 +14,19 @@ from transformers import PreTrainedModel
 
 from easyeditor.errors import HyperParamsError, MetaDeviceError
 from easyeditor.hyperparams import resolve_layers
-from easyeditor.lm.families import Projection, Stack, family_of
+from easyeditor.lm.families import BlockStack, Projection, family_of
+from easyeditor.lm.forward.batching import (
+    ScoredSequence,
+    TokenScores,
+    batches_by_length,
+    scored_sequences,
+)
+from easyeditor.lm.forward.prefix_cache import Prefix, cut_after, groups
 from easyeditor.lm.hooks import gathering
-from easyeditor.lm.prefix import Prefix, cut_after, groups
-from easyeditor.lm.quantised import keep_readable
-from easyeditor.lm.routing import remember, routers_of, through
-from easyeditor.lm.scoring import Passage, TokenScores, cut, passages
-from easyeditor.lm.storage import missing_weights, storage_of
+from easyeditor.lm.quantized import keep_readable
+from easyeditor.lm.routing import answer_via_routers, attach_tokenizer, routers_of
 from easyeditor.lm.tokens import Batch, Row, Text, pad
+from easyeditor.lm.weights import missing_weights, weight_handle
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in evaluation."""
@@ -76,7 +81,7 @@ class LM:
         self.memo: dict[Any, Any] = {}
         self.owners: list[int] = []
         self.in_encoder = False
-        remember(model, tokenizer)
+        attach_tokenizer(model, tokenizer)
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
     # -- how it is built ------------------------------------------------------------------
@@ -92,7 +97,7 @@ class LM:
         embedding = self.model.get_input_embeddings()
         device = embedding.weight.device
         if device.type == "meta":  # offloaded: where it is brought to
-            device = storage_of(self.model, _path(self.model, embedding)).device
+            device = weight_handle(self.model, _path(self.model, embedding)).device
         assert isinstance(device, torch.device)
         return device
 
@@ -114,7 +119,7 @@ class LM:
         return view
 
     @property
-    def _stack(self) -> Stack:
+    def _stack(self) -> BlockStack:
         if self.in_encoder:
             assert self.family.encoder is not None
             return self.family.encoder
@@ -135,7 +140,7 @@ class LM:
         """The output embedding."""
         return self.model.get_submodule(self.family.head)
 
-    def _blocks(self, stack: Stack) -> nn.ModuleList:
+    def _blocks(self, stack: BlockStack) -> nn.ModuleList:
         blocks = self.model.get_submodule(stack.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
@@ -169,7 +174,7 @@ class LM:
             for name in (*stack.up, stack.down)
         ]
 
-    def _projection(self, stack: Stack, layer: int) -> Projection:
+    def _projection(self, stack: BlockStack, layer: int) -> Projection:
         return Projection(self.model, f"{stack.blocks}.{layer}.{stack.down}", self.family.conv1d)
 
     def check_claims(self, claims: Mapping[str, str]) -> None:
@@ -295,7 +300,7 @@ class LM:
         questions, whose = [pair for pair, _ in unique], [owner for _, owner in unique]
         if routers_of(self.model):
             answers = [answer for _, answer in questions]
-            scores = through(
+            scores = answer_via_routers(
                 self,
                 [prompt for prompt, _ in questions],
                 lambda own: self._score([questions[i] for i in own], [whose[i] for i in own]),
@@ -313,11 +318,11 @@ class LM:
         rows = [self.text.row(prompt, answer) for prompt, answer in pairs]
         if self.encoder_decoder:  # the decoder's input differs from answer to answer
             plan = [
-                Passage(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
+                ScoredSequence(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
                 for i, row in enumerate(rows)
             ]
         else:
-            plan = passages(rows, whose)
+            plan = scored_sequences(rows, whose)
         own = [whose[p.asks[0][0]] for p in plan]
         found: dict[int, TokenScores] = {}
         with self.at_rest(), torch.inference_mode():
@@ -326,7 +331,7 @@ class LM:
         return [found[i] for i in range(len(rows))]
 
     def _read(
-        self, plan: Sequence[Passage], rows: Sequence[Row], whose: Sequence[int]
+        self, plan: Sequence[ScoredSequence], rows: Sequence[Row], whose: Sequence[int]
     ) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """Logits of every read of some passages, chunk by chunk until all are done."""
         alone = list(range(len(plan)))
@@ -344,8 +349,8 @@ class LM:
                     yield logits.float(), chunk
         vocabulary = self.model.config.get_text_config().vocab_size
         lengths = [len(plan[k].ids) for k in alone]
-        reads = [len(plan[k].reads) for k in alone]
-        for part in cut(lengths, reads, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
+        positions = [len(plan[k].positions) for k in alone]
+        for part in batches_by_length(lengths, positions, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
             chunk = [alone[i] for i in part]
             self.owners = [whose[k] for k in chunk]
             if self.encoder_decoder:
@@ -380,7 +385,7 @@ class LM:
         asked = wanted if sampled else list(dict.fromkeys(wanted))
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
         if routers_of(self.model):
-            told = through(
+            told = answer_via_routers(
                 self,
                 [prompt for prompt, _ in asked],
                 lambda own: self._generate([asked[i] for i in own], settings),
@@ -401,7 +406,7 @@ class LM:
         # The class's own, whatever stands for it on a model that is asked through routers.
         generate = type(self.model).generate
         with self.at_rest(), torch.inference_mode():
-            for chunk in cut(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
+            for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
                 batch = self.pad([ids[i] for i in chunk], left=True)
                 self.owners = [asked[i][1] for i in chunk]
                 out = generate(
@@ -422,14 +427,14 @@ def _path(model: nn.Module, module: nn.Module) -> str:
     return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
 
 
-def _reads(plan: Sequence[Passage], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _reads(plan: Sequence[ScoredSequence], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and position of every read, where ``shared`` tokens come before."""
-    rows = [k for k, p in enumerate(plan) for _ in p.reads]
-    return torch.tensor(rows), torch.tensor([read - shared for p in plan for read in p.reads])
+    rows = [k for k, p in enumerate(plan) for _ in p.positions]
+    return torch.tensor(rows), torch.tensor([read - shared for p in plan for read in p.positions])
 
 
 def _picked(
-    logits: torch.Tensor, plan: Sequence[Passage], rows: Sequence[Row]
+    logits: torch.Tensor, plan: Sequence[ScoredSequence], rows: Sequence[Row]
 ) -> Iterator[tuple[int, TokenScores]]:
     """The scores that a chunk's logits hold, with the number of their row."""
     norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
@@ -437,7 +442,7 @@ def _picked(
     start = 0
     for p in plan:
         at += [start + k for _, own in p.asks for k in own]
-        start += len(p.reads)
+        start += len(p.positions)
     asked = [i for p in plan for i, _ in p.asks]
     targets = [token for i in asked for token in rows[i].target]
     place = torch.tensor(at, device=logits.device)
@@ -450,6 +455,8 @@ def _picked(
         done = end
 
 
-def chunks(rows: Sequence[Row], tokens: int, reads: int) -> Iterator[list[int]]:
-    """:func:`cut` for rows, each read at its target's tokens."""
-    return cut([len(row.ids) for row in rows], [len(row.target) for row in rows], tokens, reads)
+def chunks(rows: Sequence[Row], tokens: int, positions: int) -> Iterator[list[int]]:
+    """:func:`batches_by_length` for rows, each read at its target's tokens."""
+    return batches_by_length(
+        [len(row.ids) for row in rows], [len(row.target) for row in rows], tokens, positions
+    )

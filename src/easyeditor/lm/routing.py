@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Rerouted:
     """What is asked in a prompt's place.
 
     Attributes:
@@ -38,7 +38,7 @@ class Turn:
 class Router(Protocol):
     """Decides about prompts, all of a batch at once."""
 
-    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
         """For each prompt what to ask instead, or None where it is none of its business."""
         ...
 
@@ -56,7 +56,7 @@ def set_routers(model: nn.Module, routers: Sequence[Router]) -> None:
         delattr(model, _ROUTERS)
 
 
-def remember(model: nn.Module, tokenizer: Any) -> None:
+def attach_tokenizer(model: nn.Module, tokenizer: Any) -> None:
     """Leave the tokenizer with the model; its own ``generate`` needs it while it is routed."""
     setattr(model, _TOKENIZER, tokenizer)
 
@@ -66,17 +66,17 @@ def tokenizer_of(model: nn.Module) -> Any:
     return getattr(model, _TOKENIZER, None)
 
 
-def turns_of(lm: LM, prompts: Sequence[str]) -> dict[str, Turn]:
+def rerouted(lm: LM, prompts: Sequence[str]) -> dict[str, Rerouted]:
     """What is asked instead, for those of ``prompts`` that some router wants."""
-    found: dict[str, Turn] = {}
+    found: dict[str, Rerouted] = {}
     for router in routers_of(lm.model):
         left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
-        answers = zip(left, router.turns(lm, left), strict=True)
+        answers = zip(left, router.reroute(lm, left), strict=True)
         found.update({prompt: turn for prompt, turn in answers if turn is not None})
     return found
 
 
-def through(
+def answer_via_routers(
     lm: LM,
     prompts: Sequence[str],
     here: Callable[[Sequence[int]], list[T]],
@@ -88,16 +88,16 @@ def through(
     answers some of them with another prompt, and maybe another model. Where any question stays
     here all are asked here, so that those that stay get the bits they would have had.
     """
-    turns = turns_of(lm, prompts)
+    reroute = rerouted(lm, prompts)
     every = range(len(prompts))
-    stay = [i for i in every if prompts[i] not in turns]
+    stay = [i for i in every if prompts[i] not in reroute]
     answers: dict[int, T] = dict(zip(every, here(every), strict=True)) if stay else {}
     groups: dict[int, tuple[LM, list[int]]] = {}
     for i in every:
-        if prompts[i] in turns:
-            who = turns[prompts[i]].lm or lm
+        if prompts[i] in reroute:
+            who = reroute[prompts[i]].lm or lm
             groups.setdefault(id(who), (who, []))[1].append(i)
     for who, own in groups.values():
-        told = there(who, own, [turns[prompts[i]].prompt for i in own])
+        told = there(who, own, [reroute[prompts[i]].prompt for i in own])
         answers.update(zip(own, told, strict=True))
     return [answers[i] for i in every]

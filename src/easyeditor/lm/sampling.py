@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from easyeditor.errors import DivergedError
+from easyeditor.lm.forward.batching import batches_by_length
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import routers_of, through
-from easyeditor.lm.scoring import cut
+from easyeditor.lm.routing import answer_via_routers, routers_of
 
 BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch."""
@@ -62,7 +62,7 @@ def continuations(
 
     if not routers_of(lm.model):
         return told_by(lm, prompts, whose)
-    return through(
+    return answer_via_routers(
         lm,
         prompts,
         lambda own: told_by(lm, [prompts[i] for i in own], [whose[i] for i in own]),
@@ -76,7 +76,9 @@ def _continued(
     rows = [lm.text.row(prompt).ids for prompt in prompts]
     told = [""] * len(rows)
     end = lm.tokenizer.eos_token_id
-    for chunk in cut([len(row) + n_tokens for row in rows], [0] * len(rows), BUDGET, 1):
+    for chunk in batches_by_length(
+        [len(row) + n_tokens for row in rows], [0] * len(rows), BUDGET, 1
+    ):
         streams = [_stream(prompts[i], seed) for i in chunk]
         lm.owners = [whose[i] for i in chunk]
 

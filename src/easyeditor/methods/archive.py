@@ -18,8 +18,8 @@ from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import Fingerprint, fingerprint
-from easyeditor.patches.headed import read_headed, write_headed
 from easyeditor.patches.patch import versions
+from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
 FORMAT = 1
 KEY = "easyedit-archive"
@@ -100,7 +100,7 @@ def write_archive(
         "versions": versions(),
         "more": dict(more or {}),
     }
-    return write_headed(folder / NAME, tensors, KEY, header)
+    return write_tensor_file(folder / NAME, tensors, KEY, header)
 
 
 def read_archive(path: str | Path, method: str) -> Archive:
@@ -119,7 +119,7 @@ def read_archive(path: str | Path, method: str) -> Archive:
             "FILE --model MODEL"
         )
     advice = "Copy it again, or train again."
-    header, tensors = read_headed(file, KEY, "an EasyEdit archive", advice, ArchiveError)
+    header, tensors = read_tensor_file(file, KEY, "an EasyEdit archive", advice, ArchiveError)
     try:
         return _build(file, json.loads(header), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

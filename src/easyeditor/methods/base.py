@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from easyeditor.associative.factored import factor_of, factor_once
-from easyeditor.associative.moments import Moments, moments
 from easyeditor.associative.solve import Factor
-from easyeditor.associative.values import Search
+from easyeditor.associative.value_optimization import ValueOptions
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
@@ -18,6 +16,8 @@ from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
 from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import Patch
+from easyeditor.second_moments import Moments, moments
+from easyeditor.second_moments.cholesky import factor_of, factor_once
 
 
 class Method(Protocol):
@@ -109,7 +109,7 @@ class LocateHyperParams(HyperParams):
         return lm
 
     def corpus(self) -> dict[str, Any]:
-        """What these settings say to :func:`~easyeditor.associative.moments.moments`."""
+        """What these settings say to :func:`~easyeditor.second_moments.moments`."""
         return {
             "source": self.mom2_dataset,
             "tokens": self.mom2_n_tokens,
@@ -122,9 +122,9 @@ class LocateHyperParams(HyperParams):
         """Those of some layers of ``lm`` (see :meth:`column`), from the cache or in one pass."""
         return moments(lm, layers, **self.corpus())
 
-    def search(self) -> Search:
+    def search(self) -> ValueOptions:
         """The settings of the value search."""
-        return Search(
+        return ValueOptions(
             self.v_num_grad_steps,
             self.v_lr,
             self.v_weight_decay,

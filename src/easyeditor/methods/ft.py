@@ -24,8 +24,8 @@ from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.families import Projection
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
 from easyeditor.lm.tokens import Row
+from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
 from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
@@ -121,7 +121,7 @@ class FT:
         learnt: dict[str, torch.Tensor],
         settings: FTHyperParams,
     ) -> None:
-        kinds = {path: storage_of(lm.model, path).dtype for path in learnt}
+        kinds = {path: weight_handle(lm.model, path).dtype for path in learnt}
         # One matrix after the other: foreach would make temporaries of the size of all.
         adam = torch.optim.Adam(
             learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=False

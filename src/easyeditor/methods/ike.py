@@ -23,12 +23,12 @@ from pydantic import Field
 
 from easyeditor.data.open import open_dataset
 from easyeditor.edits import Case, Edit, check_consistent
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.lm.sentences import Sentences
 from easyeditor.patches.context import Context, ContextPatch
-from easyeditor.patches.patch import About
+from easyeditor.patches.patch import PatchInfo
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -125,8 +125,8 @@ class IKE:
                 if self.hyperparams.use_icl_examples:
                     log.warning("no corpus was given, so the fact is told without demonstrations")
                 contexts, sentences = [Context("", _said(edit)) for edit in edits], None
-        about = About.of(lm, self.name, edits, self.hyperparams, watch.seconds)
-        return ContextPatch(tuple(contexts), about, sentences)
+        info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
+        return ContextPatch(tuple(contexts), info, sentences)
 
     def _shown(self, lm: LM, edits: Sequence[Edit]) -> list[Context]:
         """Every edit with its demonstrations."""

@@ -36,14 +36,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import torch
 from pydantic import BeforeValidator, Field
 
-from easyeditor.associative.attribution import Attribution, attribute
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.edits import Edit
 from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
 from easyeditor.hyperparams import HyperParams, resolve_layers
+from easyeditor.interpret.integrated_gradients import Attribution, attribute
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import storage_of
 from easyeditor.lm.tokens import Row
+from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.weight import LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -182,7 +182,7 @@ def _check_width(lm: LM) -> None:
 
 
 def _embedding(lm: LM) -> torch.Tensor:
-    return storage_of(lm.model, f"{lm.family.head}.weight").now().detach()
+    return weight_handle(lm.model, f"{lm.family.head}.weight").now().detach()
 
 
 def _prefixes(lm: LM, settings: KNHyperParams) -> tuple[str, ...]:

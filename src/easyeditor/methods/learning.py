@@ -36,7 +36,8 @@ class Learner(Protocol):
     Attributes:
         module: exactly what is trained, saved and restored, buffers included; the base model is
             not in it. The trainer moves it between devices and switches its training mode; it
-            sets ``gathers`` on every submodule that has it, to whether processes share a training.
+            sets ``sync_across_ranks`` (whether running statistics are all-gathered over ranks)
+            on every submodule that has it.
     """
 
     module: nn.Module

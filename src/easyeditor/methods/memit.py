@@ -27,15 +27,15 @@ from pydantic import Field
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
 from easyeditor.associative.solve import closed_form
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Factors, LocateHyperParams
-from easyeditor.patches.stack import carrying, stack_of
+from easyeditor.patches.stack import applied, stack_of
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -143,7 +143,7 @@ class MEMIT:
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
-            found = find_values(
+            found = optimize_values(
                 lm,
                 site,
                 edits,
@@ -172,7 +172,7 @@ class MEMIT:
                         step = weight_patch(
                             lm, self.name, (), settings, {projection.path: [part]}, {}
                         )
-                        carried.enter_context(carrying(lm.model, step))
+                        carried.enter_context(applied(lm.model, step))
                     give_back()
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
 
@@ -184,7 +184,7 @@ def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:
         edit
         for patch in stack_of(lm.model).patches
         if isinstance(patch, WeightPatch)
-        for edit in patch.about.edits
+        for edit in patch.info.edits
     ]
     return [edit for edit in carried if edit.subject is not None and edit.subject not in anew]
 

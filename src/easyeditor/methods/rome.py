@@ -31,12 +31,12 @@ from pydantic import Field
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
 from easyeditor.associative.solve import Factor, closed_form, double
-from easyeditor.associative.values import find_values
+from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import Layers
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
-from easyeditor.lm.resume import Site
 from easyeditor.methods.base import Factors, LocateHyperParams
 from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
@@ -116,7 +116,7 @@ class ROME:
         with watch("moments"):
             self._factors.prepare(lm, [layer], settings)
         with watch("values"):
-            found = find_values(
+            found = optimize_values(
                 lm,
                 Site(layer, "down"),
                 edits,

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import Turn
-from easyeditor.lm.sentences import Sentences
-from easyeditor.patches.patch import About, about_all
+from easyeditor.lm.routing import Rerouted
+from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.route import RoutePatch
 
 
@@ -40,34 +40,34 @@ class ContextPatch(RoutePatch):
     """
 
     contexts: tuple[Context, ...]
-    about: About = field()
+    info: PatchInfo = field()
     sentences: Sentences | None = None
     kind: ClassVar[str] = "context"
 
     @classmethod
-    def joined(cls, patches: Sequence[ContextPatch]) -> ContextPatch:
+    def concatenated(cls, patches: Sequence[ContextPatch]) -> ContextPatch:
         """All the facts; of two about one prompt the later one stays.
 
         Only vectors of one encoder compare: facts of several, or of none, are all told.
         """
         latest: dict[str, Context] = {}
         for patch in patches:
-            for edit, context in zip(patch.about.edits, patch.contexts, strict=True):
+            for edit, context in zip(patch.info.edits, patch.contexts, strict=True):
                 latest.pop(edit.prompt, None)
                 latest[edit.prompt] = context
-        about = about_all(patches)
-        kept = {edit.prompt: edit for edit in about.edits}
+        info = merged_info(patches)
+        kept = {edit.prompt: edit for edit in info.edits}
         own = tuple(kept[prompt] for prompt in latest)
         names = {patch.sentences and patch.sentences.name for patch in patches}
         if len(names) == 1:
-            return cls(tuple(latest.values()), about.with_edits(own), patches[0].sentences)
+            return cls(tuple(latest.values()), info.with_edits(own), patches[0].sentences)
         told = tuple(replace(context, vector=()) for context in latest.values())
-        return cls(told, about.with_edits(own))
+        return cls(told, info.with_edits(own))
 
-    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
         """Every prompt with its context in front."""
         fronts = self._fronts(prompts)
-        return [Turn(f"{front}Prompt: {p}") for front, p in zip(fronts, prompts, strict=True)]
+        return [Rerouted(f"{front}Prompt: {p}") for front, p in zip(fronts, prompts, strict=True)]
 
     def _fronts(self, prompts: Sequence[str]) -> list[str]:
         if len(self.contexts) > 1 and self.sentences is not None:
@@ -90,7 +90,7 @@ class ContextPatch(RoutePatch):
 
     @classmethod
     def restored(
-        cls, about: About, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+        cls, info: PatchInfo, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
     ) -> ContextPatch:
         """See :class:`RoutePatch`."""
         vectors = tensors["vectors"].tolist()
@@ -98,7 +98,7 @@ class ContextPatch(RoutePatch):
             Context(str(demonstrations), str(fact), tuple(vector))
             for (demonstrations, fact), vector in zip(data["contexts"], vectors, strict=True)
         )
-        if not contexts or len(contexts) != len(about.edits):
-            raise ValueError(f"{len(contexts)} contexts for {len(about.edits)} edits")
+        if not contexts or len(contexts) != len(info.edits):
+            raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
         name = data["encoder"]
-        return cls(contexts, about, None if name is None else Sentences(str(name)))
+        return cls(contexts, info, None if name is None else Sentences(str(name)))

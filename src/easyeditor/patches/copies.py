@@ -7,9 +7,9 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.lm.quantised import quantised_layers, shared_parts
+from easyeditor.lm.quantized import quantized_layers, shared_parts
 from easyeditor.lm.routing import routers_of, tokenizer_of
-from easyeditor.lm.storage import shared_maps
+from easyeditor.lm.weights import shared_maps
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import set_stack, stack_of
 
@@ -24,7 +24,7 @@ def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
-    for layer in quantised_layers(model):
+    for layer in quantized_layers(model):
         memo.update(shared_parts(layer))
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach()

@@ -17,11 +17,11 @@ import torch
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchFormatError
 from easyeditor.patches.fingerprint import Fingerprint
-from easyeditor.patches.headed import read_headed, write_headed
-from easyeditor.patches.patch import About, Patch
+from easyeditor.patches.patch import Patch, PatchInfo
 from easyeditor.patches.route import RoutePatch
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch
 from easyeditor.registry import Registry
+from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
 FORMAT = 1
 KEY = "easyedit"
@@ -53,7 +53,7 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     file = Path(path)
     tensors, own = _stored(patch)
     header = {"format": FORMAT, **own, **header_of(patch)}
-    return write_headed(file, tensors, KEY, header)
+    return write_tensor_file(file, tensors, KEY, header)
 
 
 def _stored(patch: Patch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -75,15 +75,15 @@ def _stored(patch: Patch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def header_of(patch: Patch) -> dict[str, Any]:
     """What a patch says of itself, as JSON types."""
-    about = patch.about
+    info = patch.info
     return {
-        "method": about.method,
-        "edits": [asdict(edit) for edit in about.edits],
-        "hyperparams": dict(about.hyperparams),
-        "model_name": about.model_name,
-        "model": about.model.to_dict(),
-        "versions": dict(about.versions),
-        "seconds": dict(about.seconds),
+        "method": info.method,
+        "edits": [asdict(edit) for edit in info.edits],
+        "hyperparams": dict(info.hyperparams),
+        "model_name": info.model_name,
+        "model": info.model.to_dict(),
+        "versions": dict(info.versions),
+        "seconds": dict(info.seconds),
     }
 
 
@@ -97,7 +97,7 @@ def load_patch(path: str | Path) -> Patch:
     if not file.is_file():
         raise PatchFormatError(f"No patch file {str(path)!r}.")
     advice = "Save the patch again."
-    header, tensors = read_headed(file, KEY, "an EasyEdit patch", advice, PatchFormatError)
+    header, tensors = read_tensor_file(file, KEY, "an EasyEdit patch", advice, PatchFormatError)
     try:
         return _build(json.loads(header), tensors)
     except PatchFormatError:
@@ -128,7 +128,7 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pa
     samples = header["model"]["samples"]
     if not all(isinstance(sample, (int, float)) for sample in samples):
         raise TypeError(f"samples are {samples!r}")
-    about = About(
+    info = PatchInfo(
         method=header["method"],
         edits=tuple(Edit(**edit) for edit in header["edits"]),
         hyperparams=header["hyperparams"],
@@ -138,13 +138,13 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Pa
         seconds=header["seconds"],
     )
     if header["kind"] == "weights":
-        return _weights(header, tensors, about)
+        return _weights(header, tensors, info)
     route: type[RoutePatch] = ROUTES.get(header["kind"])
-    return route.restored(about, tensors, header["data"])
+    return route.restored(info, tensors, header["data"])
 
 
 def _weights(
-    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], about: About
+    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], info: PatchInfo
 ) -> WeightPatch:
     fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
     for key, tensor in tensors.items():
@@ -166,4 +166,4 @@ def _weights(
         _check(name, parts)
     if not isinstance(header["transposed"], bool):
         raise TypeError(f"transposed is {header['transposed']!r}")
-    return WeightPatch(entries, about, header["transposed"])
+    return WeightPatch(entries, info, header["transposed"])

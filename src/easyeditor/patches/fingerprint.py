@@ -3,8 +3,8 @@
 A hash would change with the precision the model is loaded in, so samples are stored and compared
 with the tolerance of bfloat16. Matrices a stack has edited are read as they were before: the
 fingerprint of a model does not change when patches are applied to it. Nor with where the weights
-lie: an offloaded model has the plain one's. A quantised model has its names and shapes, and is told
-by what is not quantised (embeddings, norms, head), so that a patch made on one of the two applies
+lie: an offloaded model has the plain one's. A quantized model has its names and shapes, and is told
+by what is not quantized (embeddings, norms, head), so that a patch made on one of the two applies
 to the other.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import UnsupportedModelError
-from easyeditor.lm.storage import named_weights, storage_of
+from easyeditor.lm.weights import named_weights, weight_handle
 from easyeditor.patches.stack import unedited
 
 PER_PARAMETER = 2
@@ -30,7 +30,7 @@ _SAMPLED = "easyedit_samples"
 class Fingerprint:
     """Class of the model, digest of its parameters' names and shapes, and some of its weights.
 
-    ``packed`` are the places in ``samples`` that hold numbers of quantised weights: they tell
+    ``packed`` are the places in ``samples`` that hold numbers of quantized weights: they tell
     caches apart, and are compared with no other model's.
     """
 
@@ -89,7 +89,7 @@ def _sample(
 ) -> tuple[tuple[int, ...], list[float], bool]:
     """A weight's shape, some of its unedited numbers, and whether they are the weight's own."""
     try:
-        storage = storage_of(model, name)
+        storage = weight_handle(model, name)
     except UnsupportedModelError:  # nothing can edit it, but patches that change no weight apply
         return tuple(parameter.shape), _few(parameter.detach()), False
     known: dict[str, list[float]] = vars(model).setdefault(_SAMPLED, {})

@@ -65,7 +65,7 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": patch.about.model_name,
+        "base_model_name_or_path": patch.info.model_name,
         "r": most,
         "lora_alpha": most,
         "lora_dropout": 0.0,

@@ -23,7 +23,7 @@ P = TypeVar("P", bound="Patch")
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class PatchInfo:
     """What a patch file says of itself.
 
     Attributes:
@@ -52,7 +52,7 @@ class About:
         edits: Sequence[Edit],
         hyperparams: HyperParams,
         seconds: Mapping[str, float],
-    ) -> About:
+    ) -> PatchInfo:
         """Everything a reader of the file will ask."""
         return cls(
             method=method,
@@ -64,7 +64,7 @@ class About:
             seconds={phase: round(spent, 4) for phase, spent in seconds.items()},
         )
 
-    def with_edits(self, edits: Sequence[Edit]) -> About:
+    def with_edits(self, edits: Sequence[Edit]) -> PatchInfo:
         """The same description with other edits."""
         return replace(self, edits=tuple(edits))
 
@@ -78,7 +78,7 @@ class Patch(ABC):
 
     __slots__ = ()
 
-    about: About
+    info: PatchInfo
 
     @property
     @abstractmethod
@@ -101,7 +101,7 @@ class Patch(ABC):
 
     @classmethod
     @abstractmethod
-    def joined(cls: type[P], patches: Sequence[P]) -> P:
+    def concatenated(cls: type[P], patches: Sequence[P]) -> P:
         """One patch that does what several of this kind do in this order."""
 
     def check(self, model: nn.Module) -> None:
@@ -110,11 +110,11 @@ class Patch(ABC):
         Raises:
             PatchMismatchError: it was not; says what differs.
         """
-        why = self.about.model.differences(fingerprint(model))
+        why = self.info.model.differences(fingerprint(model))
         if why:
             raise PatchMismatchError(
                 f"This patch does not belong to this model: {why}. It was made for "
-                f"{self.about.model_name or 'another model'}. Load that model, or force it "
+                f"{self.info.model_name or 'another model'}. Load that model, or force it "
                 "(force=True, --force) if you know that the weights correspond."
             )
 
@@ -140,19 +140,19 @@ class Patch(ABC):
 
 def merged(patches: Sequence[P]) -> P:
     """One patch that does what ``patches``, all of one kind, do in this order, bit for bit."""
-    return patches[0] if len(patches) == 1 else type(patches[0]).joined(patches)
+    return patches[0] if len(patches) == 1 else type(patches[0]).concatenated(patches)
 
 
-def about_all(patches: Sequence[Patch]) -> About:
+def merged_info(patches: Sequence[Patch]) -> PatchInfo:
     """The first patch's description with the edits and seconds of all."""
-    first = patches[0].about
+    first = patches[0].info
     seconds: dict[str, float] = {}
     for patch in patches:
-        for phase, spent in patch.about.seconds.items():
+        for phase, spent in patch.info.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
-    return About(
+    return PatchInfo(
         method=first.method,
-        edits=tuple(edit for patch in patches for edit in patch.about.edits),
+        edits=tuple(edit for patch in patches for edit in patch.info.edits),
         hyperparams=first.hyperparams,
         model=first.model,
         model_name=first.model_name,

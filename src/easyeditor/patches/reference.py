@@ -1,4 +1,4 @@
-"""``ModelFile``: a model that lies in a file, referred to instead of copied."""
+"""``ModelReference``: a model that lies in a file, referred to instead of copied."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from easyeditor.encoders.network_config import language_model
+from easyeditor.encoders.tokenizer_compat import signature
 from easyeditor.errors import PatchFormatError, PatchMismatchError
-from easyeditor.lm.described import language_model
 from easyeditor.lm.model import LM
-from easyeditor.lm.vocabulary import signature
 
 HELP = "Put it back, or make the edit again with the archive that you have."
 
 
-class ModelFile:
+class ModelReference:
     """A language model in a safetensors file, read when it is first asked.
 
     The trap: the file must stay where it is, unchanged, for as long as a patch refers to it.
@@ -57,7 +57,7 @@ class ModelFile:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelFile:
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelReference:
         """From a patch's header."""
         names = ("digest", "tokenizer", "prefix")
         texts = {name: str(data[name]) for name in names}

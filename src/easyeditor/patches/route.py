@@ -15,7 +15,7 @@ from torch import nn
 
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import Turn, set_routers, tokenizer_of, turns_of
+from easyeditor.lm.routing import Rerouted, rerouted, set_routers, tokenizer_of
 from easyeditor.patches.patch import Patch, merged
 
 
@@ -45,7 +45,7 @@ class RoutePatch(Patch):
         """Nothing is added to any matrix."""
 
     @abstractmethod
-    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
         """What each prompt becomes, or None where the edit does not concern it."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class RoutePatch(Patch):
     @classmethod
     @abstractmethod
     def restored(
-        cls, about: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+        cls, info: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
     ) -> RoutePatch:
         """The patch that :meth:`stored` wrote.
 
@@ -103,10 +103,10 @@ class _Generate:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [row[keep.bool()] for row, keep in zip(input_ids, mask, strict=True)]
         prompts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-        turns = turns_of(lm, prompts)
+        reroute = rerouted(lm, prompts)
         made = []
         for row, full, prompt in zip(rows, input_ids, prompts, strict=True):
-            turn = turns.get(prompt)
+            turn = reroute.get(prompt)
             who = (turn and turn.lm) or lm
             ids = row if turn is None else torch.tensor(who.text.row(turn.prompt).ids)
             ids = ids.to(who.device)[None]

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from easyeditor.edits import Edit
+from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
-from easyeditor.lm.encoder import TextEncoder
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import Turn, tokenizer_of
+from easyeditor.lm.routing import Rerouted, tokenizer_of
 from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.patch import About, about_all
-from easyeditor.patches.reference import ModelFile
+from easyeditor.patches.patch import PatchInfo, merged_info
+from easyeditor.patches.reference import ModelReference
 from easyeditor.patches.route import RoutePatch
 
 TEMPLATE = "{prompt} {target} {query}"
@@ -91,7 +91,7 @@ class Scope:
     def __init__(
         self,
         classifier: TextEncoder,
-        answers: ModelFile,
+        answers: ModelReference,
         template: str = TEMPLATE,
         threshold: float = THRESHOLD,
     ) -> None:
@@ -126,17 +126,17 @@ class ScopePatch(RoutePatch):
         scope: what they share.
     """
 
-    __slots__ = ("_counting", "about", "memory", "scope", "vectors")
+    __slots__ = ("_counting", "info", "memory", "scope", "vectors")
     kind: ClassVar[str] = "scope"
 
     def __init__(
         self,
-        about: About,
+        info: PatchInfo,
         memory: Sequence[Remembered],
         vectors: torch.Tensor,
         scope: Scope,
     ) -> None:
-        self.about, self.scope = about, scope
+        self.info, self.scope = info, scope
         last = {edit.id: i for i, edit in enumerate(memory)}  # the same edit again is one edit
         kept = sorted(last.values())
         self.memory = tuple(memory[i] for i in kept)
@@ -161,12 +161,12 @@ class ScopePatch(RoutePatch):
                 f"{', '.join(self.ids) or 'none'}."
             )
         kept = [i for i, edit in enumerate(self.memory) if edit.id != id]
-        edits = tuple(edit for edit in self.about.edits if Remembered.of(edit).id != id)
+        edits = tuple(edit for edit in self.info.edits if Remembered.of(edit).id != id)
         memory = [self.memory[i] for i in kept]
-        return ScopePatch(replace(self.about, edits=edits), memory, self.vectors[kept], self.scope)
+        return ScopePatch(replace(self.info, edits=edits), memory, self.vectors[kept], self.scope)
 
     @classmethod
-    def joined(cls, patches: Sequence[ScopePatch]) -> ScopePatch:
+    def concatenated(cls, patches: Sequence[ScopePatch]) -> ScopePatch:
         """One memory of all; see :class:`~easyeditor.patches.patch.Patch`.
 
         Raises:
@@ -180,7 +180,7 @@ class ScopePatch(RoutePatch):
                 "one archive, or undo those that are applied."
             )
         memory = [edit for patch in patches for edit in patch.memory]
-        return cls(about_all(patches), memory, torch.cat([p.vectors for p in patches]), scope)
+        return cls(merged_info(patches), memory, torch.cat([p.vectors for p in patches]), scope)
 
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
         """See :class:`~easyeditor.patches.patch.Patch`; the counterfactual model must be in place.
@@ -205,17 +205,17 @@ class ScopePatch(RoutePatch):
             raise PatchStateError("The memory is empty; there is nothing to compare with.")
         return [(self.memory[i].id, value) for i, value in self._nearest(lm, prompts)]
 
-    def turns(self, lm: LM, prompts: Sequence[str]) -> list[Turn | None]:
+    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
         """The counterfactual model with the nearest edit, for prompts in its scope."""
         if not self._counting or not prompts:
             return [None] * len(prompts)
-        found: list[Turn | None] = []
+        found: list[Rerouted | None] = []
         for prompt, (i, similarity) in zip(prompts, self._nearest(lm, prompts), strict=True):
             if similarity <= self.scope.threshold:
                 found.append(None)
                 continue
             text = told(self.scope.template, self.memory[i], prompt)
-            found.append(Turn(text, self.scope.answers.beside(lm)))
+            found.append(Rerouted(text, self.scope.answers.beside(lm)))
         return found
 
     def _nearest(self, lm: LM, prompts: Sequence[str]) -> list[tuple[int, float]]:
@@ -241,7 +241,7 @@ class ScopePatch(RoutePatch):
 
     @classmethod
     def restored(
-        cls, about: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+        cls, info: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
     ) -> ScopePatch:
         """The patch that :meth:`stored` wrote; the counterfactual model is not read yet."""
         classifier = TextEncoder.built(data["classifier"])
@@ -259,9 +259,9 @@ class ScopePatch(RoutePatch):
             raise ValueError(f"{len(memory)} edits, vectors {tuple(tensors['memory'].shape)}")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("a number is not finite")
-        answers = ModelFile.from_dict(data["answers"])
+        answers = ModelReference.from_dict(data["answers"])
         scope = Scope(classifier, answers, str(data["template"]), float(data["threshold"]))
-        return cls(about, memory, tensors["memory"], scope)
+        return cls(info, memory, tensors["memory"], scope)
 
 
 def _digest(network: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """The patches a model carries, and the bits it had before.
 
 The stack lives on the model itself, so it can be neither lost nor confused with another model's.
-Where a weight lies (in memory, offloaded, quantised) is :mod:`easyeditor.lm.storage`'s to know; it
+Where a weight lies (in memory, offloaded, quantized) is :mod:`easyeditor.lm.weights`'s to know; it
 is put in place of another, never written into, as that one may be shared with an edited copy.
 Edited weights are always rebuilt from the unedited ones plus the patches that remain, summed in
 float32 or better and rounded once: undoing in any order is exact, and undoing everything puts back
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from easyeditor.errors import PatchMismatchError, PatchStateError
-from easyeditor.lm.storage import Storage, storage_of
+from easyeditor.lm.weights import WeightHandle, weight_handle
 
 _ATTRIBUTE = "easyedit_stack"
 
@@ -52,7 +52,7 @@ class PatchStack:
     Attributes:
         patches: what is applied now.
         saved: ``{parameter path: what lay there}`` of every matrix the patches touch, see
-            :class:`~easyeditor.lm.storage.Storage`: a tensor, or None for what is no tensor.
+            :class:`~easyeditor.lm.weights.WeightHandle`: a tensor, or None for what is no tensor.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ def is_patched(model: nn.Module) -> bool:
     return bool(getattr(model, _ATTRIBUTE, None) and stack_of(model).patches)
 
 
-def unedited(model: nn.Module, path: str, storage: Storage) -> torch.Tensor | None:
+def unedited(model: nn.Module, path: str, storage: WeightHandle) -> torch.Tensor | None:
     """What lies, or lay before the patches, in a weight's storage."""
     saved = stack_of(model).saved if is_patched(model) else {}
     return saved.get(path, storage.content)
@@ -137,7 +137,7 @@ def pop(model: nn.Module, patch: Change) -> None:
     _reroute(model, stack)
 
 
-def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
+def collapse(model: nn.Module, old: Sequence[Change], new: Change) -> None:
     """Let ``new`` stand for ``old``, the topmost patches; it must hold the same parts in order."""
     stack = stack_of(model)
     count = len(old)
@@ -147,7 +147,7 @@ def exchange(model: nn.Module, old: Sequence[Change], new: Change) -> None:
 
 
 @contextmanager
-def carrying(model: nn.Module, patch: Change) -> Iterator[None]:
+def applied(model: nn.Module, patch: Change) -> Iterator[None]:
     """The model carries ``patch`` inside and its former weights after, whatever happens.
 
     Nested uses must be left in reverse order.
@@ -168,9 +168,9 @@ def carrying(model: nn.Module, patch: Change) -> Iterator[None]:
         _reroute(model, stack)
 
 
-def _storages(model: nn.Module, patch: Change) -> dict[str, Storage]:
+def _storages(model: nn.Module, patch: Change) -> dict[str, WeightHandle]:
     known = {name for name, _ in model.named_parameters()}
-    found = {path: storage_of(model, path) for path in patch.entries if path in known}
+    found = {path: weight_handle(model, path) for path in patch.entries if path in known}
     for path, shape in patch.shapes.items():
         stored = shape[::-1] if patch.transposed else shape
         if path not in found or found[path].shape != stored:
@@ -182,7 +182,7 @@ def _storages(model: nn.Module, patch: Change) -> dict[str, Storage]:
     return found
 
 
-def _rebuild(stack: PatchStack, storages: Mapping[str, Storage]) -> None:
+def _rebuild(stack: PatchStack, storages: Mapping[str, WeightHandle]) -> None:
     for path, storage in storages.items():
         acting = [patch for patch in stack.patches if path in patch.entries]
         if not acting:

@@ -11,7 +11,7 @@ from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.patches.patch import About, P, Patch, about_all, merged
+from easyeditor.patches.patch import P, Patch, PatchInfo, merged, merged_info
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ class WeightPatch(Patch):
     """
 
     entries: Mapping[str, tuple[Part, ...]] = field()  # which a property of the base would give
-    about: About = field()
+    info: PatchInfo = field()
     transposed: bool = True
     """Whether the model stores these matrices ``(d_out, d_in)``, as ``nn.Linear`` does."""
 
@@ -87,13 +87,13 @@ class WeightPatch(Patch):
             weight.add_(change.T if self.transposed else change)
 
     @classmethod
-    def joined(cls, patches: Sequence[WeightPatch]) -> WeightPatch:
+    def concatenated(cls, patches: Sequence[WeightPatch]) -> WeightPatch:
         """See :class:`Patch`; the parts of a matrix stay apart."""
         entries: dict[str, tuple[Part, ...]] = {}
         for patch in patches:
             for path, parts in patch.entries.items():
                 entries[path] = entries.get(path, ()) + parts
-        return cls(entries, about_all(patches), patches[0].transposed)
+        return cls(entries, merged_info(patches), patches[0].transposed)
 
 
 def weight_patch(
@@ -116,9 +116,9 @@ def weight_patch(
                     f"{method} found a change of {path} that is not finite; the model is "
                     "unchanged. Load it in float32 or bfloat16, or use gentler settings."
                 )
-    about = About.of(lm, method, edits, hyperparams, seconds)
+    info = PatchInfo.of(lm, method, edits, hyperparams, seconds)
     kept = {path: tuple(parts) for path, parts in entries.items()}
-    return WeightPatch(kept, about, transposed=not lm.family.conv1d)
+    return WeightPatch(kept, info, transposed=not lm.family.conv1d)
 
 
 def compacted(patches: Sequence[P]) -> P:

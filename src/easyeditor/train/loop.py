@@ -87,7 +87,7 @@ def _half(on_cpu: bool) -> str:
     return "bf16" if known is None or known() else "fp16"
 
 
-class Trained(nn.Module):
+class LearnerModule(nn.Module):
     """What the ``Trainer`` takes for a model: it holds the learner's module and nothing else.
 
     Everything goes through ``forward``, so that wrappers (DDP, FSDP, autocast) see every pass.
@@ -135,18 +135,23 @@ class Loop(Trainer):
         self.optimizer: Any  # the Trainer's; it has no types
         self.control: Any
         super().__init__(
-            model=Trained(learner),
+            model=LearnerModule(learner),
             args=arguments,
             train_dataset=list(train),
             eval_dataset=list(held_out),
             data_collator=lambda cases: {"cases": cases},
-            callbacks=[EarlyStoppingCallback(patience), LastStep(), Telling(folder), *trackers],
+            callbacks=[
+                EarlyStoppingCallback(patience),
+                LastStep(),
+                TrainingProgressCallback(folder),
+                *trackers,
+            ],
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         for module in learner.module.modules():
             if hasattr(module, "gathers"):  # what it collects is collected by all processes
-                module.gathers = arguments.world_size > 1
+                module.sync_across_ranks = arguments.world_size > 1
         if self.is_fsdp_enabled:
             self._shard_as_one()
 
@@ -199,12 +204,12 @@ class Loop(Trainer):
 
     def evaluate(self, *_args: Any, **_more: Any) -> dict[str, float]:
         """The learner's validation under ``eval_…``."""
-        found = {f"eval_{k}": v for k, v in self.judged(self.eval_dataset).items()}
+        found = {f"eval_{k}": v for k, v in self.evaluate_cases(self.eval_dataset).items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
-    def judged(self, cases: Sequence[Case]) -> dict[str, float]:
+    def evaluate_cases(self, cases: Sequence[Case]) -> dict[str, float]:
         """Validate on ``cases``; each process takes its share."""
         rank, world = self.args.process_index, self.args.world_size
         own = cases[rank::world]
@@ -256,7 +261,7 @@ class LastStep(TrainerCallback):
             control.should_evaluate = control.should_save = True
 
 
-class Telling(TrainerCallback):
+class TrainingProgressCallback(TrainerCallback):
     """A progress bar, and the log on disk whenever there is something new."""
 
     def __init__(self, folder: Path) -> None:

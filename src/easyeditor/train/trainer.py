@@ -183,7 +183,7 @@ class EditTrainer:
         return self._lm
 
     def _finish(self, loop: Loop, learner: Learner, seconds: float) -> TrainingResult:
-        metrics = loop.judged(self.val_set)
+        metrics = loop.evaluate_cases(self.val_set)
         history = list(loop.state.log_history)
         path, curve = self.folder / NAME, None
         if loop.is_fsdp_enabled:  # every process has a share of it

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from easyeditor.edits import Case
+from easyeditor.gradients.factors import Logits, differentiable_per_row, factors_of, means, nll
 from easyeditor.hyperparams import resolve_layers
+from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
-from easyeditor.lm.trunk import Trunk
 from easyeditor.methods.archive import Archive, fill, read_archive, write_archive
 from easyeditor.methods.learning import probe_of
-from easyeditor.methods.mend.factors import Logits, changing_each, factors_of, means, nll
 from easyeditor.methods.mend.nets import Network
 from easyeditor.methods.mend.settings import MENDTrainingHparams, blocks_of, sites_of
 
@@ -55,8 +55,8 @@ class MENDLearner:
         """Compute what never changes once, where these cases' share of it fits into memory."""
         rows = [row for own in self._rows(cases) for row in own]
         start = self._first_block()
-        if start and Trunk.bytes_for(self.lm, rows) <= self.config.cache_mb * 2**20:
-            trunk = Trunk(self.lm, start)
+        if start and LowerBlockCache.bytes_for(self.lm, rows) <= self.config.cache_mb * 2**20:
+            trunk = LowerBlockCache(self.lm, start)
             if trunk.agrees(rows[: self.config.batch_size]):
                 self._logits = trunk.target_logits
 
@@ -85,7 +85,7 @@ class MENDLearner:
             with torch.no_grad():
                 before = self._logits(nears).float().log_softmax(-1)
             whose = list(range(len(cases))) * (1 + len(outer) // len(edits))
-            with changing_each(self.lm, changes, whose):
+            with differentiable_per_row(self.lm, changes, whose):
                 logits = self._logits(outer + nears).float()
         cut = len(logits) - len(before)
         edit = nll(logits[:cut], outer).mean()
@@ -116,7 +116,7 @@ class MENDLearner:
             changes = self._changes(edits, learning=False)
             before = self._logits(nears).float().log_softmax(-1)
             whose = list(range(len(cases)))
-            with changing_each(self.lm, changes, whose * (3 if agains else 2)):
+            with differentiable_per_row(self.lm, changes, whose * (3 if agains else 2)):
                 logits = self._logits([*edits, *agains, *nears]).float()
         sizes = [sum(len(row.target) for row in rows) for rows in (edits, agains, nears)]
         on_edit, on_again, on_near = torch.split(logits, sizes)

@@ -14,10 +14,10 @@ import torch
 
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import ArchiveError, HyperParamsError
+from easyeditor.gradients.factors import factors_of
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import Archive, read_archive
 from easyeditor.methods.learning import Learner
-from easyeditor.methods.mend.factors import factors_of
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.settings import (
     USUAL,

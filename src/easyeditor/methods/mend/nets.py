@@ -34,7 +34,7 @@ class Running(nn.Module):
             for them, so all must call it alike.
     """
 
-    gathers = False
+    sync_across_ranks = False
     count: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
@@ -47,10 +47,10 @@ class Running(nn.Module):
 
     @torch.no_grad()
     def update(self, mode: int, z: torch.Tensor) -> None:
-        """Take ``z`` ``(n, width)`` into account; the others' too where it ``gathers``."""
+        """Take ``z`` ``(n, width)`` into account; all ranks' with ``sync_across_ranks``."""
         mean = z.sum(0) / max(len(z), 1)
         seen = torch.cat([z.new_tensor([len(z)]), mean, ((z - mean) ** 2).sum(0)])
-        for one in _of_all(seen) if self.gathers else [seen]:
+        for one in _of_all(seen) if self.sync_across_ranks else [seen]:
             self._merge(mode, int(one[0]), *one[1:].chunk(2))
 
     def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:

@@ -142,13 +142,13 @@ class SERACLearner:
         for start in range(0, len(cases), size):
             chunk = cases[start : start + size]
             nears = [probe_of(case, "locality") for case in chunk]
-            judged = {
+            evaluate_cases = {
                 "edit_loss": float(self.loss(chunk)["loss"]) * len(chunk),
                 "rewrite": self._hits(chunk, [(c.edit.prompt, c.edit.target) for c in chunk]),
                 "rephrase": self._hits(chunk, [(_again(c), c.edit.target) for c in chunk]),
                 "locality": self._hits(chunk, [(p.prompt, p.answers[0]) for p in nears], kept=True),
             }
-            for name, value in judged.items():
+            for name, value in evaluate_cases.items():
                 found[name] = found.get(name, 0.0) + value / len(cases)
         return found
 

@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from easyeditor.encoders.network_config import config_of, language_model
+from easyeditor.encoders.text_encoder import TextEncoder
+from easyeditor.encoders.tokenizer_compat import differences, largest, signature
 from easyeditor.errors import ArchiveError, HyperParamsError, UnsupportedModelError
-from easyeditor.lm.described import config_of, language_model
-from easyeditor.lm.encoder import TextEncoder
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.storage import whole_state
-from easyeditor.lm.vocabulary import differences, largest, signature
+from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.settings import SERACTrainingHparams
 from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.reference import ModelFile, header_digest
+from easyeditor.patches.reference import ModelReference, header_digest
 from easyeditor.patches.scope import Scope
 
 NAME = "SERAC"
@@ -122,7 +122,7 @@ def nets_of(archive: Archive, lm: LM) -> Nets:
 
 def scope_of(archive: Archive, nets: Nets, config: SERACTrainingHparams, threshold: float) -> Scope:
     """What the edits made with an archive share."""
-    answers = ModelFile(
+    answers = ModelReference(
         archive.file.resolve(),
         header_digest(archive.file),
         archive.more[SMALL],

@@ -18,7 +18,7 @@ from easyeditor.methods.learning import Learner
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.nets import nets_of, scope_of
 from easyeditor.methods.serac.settings import SERACHyperParams, SERACTrainingHparams
-from easyeditor.patches.patch import About
+from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.scope import Remembered, Scope, ScopePatch
 from easyeditor.timing import Stopwatch
 
@@ -72,8 +72,8 @@ class SERAC:
             scope = self._open(lm)
         with watch("classifier"):
             vectors = scope.vectors([edit.prompt for edit in edits], lm.device)
-        about = About.of(lm, self.name, edits, self.hyperparams, watch.seconds)
-        return ScopePatch(about, [Remembered.of(edit) for edit in edits], vectors, scope)
+        info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
+        return ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, scope)
 
     def _open(self, lm: LM) -> Scope:
         if self._opened is not None and self._opened[0] is lm:

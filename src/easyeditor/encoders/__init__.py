@@ -1,0 +1,1 @@
+"""Auxiliary text encoders and networks, beside the model being edited."""

@@ -1,0 +1,124 @@
+"""The gradient of a loss at a weight, as the factors it is the sum of, and changes row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyeditor.lm.families import Projection
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """``x`` and ``δ`` of one weight at every position that the loss depends on.
+
+    Attributes:
+        x: the layer's inputs, ``(n, d_in)`` float32.
+        delta: gradients at its outputs, ``(n, d_out)`` float32.
+        row: which row of the batch each belongs to, ``(n,)``.
+        place: its position in that row, ``(n,)``.
+    """
+
+    x: torch.Tensor
+    delta: torch.Tensor
+    row: torch.Tensor
+    place: torch.Tensor
+
+
+Logits = Callable[[Sequence[Row]], torch.Tensor]
+"""Rows to logits at their target tokens, as ``LM.target_logits``."""
+
+
+def factors_of(
+    logits: Logits, sites: Sequence[Projection], rows: Sequence[Row]
+) -> dict[str, Factors]:
+    """The factors for every weight and every row, from one forward and one backward pass.
+
+    The loss is the sum over rows of the target's mean negative log-likelihood, so each row's
+    factors are what they would be alone. Call it inside ``lm.at_rest()``.
+    """
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+
+    def seeing(path: str) -> Any:
+        def see(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            inputs[path] = args[0].detach()
+            # The graph begins at the lowest of these weights: nothing below it is needed.
+            outputs[path] = output if output.requires_grad else output.detach().requires_grad_()
+            return outputs[path].clone()  # some families add to a projection's output in place
+
+        return see
+
+    with torch.enable_grad(), ExitStack() as hooks:
+        for site in sites:
+            hooks.callback(site.module.register_forward_hook(seeing(site.path)).remove)
+        loss = nll(logits(rows), rows).sum()
+        paths = [site.path for site in sites]
+        gradients = torch.autograd.grad(loss, [outputs[path] for path in paths])
+    found = {}
+    for path, gradient in zip(paths, gradients, strict=True):
+        delta = gradient.reshape(len(rows), -1, gradient.shape[-1]).float()
+        x = inputs[path].reshape(len(rows), -1, inputs[path].shape[-1]).float()
+        row, place = (delta != 0).any(-1).nonzero(as_tuple=True)
+        found[path] = Factors(x[row, place], delta[row, place], row, place)
+    return found
+
+
+def nll(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean negative log-likelihood of each row's target, ``(rows,)`` float32.
+
+    Args:
+        logits: ``(sum of target lengths, vocabulary)``, as ``lm.target_logits`` gives them.
+        rows: the rows they belong to.
+    """
+    targets = torch.tensor([token for row in rows for token in row.target], device=logits.device)
+    each = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return means(each, rows)
+
+
+def means(each: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean over each row's target of one number per target token, ``(rows,)``."""
+    lengths = torch.tensor([len(row.target) for row in rows], device=each.device)
+    index = torch.repeat_interleave(torch.arange(len(rows), device=each.device), lengths)
+    return each.new_zeros(len(rows)).index_add(0, index, each) / lengths
+
+
+@contextmanager
+def differentiable_per_row(
+    lm: LM,
+    changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    owners: Sequence[int],
+) -> Iterator[None]:
+    """Row ``i`` of a batch is computed as if the weights carried the change ``owners[i]``.
+
+    Many edits, each alone, in one forward pass; differentiable; the weights are not touched.
+
+    Args:
+        lm: the model.
+        changes: per weight ``u`` ``(changes, r, d_in)`` and ``v`` ``(changes, r, d_out)``: the
+            weight in ``(d_in, d_out)`` gains ``uᵀ v``.
+        owners: per row of the batch, whose change it sees.
+    """
+    index = torch.tensor(owners)
+
+    def adding(u: torch.Tensor, v: torch.Tensor) -> Any:
+        def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            at = index.to(u.device)
+            x = args[0].reshape(len(index), -1, args[0].shape[-1]).to(u.device, u.dtype)
+            change = (x @ u[at].transpose(1, 2)) @ v[at]
+            return output + change.reshape(output.shape).to(output.device, output.dtype)
+
+        return add
+
+    with ExitStack() as hooks:
+        for path, (u, v) in changes.items():
+            module = lm.model.get_submodule(path.rpartition(".")[0])
+            hooks.callback(module.register_forward_hook(adding(u, v)).remove)
+        yield

@@ -1,0 +1,1 @@
+"""Which parts of a model an answer comes from."""

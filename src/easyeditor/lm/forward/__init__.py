@@ -1,0 +1,1 @@
+"""Forward passes that do less: batching, prefix caches, partial passes, activation memory."""

@@ -1,0 +1,64 @@
+"""The hidden states below the lowest edited block, computed once for every token sequence.
+
+A training that changes only a model's last blocks runs the same sequences again and again through
+blocks that never change. Here each sequence passes them once; after that the model's own forward
+runs with those blocks replaced by stubs, as in :mod:`easyeditor.lm.forward.partial`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.hooks import hidden_of, reading_output, stopping, with_hidden
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+
+
+class LowerBlockCache:
+    """Logits of a causal model whose blocks below ``start`` do not change.
+
+    Each sequence passes those blocks *alone*, so what is stored does not depend on which others
+    it met first: a training that is taken up again finds the same bits. The trap: that makes the
+    first pass over a set slower on an accelerator.
+    """
+
+    def __init__(self, lm: LM, start: int) -> None:
+        self.lm, self.start = lm, start
+        self._stored: dict[tuple[int, ...], torch.Tensor] = {}
+        self._like: Any = None
+
+    @staticmethod
+    def bytes_for(lm: LM, rows: Iterable[Row]) -> int:
+        """What storing these rows takes."""
+        width = lm.model.get_input_embeddings().weight
+        tokens = sum(len(ids) for ids in {row.ids[:-1] for row in rows})
+        return int(tokens * width.shape[1] * width.element_size())
+
+    def target_logits(self, rows: Sequence[Row]) -> torch.Tensor:
+        """As :meth:`LM.target_logits`."""
+        hidden = [self._below(row.ids[:-1]) for row in rows]
+        stored = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+        with stubbed(self.lm.blocks, self.start, with_hidden(self._like, stored)):
+            return self.lm.target_logits(rows)
+
+    @torch.no_grad()
+    def _below(self, ids: tuple[int, ...]) -> torch.Tensor:
+        if ids not in self._stored:
+            below = self.lm.blocks[self.start - 1]
+            with reading_output(below, stop=True) as found, stopping():
+                self.lm.call(self.lm.pad([ids]))
+            self._like = found[0]
+            self._stored[ids] = hidden_of(found[0])[0].clone()
+        return self._stored[ids]
+
+    def agrees(self, rows: Sequence[Row]) -> bool:
+        """Whether it gives the plain logits on these rows (some models keep other states)."""
+        with self.lm.at_rest(), torch.no_grad():
+            fast = self.target_logits(rows).float().log_softmax(-1)
+            slow = self.lm.target_logits(rows).float().log_softmax(-1)
+        full = next(self.lm.model.parameters()).dtype == torch.float32
+        return torch.allclose(fast, slow, rtol=0, atol=1e-3 if full else 0.25)

@@ -1,0 +1,391 @@
+"""Forward passes that resume above the edited place instead of repeating what cannot change.
+
+A search adds a vector to one layer's output at one token. With causal attention nothing before
+that token changes, and nothing below that layer. So the tokens before it are run once and leave
+their keys and values in a cache; the rest is run once up to the layer; and each step starts from
+the stored hidden states, in the model's own forward, with the lower blocks replaced by stubs.
+
+:class:`FullForward` repeats everything and is right for every model; :class:`PartialForward` must
+give the
+same logits, which :func:`open_forward` checks once per model and place before it trusts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import ModelOutput
+
+from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
+from easyeditor.lm.forward.shared_prefix import past_of
+from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the vector is added.
+
+    ``"down"``: the output of the MLP's down-projection itself (post-norms and residual
+    multipliers come after it); ``"block"``: the output of the whole block.
+    """
+
+    layer: int
+    kind: Literal["down", "block"]
+
+    def module(self, lm: LM) -> nn.Module:
+        """The module whose output the vector is added to."""
+        if self.kind == "down":
+            return lm.projection(self.layer).module
+        return lm.blocks[self.layer]
+
+    @property
+    def start(self) -> int:
+        """The first block that has to run again."""
+        return self.layer if self.kind == "down" else self.layer + 1
+
+
+@dataclass(frozen=True, slots=True)
+class EditRow:
+    """One token sequence: the vector goes in at position ``at``, logits are read at ``reads``.
+
+    No read of a causal model may lie before ``at``: nothing changes there. An encoder-decoder has
+    in ``decoder`` the targets its decoder is to predict (None marks a causal model); ``reads`` are
+    positions in it, and ``at`` is one of the column that is edited.
+    """
+
+    ids: tuple[int, ...]
+    at: int
+    reads: tuple[int, ...]
+    decoder: tuple[int, ...] | None = None
+
+    @property
+    def start(self) -> int:
+        """Where a step has to start: in an encoder every token sees every other."""
+        return self.at if self.decoder is None else 0
+
+    @property
+    def past(self) -> int:
+        """Tokens whose state is kept between steps."""
+        return self.at if self.decoder is None else len(self.ids)
+
+    def tokens(self, resume: bool) -> int:
+        """How many are run at every step."""
+        return len(self.ids) + len(self.decoder or ()) - (self.start if resume else 0)
+
+
+class DeltaForward(Protocol):
+    """Several runs that take one vector each.
+
+    Attributes:
+        left: bytes that the last pass left for its backward pass.
+    """
+
+    left: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes kept between steps."""
+        ...
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """``(runs, width)`` → ``(all reads, vocabulary)``, in the order of runs and reads."""
+        ...
+
+    def keep(self, rows: torch.Tensor) -> DeltaForward:
+        """Only the runs with these indices, without computing anything again."""
+        ...
+
+
+def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
+    """What a forward pass of an encoder-decoder needs beside the encoder's tokens."""
+    if not lm.encoder_decoder:
+        return {}
+    return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
+
+
+def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    index = [i for i, run in enumerate(runs) for _ in run.reads]
+    position = [
+        read - offset for run, offset in zip(runs, offsets, strict=True) for read in run.reads
+    ]
+    return torch.tensor(index), torch.tensor(position)
+
+
+class FullForward:
+    """Every step is a whole forward pass with a hook; exact for any architecture."""
+
+    def __init__(
+        self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
+    ) -> None:
+        self._lm, self._site, self._runs = lm, site, list(runs)
+        self._shelf = pool or BufferPool()
+        self._batch = lm.pad([run.ids for run in runs])
+        self._at = torch.tensor([run.at for run in runs])
+        self._more = _decoding(lm, runs)
+        self._index, self._positions = _reads(runs, [0] * len(runs))
+        self.left = 0
+
+    @property
+    def stored(self) -> int:
+        """See :class:`DeltaForward`."""
+        return 0
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """See :class:`DeltaForward`."""
+        with (
+            adding(self._site.module(self._lm), self._at, delta),
+            gathering(self._lm.head, self._index, self._positions),
+            low_memory_autograd(self._lm, self._shelf) as kept,
+        ):
+            logits: torch.Tensor = self._lm.call(self._batch, **self._more).logits[0]
+        self.left = kept.bytes
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> FullForward:
+        """See :class:`DeltaForward`."""
+        kept = [self._runs[i] for i in rows.tolist()]
+        return FullForward(self._lm, self._site, kept, self._shelf)
+
+
+class NotResumable(Exception):
+    """This model keeps a state that cannot be resumed exactly."""
+
+
+class PartialForward:
+    """Every step starts at the edited layer and token, from what was stored once.
+
+    Raises:
+        NotResumable: the model's cache is not a plain key/value cache.
+    """
+
+    def __init__(
+        self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
+    ) -> None:
+        self._lm, self._site, self._runs = lm, site, list(runs)
+        self._shelf = pool or BufferPool()
+        past = [run.ids[: run.start] for run in runs]
+        prefix = lm.pad(past, left=True)
+        suffix = lm.pad([run.ids[run.start :] for run in runs])
+        lengths = torch.tensor([run.start for run in runs], device=lm.device)
+        self._batch = Batch(
+            suffix.ids,
+            torch.cat([prefix.mask, suffix.mask], 1),
+            suffix.positions + lengths[:, None],
+        )
+        self._at = torch.tensor([run.at - run.start for run in runs])
+        self._index, self._positions = _reads(runs, [run.start for run in runs])
+        self._more = _decoding(lm, runs)
+        with torch.no_grad():
+            if lm.encoder_decoder and not lm.in_encoder:  # what it read does not change
+                encode = lm.model.get_encoder()
+                self._more["encoder_outputs"] = encode(suffix.ids, attention_mask=suffix.mask)
+            self._cache = self._run_prefix(past) if any(past) else None
+            self._below = self._run_lower() if site.start else None
+        self._drop_lower_cache()
+        self.left = 0
+
+    @property
+    def stored(self) -> int:
+        """See :class:`DeltaForward`."""
+        tensors = self._past(self._site.start)
+        if self._site.start:
+            tensors.append(hidden_of(self._below))
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
+        cache = past_of(self._lm, past)
+        layers = getattr(cache, "layers", None)
+        if not layers or any(type(layer) not in _NON_RECORDING for layer in layers):
+            raise NotResumable
+        return cache
+
+    def _fresh(self) -> dict[str, Any]:
+        """The cache arguments of one pass: copies, so that the snapshot stays as it was."""
+        if self._cache is None:
+            return dict(self._more)
+        cache = copy.copy(self._cache)
+        cache.layers = [_non_recording(layer) for layer in self._cache.layers]
+        return {"past_key_values": cache, "use_cache": True}
+
+    def _run_lower(self) -> Any:
+        below = self._lm.blocks[self._site.start - 1]
+        with reading_output(below, stop=True) as found, stopping():
+            self._lm.call(self._batch, **self._fresh())
+        return found[0]
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """See :class:`DeltaForward`."""
+        site, lm = self._site, self._lm
+        with ExitStack() as stack:
+            if site.kind == "down":
+                stack.enter_context(adding(site.module(lm), self._at, delta))
+                stored = self._below
+            else:
+                stored = added(self._below, self._at, delta)
+            if site.start:
+                stack.enter_context(stubbed(lm.blocks, site.start, stored))
+            stack.enter_context(gathering(lm.head, self._index, self._positions))
+            kept = stack.enter_context(
+                low_memory_autograd(lm, self._shelf, self._past(site.layer + 1))
+            )
+            logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
+        self.left = kept.bytes
+        return logits
+
+    def _past(self, start: int) -> list[torch.Tensor]:
+        """Stored keys and values of the blocks from ``start`` on, in their order."""
+        layers = [] if self._cache is None else self._cache.layers[start:]
+        return [
+            each for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)
+        ]
+
+    def _drop_lower_cache(self) -> None:
+        """Of the blocks below only the shape of their keys and values is asked for."""
+        for layer in [] if self._cache is None else self._cache.layers[: self._site.start]:
+            if layer.is_initialized:
+                layer.keys, layer.values = _hollow(layer.keys), _hollow(layer.values)
+
+    def keep(self, rows: torch.Tensor) -> PartialForward:
+        """See :class:`DeltaForward`."""
+        kept = copy.copy(self)
+        n = len(self._runs)
+        kept._runs = [self._runs[i] for i in rows.tolist()]
+        kept._index, kept._positions = _reads(kept._runs, [run.start for run in kept._runs])
+        kept._at = self._at[rows]
+        kept._more = {name: _pick(value, rows, n) for name, value in self._more.items()}
+        at = rows.to(self._batch.ids.device)
+        kept._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
+        kept._below = _pick(self._below, rows, n)
+        if self._cache is not None:
+            kept._cache = copy.copy(self._cache)
+            kept._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+            for layer in kept._cache.layers:
+                if layer.is_initialized:
+                    layer.keys = _pick(layer.keys, rows, n)
+                    layer.values = _pick(layer.values, rows, n)
+            kept._drop_lower_cache()
+        return kept
+
+
+def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _pick(item, rows, n) for name, item in value.items()})
+    if isinstance(value, tuple):
+        return tuple(_pick(item, rows, n) for item in value)
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
+        return value[rows.to(value.device)]
+    return value
+
+
+class _NonRecordingLayer(DynamicLayer):
+    """Hands out past and new keys and values together, and keeps the past alone."""
+
+    keys: Any
+    values: Any
+
+    def update(self, *args: Any, **more: Any) -> Any:
+        past: tuple[Any, Any] = self.keys, self.values
+        whole = super().update(*args, **more)
+        self.keys, self.values = past
+        return whole
+
+
+class _NonRecordingWindowLayer(_NonRecordingLayer, DynamicSlidingWindowLayer):
+    """The same over a window."""
+
+
+_NON_RECORDING = {
+    DynamicLayer: _NonRecordingLayer,
+    DynamicSlidingWindowLayer: _NonRecordingWindowLayer,
+}
+
+
+def _non_recording(layer: Any) -> Any:
+    copied = copy.copy(layer)
+    if layer.is_initialized:
+        copied.__class__ = _NON_RECORDING[type(layer)]
+    return copied
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """The same shape over one number."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
+@contextmanager
+def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
+    """Blocks below ``start`` hand on ``stored`` instead of computing; put back on leaving.
+
+    The list keeps its length and every stub its block's attributes: some models index both.
+    """
+    originals = list(blocks[:start])
+    try:
+        for i, block in enumerate(originals):
+            stub = copy.copy(block)
+            stub.forward = lambda *_args, **_more: stored
+            blocks[i] = stub
+        yield
+    finally:
+        for i, block in enumerate(originals):
+            blocks[i] = block
+
+
+def open_forward(
+    lm: LM,
+    site: Site,
+    runs: Sequence[EditRow],
+    *,
+    resume: bool = True,
+    pool: BufferPool | None = None,
+) -> DeltaForward:
+    """A :class:`PartialForward` where it is proven exact, else a :class:`FullForward`.
+
+    Runs that share a ``pool`` take turns: each pass's backward pass comes before the next pass.
+    The proof is made once per model and site, on the first runs met: a zero vector must give the
+    plain logits.
+    """
+    if not resume:
+        return FullForward(lm, site, runs, pool)
+    # Without a prefix there is no cache, so that is a proof of its own.
+    proven = ("resumable", site, any(run.start for run in runs))
+    if proven not in lm.memo:
+        lm.memo[proven] = _agrees(lm, site, runs)
+        if not lm.memo[proven]:
+            log.warning(
+                "%s cannot be resumed at layer %d; searching with whole forward passes.",
+                type(lm.model).__name__,
+                site.layer,
+            )
+    kind = PartialForward if lm.memo[proven] else FullForward
+    return kind(lm, site, runs, pool)
+
+
+def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
+    # The shortest and the longest prefix: between them lie all paddings of these runs.
+    order = sorted(runs, key=lambda run: run.start or len(run.ids))
+    sample = [order[0], order[-1]]
+    width = lm.projection(site.layer).d_out
+    zero = torch.zeros(len(sample), width, device=lm.device)
+    try:
+        with torch.no_grad():
+            fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
+            slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
+    except NotResumable:
+        return False
+    if next(lm.model.parameters()).dtype == torch.float32:
+        return torch.allclose(fast, slow, rtol=0, atol=1e-3)
+    # In half precision the largest of 100,000 rounding errors says little; their mean square does.
+    error = (fast - slow).square().mean().sqrt()
+    return bool(error < 0.1 * slow.std())

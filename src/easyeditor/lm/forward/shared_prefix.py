@@ -1,0 +1,137 @@
+"""The past of many sequences, what several of them begin with run once.
+
+The edits of a batch stand behind the same sampled contexts: with a hundred edits each context is
+the beginning of a hundred sequences.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
+from typing import Any
+
+import torch
+
+from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
+from easyeditor.lm.model import LM
+
+log = logging.getLogger(__name__)
+
+Ids = tuple[int, ...]
+FEW = 4
+"""Fewer tokens in common are not run behind one beginning."""
+MOST = 0.5
+"""Nor what is a smaller part of the beginning that those before, or the next, have in common: two
+contexts that happen to open alike would leave nearly all of both to be run row by row."""
+WORTH = 0.75
+"""Two passes are made if they run at most this part of one plain pass's tokens."""
+
+
+def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
+    """The model's cache after these sequences, padded on the left.
+
+    What several begin with is run once where that saves enough and was shown, once per model, to
+    give the keys and values of the plain pass.
+    """
+    heads, whose = shared_prefixes(sequences)
+    longest = max(map(len, sequences))
+    rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, whose, strict=True))
+    tokens = len(heads) * max(map(len, heads)) + len(sequences) * rest
+    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, whose):
+        return _shared(lm, sequences, heads, whose)
+    return prefill(lm, sequences)
+
+
+def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
+    """What the sequences begin with, and which of these each has.
+
+    One that shares nothing is its own beginning. Where several share one, a token of at least one
+    of them is left over: the second pass needs something to run.
+    """
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    ordered = [sequences[i] for i in order]
+    after = [*(_common(a, b) for a, b in pairwise(ordered)), 0]
+    heads: list[Ids] = []
+    whose = [0] * len(sequences)
+    several = False  # whether the last head is one of several sequences, and not a whole one
+    for i, ids, next_common in zip(order, ordered, after, strict=True):
+        common = _common(heads[-1], ids[:-1]) if heads else 0
+        several_share = max(next_common, len(heads[-1]) if several else 0)
+        if common >= max(FEW, MOST * several_share):
+            heads[-1], several = heads[-1][:common], True
+        else:
+            heads.append(ids)
+            several = False
+        whose[i] = len(heads) - 1
+    return heads, whose
+
+
+def _common(a: Ids, b: Ids) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _shared(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> Any:
+    """The same by two passes; None where the cache is not one of all keys and values."""
+    prefix = Prefix(lm, *heads)
+    if not prefix.usable:
+        return None
+    rests = [ids[len(heads[i]) :] for ids, i in zip(sequences, whose, strict=True)]
+    with unread(lm):
+        cache = prefix.call(rests, whose).past_key_values
+    # Each row is padded left of its beginning and right of its rest: turned until all is left.
+    rest = max(map(len, rests))
+    width, longest = prefix.length + rest, max(map(len, sequences))
+    over = torch.tensor([rest - len(each) for each in rests])
+    index = (torch.arange(width - longest, width)[None] - over[:, None]) % width
+    for layer in cache.layers:
+        at = index[:, None, :, None].to(layer.keys.device)
+        layer.keys = torch.take_along_dim(layer.keys, at, 2)
+        layer.values = torch.take_along_dim(layer.values, at, 2)
+    return cache
+
+
+def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> bool:
+    """Whether both ways agree where rows are padded on either side; tried once per model.
+
+    A batch in which nothing is padded cannot tell, and is not shared before another one has.
+    """
+    if "shares its past" not in lm.memo:
+        sample = _padded(sequences, heads, whose)
+        if sample is None:
+            return False
+        shared, plain = _shared(lm, sample, *shared_prefixes(sample)), prefill(lm, sample)
+        real = lm.pad(sample, left=True).mask.bool()
+        agree = shared is not None and all(
+            _near(getattr(a, name), getattr(b, name), real)
+            for a, b in zip(shared.layers, plain.layers, strict=True)
+            for name in ("keys", "values")
+        )
+        lm.memo["shares its past"] = agree
+        if not agree:
+            log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
+    trusted: bool = lm.memo["shares its past"]
+    return trusted
+
+
+def _padded(
+    sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]
+) -> list[Ids] | None:
+    """Two sequences of one beginning but of two lengths, and one with another length of its own."""
+    most = max(whose, key=whose.count)
+    alike = sorted((ids for ids, i in zip(sequences, whose, strict=True) if i == most), key=len)
+    length = len(heads[most])
+    other = max(heads, key=lambda head: abs(len(head) - length))
+    if len(alike[0]) == len(alike[-1]) or len(other) == length:
+        return None
+    return [alike[0], alike[-1], other]
+
+
+def _near(a: torch.Tensor, b: torch.Tensor, real: torch.Tensor) -> bool:
+    """Whether keys or values differ by no more than rounding where there are tokens."""
+    if a.shape != b.shape:
+        return False
+    tolerance = 1e-4 if a.dtype == torch.float32 else 0.05
+    pads = ~real.to(a.device)[:, None, :, None]
+    a, b = (each.float().masked_fill(pads, 0) for each in (a, b))
+    return bool((a - b).norm() <= tolerance * b.norm())

@@ -1,0 +1,102 @@
+"""Several patches at once, each for its own rows of a batch: many single edits in one evaluation.
+
+An edit that is measured alone needs a model of its own, but its rows need not run alone: the row
+of patch ``b`` adds ``x Δ_b`` to what the edited projection gives. Forward passes over the cases of
+a benchmark are then as large as for one model.
+
+In float32 this equals applying the patches to the weights, up to the order of a sum. In lower
+precision it does not (there the edited weights are rounded), so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyeditor.lm.model import LM
+from easyeditor.patches.weight import LowRank, Part, WeightPatch
+
+SHARE = 4
+"""The changes may take one part in so many of the model's size."""
+
+
+def can_apply_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> bool:
+    """Whether :func:`applied_per_row` is exact and small enough here."""
+    paths = {path for patch in patches if patch is not None for path in patch.entries}
+    named = dict(lm.model.named_parameters())
+    owners = [lm.model.get_submodule(path.rpartition(".")[0]) for path in paths]
+    plain = all(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in owners)
+    if not plain or any(named[path].dtype != torch.float32 for path in paths):
+        return False
+    if any(sum(p is named[path] for p in lm.model.parameters()) > 1 for path in paths):
+        return False
+    size = sum(_numbers(parts) for p in patches if p is not None for parts in p.entries.values())
+    return size * SHARE <= sum(p.numel() for p in named.values())
+
+
+def _numbers(parts: Sequence[Part]) -> int:
+    if all(isinstance(part, LowRank) for part in parts):
+        return sum(part.u.numel() + part.v.numel() for part in parts if isinstance(part, LowRank))
+    return parts[0].shape[0] * parts[0].shape[1]
+
+
+@contextmanager
+def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
+    """Rows that ``lm.owners`` gives to ``i`` are computed as if the model carried ``patches[i]``.
+
+    The weights are not touched. ``None`` is the unedited model.
+    """
+    paths = dict.fromkeys(path for p in patches if p is not None for path in p.entries)
+    with ExitStack() as stack:
+        for path in paths:
+            module = lm.model.get_submodule(path.rpartition(".")[0])
+            own = [None if p is None else p.entries.get(path) for p in patches]
+            handle = module.register_forward_hook(_adding(lm, own))
+            stack.callback(handle.remove)
+        yield
+
+
+def _adding(lm: LM, own: Sequence[Sequence[Part] | None]) -> Any:
+    u, v = _stacked(own)
+
+    def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+        index = torch.tensor(lm.owners)
+        x = args[0].reshape(len(lm.owners), -1, args[0].shape[-1])  # OPT's MLP input is flat
+        change = x @ u[index].to(x.device)
+        if v is not None:
+            change = change @ v[index].to(x.device)
+        return output + change.reshape(output.shape)
+
+    return add
+
+
+def _stacked(
+    own: Sequence[Sequence[Part] | None],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``u`` and ``v`` of every patch with zeros for missing ranks, or ``Δ`` and None."""
+    some = next(parts for parts in own if parts is not None)
+    d_in, d_out = some[0].shape
+    low = all(isinstance(part, LowRank) for parts in own for part in parts or ())
+    if not low:
+        whole = torch.zeros(len(own), d_in, d_out)
+        for i, parts in enumerate(own):
+            for part in parts or ():
+                whole[i] += part.dense().cpu()
+        return whole, None
+    rank = max(sum(part.u.shape[1] for part in _low(parts)) for parts in own)
+    u, v = torch.zeros(len(own), d_in, rank), torch.zeros(len(own), rank, d_out)
+    for i, parts in enumerate(own):
+        at = 0
+        for part in _low(parts):
+            end = at + part.u.shape[1]
+            u[i, :, at:end], v[i, at:end] = part.u.cpu(), part.v.cpu()
+            at = end
+    return u, v
+
+
+def _low(parts: Sequence[Part] | None) -> list[LowRank]:
+    return [part for part in parts or () if isinstance(part, LowRank)]

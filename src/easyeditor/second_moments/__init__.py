@@ -1,0 +1,271 @@
+"""Second moments ``C = E[k kᵀ]`` of what goes into the down-projections, and their cache.
+
+One pass over the text (:mod:`~easyeditor.second_moments.corpus`) serves all layers and stops at the
+highest (:mod:`~easyeditor.second_moments.accumulate`); sums are kept in float32 or better
+(:mod:`~easyeditor.second_moments.running_sum`), and a pass that was killed goes on
+(:mod:`~easyeditor.second_moments.checkpoint`). Results are cached under a fingerprint of the
+weights,
+and a model that carries patches is refused: statistics must come from the unedited model (a
+reference implementation computes them for the second layer after editing the first, and stores
+the result).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from easyeditor.errors import MomentsError
+from easyeditor.lm.memory import give_back
+from easyeditor.lm.model import LM
+from easyeditor.patches.fingerprint import fingerprint
+from easyeditor.patches.stack import is_patched
+from easyeditor.paths import cache_dir
+from easyeditor.second_moments.accumulate import collected, growing
+from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
+from easyeditor.second_moments.checkpoint import Checkpoint
+from easyeditor.second_moments.corpus import SELF, identity, sequences
+from easyeditor.second_moments.running_sum import Sums
+
+log = logging.getLogger(__name__)
+
+TOKENS_PER_WIDTH = 10
+"""Default number of tokens, in units of ``d_in``; 2 to 10 are enough (arXiv 2506.04226)."""
+WHAT = "second moments"
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made.
+
+    ``path`` is the file that holds it, None where none could be written. From a file the matrix is
+    mapped, not read, so what never looks into it pays no memory for it; ``digest`` says which one
+    it is, and is empty where no file states it. The trap: whoever writes into a mapped file (the
+    package replaces files) changes the matrix, or ends the process.
+    """
+
+    matrix: torch.Tensor
+    tokens: int
+    source: str
+    path: Path | None = None
+    digest: str = ""
+
+    def eigenvalues(self) -> torch.Tensor:
+        """All of them, the largest first; float64."""
+        return torch.linalg.eigvalsh(self.matrix.double()).flip(0)
+
+    def condition_number(self) -> float:
+        """Largest over smallest eigenvalue; infinite with fewer tokens than ``d_in``."""
+        return condition_number(self.eigenvalues())
+
+
+def digest_of(matrix: torch.Tensor) -> str:
+    """16 hexadecimal digits of the SHA-256 of the matrix's numbers."""
+    return hashlib.sha256(matrix.contiguous().view(-1).numpy().data).hexdigest()[:16]
+
+
+def condition_number(eigenvalues: torch.Tensor) -> float:
+    """Largest over smallest of eigenvalues in descending order; infinite if one is not positive."""
+    first, last = float(eigenvalues[0]), float(eigenvalues[-1])
+    return first / last if last > 0 else float("inf")
+
+
+def moments(
+    lm: LM,
+    layers: Sequence[int],
+    *,
+    source: str = SELF,
+    tokens: int | None = None,
+    documents: int | None = None,
+    directory: str | Path | None = None,
+    seed: int = 0,
+) -> dict[int, Moments]:
+    """Second moments for all ``layers``, from the cache or in one pass.
+
+    Args:
+        lm: the model; if nothing is cached it must carry no patch.
+        layers: absolute layer numbers.
+        source: ``"self"`` (sampled from the model), a text or JSONL file, or the name of a
+            Hugging Face dataset (extra ``datasets``).
+        tokens: how many; ``10 · d_in`` by default.
+        documents: at most this many documents of a file or dataset.
+        directory: where they are kept; the user's cache by default.
+        seed: of the sampling.
+
+    Raises:
+        MomentsError: the model carries patches and nothing is cached, or the source has no text.
+        MissingExtraError: a dataset was named and ``datasets`` is not installed.
+    """
+    n_tokens = tokens or default_tokens(lm, layers[0])
+    shelf = _Shelf(lm, source, n_tokens, documents, seed, directory)
+    wanted = list(dict.fromkeys(layers))
+    there = {layer: shelf.load(layer) for layer in wanted}
+    found = {layer: made for layer, made in there.items() if made is not None}
+    missing = sorted(there.keys() - found.keys())
+    if missing and shelf.checkpoint(sorted(wanted)).exists():
+        missing = sorted(wanted)  # it was killed between the writing of two layers
+    if missing:
+        _refuse_patched(lm)
+        log.info("collecting second moments of layers %s from %s", missing, source)
+        text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
+        checkpoint = Checkpoint(shelf.checkpoint(missing))
+        sums = collected(lm, missing, text, n_tokens, checkpoint)
+        give_back()  # what the passes took
+        for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
+            found[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
+        checkpoint.remove()
+    return found
+
+
+def moments_by_size(
+    lm: LM,
+    layers: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    source: str = SELF,
+    tokens: int | None = None,
+    documents: int | None = None,
+    directory: str | Path | None = None,
+    seed: int = 0,
+) -> Iterator[dict[int, Moments]]:
+    """Second moments of the first so many tokens of what :func:`moments` reads, in one pass.
+
+    They are not cached, and a size that the text does not reach is left out. The trap: a text that
+    is sampled from the model depends on ``tokens``, its whole length.
+
+    Args:
+        lm: as for :func:`moments`, and so are the other arguments.
+        layers: absolute layer numbers.
+        sizes: numbers of tokens.
+        source: see there.
+        tokens: of the whole text.
+        documents: see there.
+        directory: where a sampled text is kept.
+        seed: of the sampling.
+
+    Raises:
+        MomentsError: the model carries patches.
+    """
+    _refuse_patched(lm)
+    n_tokens = tokens or default_tokens(lm, layers[0])
+    shelf = _Shelf(lm, source, n_tokens, documents, seed, directory)
+    text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
+    ordered = sorted(set(layers))
+    for sums in growing(lm, ordered, text, n_tokens, sorted(set(sizes))):
+        yield {layer: _mean(sums, i, source) for i, layer in enumerate(ordered)}
+
+
+def keep_moments(
+    lm: LM,
+    made: Mapping[int, Moments],
+    directory: str | Path,
+    *,
+    source: str = SELF,
+    tokens: int,
+    documents: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Write ``made`` where :func:`moments` with the same arguments will look for it.
+
+    The trap: it believes you. Use a folder of its own.
+    """
+    shelf = _Shelf(lm, source, tokens, documents, seed, directory)
+    for layer, own in made.items():
+        shelf.store(layer, own)
+
+
+def default_tokens(lm: LM, layer: int) -> int:
+    """``10 · d_in`` of the layer."""
+    return TOKENS_PER_WIDTH * lm.projection(layer).d_in
+
+
+def _refuse_patched(lm: LM) -> None:
+    if is_patched(lm.model):
+        raise MomentsError(
+            "Second moments must come from the unedited model, and this one carries patches. Undo "
+            "them, collect (easyeditor.second_moments), and apply them again."
+        )
+
+
+def _mean(sums: Sums, i: int, source: str, *, last: bool = False) -> Moments:
+    if not sums.seen:
+        raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
+    matrix = sums.mean(i, last=last)
+    if not bool(matrix.diagonal().isfinite().all()):  # which bounds the rest
+        raise MomentsError(
+            "The model's activations are not finite on this text, so there are no second moments. "
+            "Load it in float32 or bfloat16."
+        )
+    return Moments(matrix, sums.seen, source)
+
+
+class _Shelf:
+    """The files of one model and corpus, named by a digest of how they are made."""
+
+    def __init__(
+        self,
+        lm: LM,
+        source: str,
+        n_tokens: int,
+        documents: int | None,
+        seed: int,
+        directory: str | Path | None,
+    ) -> None:
+        column = "encoder" if lm.in_encoder else "decoder"
+        recipe = {
+            "model": fingerprint(lm.model).digest,
+            "source": identity(source),
+            "tokens": n_tokens,
+            "documents": documents,
+            "seed": seed if source == SELF else None,
+            **({"column": column} if lm.encoder_decoder else {}),
+        }
+        self._recipe = json.dumps(recipe)
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
+        self._stem = (Path(directory) if directory else cache_dir() / "moments") / digest
+
+    def _file(self, end: object) -> Path:
+        return self._stem.with_name(f"{self._stem.name}-{end}.safetensors")
+
+    @property
+    def text(self) -> Path:
+        """The text that was sampled."""
+        return self._file("text")
+
+    def checkpoint(self, layers: Sequence[int]) -> Path:
+        """The sums of layers that are being collected."""
+        which = hashlib.sha256(json.dumps(list(layers)).encode()).hexdigest()[:8]
+        return self._file(f"half-{which}")
+
+    def load(self, layer: int) -> Moments | None:
+        """What is there, and readable."""
+        file = self._file(layer)
+        kept = read_cache_file(file, WHAT)
+        if kept is None:
+            return None
+        tensors, info = kept
+        try:
+            matrix, tokens = tensors["moment"], int(info["tokens"])
+            return Moments(matrix, tokens, info["source"], file, info.get("digest", ""))
+        except (KeyError, ValueError) as error:
+            ignored(file, WHAT, repr(error))
+            return None
+
+    def store(self, layer: int, made: Moments) -> Moments:
+        """Write it; what comes back is mapped from its file, if it could be written."""
+        info = {
+            "tokens": str(made.tokens),
+            "source": made.source,
+            "recipe": self._recipe,
+            "digest": digest_of(made.matrix),
+        }
+        matrix = made.matrix.contiguous()
+        if not write_cache_file(self._file(layer), {"moment": matrix}, info, WHAT):
+            return made
+        return self.load(layer) or made
