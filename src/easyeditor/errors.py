@@ -29,6 +29,7 @@
     ├── BenchError (ValueError)                a benchmark run that cannot be started or read
     │   ├── RunMismatchError                   the folder holds a run with other settings
     │   └── RunBusyError                       another process works in the folder
+    ├── OutputError (OSError)                  a place where nothing can be written
     └── MissingExtraError (ImportError)        an optional package is not installed
 
 Each says what was given, what is allowed and what to do. An edit that fails leaves the model
@@ -151,6 +152,10 @@ class JudgeError(EasyEditError, RuntimeError):
 
 class DownstreamError(EasyEditError, ValueError):
     """A downstream task is unknown, or cannot be run as it is defined."""
+
+
+class OutputError(EasyEditError, OSError):
+    """What was asked for cannot be written where it was asked to be; nothing was done."""
 
 
 class MissingExtraError(EasyEditError, ImportError):

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the edit did not take, 2 bad input (also: no memory, no pl
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -104,7 +103,8 @@ class Commands(_Help, TyperGroup):
                 "bfloat16, or --quantization 4bit; or set memory_mb, where the method has it."
             )
             report_error(error, message)
-        err.print(Text.assemble(("Error", "bold red"), f" ({kind}): ", visible(message)))
+        words = Text.assemble(("Error", "bold red"), f" ({kind}): ", visible(message))
+        err.print(words, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from easyeditor.cli import catalog, options, output
-from easyeditor.cli.app import Commands
+from easyeditor.cli import catalog, options, output, places
+from easyeditor.cli.app import Commands, add
+from easyeditor.cli.terminal import count
 from easyeditor.errors import did_you_mean
 from easyeditor.methods import METHODS
 
@@ -18,29 +20,25 @@ NEEDS = {"needs_subject": "the subject", "learns": "a trained archive"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: [bold]easyedit methods --json[/]")(methods)
+    add(app, methods, "Example: easyedit methods --json")
     group = typer.Typer(
         cls=Commands,
         help="Families known by name, and the embedded model.",
-        epilog="Examples: [bold]easyedit models[/] · easyedit models fetch",
+        epilog="Examples:\n\n  easyedit models\n  easyedit models fetch",
         invoke_without_command=True,
     )
     group.callback()(models)
-    group.command(epilog="Example: [bold]easyedit models fetch[/]")(fetch)
+    add(group, fetch, "Example: easyedit models fetch")
     app.add_typer(group, name="models")
     settings = typer.Typer(
         cls=Commands,
         help="Hyper-parameters: list, show, write as YAML.",
-        epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]",
+        epilog="Example: easyedit hparams show rome gpt2-xl",
         no_args_is_help=True,
     )
-    settings.command("ls", epilog="Example: [bold]easyedit hparams ls[/]")(hparams_ls)
-    settings.command("show", epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]")(
-        hparams_show
-    )
-    settings.command("write", epilog="Example: [bold]easyedit hparams write --out hparams[/]")(
-        hparams_write
-    )
+    add(settings, hparams_ls, "Example: easyedit hparams ls", "ls")
+    add(settings, hparams_show, "Example: easyedit hparams show rome gpt2-xl", "show")
+    add(settings, hparams_write, "Example: easyedit hparams write --out hparams", "write")
     app.add_typer(settings, name="hparams")
 
 
@@ -120,7 +118,7 @@ def fetch(
     if as_json:
         output.print_json({"model": name, "folder": str(place)})
     else:
-        output.out.print(f"{name} is in {place}.", markup=False, soft_wrap=True)
+        output.out.line(f"{name} is in {place}.")
 
 
 def _yaml(settings: dict[str, Any]) -> str:
@@ -137,7 +135,7 @@ def hparams_ls(as_json: options.Json = False) -> None:
         output.print_json(known)
         return
     for name, presets in known.items():
-        output.out.print(f"[bold]{name}[/]: {', '.join(presets)}")
+        output.out.print(Text.assemble((name, "bold"), f": {', '.join(presets)}"))
 
 
 def hparams_show(
@@ -168,7 +166,7 @@ def hparams_show(
     if as_json:
         output.print_json(settings)
     else:
-        output.out.print(_yaml(settings).rstrip(), markup=False, soft_wrap=True)
+        output.out.line(_yaml(settings).rstrip())
 
 
 def hparams_write(
@@ -176,11 +174,12 @@ def hparams_write(
     as_json: options.Json = False,
 ) -> None:
     """Write every preset as OUT/METHOD/MODEL.yaml, as ``from_hparams`` reads them."""
+    places.check_folder(out, empty=False)
     written = write_presets(out)
     if as_json:
         output.print_json([str(path) for path in written])
     else:
-        output.out.print(f"{len(written)} files in {out}.", markup=False)
+        output.out.line(f"{count(len(written), 'file')} in {out}.")
 
 
 def write_presets(folder: Path) -> list[Path]:

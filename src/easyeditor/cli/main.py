@@ -23,7 +23,6 @@ def main() -> None:
         if {"-v", "--verbose"} & set(sys.argv):
             raise
         what = visible(repr(error))
-        err.print(
-            Text.assemble(("Unexpected error", "bold red"), f": {what} (easyedit -v shows where)")
-        )
+        words = (("Unexpected error", "bold red"), f": {what} (easyedit -v shows where)")
+        err.print(Text.assemble(*words), soft_wrap=True)
         sys.exit(UNEXPECTED)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
+PIPE_WIDTH = 100
+"""Columns of a table that goes into a pipe or a file."""
 # C0 and C1 control characters but tab and line feed; the marks that reverse the reading direction.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters written out: ``\\x1b`` for an escape.
+    r"""``text`` with control characters written out: ``\x1b`` for an escape.
 
     A patch or a model may hold sequences that move the cursor or rename the window.
     """
@@ -33,6 +36,14 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines; a pipe has columns enough for most tables."""
+        found = super().size
+        if self.is_terminal or "COLUMNS" in os.environ:
+            return found
+        return ConsoleDimensions(PIPE_WIDTH, found.height)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as text, without its control characters."""
         return super().render_str(visible(text), **options)
@@ -43,7 +54,7 @@ class Terminal(Console):
 
 
 def tolerate_encodings() -> None:
-    """Let stdout and stderr write ``\\u….`` for what their encoding does not have.
+    r"""Let stdout and stderr write ``\u….`` for what their encoding does not have.
 
     ASCII and cp1252 lack most characters, and no encoding has lone surrogates.
     """

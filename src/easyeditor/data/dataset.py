@@ -96,6 +96,10 @@ class CaseDataset(Sequence[Case]):
         except EasyEditError as error:
             raise DataError(f"{self.path}, {record.place}{_named(record)}: {error}") from None
 
+    def place(self, index: int) -> str:
+        """Where a record stands: the file and its line."""
+        return f"{self.path}, {self._records[index].place}"
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
