@@ -1,13 +1,14 @@
-"""The house of docs/architecture.md, held by a walk over the syntax trees of the package."""
+"""The rules of docs/architecture.md, checked on the syntax trees of the package.
+
+One test per rule; it lists every offender.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-
-import pytest
 
 import outer
 from easyeditor.methods import METHODS
@@ -18,19 +19,51 @@ FLOORS = {
     "errors": 1,
     "lm": 3,
     "data": 3,
+    "encoders": 3,
     "patches": 4,
-    "associative": 4,
-    "evaluate": 4,
-    "methods": 5,
-    "editors": 6,
-    "train": 6,
-    "web": 7,
-    "bench": 7,
-    "cli": 8,
+    "second_moments": 5,
+    "associative": 5,
+    "gradients": 5,
+    "interpret": 5,
+    "evaluate": 5,
+    "methods": 6,
+    "editors": 7,
+    "train": 7,
+    "bench": 8,
+    "ledger": 8,
+    "export": 8,
+    "cli": 9,
+    "web": 9,
 }
 VOCABULARY = 2
-LONGEST, LONGEST_METHOD = 500, 300
+LONGEST, LONGEST_METHOD = 400, 300
 NAMES = {spelling for name in METHODS for spelling in (name.upper(), name.lower())}
+PROMPT_FORMAT = re.compile(r"New Fact|Prompt: |\{(prompt|target|query)\}")
+# Participles and pronouns say nothing about a value: `result`, `row`, `patch`, `scores` do.
+VAGUE = frozenset(
+    ("found", "own", "made", "told", "kept", "said", "asked", "whose", "each", "nears", "agains")
+)
+
+# What still breaks a rule; each line goes with the change that mends it.
+KNOWN_CYCLES = (
+    {  # until routing stands above the model
+        "easyeditor.lm.forward.prefix_cache",
+        "easyeditor.lm.model",
+        "easyeditor.lm.routing",
+    },
+    {  # until a patch no longer asks for the stack
+        "easyeditor.patches.fingerprint",
+        "easyeditor.patches.patch",
+        "easyeditor.patches.route",
+        "easyeditor.patches.stack",
+    },
+)
+KNOWN_LONG = {"easyeditor.lm.model": 470, "easyeditor.evaluate.judge": 401}
+KNOWN_FORMATS = {  # until these patches move to their methods
+    "easyeditor.patches.context",
+    "easyeditor.patches.scope",
+}
+VAGUE_LEFT = 384  # in the whole package, until each file's turn has come; only ever lowered
 
 FILES = {
     ".".join(("easyeditor", *path.relative_to(outer.SOURCE).with_suffix("").parts)).removesuffix(
@@ -50,8 +83,9 @@ FOLDERS = {
 
 
 @cache
-def tree(module: str) -> ast.Module:
-    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+def nodes(module: str) -> tuple[ast.AST, ...]:
+    """Every node of a module, those in function bodies and under TYPE_CHECKING, too."""
+    return tuple(ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))))
 
 
 def floor(module: str) -> int:
@@ -78,18 +112,10 @@ def imported(node: ast.AST, module: str) -> Iterator[str]:
                 yield inside if inside in FILES else source
 
 
-def on_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run when a module is imported; not what only a type checker reads."""
-    for node in body:
-        yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from on_import(node.orelse)
-            continue
-        for field in ("body", "orelse", "finalbody"):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield from on_import(getattr(node, field, []))
-        for handler in getattr(node, "handlers", []):
-            yield from on_import(handler.body)
+@cache
+def imports(module: str) -> tuple[tuple[ast.AST, str], ...]:
+    """Each importing statement with the module it imports."""
+    return tuple((node, target) for node in nodes(module) for target in imported(node, module))
 
 
 def where(module: str, node: ast.AST) -> str:
@@ -98,18 +124,27 @@ def where(module: str, node: ast.AST) -> str:
 
 def calls(module: str) -> Iterator[tuple[ast.Call, str]]:
     """Every call with the dotted text of what is called."""
-    for node in ast.walk(tree(module)):
+    for node in nodes(module):
         if isinstance(node, ast.Call):
             yield node, ast.unparse(node.func)
 
 
-def bare_texts(module: str) -> set[int]:
+@cache
+def bare_texts(module: str) -> frozenset[int]:
     """Ids of docstrings and other texts that stand alone as a statement."""
-    return {
+    return frozenset(
         id(node.value)
-        for node in ast.walk(tree(module))
+        for node in nodes(module)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
+    )
+
+
+def texts(module: str) -> Iterator[tuple[ast.Constant, str]]:
+    """Every text of the code but docstrings."""
+    for node in nodes(module):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and id(node) not in bare_texts(module):
+            yield node, node.value
 
 
 # -- floors -----------------------------------------------------------------------------------
@@ -120,43 +155,49 @@ def test_every_folder_has_a_floor():
     assert {"easyeditor.errors", "easyeditor.edits", "easyeditor.lm.model"} <= set(FILES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_only_lead_down(module):
+def test_imports_only_lead_down():
     wrong = [
         f"{where(module, node)}: floor {floor(module)} imports {target} of floor {floor(target)}"
-        for node in ast.walk(tree(module))
-        for target in imported(node, module)
+        for module in MODULES
+        for node, target in imports(module)
         if floor(target) > floor(module)
     ]
     assert wrong == []
 
 
-def cycles(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What is left once whatever imports nothing that is left has been taken away."""
-    while True:
-        free = {module for module, targets in graph.items() if not targets & graph.keys()}
-        if not free:
-            return {module: targets & graph.keys() for module, targets in graph.items()}
-        graph = {module: targets for module, targets in graph.items() if module not in free}
+def cycles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that import one another, directly or through others of the group."""
+    reach = {module: set(targets & graph.keys()) for module, targets in graph.items()}
+    for middle in reach:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    looped = {module for module, targets in reach.items() if module in targets}
+    groups = []
+    while looped:
+        module = min(looped)
+        groups.append({other for other in reach[module] & looped if module in reach[other]})
+        looped -= groups[-1]
+    return groups
 
 
 def test_no_cycles():
     graph = {
-        module: {
-            target
-            for node in on_import(tree(module).body)
-            for target in imported(node, module)
-            if target != module
-        }
-        for module in FILES
+        module: {target for _, target in imports(module) if target != module} for module in MODULES
     }
     assert graph["easyeditor.lm.model"] >= {"easyeditor.errors", "easyeditor.lm.tokens"}
-    assert cycles(graph) == {}
+    assert [
+        sorted(group)
+        for group in cycles(graph)
+        if not any(group <= known for known in KNOWN_CYCLES)
+    ] == []
 
 
-def test_cycles_are_found():
-    assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == {}
-    assert cycles({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}).keys() >= {"b", "c"}
+def test_cycles_are_seen():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert cycles({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": {"a"}}) == [{"a", "b", "c", "d"}]
+    two = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": {"e"}, "e": {"d"}}
+    assert cycles(two) == [{"b", "c"}, {"d", "e"}]
 
 
 def test_the_walk_sees_every_way_to_import():
@@ -175,8 +216,7 @@ else:
     import easyeditor.timing
 """
     here = "easyeditor.patches.stack"
-    parsed = ast.parse(source)
-    assert [t for node in ast.walk(parsed) for t in imported(node, here)] == [
+    assert [t for node in ast.walk(ast.parse(source)) for t in imported(node, here)] == [
         "easyeditor.cli.app",
         "easyeditor.lm.model",
         "easyeditor.lm.model",
@@ -187,18 +227,18 @@ else:
         "easyeditor.registry",
         "easyeditor.timing",
     ]
-    at_once = {t for node in on_import(parsed.body) for t in imported(node, here)}
-    assert "easyeditor.timing" in at_once
-    assert not at_once & {"easyeditor.registry", "easyeditor.editors.base"}
 
 
 # -- sizes and names --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_length(module):
-    lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= (LONGEST_METHOD if module in METHOD_MODULES else LONGEST)
+def test_lengths():
+    longest = {
+        module: KNOWN_LONG.get(module, LONGEST_METHOD if module in METHOD_MODULES else LONGEST)
+        for module in FILES
+    }
+    lengths = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in FILES.items()}
+    assert {m: lines for m, lines in lengths.items() if lines > longest[m]} == {}
 
 
 def words(text: str) -> list[str]:
@@ -220,36 +260,46 @@ def allowed(module: str) -> set[int]:
     """Ids of nodes that may name a method: the command line's default and its examples."""
     if not module.startswith("easyeditor.cli"):
         return set()
-    found: list[ast.AST] = []
-    for node in ast.walk(tree(module)):
+    examples: list[ast.AST] = []
+    for node in nodes(module):
         if isinstance(node, ast.arguments):
-            given = [*node.posonlyargs, *node.args]
-            with_default = given[len(given) - len(node.defaults) :]
-            pairs = zip(with_default, node.defaults, strict=True)
-            found += [
+            arguments = [*node.posonlyargs, *node.args]
+            with_default = arguments[len(arguments) - len(node.defaults) :]
+            examples += [
                 default
-                for argument, default in pairs
+                for argument, default in zip(with_default, node.defaults, strict=True)
                 if argument.annotation and ast.unparse(argument.annotation).endswith("Method")
             ]
         elif (isinstance(node, ast.keyword) and node.arg == "epilog") or (
             isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"EPILOG", "EXAMPLES"}
         ):
-            found.append(node.value)
-    return {id(inner) for node in found for inner in ast.walk(node)}
+            examples.append(node.value)
+    return {id(inner) for node in examples for inner in ast.walk(node)}
 
 
-@pytest.mark.parametrize("module", OUTSIDE_METHODS)
-def test_no_method_is_named(module):
-    skipped = bare_texts(module) | allowed(module)
-    wrong = [
-        f"{where(module, node)}: {text!r}"
-        for node in ast.walk(tree(module))
-        if id(node) not in skipped
-        for text in named(node)
-        # "Rome" is a city; a method is written ROME or rome
-        if NAMES & set(words(text))
-    ]
+def test_no_method_is_named_outside_its_files():
+    wrong = []
+    for module in OUTSIDE_METHODS:
+        skipped = bare_texts(module) | allowed(module)
+        wrong += [
+            f"{where(module, node)}: {text!r}"
+            for node in nodes(module)
+            if id(node) not in skipped
+            for text in named(node)
+            # "Rome" is a city; a method is written ROME or rome
+            if NAMES & set(words(text))
+        ]
     assert wrong == []
+
+
+def test_no_prompt_format_stands_outside_its_method():
+    assert [
+        f"{where(module, node)}: {text!r}"
+        for module in OUTSIDE_METHODS
+        if module not in KNOWN_FORMATS
+        for node, text in texts(module)
+        if PROMPT_FORMAT.search(text)
+    ] == []
 
 
 def test_words():
@@ -258,67 +308,86 @@ def test_words():
     assert all(NAMES & set(words(f"{name}HyperParams")) for name in METHODS)
 
 
+def vague_names(module: str) -> list[str]:
+    """Variables and arguments whose name says nothing about their value."""
+    return [
+        f"{where(module, node)}: {name}"
+        for node in nodes(module)
+        for name in (
+            node.arg
+            if isinstance(node, ast.arg)
+            else node.id
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            else "",
+        )
+        if name in VAGUE
+    ]
+
+
+def test_local_names_say_what_they_hold():
+    vague = [place for module in FILES for place in vague_names(module)]
+    assert len(vague) <= VAGUE_LEFT, vague
+
+
 # -- manners ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", OUTSIDE_CLI)
-def test_only_the_command_line_prints_and_sets_up(module):
-    forbidden = {"print", "os.getcwd", "Path.cwd", "logging.basicConfig", "os.chdir", "breakpoint"}
-    assert [where(module, node) for node, name in calls(module) if name in forbidden] == []
-
-
-@pytest.mark.parametrize("module", FILES)
-def test_no_global_generator_is_seeded(module):
-    wrong = [
-        where(module, node)
+def called(modules: list[str], pattern: str) -> list[str]:
+    """Places at which something is called whose whole dotted name fits ``pattern``."""
+    return [
+        f"{where(module, node)}: {name}"
+        for module in modules
         for node, name in calls(module)
-        if re.fullmatch(
-            r"(torch|random|np\.random|numpy\.random)\.(\w+\.)?(manual_seed\w*|seed)"
-            r"|(\w+\.)?set_seed",
-            name,
-        )
+        if re.fullmatch(pattern, name)
     ]
+
+
+def test_only_the_command_line_prints_and_sets_up():
+    setting_up = r"print|os\.getcwd|Path\.cwd|logging\.basicConfig|os\.chdir|breakpoint"
+    assert called(OUTSIDE_CLI, setting_up) == []
+
+
+def test_no_global_generator_is_seeded():
+    seeding = (
+        r"(torch|random|np\.random|numpy\.random)\.(\w+\.)?(manual_seed\w*|seed)|(\w+\.)?set_seed"
+    )
+    assert called(list(FILES), seeding) == []
+
+
+def test_no_pickle():
+    wrong = called(list(FILES), r"torch\.load|torch\.save|eval|exec")
+    for module in FILES:
+        for node in nodes(module):
+            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            names.append(getattr(node, "module", None) or "")
+            if {name.split(".")[0] for name in names} & {"pickle", "dill", "joblib", "cloudpickle"}:
+                wrong.append(where(module, node))
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_no_pickle(module):
-    loads = {"torch.load", "torch.save", "eval", "exec"}
-    wrong = [where(module, node) for node, name in calls(module) if name in loads]
-    for node in ast.walk(tree(module)):
-        names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
-        names.append(getattr(node, "module", None) or "")
-        if {name.split(".")[0] for name in names} & {"pickle", "dill", "joblib", "cloudpickle"}:
-            wrong.append(where(module, node))
-    assert wrong == []
-
-
-@pytest.mark.parametrize("module", FILES)
-def test_no_device_is_spelt_out(module):
-    wrong = [
+def test_no_device_is_spelt_out():
+    assert [
+        f"{where(module, node)}: {text!r}"
+        for module in FILES
+        for node, text in texts(module)
+        if re.fullmatch(r"cuda(:\d*)?", text)
+    ] + [
         where(module, node)
-        for node in ast.walk(tree(module))
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and id(node) not in bare_texts(module)
-            and re.fullmatch(r"cuda(:\d*)?", node.value)
-        )
-        or (isinstance(node, ast.Attribute) and node.attr == "cuda")
-    ]
-    assert wrong == []
+        for module in FILES
+        for node in nodes(module)
+        if isinstance(node, ast.Attribute) and node.attr == "cuda"
+    ] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_model_is_told_by_its_name(module):
+def test_no_model_is_recognised_by_a_part_of_its_name():
     """``if "gpt2" in model_name`` is how every earlier tool broke: names are compared whole."""
     kinds = r"gpt|llama|mistral|qwen|gemma|opt|bloom|falcon|t5"
-    wrong = [
+    assert [
         where(module, node)
-        for node in ast.walk(tree(module))
+        for module in MODULES
+        for node in nodes(module)
         if isinstance(node, ast.Compare)
         and isinstance(node.ops[0], (ast.In, ast.NotIn))
         and isinstance(node.left, ast.Constant)
         and re.match(kinds, str(node.left.value).lower())
-    ]
-    assert wrong == []
+    ] == []

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate import dispatch_model
 
 import tiny
 from easyeditor.associative.value_optimization import Search, optimize_values
@@ -17,6 +16,8 @@ EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", subject="The E
 
 def spread(name):
     """The tiny model with accelerate's hooks on every block, as ``device_map="auto"`` leaves it."""
+    from accelerate import dispatch_model
+
     model = tiny.model(name)
     blocks = LM(model, tiny.tokenizer()).family.decoder.blocks
     trunk = blocks.rpartition(".")[0]

@@ -7,11 +7,9 @@ import os
 import random
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from lm_eval.tasks import TaskManager
 
 import outer
 import support
@@ -29,6 +27,8 @@ ITEMS = [
 
 @pytest.fixture(autouse=True)
 def beside_the_data(monkeypatch, tmp_path):
+    import datasets
+
     monkeypatch.chdir(FOLDER)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
@@ -73,6 +73,8 @@ def test_limit_and_a_file_for_its_folder():
 
 
 def test_a_group(monkeypatch):
+    from lm_eval.tasks import TaskManager
+
     def without_defaults(include_path, **_more):  # a test below indexes those, for seconds
         return TaskManager(include_path=include_path, include_defaults=False)
 

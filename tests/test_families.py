@@ -138,7 +138,7 @@ def test_an_unlisted_architecture_is_found_and_logged(
 def test_what_is_not_understood_is_an_error_that_prints_the_row(name: str) -> None:
     # A shared expert, or a state-space mixer, is not the MLP the methods edit.
     with pytest.raises(UnknownFamilyError) as caught:
-        lm(name)
+        family_of(tiny.model(name))
     message = str(caught.value)
     assert isinstance(caught.value, LookupError)
     assert isinstance(caught.value, EasyEditError)

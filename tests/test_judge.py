@@ -1,5 +1,6 @@
 """The judge against a real server with the embedded model, and against a scripted one."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,9 +31,9 @@ from easyeditor.evaluate.judge import (
     Judge,
     Question,
     Verdict,
-    evaluate_cases,
     messages,
     parse,
+    score_verdicts,
 )
 from easyeditor.lm import embedded
 
@@ -158,13 +160,13 @@ def test_order_duplicates_and_no_verdict():
     assert [verdict.correct for verdict in verdicts] == [None, False, True, None, False]
     assert [verdict.raw for verdict in verdicts] == ["", "No.", "YES", "Perhaps", "No."]
     assert len(script.bodies) == 4
-    assert evaluate_cases(verdicts) == {"judge_acc": 1 / 3, "n": 5, "unparsed": 2}
+    assert score_verdicts(verdicts) == {"judge_acc": 1 / 3, "n": 5, "unparsed": 2}
 
 
 def test_nothing_to_judge():
     assert Judge("http://127.0.0.1:9/v1", "m")([]) == []
-    assert evaluate_cases([]) == {"judge_acc": None, "n": 0, "unparsed": 0}
-    assert evaluate_cases([Verdict(None, "?", False)]) == {"judge_acc": None, "n": 1, "unparsed": 1}
+    assert score_verdicts([]) == {"judge_acc": None, "n": 0, "unparsed": 0}
+    assert score_verdicts([Verdict(None, "?", False)]) == {"judge_acc": None, "n": 1, "unparsed": 1}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_it_tries_again(status):
         return refusal(status, "busy") if n < 2 else completion("YES")
 
     with endpoint(reply) as script:
-        assert evaluate_cases(Judge(script.url, "m")(QUESTIONS[:1]))["judge_acc"] == 1
+        assert score_verdicts(Judge(script.url, "m")(QUESTIONS[:1]))["judge_acc"] == 1
     assert len(script.bodies) == 3
 
 
@@ -227,6 +229,51 @@ def test_failures_say_what_to_do(answer, fragments):
         for fragment in [script.url, "'m'", *fragments, "0 of 1 answers had arrived"]:
             assert fragment in str(caught.value)
         assert "s3cr3t" not in str(caught.value)
+
+
+KEY = "sk-A1b2C3d4E5f6G7h8"
+ECHOES = {
+    "refused": lambda: refusal(401, f"Incorrect key {KEY}"),
+    "cut short": lambda: refusal(401, f"Incorrect key {KEY[:14]}…"),
+    "encoded": lambda: refusal(400, base64.b64encode(f":{KEY}".encode()).decode()),
+    "far behind": lambda: refusal(500, "x" * 280 + KEY),
+    "no chat completion": lambda: (200, json.dumps({"error": "x" * 190 + KEY}), {}),
+    "no JSON": lambda: (200, f"<html>{KEY}</html>", {"content-type": "text/html"}),
+    "an offered model": lambda: refusal(404, KEY),
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+def test_the_key_is_in_no_message_and_no_chain(echo):
+    with endpoint(lambda *_: echo(), models=[KEY, "b"]) as script:
+        url = script.url.replace("://", "://me:pass-word@")
+        with pytest.raises(JudgeError) as caught:
+            Judge(url, "m", api_key=KEY, retries=0)(QUESTIONS[:1])
+    told = "".join(traceback.format_exception(caught.value))
+    for secret in (KEY, KEY[:12], "pass-word", base64.b64encode(KEY.encode()).decode()[:8]):
+        assert secret not in told
+    assert script.url.replace("://", "://***@") in told
+
+
+def test_the_key_is_not_in_the_cache(tmp_path):
+    file = tmp_path / "cache.jsonl"
+    with endpoint(lambda *_: completion(f"YES. {KEY}")) as script:
+        (verdict,) = Judge(script.url, "m", api_key=KEY, cache=file)(QUESTIONS[:1])
+    assert (verdict.correct, verdict.raw) == (True, "YES. ***")
+    assert KEY not in file.read_text()
+
+
+def test_a_login_in_the_address_is_sent_and_not_logged(caplog):
+    caplog.set_level("DEBUG")
+    with endpoint(yes) as script:
+        judge = Judge(script.url.replace("://", "://me:p%40ss-word@"), "m")
+        assert judge(QUESTIONS[:1])[0].correct
+        expected = "Basic " + base64.b64encode(b"me:p@ss-word").decode()
+        assert script.headers[0]["authorization"] == expected
+    for secret in ("p@ss-word", "p%40ss-word", expected[6:]):
+        assert secret not in caplog.text + judge.base_url
+    with pytest.raises(JudgeError, match=r"base_url='ftp://\*\*\*@h' is not an HTTP URL"):
+        Judge("ftp://me:pass-word@h", "m")
 
 
 def test_an_unknown_model_and_those_there_are():
@@ -453,7 +500,7 @@ def test_a_real_model_as_judge(served, tmp_path):
     verdicts = judge(questions)
     assert all(verdict.raw and not verdict.cached for verdict in verdicts)
     assert [verdict.correct for verdict in verdicts] == [parse(verdict.raw) for verdict in verdicts]
-    assert evaluate_cases(verdicts)["n"] == 3
+    assert score_verdicts(verdicts)["n"] == 3
     assert requests() == 3
     again = Judge(url, name, **settings)(questions)
     assert [verdict.raw for verdict in again] == [verdict.raw for verdict in verdicts]

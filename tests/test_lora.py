@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -65,6 +64,8 @@ def patched(target: LM, patch: WeightPatch) -> torch.Tensor:
 
 def adapted(target: LM, folder: Path, *, merge: bool = False) -> torch.Tensor:
     """What a copy of the model says with the adapter that lies in ``folder``."""
+    import peft
+
     model = peft.PeftModel.from_pretrained(copy.deepcopy(target.model), folder)
     return logits(model.merge_and_unload() if merge else model.eval())
 
@@ -166,6 +167,8 @@ def test_dense_and_low_rank_parts_of_one_matrix_are_added(tmp_path: Path) -> Non
 
 
 def test_only_the_edited_layers_are_adapted(tmp_path: Path) -> None:
+    import peft
+
     target = lm("gpt2")
     patch = rome(target, EDITS[:1])
     export_lora(patch, tmp_path)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import accelerate
 import pytest
 import torch
 from torch import nn
@@ -51,6 +50,8 @@ def method(name: str, stats_dir: str, **more: object) -> Method:
 
 def offload(model: PreTrainedModel, where: str, folder: Path) -> PreTrainedModel:
     """Every weight leaves the model, as for an accelerator that is too small."""
+    import accelerate
+
     if where == "cpu":
         return accelerate.cpu_offload(model, execution_device="cpu")
     return accelerate.disk_offload(model, folder, execution_device="cpu")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -244,6 +243,8 @@ def test_hyperparameters_and_the_script(folders, easyedit, tmp_path):
 
 
 def test_layers_with_accelerates_hooks(folders):
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
     plain = load(str(folders["llama"]), device="cpu", quantization="4bit")
     lm = load(str(folders["llama"]), device="cpu", quantization="4bit")
     for module in lm.model.modules():

@@ -22,6 +22,7 @@
     │   └── PatchStateError                    applied twice, or undone without being applied
     ├── ArchiveError (ValueError)              a trained editor: unreadable, or for another model
     ├── TrainingError (ValueError)             a training that cannot be started or continued
+    │   └── TrainingBusyError                  another process trains in the folder
     ├── MomentsError (ValueError)              statistics that cannot be collected
     ├── DivergedError (ArithmeticError)        a loss that is not a number
     ├── JudgeError (RuntimeError)              a judging model that does not answer
@@ -29,7 +30,7 @@
     ├── BenchError (ValueError)                a benchmark run that cannot be started or read
     │   ├── RunMismatchError                   the folder holds a run with other settings
     │   └── RunBusyError                       another process works in the folder
-    ├── OutputError (OSError)                  a place where nothing can be written
+    ├── OutputError (OSError)                  an output file or folder that cannot be written
     └── MissingExtraError (ImportError)        an optional package is not installed
 
 Each says what was given, what is allowed and what to do. An edit that fails leaves the model
@@ -126,6 +127,10 @@ class TrainingError(EasyEditError, ValueError):
     """A training that cannot be started or continued as asked."""
 
 
+class TrainingBusyError(TrainingError):
+    """Another process trains in the same folder; names process, host and start."""
+
+
 class MomentsError(EasyEditError, ValueError):
     """Second moments cannot be collected from this model or text."""
 
@@ -155,7 +160,7 @@ class DownstreamError(EasyEditError, ValueError):
 
 
 class OutputError(EasyEditError, OSError):
-    """What was asked for cannot be written where it was asked to be; nothing was done."""
+    """An output file or folder that cannot be written; names it as the user gave it."""
 
 
 class MissingExtraError(EasyEditError, ImportError):

@@ -11,7 +11,7 @@ from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import write_whole
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.generation_metrics import natural_answer
-from easyeditor.evaluate.judge import Question, Verdict, evaluate_cases
+from easyeditor.evaluate.judge import Question, Verdict, score_verdicts
 
 FILE = "judge.json"
 
@@ -46,7 +46,7 @@ def judge_run(
     for (label, kind, _), verdict in zip(asked, verdicts, strict=True):
         told.setdefault(label, {}).setdefault(kind, []).append(verdict)
     scores = {
-        label: {kind: evaluate_cases(own) for kind, own in kinds.items()}
+        label: {kind: score_verdicts(own) for kind, own in kinds.items()}
         for label, kinds in told.items()
     }
     write_whole(Path(folder) / FILE, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import BenchError
+from easyeditor.json_log import scan_log
 
 Record = dict[str, Any]
 STAGES = ("post", "final")
@@ -115,16 +116,19 @@ def _json(file: Path) -> dict[str, Any]:
 def _stages(file: Path) -> dict[str, list[Record]]:
     """Complete units by stage, each in the order of editing; what was written last counts."""
     units: dict[tuple[str, int], dict[int, Record]] = defaultdict(dict)
-    for number, line in enumerate(_lines(file), 1):
+    content = scan_log(file, BenchError)
+    damaged = set(content.damaged)
+    for number, record in content.lines:
         try:
-            record = json.loads(line)
-            units[record["stage"], record["unit"]][record["position"]] = record
             _check(record)
+            units[record["stage"], record["unit"]][record["position"]] = record
         except (ValueError, TypeError, KeyError):
-            raise BenchError(
-                f"{file}, line {number} is damaged. Delete this line and continue the run: "
-                "it computes the case again, or says that a sequence must start anew."
-            ) from None
+            damaged.add(number)
+    if damaged:
+        raise BenchError(
+            f"{file}, line {min(damaged)} is damaged. Delete this line and continue the run: "
+            "it computes the case again, or says that a sequence must start anew."
+        )
     out: dict[str, list[Record]] = {stage: [] for stage in STAGES}
     for (stage, _), unit in sorted(units.items()):
         if stage in out and all(len(unit) >= record["of"] for record in unit.values()):
@@ -134,14 +138,8 @@ def _stages(file: Path) -> dict[str, list[Record]]:
 
 def _check(record: Mapping[str, Any]) -> None:
     parts = [record["pre"], record["post"], record["seconds"]]
+    numbers = [record["unit"], record["position"], record["of"]]
     if not all(isinstance(part, dict) for part in parts) or record["of"] < 1:
         raise ValueError
-
-
-def _lines(file: Path) -> list[bytes]:
-    """Lines that were written to their end; a torn last one is left out."""
-    try:
-        data = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise BenchError(f"{file} cannot be read: {error}.") from None
-    return data.split(b"\n")[:-1]
+    if not isinstance(record["stage"], str) or not all(isinstance(n, int) for n in numbers):
+        raise TypeError

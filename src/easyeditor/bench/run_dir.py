@@ -15,52 +15,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from easyeditor.bench.config import differences
-from easyeditor.errors import BenchError, RunBusyError, RunMismatchError
-from easyeditor.files import written_whole
+from easyeditor.errors import BenchError, OutputError, RunBusyError, RunMismatchError
+from easyeditor.files import PART, written_whole
+from easyeditor.folder_lock import FolderLock, lock_files
+from easyeditor.json_log import JsonLog
 
-RUN, RECORDS, BEFORE = "run.json", "records.jsonl", "before.jsonl"
+RUN, RECORDS, BEFORE, LOCK = "run.json", "records.jsonl", "before.jsonl", "run"
 
 
-class EventLog:
-    """A JSONL file that only grows, by whole lines.
+class EventLog(JsonLog):
+    """The records of one entrant, or of the unedited model, as they are measured.
+
+    Opening it drops the records of a unit whose writing was interrupted, so that the unit counts
+    whole or not at all.
 
     Raises:
         BenchError: it cannot be read, or a line that was finished is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        try:
-            data = path.read_bytes() if path.exists() else b""
-            whole, _, torn = data.rpartition(b"\n")
-            if torn:
-                os.truncate(path, len(data) - len(torn))
-        except OSError as error:
-            raise BenchError(f"{path} cannot be read: {error}.") from None
-        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-            try:
-                self.lines.append({**json.loads(line)})
-            except (ValueError, TypeError):
-                raise BenchError(
-                    f"{path}, line {number} is damaged. Delete this line to compute it again."
-                ) from None
-        self._drop_unfinished(whole.split(b"\n"))
+        super().__init__(path, BenchError, "Delete this line to compute it again.")
+        last = self.records[-1] if self.records else {}
+        if "unit" in last:  # only the last unit can be incomplete
+            unit = (last["stage"], last["unit"])
+            there = sum((record["stage"], record["unit"]) == unit for record in self.records)
+            if there < last["of"]:
+                self.drop_last(there)
 
-    def _drop_unfinished(self, written: list[bytes]) -> None:
-        """Records of a unit that was being written when the process died: only the last can be."""
-        last = self.lines[-1] if self.lines else {}
-        if "unit" not in last:
-            return
-        tail = (last["stage"], last["unit"])
-        there = sum((line["stage"], line["unit"]) == tail for line in self.lines)
-        if there < last["of"]:
-            del self.lines[-there:]
-            del written[-there:]
-            os.truncate(self.path, sum(len(line) + 1 for line in written))
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The records, oldest first."""
+        return self.records
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add these records: on disk when this returns, all of them or none.
@@ -68,22 +54,13 @@ class EventLog:
         Raises:
             BenchError: they cannot be written (a full disk); what was there is kept.
         """
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            super().append(records)
         except OSError as error:
-            if self.path.exists():
-                os.truncate(self.path, size)
             raise BenchError(
                 f"{self.path} cannot be written: {error}. What was there is kept; make room and "
                 "start the same command again."
             ) from None
-        self.lines += [dict(record) for record in records]
 
 
 class RunDirectory:
@@ -100,12 +77,10 @@ class RunDirectory:
         try:
             self._refuse_other_files()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / "run.lock", timeout=0)
+            self._lock = FolderLock(
+                self.path, LOCK, RunBusyError, "Wait for it, or give another --out."
+            )
             self._lock.acquire()
-        except Timeout:
-            raise RunBusyError(
-                f"Another process works in {path}. Wait for it, or give another --out."
-            ) from None
         except OSError as error:
             raise BenchError(f"{path} cannot be used for a run: {error}.") from None
         try:
@@ -135,7 +110,8 @@ class RunDirectory:
     def _refuse_other_files(self) -> None:
         if not self.path.exists() or (self.path / RUN).exists():
             return
-        left = [p.name for p in self.path.iterdir() if p.name != "run.lock" and p.suffix != ".part"]
+        names = {path.name for path in self.path.iterdir() if path.suffix != PART}
+        left = names - set(lock_files(LOCK))
         if left:
             raise BenchError(
                 f"{self.path} holds other files ({', '.join(sorted(left)[:3])}) and no run. Give "
@@ -171,7 +147,7 @@ def finished(records: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file completely or not at all.
+    """Write a text file completely or not at all.
 
     Raises:
         BenchError: it cannot be written.
@@ -182,5 +158,7 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+    except OutputError as error:
+        raise BenchError(str(error)) from None
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error}.") from None

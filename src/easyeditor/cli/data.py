@@ -87,7 +87,7 @@ def describe(name: Name, size: Size = None, as_json: options.Json = False) -> No
     """Say what kind of dataset it is and what it holds; reads, and so checks, every record."""
     from easyeditor.data.open import describe as told_of
 
-    with output.working(f"reading {name} …"):
+    with output.working(f"reading {name} …", long=False):
         told = told_of(_open(name, size))
     if as_json:
         output.print_json(told)
@@ -139,11 +139,11 @@ def convert(
     as_json: options.Json = False,
 ) -> None:
     """Write any dataset as a plain file of edits; OUT appears whole or not at all."""
-    places.check_file(out, "OUT")
+    places.check_file(out)
 
     from easyeditor.data.write import write_cases
 
-    with output.working(f"reading {source} …"):
+    with output.working(f"reading {source} …", long=False):
         dataset = _open(source, size)
         file = write_cases(dataset, out, force=force)
         told = {"path": str(file), "kind": dataset.name, "cases": len(dataset)}

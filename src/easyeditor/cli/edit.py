@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +138,8 @@ def edit(
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
     failures = verdict.failures(wanted, result.metrics, batch=batch)
-    saved, unsaved = _save(result, save)
+    unsaved = _save(result, save)
+    saved = None if unsaved else save
     if as_json:
         _print_json(method, model, known, result, lines, failures, saved)
     elif save == places.STREAM:
@@ -231,26 +231,18 @@ def _note_known(known: Sequence[Case], cases: Sequence[Case]) -> None:
         )
 
 
-def _save(result: EditResult, save: Path | None) -> tuple[Path | None, str]:
-    """Write the patch; where that fails, elsewhere. Returns the file, and what went wrong."""
+def _save(result: EditResult, save: Path | None) -> str:
+    """Write the patch; where that fails, elsewhere. Returns what went wrong."""
+    from easyeditor.files import write_or_rescue
     from easyeditor.patches.files import save_patch
 
-    if save is None:
-        return None, ""
-    try:
-        with places.output_file(save) as file:
-            return save_patch(result.patch, file), ""
-    except OSError as error:
-        why = getattr(error, "strerror", None) or str(error)
-    rescued = Path(tempfile.mkdtemp(prefix="easyedit-")) / (save.name or "edit.safetensors")
-    try:
-        save_patch(result.patch, rescued)
-    except OSError:
-        return None, f"--save {quoted(save)} cannot be written ({why}), nor {rescued}."
-    return None, (
-        f"--save {quoted(save)} cannot be written ({why}). The patch was written to {rescued} "
-        "instead; move it away from there."
-    )
+    if save is not None:
+        try:
+            with places.output_file(save) as file:
+                write_or_rescue(lambda place: save_patch(result.patch, place), file)
+        except OutputError as error:
+            return str(error)
+    return ""
 
 
 def _print_json(

@@ -43,14 +43,18 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def working(message: str) -> Iterator[None]:
-    """A spinner on stderr while something takes time; in a pipe one line as it begins."""
+def working(message: str, *, long: bool = True) -> Iterator[None]:
+    """A spinner on stderr while something takes time; in a pipe one line as it begins.
+
+    ``long``: whether it may take so long that a line in a pipe is of use.
+    """
     if err.is_terminal:
         unicode = (err.encoding or "").lower().startswith("utf")
         with err.status(Text(visible(message)), spinner="dots" if unicode else "line"):
             yield
     else:
-        err.line(message)
+        if long:
+            err.line(message)
         yield
 
 

@@ -136,6 +136,7 @@ def apply(
     model = _model_of(model, [*loaded])
     lm = output.load_model(model, device=device, dtype=dtype)
 
+    from easyeditor.lm.loading import save
     from easyeditor.lm.quantized import quantized_layers
 
     if quantized_layers(lm.model):
@@ -149,10 +150,9 @@ def apply(
 
     from easyeditor.lm.memory import model_bytes
 
-    places.need_space(out, model_bytes(lm))
+    places.check_folder(out, size=model_bytes(lm))
     with output.working(f"writing {out} …"):
-        lm.model.save_pretrained(out)
-        lm.tokenizer.save_pretrained(out)
+        save(lm, out)
     edits = sum(len(patch.info.edits) for patch in loaded)
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})

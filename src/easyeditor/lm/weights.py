@@ -306,6 +306,22 @@ def missing_weights(model: nn.Module) -> list[str]:
     return missing
 
 
+def require_weights(model: nn.Module) -> None:
+    """Check that every weight lies somewhere.
+
+    Raises:
+        MetaDeviceError: weights are on the meta device and no hook brings them into memory.
+    """
+    missing = missing_weights(model)
+    if missing:
+        raise MetaDeviceError(
+            f"{len(missing)} weights of {type(model).__name__} are on the meta device (first: "
+            f"{missing[0]}) and no hook of accelerate's brings them into memory, so there is "
+            "nothing to edit. Load the checkpoint: from_pretrained(...), also with a "
+            "device_map that offloads to 'cpu' or 'disk'."
+        )
+
+
 def shared_maps(model: nn.Module) -> list[Any]:
     """What accelerate's hooks share among each other: maps of weights, which hold many tensors."""
     found = [
