@@ -53,7 +53,7 @@ def test_it_says_where_the_archive_is_and_that_edits(easyedit, folder, data, tmp
     assert told.code == DONE
     archive = tmp_path / "MEND" / folder.name / NAME
     assert f"Archive: {archive}" in told.out
-    assert "1 held-out cases" in told.out
+    assert "1 held-out case" in told.out
     assert "4 steps" in told.out
     assert "on 7 cases" in told.out
     (use,) = [line for line in told.out.splitlines() if line.startswith("Use it:")]

@@ -28,7 +28,7 @@ Examples:
   easyedit bench --methods memit --data counterfact.json --limit 200 \
     --protocol batch --batch-size 100 --out runs/memit
 
-  easyedit bench --data worldfacts --protocol sequential --out runs/ft \
+  easyedit bench --data worldfacts --protocol sequential --out runs/ft --ray \
     --entrant "FT-L=ft objective_optimization=prompt_last" \
     --entrant "FT-M=ft objective_optimization=target_new"
 
@@ -145,7 +145,8 @@ def run(
         raise typer.BadParameter("missing; name the run's folder", param_hint="--out")
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(
-            f"{protocol!r} is none of {', '.join(PROTOCOLS)}.{did_you_mean(protocol, PROTOCOLS)}",
+            f"{protocol!r}: use 'single', 'batch' or 'sequential'."
+            f"{did_you_mean(protocol, PROTOCOLS)}",
             param_hint="--protocol",
         )
     places.check_folder(out, empty=False)

@@ -150,7 +150,7 @@ def convert(
     if as_json:
         output.print_json(told)
     else:
-        output.out.line(f"{count(told['cases'], 'case')} of {source} ({told['kind']}) in {file}.")
+        output.out.line(f"{count(told['cases'], 'case')} of {source} ({told['kind']}) are in {file}.")
 
 
 def _open(name: str, size: int | None) -> CaseDataset:

@@ -151,7 +151,7 @@ def hparams_show(
     if training:
         if not catalog.method(method)["learns"]:
             raise typer.BadParameter(
-                f"{folder} is not trained; those that are: {', '.join(catalog.learning())}",
+                f"{folder} needs no training; trained are: {', '.join(catalog.learning())}",
                 param_hint="--training",
             )
         folder = f"{catalog.TRAINING}/{folder}"

@@ -35,7 +35,7 @@ def _learning_method(name: str) -> str:
     name = _method(name)
     if not catalog.method(name)["learns"]:
         raise typer.BadParameter(
-            f"{name} is not trained: it edits at once. Those that are: "
+            f"{name} needs no training: it edits at once. Those that are trained: "
             f"{', '.join(catalog.learning())}."
         )
     return name
