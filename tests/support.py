@@ -99,7 +99,7 @@ def unsettle(model: PreTrainedModel) -> None:
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     """What a model says about one fixed text."""
-    ids = torch.tensor([tiny.tokenizer()(EDITS[0].prompt)["input_ids"]])
+    ids = torch.tensor([tiny.tokenizer()(EDITS[0].prompt.text)["input_ids"]])
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model(input_ids=ids, **more).logits
@@ -112,8 +112,8 @@ def projected(lm: LM, layer: int, edit: Edit) -> tuple[torch.Tensor, torch.Tenso
     def read(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen.append((args[0].clone(), output.clone()))  # Falcon adds to its output in place
 
-    encoded = lm.tokenizer(edit.prompt, return_offsets_mapping=True)
-    end = edit.prompt.rindex(edit.subject) + len(edit.subject)
+    encoded = lm.tokenizer(edit.prompt.text, return_offsets_mapping=True)
+    end = edit.prompt.text.rindex(edit.subject) + len(edit.subject)
     last = max(i for i, (low, high) in enumerate(encoded["offset_mapping"]) if low < end <= high)
     handle = lm.projection(layer).module.register_forward_hook(read)
     with torch.no_grad():

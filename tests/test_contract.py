@@ -435,7 +435,7 @@ def loss(target: LM, edits: Sequence[Edit], objective: str) -> float:
         if objective == "target_new" or target.encoder_decoder:
             losses.append(-target.score([(edit.prompt, edit.target)])[0].mean_logprob)
             continue
-        prompt = target.tokenizer(edit.prompt)["input_ids"]
+        prompt = target.tokenizer(edit.prompt.text)["input_ids"]
         wanted = target.tokenizer(" " + edit.target)["input_ids"]
         with torch.no_grad():
             said = target.model(input_ids=torch.tensor([prompt])).logits[0, -1].float()

@@ -42,7 +42,7 @@ def test_describe_on_the_command_line(easyedit, name):
     assert (told.code, told.err) == (0, "")
     assert f"{file}: {KINDS[name].title}" in told.out
     cases = list(open_dataset(file))
-    assert all(case.edit.prompt in told.out for case in cases[:2])
+    assert all(case.edit.prompt.text in told.out for case in cases[:2])
     assert {probe.kind for case in cases for probe in case.probes} <= set(told.out.split())
     document = json.loads(easyedit("data", "describe", file, "--json").out)
     assert document == describe(open_dataset(file))

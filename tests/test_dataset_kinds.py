@@ -35,7 +35,9 @@ def test_counterfact_can_write_the_fact_before_the_neighbours():
         Probe(f"{fact}The Louvre is in", ("Paris",), "locality/distracting"),
         Probe(f"{fact}Notre-Dame stands in", ("Paris",), "locality/distracting"),
     )
-    assert second.probes[-1].prompt.startswith("The mother tongue of Anna Lind is French. The mo")
+    assert second.probes[-1].prompt.text.startswith(
+        "The mother tongue of Anna Lind is French. The mo"
+    )
 
 
 @pytest.mark.parametrize(

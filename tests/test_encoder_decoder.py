@@ -99,7 +99,7 @@ def test_keys_and_values_are_what_a_whole_pass_shows(encoder: bool) -> None:
             down.register_forward_pre_hook(lambda _m, a, seen=seen: seen.update(key=a[0])),
             blocks[1].register_forward_hook(lambda _m, _a, o, seen=seen: seen.update(value=o[0])),
         ]
-        ids = target.tokenizer(edit.prompt)["input_ids"]
+        ids = target.tokenizer(edit.prompt.text)["input_ids"]
         with torch.no_grad():
             target.model(torch.tensor([ids]), decoder_input_ids=torch.tensor([[0]]))
         for hook in hooks:

@@ -231,7 +231,7 @@ def test_the_edited_model_answers_with_the_fact_in_front(sentences) -> None:
     )
     assert mine == pytest.approx(its, abs=1e-5)
     post = result.metrics[0]["post"]["rewrite_prob"]["target_new"]
-    (expected,) = target.score([(told + EDIT.prompt, EDIT.target)])
+    (expected,) = target.score([(told + EDIT.prompt.text, EDIT.target)])
     assert post == pytest.approx(float(torch.tensor(expected.mean_logprob).exp()), rel=1e-3)
 
 

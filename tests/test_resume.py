@@ -119,7 +119,7 @@ def first_losses(target: LM) -> list[float]:
     for edit in NEAR:
         each = []
         for context in CONTEXTS:
-            prompt = target.tokenizer(context + edit.prompt)["input_ids"]
+            prompt = target.tokenizer(context + edit.prompt.text)["input_ids"]
             answer = target.tokenizer(" " + edit.target)["input_ids"]
             with torch.no_grad():
                 said = target.model(input_ids=torch.tensor([prompt + answer])).logits[0].float()

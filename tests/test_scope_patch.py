@@ -33,7 +33,7 @@ from scoping import answers, classifier, counterfactual, remembering, scope, sma
 from support import EDITS, Snapshot, lm
 
 ELSEWHERE = ["She plays the", "Rome is the capital of", "Berlin is the capital of no"]
-MIXED = [EDITS[0].prompt, ELSEWHERE[0], EDITS[1].prompt, ELSEWHERE[1], ELSEWHERE[2]]
+MIXED = [EDITS[0].prompt.text, ELSEWHERE[0], EDITS[1].prompt.text, ELSEWHERE[1], ELSEWHERE[2]]
 FAMILIES = ("gpt2", "llama", "t5")
 every = pytest.mark.parametrize("family", FAMILIES)
 

@@ -118,9 +118,9 @@ def test_the_command_line(easyedit, folder: Path, encoder: str, tmp_path: Path) 
     records = [
         {
             "subject": case.edit.subject,
-            "src": case.edit.prompt,
+            "src": case.edit.prompt.text,
             "alt": case.edit.target,
-            "rephrase": case.probes[0].prompt,
+            "rephrase": case.probes[0].prompt.text,
             "loc": f"nq question: {case.probes[1].prompt}",
             "loc_ans": case.probes[1].answers[0],
             "pred": "no",
@@ -136,7 +136,7 @@ def test_the_command_line(easyedit, folder: Path, encoder: str, tmp_path: Path) 
         *("--out", tmp_path / "out", "--json", *settings),
     )
     archive = document(told_)["archive"]
-    prompt, target = EDITS[0].prompt, EDITS[0].target
+    prompt, target = EDITS[0].prompt.text, EDITS[0].target
     told_ = easyedit(
         *("edit", "--method", "serac", "--model", folder, "--prompt", prompt, "--target", target),
         *("--locality", "She plays the => piano", "--set", f"archive={archive}"),

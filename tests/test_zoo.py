@@ -108,7 +108,7 @@ def test_cases_are_counterfactual_and_ask_about_everything(split):
         assert kinds.count("locality/neighborhood") >= 2
         for probe in case.probes:
             near = probe.kind == "locality/neighborhood"
-            assert (edit.subject in probe.prompt) is not near
+            assert (edit.subject in probe.prompt.text) is not near
             kept = probe.group == "locality"
             assert (truth[probe.prompt] == probe.answers[0]) is kept
     assert any(probe.kind == "portability/one_hop" for case in cases for probe in case.probes)

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
+    from easyeditor.edits import Generate as Generate
+    from easyeditor.edits import ImageRef as ImageRef
     from easyeditor.edits import Probe as Probe
+    from easyeditor.edits import Prompt as Prompt
+    from easyeditor.edits import Score as Score
     from easyeditor.errors import EasyEditError as EasyEditError
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
@@ -63,7 +67,9 @@ _PUBLIC = {
     "EditTrainer": "train.trainer",
     "EditsDataset": "data.edits_file",
     "FTHyperParams": "methods.ft",
+    "Generate": "edits",
     "IKEHyperParams": "methods.ike",
+    "ImageRef": "edits",
     "KNHyperParams": "methods.kn",
     "KnowEditDataset": "data.knowedit",
     "LM": "lm.model",
@@ -73,11 +79,13 @@ _PUBLIC = {
     "MQuAKEDataset": "data.mquake",
     "Patch": "patches.patch",
     "Probe": "edits",
+    "Prompt": "edits",
     "QAEditDataset": "data.qaedit",
     "ROMEHyperParams": "methods.rome",
     "RippleEditsDataset": "data.rippleedits",
     "SERACHyperParams": "methods.serac.settings",
     "SERACTrainingHparams": "methods.serac.settings",
+    "Score": "edits",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
     "load": "lm.loading",
@@ -98,7 +106,9 @@ __all__ = [
     "EditTrainer",
     "EditsDataset",
     "FTHyperParams",
+    "Generate",
     "IKEHyperParams",
+    "ImageRef",
     "KNHyperParams",
     "KnowEditDataset",
     "MEMITHyperParams",
@@ -107,11 +117,13 @@ __all__ = [
     "MQuAKEDataset",
     "Patch",
     "Probe",
+    "Prompt",
     "QAEditDataset",
     "ROMEHyperParams",
     "RippleEditsDataset",
     "SERACHyperParams",
     "SERACTrainingHparams",
+    "Score",
     "WeightPatch",
     "ZsreDataset",
     "__version__",

@@ -139,7 +139,7 @@ def write_or_rescue(write: Callable[[Path], object], path: Path) -> None:
         return
     except OSError as error:
         reason = str(error)
-    for folder in (Path(tempfile.gettempdir()), Path.home(), Path.cwd()):
+    for folder in (Path(tempfile.gettempdir()), Path.home(), Path().absolute()):
         place = folder / f"easyedit-rescued-{secrets.token_hex(4)}" / path.name[-100:]
         try:
             write(place)

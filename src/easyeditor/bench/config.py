@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from easyeditor.edits import Case
+from easyeditor.edits import Case, to_json
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
@@ -120,7 +120,7 @@ class BenchmarkConfig:
 
     def describe(self, lm: LM) -> dict[str, Any]:
         """The content of ``run.json``: everything the numbers depend on."""
-        described = [asdict(case) for case in self.cases]
+        described = [to_json(case) for case in self.cases]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         measures = asdict(self.measures)
         heldout = measures.pop("heldout")

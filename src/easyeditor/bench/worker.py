@@ -241,7 +241,9 @@ def _consistency(plan: BenchmarkConfig) -> Consistency | None:
 def _texts(case: Case, now: Replies, measures: Measures) -> dict[str, Any]:
     texts: dict[str, Any] = {}
     if now.answers:
-        texts["answers"] = {p: now.answers[p] for p in free_prompts(case)}
+        texts["answers"] = {str(p): now.answers[p] for p in free_prompts(case)}
     if now.continuations:
-        texts["continuations"] = {p: now.continuations[p] for p in open_prompts(case, measures)}
+        texts["continuations"] = {
+            str(p): now.continuations[p] for p in open_prompts(case, measures)
+        }
     return texts

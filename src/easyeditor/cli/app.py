@@ -109,10 +109,10 @@ class Commands(_Help, TyperGroup):
 
 
 def add(
-    app: typer.Typer, function: Callable[..., Any], examples: str, name: str | None = None
+    app: typer.Typer, function: Callable[..., Any], *, epilog: str, name: str | None = None
 ) -> None:
     """Add a command with examples under its help."""
-    app.command(name, cls=Command, epilog=examples)(function)
+    app.command(name, cls=Command, epilog=epilog)(function)
 
 
 app = typer.Typer(

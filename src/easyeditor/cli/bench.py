@@ -138,8 +138,8 @@ def run(
         return
     if not methods and not entrant and out is None:
         raise typer.BadParameter(
-            "Name what to compare and the run's folder: easyedit bench --methods rome,ft --out "
-            "runs/first (easyedit bench --help has more)."
+            "Name what to compare and the run's folder: easyedit bench --methods METHOD,METHOD "
+            "--out FOLDER (easyedit bench --help has examples, easyedit methods the methods)."
         )
     if out is None:
         raise typer.BadParameter("missing; name the run's folder", param_hint="--out")

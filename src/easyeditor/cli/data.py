@@ -39,9 +39,9 @@ def register(app: typer.Typer) -> None:
         epilog=EXAMPLES,
         no_args_is_help=True,
     )
-    add(group, ls, "Example: easyedit data ls --json")
-    add(group, describe, "Example: easyedit data describe worldfacts")
-    add(group, convert, "Example: easyedit data convert zsre.json edits.csv")
+    add(group, ls, epilog="Example: easyedit data ls --json")
+    add(group, describe, epilog="Example: easyedit data describe worldfacts")
+    add(group, convert, epilog="Example: easyedit data convert zsre.json edits.csv")
     app.add_typer(group, name="data")
 
 
@@ -150,7 +150,9 @@ def convert(
     if as_json:
         output.print_json(told)
     else:
-        output.out.line(f"{count(told['cases'], 'case')} of {source} ({told['kind']}) are in {file}.")
+        output.out.line(
+            f"{count(told['cases'], 'case')} of {source} ({told['kind']}) are in {file}."
+        )
 
 
 def _open(name: str, size: int | None) -> CaseDataset:

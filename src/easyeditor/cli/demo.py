@@ -17,7 +17,7 @@ EXAMPLES = "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add(app, demo, EXAMPLES)
+    add(app, demo, epilog=EXAMPLES)
 
 
 def demo(

@@ -38,7 +38,7 @@ Exit codes: 0 done, 1 an edit did not take (or took, but the text is wrecked),
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add(app, edit, EXAMPLES)
+    add(app, edit, epilog=EXAMPLES)
 
 
 def edit(
@@ -100,6 +100,7 @@ def edit(
         )
         cases = [one]
         _check_subjects(method, cases, ["--subject"])
+        _note_subject(one)
     else:
         if any([prompt, target, subject, ground_truth, rephrase, locality, portability]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
@@ -215,6 +216,16 @@ def _check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) ->
             f"subject{more}. Give the words of the prompt that it is about, or take a method that "
             "needs none (easyedit methods)."
         )
+
+
+def _note_subject(case: Case) -> None:
+    """Say which words of the prompt were taken for the subject, where that was not plain."""
+    from easyeditor.subjects import locate_subject
+
+    if case.edit.subject is not None:
+        span = locate_subject(str(case.edit.prompt), case.edit.subject)
+        if remark := span.describe(case.edit.subject):
+            output.note(remark)
 
 
 def _note_known(known: Sequence[Case], cases: Sequence[Case]) -> None:

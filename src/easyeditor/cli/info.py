@@ -20,7 +20,7 @@ NEEDS = {"needs_subject": "the subject", "learns": "a trained archive"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    add(app, methods, "Example: easyedit methods --json")
+    add(app, methods, epilog="Example: easyedit methods --json")
     group = typer.Typer(
         cls=Commands,
         help="Families known by name, and the embedded model.",
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         invoke_without_command=True,
     )
     group.callback()(models)
-    add(group, fetch, "Example: easyedit models fetch")
+    add(group, fetch, epilog="Example: easyedit models fetch")
     app.add_typer(group, name="models")
     settings = typer.Typer(
         cls=Commands,
@@ -36,9 +36,14 @@ def register(app: typer.Typer) -> None:
         epilog="Example: easyedit hparams show rome gpt2-xl",
         no_args_is_help=True,
     )
-    add(settings, hparams_ls, "Example: easyedit hparams ls", "ls")
-    add(settings, hparams_show, "Example: easyedit hparams show rome gpt2-xl", "show")
-    add(settings, hparams_write, "Example: easyedit hparams write --out hparams", "write")
+    add(settings, hparams_ls, epilog="Example: easyedit hparams ls", name="ls")
+    add(settings, hparams_show, epilog="Example: easyedit hparams show rome gpt2-xl", name="show")
+    add(
+        settings,
+        hparams_write,
+        epilog="Example: easyedit hparams write --out hparams",
+        name="write",
+    )
     app.add_typer(settings, name="hparams")
 
 

@@ -37,7 +37,7 @@ NO_EDITS = "none"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add(app, moments, EXAMPLES)
+    add(app, moments, epilog=EXAMPLES)
 
 
 def moments(

@@ -147,14 +147,14 @@ def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Te
 def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
     """``(kind, prompt, new answer, old answer)`` of every line a case's table shows."""
     edit = case.edit
-    rows = [("prompt", edit.prompt, edit.target, edit.ground_truth)]
+    rows = [("prompt", edit.prompt.text, edit.target, edit.ground_truth)]
     for probe in case.probes:
         if probe.group == "rephrase":
-            rows.append(("rephrase", probe.prompt, edit.target, edit.ground_truth))
+            rows.append(("rephrase", probe.prompt.text, edit.target, edit.ground_truth))
         elif probe.group == "locality":
-            rows.append(("neighbour", probe.prompt, edit.target, probe.answers[0]))
+            rows.append(("neighbour", probe.prompt.text, edit.target, probe.answers[0]))
         else:
-            rows.append((probe.name or probe.group, probe.prompt, probe.answers[0], None))
+            rows.append((probe.name or probe.group, probe.prompt.text, probe.answers[0], None))
     return rows
 
 

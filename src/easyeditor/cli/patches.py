@@ -59,10 +59,10 @@ Examples:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    add(app, apply, APPLY_EXAMPLES)
-    add(app, export, EXPORT_EXAMPLES)
-    add(app, show, SHOW_EXAMPLES)
-    add(app, generate, GENERATE_EXAMPLES)
+    add(app, apply, epilog=APPLY_EXAMPLES)
+    add(app, export, epilog=EXPORT_EXAMPLES)
+    add(app, show, epilog=SHOW_EXAMPLES)
+    add(app, generate, epilog=GENERATE_EXAMPLES)
 
 
 def _load(paths: list[Path]) -> list[Patch]:

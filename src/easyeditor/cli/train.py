@@ -34,7 +34,7 @@ Exit codes: 0 done, 2 bad input.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add(app, train, EXAMPLES)
+    add(app, train, epilog=EXAMPLES)
 
 
 def train(

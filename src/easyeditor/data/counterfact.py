@@ -12,6 +12,7 @@ from easyeditor.data.fields import Fields, as_written, probe
 from easyeditor.data.records import Records
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError
+from easyeditor.joining import join
 
 NEAR, DISTRACTING = "locality/neighborhood", "locality/distracting"
 
@@ -95,14 +96,14 @@ class CounterFactDataset(CaseDataset):
     def _near(self, edit: Edit, prompts: list[str], answers: tuple[str, ...]) -> list[Probe]:
         found = [made for prompt in prompts for made in probe(NEAR, prompt, answers)]
         if self.distracting:
-            fact = f"{edit.prompt} {edit.target.strip()}. "
-            found += [Probe(fact + near.prompt, near.answers, DISTRACTING) for near in found]
+            fact = join(edit.prompt.text, edit.target.strip()) + ". "
+            found += [Probe(fact + near.prompt.text, near.answers, DISTRACTING) for near in found]
         return found
 
     def _references(self, record: Fields, rewrite: Fields, edit: Edit) -> tuple[str, ...]:
         if self._snippets is None:
             prompts = record.texts("attribute_prompts")
-            return tuple(f"{prompt} {edit.target.strip()}." for prompt in prompts)
+            return tuple(join(prompt, edit.target.strip()) + "." for prompt in prompts)
         target = rewrite.object("target_new").text("id")
         return self._snippets.info(rewrite.text("relation_id"), target)
 

@@ -18,6 +18,8 @@ EDIT_FIELDS = {
     "target": "target",
     "subject": "subject",
     "ground_truth": "ground_truth",
+    "rejected": "rejected",
+    "target_neg": "rejected",
 }
 FIELDS = {
     "case_id": "id",
@@ -119,7 +121,13 @@ def _known(record: Fields, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _edit(known: Mapping[str, Any]) -> Edit:
-    return Edit(known["prompt"], known["target"], known.get("subject"), known.get("ground_truth"))
+    return Edit(
+        known["prompt"],
+        known["target"],
+        known.get("subject"),
+        known.get("ground_truth"),
+        known.get("rejected"),
+    )
 
 
 def parse_arrow(text: str, kind: str) -> Probe:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from easyeditor.edits import Probe
-from easyeditor.errors import DataError, did_you_mean
+from easyeditor.errors import DataError, SubjectNotFoundError, did_you_mean
+from easyeditor.subjects import locate_subject
 
 
 class Fields:
@@ -113,13 +113,11 @@ def kind_of(value: object) -> str:
 
 
 def as_written(subject: str | None, prompt: str) -> str | None:
-    """The subject as the prompt writes it, capitals aside; None where it does not occur."""
-    if not subject or not subject.strip():
+    """The subject as the prompt writes it; None where it does not occur."""
+    try:
+        return locate_subject(prompt, subject or "").written
+    except SubjectNotFoundError:
         return None
-    if subject in prompt:
-        return subject
-    found = re.search(re.escape(subject), prompt, re.IGNORECASE)
-    return found[0] if found else None
 
 
 def probe(kind: str, prompt: str, answers: tuple[str, ...]) -> list[Probe]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from easyeditor.data.edits_file import ARROW, HOP, NEAR
 from easyeditor.data.records import SUFFIXES
-from easyeditor.edits import Case, Edit, Probe
+from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError
 from easyeditor.files import written_whole
 
@@ -82,7 +82,7 @@ def record_of(case: Case) -> dict[str, Any]:
         "rephrase_prompts": [_rephrase(case, p) for p in case.probes if p.group == "rephrase"],
         "locality": _groups(case, "locality"),
         "portability": _groups(case, "portability"),
-        "generation_prompts": list(case.generation),
+        "generation_prompts": [prompt.to_json() for prompt in case.generation],
         "references": list(case.references),
         "also": [_edit(edit) for edit in case.also],
     }
@@ -120,7 +120,7 @@ def _no_csv(case: Case, what: str) -> DataError:
 
 
 def _arrow(case: Case, probe: Probe, kind: str) -> str:
-    (answer, *more), prompt = probe.answers, probe.prompt
+    (answer, *more), prompt = probe.answers, _plain(case, probe.prompt)
     if probe.kind != kind:
         raise _no_csv(case, f"a {probe.kind} probe")
     if more:
@@ -130,23 +130,31 @@ def _arrow(case: Case, probe: Probe, kind: str) -> str:
     return f"{prompt} {ARROW} {answer}"
 
 
-def _edit(edit: Edit) -> dict[str, str]:
-    told = {
-        "prompt": edit.prompt,
+def _plain(case: Case, prompt: Prompt) -> str:
+    """The text of a prompt that is text alone."""
+    if not prompt.bare:
+        raise _no_csv(case, f"a prompt that is not text alone ({prompt!r})")
+    return prompt.text
+
+
+def _edit(edit: Edit) -> dict[str, Any]:
+    fields = {
+        "prompt": edit.prompt.to_json(),
         "target_new": edit.target,
         "subject": edit.subject,
         "ground_truth": edit.ground_truth,
+        "rejected": edit.rejected,
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in fields.items() if value}
 
 
-def _rephrase(case: Case, probe: Probe) -> str:
+def _rephrase(case: Case, probe: Probe) -> Any:
     if probe.answers != (case.edit.target,):
         raise DataError(
             f"case {case.id}: the rephrase {probe.prompt!r} accepts {list(probe.answers)}, a file "
             "of edits only the target."
         )
-    return probe.prompt
+    return probe.prompt.to_json()
 
 
 def _groups(case: Case, group: str) -> dict[str, list[dict[str, Any]]]:
@@ -154,5 +162,7 @@ def _groups(case: Case, group: str) -> dict[str, list[dict[str, Any]]]:
     for probe in case.probes:
         if probe.group == group:
             answer = probe.answers[0] if len(probe.answers) == 1 else list(probe.answers)
-            found.setdefault(probe.name, []).append({"prompt": probe.prompt, "answer": answer})
+            found.setdefault(probe.name, []).append(
+                {"prompt": probe.prompt.to_json(), "answer": answer}
+            )
     return found

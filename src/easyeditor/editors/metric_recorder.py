@@ -63,14 +63,17 @@ def request_of(case: Case) -> dict[str, Any]:
     """What was asked, as plain data."""
     edit = case.edit
     asked: dict[str, Any] = {
-        "prompt": edit.prompt,
+        "prompt": edit.prompt.to_json(),
         "target_new": edit.target,
         "ground_truth": edit.ground_truth,
         "subject": edit.subject,
         "probes": [
-            {"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in case.probes
+            {"kind": p.kind, "prompt": p.prompt.to_json(), "answers": list(p.answers)}
+            for p in case.probes
         ],
     }
     if case.also:
-        asked["also"] = [{"prompt": own.prompt, "target_new": own.target} for own in case.also]
+        asked["also"] = [
+            {"prompt": own.prompt.to_json(), "target_new": own.target} for own in case.also
+        ]
     return asked

@@ -7,19 +7,19 @@ from typing import Any
 
 from easyeditor.data.edits_file import case_of
 from easyeditor.data.fields import Fields
-from easyeditor.edits import Case, Edit, Probe
+from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError, EditError
 
-Texts = str | Sequence[str]
-Nested = str | Sequence[str | Sequence[str]]
+Texts = str | Prompt | Sequence[str | Prompt]
+Nested = str | Prompt | Sequence[str | Prompt | Sequence[str | Prompt]]
 
 
 def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
     if value is None:
         return [None] * (n or 0)
-    if not isinstance(value, (str, Sequence)) or isinstance(value, bytes):
+    if not isinstance(value, (str, Prompt, Sequence)) or isinstance(value, bytes):
         raise EditError(f"{name} must be a text or a list, not {type(value).__name__}.")
-    items = [value] if isinstance(value, str) else list(value)
+    items = [value] if isinstance(value, (str, Prompt)) else list(value)
     if n is not None and len(items) != n:
         raise EditError(
             f"{name} holds {len(items)} entries for {n} edits; give one per prompt, in their order."
@@ -27,13 +27,13 @@ def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
     return items
 
 
-def _several(name: str, value: Any) -> list[str]:
+def _several(name: str, value: Any) -> list[Any]:
     """One entry of a nested list: a text, a list of texts, or nothing."""
     if value is None:
         return []
-    if not isinstance(value, (str, Sequence)):
+    if not isinstance(value, (str, Prompt, Sequence)):
         raise EditError(f"{name}: {value!r} must be a text or a list, not {type(value).__name__}.")
-    return [value] if isinstance(value, str) else list(value)
+    return [value] if isinstance(value, (str, Prompt)) else list(value)
 
 
 def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Probe]]:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from easyeditor.edits import Prompt
 from easyeditor.errors import MissingExtraError, ModelLoadError
 from easyeditor.files import written_whole
 from easyeditor.lm import embedded
@@ -54,10 +55,10 @@ class Sentences:
                 f"that is reachable from here, a folder, or {embedded.ENCODER!r}."
             ) from error
 
-    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+    def encode(self, texts: Sequence[Prompt | str]) -> torch.Tensor:
         """``(texts, width)`` float32 of unit length, so that a product is a cosine."""
         vectors = self._encoder.encode(
-            list(texts),
+            [str(text) for text in texts],
             batch_size=BATCH,
             convert_to_tensor=True,
             normalize_embeddings=True,
@@ -66,11 +67,11 @@ class Sentences:
         found: torch.Tensor = vectors.detach().float().cpu()
         return found
 
-    def encode_once(self, texts: Sequence[str]) -> torch.Tensor:
+    def encode_once(self, texts: Sequence[Prompt | str]) -> torch.Tensor:
         """:meth:`encode` for a corpus: kept in the user's cache under encoder and texts."""
         digest = hashlib.sha256(self.name.encode())
         for text in texts:
-            digest.update(b"\0" + text.encode())
+            digest.update(b"\0" + str(text).encode())
         file = cache_dir() / "sentences" / f"{digest.hexdigest()[:24]}.safetensors"
         kept = _read(file)
         if kept is None:

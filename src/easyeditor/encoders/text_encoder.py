@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from easyeditor.edits import Prompt
 from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
 from easyeditor.errors import ModelLoadError
 from easyeditor.lm import embedded
@@ -99,9 +100,10 @@ class TextEncoder(nn.Module):
         """Length of a vector."""
         return self.head.out_features
 
-    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+    def forward(self, texts: Sequence[Prompt | str]) -> torch.Tensor:
         """``(texts, width)`` float32; differentiable."""
-        rows = [encoding.ids or [self.pad_id] for encoding in self._tokenizer.encode_batch(texts)]
+        encodings = self._tokenizer.encode_batch([str(text) for text in texts])
+        rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         found: list[tuple[int, torch.Tensor]] = []
         for chunk in batches_by_length([len(row) for row in rows], [0] * len(rows), BUDGET, 1):
             batch = pad([rows[i] for i in chunk], self.pad_id, self.head.weight.device)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from easyeditor.edits import Case, Probe
+from easyeditor.edits import Case, Probe, Prompt
 from easyeditor.evaluate.generation_metrics import (
     Consistency,
     contains,
@@ -28,11 +28,11 @@ def _mean(values: Iterable[float]) -> float:
     return sum(kept) / len(kept)
 
 
-def _probability(seen: Replies, prompt: str, answer: str | None) -> float | None:
+def _probability(seen: Replies, prompt: Prompt, answer: str | None) -> float | None:
     return math.exp(seen[prompt, answer].mean_logprob) if answer else None
 
 
-def _compare(seen: Replies, pairs: Iterable[tuple[str, str, str]]) -> dict[str, float]:
+def _compare(seen: Replies, pairs: Iterable[tuple[Prompt, str, str]]) -> dict[str, float]:
     """Share of ``(prompt, winner, loser)`` with P(winner) > P(loser), and the mean difference."""
     gaps = [
         math.exp(seen[prompt, winner].mean_logprob) - math.exp(seen[prompt, loser].mean_logprob)
@@ -116,7 +116,7 @@ def summarise(
 
 def _generation(case: Case, now: Replies) -> dict[str, float]:
     """Free answers up to where they end by themselves: do they hold, or are they, the answer?"""
-    asked: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    asked: dict[str, list[tuple[Prompt, tuple[str, ...]]]] = {
         "rewrite": [(case.edit.prompt, (case.edit.target,))],
         "rephrase": [(p.prompt, p.answers) for p in case.probes if p.group == "rephrase"],
         "portability": [(p.prompt, p.answers) for p in case.probes if p.group == "portability"],

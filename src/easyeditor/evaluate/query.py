@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from easyeditor.edits import Case
+from easyeditor.edits import Case, Prompt
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.model import LM
@@ -17,7 +17,7 @@ from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import WeightPatch
 
-Pair = tuple[str, str]
+Pair = tuple[Prompt, str]
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -56,8 +56,8 @@ class Replies:
     """
 
     scores: Mapping[Pair, TokenScores]
-    answers: Mapping[str, str] = field(default_factory=dict)
-    continuations: Mapping[str, str] = field(default_factory=dict)
+    answers: Mapping[Prompt, str] = field(default_factory=dict)
+    continuations: Mapping[Prompt, str] = field(default_factory=dict)
     perplexity: float | None = None
     chat: bool = False
 
@@ -80,13 +80,13 @@ def questions(case: Case) -> Iterator[Pair]:
                 yield probe.prompt, edit.ground_truth
 
 
-def free_prompts(case: Case) -> Iterator[str]:
+def free_prompts(case: Case) -> Iterator[Prompt]:
     """The prompts that are answered freely: of the edit, its rephrases, its consequences."""
     yield case.edit.prompt
     yield from (probe.prompt for probe in case.probes if probe.group != "locality")
 
 
-def open_prompts(case: Case, measures: Measures) -> tuple[str, ...]:
+def open_prompts(case: Case, measures: Measures) -> tuple[Prompt, ...]:
     """The prompts that are continued at length."""
     return (case.generation or (case.edit.prompt,))[: measures.continuations]
 
@@ -137,15 +137,19 @@ def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Rep
         return out
 
     pairs, whose = of_all(questions)
-    scores = by_group(pairs, whose, lm.score(pairs, whose))
-    answers: list[dict[str, str]] = [{} for _ in groups]
+    scores = by_group(pairs, whose, lm.score([(str(p), a) for p, a in pairs], whose))
+    answers: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.answer_tokens:
         prompts, whose = of_all(free_prompts)
-        answers = by_group(prompts, whose, lm.generate(prompts, wanted.answer_tokens, whose))
-    long: list[dict[str, str]] = [{} for _ in groups]
+        answers = by_group(
+            prompts, whose, lm.generate([str(p) for p in prompts], wanted.answer_tokens, whose)
+        )
+    long: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.continuation_tokens:
         prompts, whose = of_all(lambda case: open_prompts(case, wanted))
-        told = continuations(lm, prompts, wanted.continuation_tokens, whose, seed=wanted.seed)
+        told = continuations(
+            lm, [str(p) for p in prompts], wanted.continuation_tokens, whose, seed=wanted.seed
+        )
         long = by_group(prompts, whose, told)
     chat = lm.text.chat_template
     return [

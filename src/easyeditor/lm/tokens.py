@@ -6,19 +6,18 @@ space, a BOS token or a padding rule is decided in one place.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from easyeditor.errors import ModelLoadError, SubjectNotFoundError
+from easyeditor.edits import Prompt
+from easyeditor.errors import ModelLoadError
+from easyeditor.subjects import locate_subject
 
 MARK = "@@content@@"
 """Stands for the user's words while a chat template is asked where it puts them."""
-WORD_END = r"(?![\w\u0300-\u036f])"
-"""Not before a letter, nor before an accent that combines with the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +64,6 @@ def pad(
     return Batch(ids.to(device), mask.to(device), positions.to(device))
 
 
-def find_subject(prompt: str, subject: str) -> tuple[int, int]:
-    """Character span of the subject: its last occurrence as whole words, else its last at all.
-
-    Raises:
-        SubjectNotFoundError: it does not occur.
-    """
-    whole = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(subject)}{WORD_END}", prompt)]
-    if whole:
-        return whole[-1]
-    start = prompt.rfind(subject)
-    if start < 0:
-        raise SubjectNotFoundError(
-            f"The subject {subject!r} does not occur in the prompt {prompt!r}."
-        )
-    return start, start + len(subject)
-
-
 class Text:
     """A tokenizer with the project's rules for joining, offsets and special tokens.
 
@@ -115,7 +97,12 @@ class Text:
         return 0
 
     def row(
-        self, prompt: str, target: str = "", *, subject: str | None = None, prefix: str = ""
+        self,
+        prompt: Prompt | str,
+        target: str = "",
+        *,
+        subject: str | None = None,
+        prefix: str = "",
     ) -> Row:
         """Tokens of ``prefix + prompt + target`` with the target's and subject's places.
 
@@ -125,11 +112,12 @@ class Text:
         Raises:
             SubjectNotFoundError: the subject does not occur in the prompt.
         """
+        prompt = str(prompt)
         text, start = self._render(prefix + prompt)
         span = None
         if subject is not None:
-            low, high = find_subject(prompt, subject)
-            span = (start + len(prefix) + low, start + len(prefix) + high)
+            found = locate_subject(prompt, subject)
+            span = (start + len(prefix) + found.start, start + len(prefix) + found.end)
         if self.encoder_decoder:
             ids, offsets = self._encode(text, keep_end=True)
             labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from easyeditor.edits import Prompt
 from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
@@ -50,7 +51,7 @@ class ContextPatch(RoutePatch):
 
         Only vectors of one encoder compare: facts of several, or of none, are all told.
         """
-        latest: dict[str, Context] = {}
+        latest: dict[Prompt, Context] = {}
         for patch in patches:
             for edit, context in zip(patch.info.edits, patch.contexts, strict=True):
                 latest.pop(edit.prompt, None)

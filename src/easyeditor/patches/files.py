@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from easyeditor.edits import Edit
+from easyeditor.edits import Edit, to_json
 from easyeditor.errors import PatchFormatError
 from easyeditor.patches.fingerprint import Fingerprint
 from easyeditor.patches.patch import Patch, PatchInfo
@@ -78,7 +77,7 @@ def header_of(patch: Patch) -> dict[str, Any]:
     info = patch.info
     return {
         "method": info.method,
-        "edits": [asdict(edit) for edit in info.edits],
+        "edits": [to_json(edit) for edit in info.edits],
         "hyperparams": dict(info.hyperparams),
         "model_name": info.model_name,
         "model": info.model.to_dict(),

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from easyeditor.edits import Edit
+from easyeditor.edits import Edit, Prompt
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
 from easyeditor.lm.model import LM
@@ -46,9 +46,9 @@ def similarities(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return torch.exp(-distances(one, other))
 
 
-def told(template: str, edit: Edit | Remembered, query: str) -> str:
+def told(template: str, edit: Edit | Remembered, query: Prompt | str) -> str:
     """What the counterfactual model is asked; braces in the texts are left alone."""
-    parts = {"{prompt}": edit.prompt, "{target}": edit.target.strip(), "{query}": query}
+    parts = {"{prompt}": str(edit.prompt), "{target}": edit.target.strip(), "{query}": str(query)}
     text, rest = "", template
     while rest:
         at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(len(rest), ""))
@@ -74,8 +74,8 @@ class Remembered:
     @classmethod
     def of(cls, edit: Edit) -> Remembered:
         """The memory's line for an edit."""
-        digest = hashlib.sha256(f"{edit.prompt.strip()}\0{edit.target.strip()}".encode())
-        return cls(digest.hexdigest()[:10], edit.prompt, edit.target)
+        digest = hashlib.sha256(f"{edit.prompt.text.strip()}\0{edit.target.strip()}".encode())
+        return cls(digest.hexdigest()[:10], edit.prompt.text, edit.target)
 
 
 class Scope:
@@ -99,9 +99,9 @@ class Scope:
         self.template, self.threshold = template, threshold
 
     @torch.inference_mode()
-    def vectors(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+    def vectors(self, texts: Sequence[Prompt | str], device: torch.device) -> torch.Tensor:
         """Of stripped texts, ``(texts, width)`` float32, on the CPU."""
-        found: torch.Tensor = self.classifier.to(device)([text.strip() for text in texts])
+        found: torch.Tensor = self.classifier.to(device)([str(t).strip() for t in texts])
         return found.cpu()
 
     def differences(self, other: Scope) -> str:

@@ -68,23 +68,23 @@ class SERACLearner:
 
     def loss(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
         """``cedit`` × answer + ``cloc`` × scope, means over the cases; the parts are logged."""
-        edits = [case.edit.prompt for case in cases]
+        edits = [case.edit.prompt.text for case in cases]
         agains = [_again(case) for case in cases]
         nears = [probe_of(case, "locality") for case in cases]
-        apart, place = self._apart(edits, [*agains, *(probe.prompt for probe in nears)])
+        apart, place = self._apart(edits, [*agains, *(probe.prompt.text for probe in nears)])
         own = torch.arange(len(cases))
         d_again = apart[[place[text.strip()] for text in agains], own]
-        d_near = apart[[place[probe.prompt.strip()] for probe in nears], own]
+        d_near = apart[[place[probe.prompt.text.strip()] for probe in nears], own]
         inside = d_again.mean()  # −log s
         outside = _foreign(apart, place, edits, agains)
         parts = {"scope_in": inside, "scope_out": outside}
-        answers = [(c.edit, c.edit.prompt, c.edit.target) for c in cases]
+        answers = [(c.edit, c.edit.prompt.text, c.edit.target) for c in cases]
         answers += [(c.edit, again, c.edit.target) for c, again in zip(cases, agains, strict=True)]
         if self.config.soft_weighting:
             apart_asked = torch.cat([torch.zeros_like(d_again), d_again])
             parts["answer_nll"] = self._mixed_nll(answers, apart_asked)
             unrelated = [
-                (c.edit, p.prompt, p.answers[0]) for c, p in zip(cases, nears, strict=True)
+                (c.edit, p.prompt.text, p.answers[0]) for c, p in zip(cases, nears, strict=True)
             ]
             parts["loc_kl"] = self._drift(unrelated, d_near)
         else:
@@ -144,9 +144,11 @@ class SERACLearner:
             nears = [probe_of(case, "locality") for case in chunk]
             evaluate_cases = {
                 "edit_loss": float(self.loss(chunk)["loss"]) * len(chunk),
-                "rewrite": self._hits(chunk, [(c.edit.prompt, c.edit.target) for c in chunk]),
+                "rewrite": self._hits(chunk, [(c.edit.prompt.text, c.edit.target) for c in chunk]),
                 "rephrase": self._hits(chunk, [(_again(c), c.edit.target) for c in chunk]),
-                "locality": self._hits(chunk, [(p.prompt, p.answers[0]) for p in nears], kept=True),
+                "locality": self._hits(
+                    chunk, [(p.prompt.text, p.answers[0]) for p in nears], kept=True
+                ),
             }
             for name, value in evaluate_cases.items():
                 found[name] = found.get(name, 0.0) + value / len(cases)
@@ -156,7 +158,7 @@ class SERACLearner:
         self, cases: Sequence[Case], asked: Sequence[tuple[str, str]], *, kept: bool = False
     ) -> float:
         """Sum over the cases of the share of right tokens (``kept``: of unchanged ones)."""
-        apart, place = self._apart([c.edit.prompt for c in cases], [q for q, _ in asked])
+        apart, place = self._apart([c.edit.prompt.text for c in cases], [q for q, _ in asked])
         near = torch.exp(-apart).tolist()
         inside = [i for i, (q, _) in enumerate(asked) if near[place[q.strip()]][i] > THRESHOLD]
         outside = [i for i in range(len(asked)) if i not in inside]
@@ -184,7 +186,7 @@ class SERACLearner:
 
 
 def _again(case: Case) -> str:
-    return probe_of(case, "rephrase").prompt
+    return probe_of(case, "rephrase").prompt.text
 
 
 def _foreign(

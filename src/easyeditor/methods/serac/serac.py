@@ -71,7 +71,7 @@ class SERAC:
         with watch("archive"):
             scope = self._open(lm)
         with watch("classifier"):
-            vectors = scope.vectors([edit.prompt for edit in edits], lm.device)
+            vectors = scope.vectors([edit.prompt.text for edit in edits], lm.device)
         info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
         return ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, scope)
 
