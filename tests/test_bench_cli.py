@@ -89,7 +89,7 @@ def test_the_same_command_again(bench, monkeypatch):
 
 
 def test_going_on_after_control_c(bench, monkeypatch, tmp_path):
-    real, left = Worker.do, [1, 2]
+    real, left = Worker.run_task, [1, 2]
 
     def two(self, task):
         if not left:

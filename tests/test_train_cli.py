@@ -29,11 +29,11 @@ def data(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("data") / "zsre.json"
     records = [
         {
-            "src": case.edit.prompt,
+            "src": str(case.edit.prompt),
             "alt": f"{case.edit.target} {i}",
             "answers": ["Danish"],
-            "rephrase": case.probes[0].prompt,
-            "loc": case.probes[1].prompt,
+            "rephrase": str(case.probes[0].prompt),
+            "loc": str(case.probes[1].prompt),
             "loc_ans": case.probes[1].answers[0],
         }
         for i, case in enumerate(CASES)
