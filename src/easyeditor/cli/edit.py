@@ -187,7 +187,7 @@ def _read(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
     with places.input_file(file) as path:
         dataset = open_dataset(path)
         cases = list(dataset)
-        where = [dataset.place(i).replace(str(path), str(file)) for i in range(len(cases))]
+        where = [f"{file}, {dataset.place(i)}" for i in range(len(cases))]
         check_consistent(change for case in cases for change in case.edits)
     if raw_target:
         cases = [replace(case, edit=_raw(case.edit)) for case in cases]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -195,42 +194,33 @@ def show(
     loaded = _load([patch])[0]
 
     from easyeditor.patches.files import header_of
-    from easyeditor.patches.scope import ScopePatch
-    from easyeditor.patches.weight import LowRank, WeightPatch
 
     header = header_of(loaded)
-    matrices: dict[str, Any] = {}
-    if isinstance(loaded, WeightPatch):
-        for name, parts in loaded.entries.items():
-            rank = sum(p.u.shape[1] if isinstance(p, LowRank) else min(p.shape) for p in parts)
-            norm = float(loaded.dense(name).norm())
-            matrices[name] = {"shape": list(parts[0].shape), "rank": rank, "norm": round(norm, 5)}
-    memory = loaded.memory if isinstance(loaded, ScopePatch) else ()
+    rows = loaded.rows()
+    matrices = {row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in rows}
+    more = loaded.edit_rows()
     if as_json:
-        more = {"memory": [asdict(line) for line in memory]} if memory else {}
-        output.print_json({"path": str(patch), **header, "matrices": matrices, **more})
+        pairs = zip(more, loaded.info.edits, strict=True) if more else ()
+        memory = [{**row, "prompt": edit.prompt.text, "target": edit.target} for row, edit in pairs]
+        known = {"memory": memory} if memory else {}
+        output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
         return
     output.out.line(f"{header['method']} patch for {header['model_name']}")
-    ids = {(str(line.prompt), line.target): line.id for line in memory}
     columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
-    rows = [
-        [
-            str(edit.prompt),
-            edit.subject or "",
-            edit.ground_truth or "",
-            edit.target,
-            ids.get((str(edit.prompt), edit.target), ""),
+    columns += [Column(name) for name in (more[0] if more else ())]
+    edits = []
+    for i, edit in enumerate(loaded.info.edits):
+        cells = [str(edit.prompt), edit.subject or "", edit.ground_truth or "", edit.target]
+        edits.append(cells + ([str(value) for value in more[i].values()] if more else []))
+    output.show("Edits", columns, edits)
+    if matrices:
+        names = ("weight", "shape", "rank", "‖Δ‖")
+        cells = [
+            [name, str(info["shape"]), str(info["rank"]), f"{info['norm']:.4g}"]
+            for name, info in matrices.items()
         ]
-        for edit in loaded.info.edits
-    ]
-    output.show("Edits", [*columns, Column("id")], rows)
-    columns = [Column("weight", text=True), Column("shape"), Column("rank"), Column("‖Δ‖")]
-    rows = [
-        [name, str(info["shape"]), str(info["rank"]), f"{info['norm']:.4g}"]
-        for name, info in matrices.items()
-    ]
-    if rows:
-        output.show("Matrices (d_in, d_out)", columns, rows)
+        columns = [Column(name, text=name == "weight") for name in names]
+        output.show("Matrices (d_in, d_out)", columns, cells)
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())

@@ -70,7 +70,7 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         "lora_alpha": most,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": not patch.transposed,
+        "fan_in_fan_out": bool(patch.in_out),
         "inference_mode": True,
         # Whole names: GPT-2's "c_proj" alone would match the attention as well.
         "target_modules": sorted(factors),
