@@ -33,7 +33,7 @@ def data(tmp_path_factory):
             "target_new": case.edit.target,
             "subject": case.edit.subject,
             "ground_truth": case.edit.ground_truth,
-            "rephrase_prompts": [p.prompt for p in case.probes if p.kind == "rephrase"],
+            "rephrase_prompts": [str(p.prompt) for p in case.probes if p.kind == "rephrase"],
             "locality": ["She plays the => piano"],
         }
         for case in benching.CASES

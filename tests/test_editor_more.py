@@ -186,7 +186,9 @@ def test_a_dataset_in_batches(file):
     editor = outer.editor("MEMIT", batch_size=2)
     batches = []
     real = editor.method.edit
-    editor.method.edit = lambda lm, edits, state: batches.append(len(edits)) or real(lm, edits, state)
+    editor.method.edit = lambda lm, edits, state: (
+        batches.append(len(edits)) or real(lm, edits, state)
+    )
     editor.edit_dataset(open_dataset(file), batch=True)
     assert batches == [2, 1]
 
@@ -284,7 +286,7 @@ def test_an_edit_of_a_case_that_fails_takes_the_case_back(method, monkeypatch):
 
 @pytest.mark.parametrize("method", ["ROME", "MEMIT"])
 def test_every_edit_of_a_case_needs_its_subject(method, monkeypatch):
-    monkeypatch.setattr(making, "make_patch", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(session, "outcome_of", lambda *_: pytest.fail("worked"))
     case = Case("c", TWO.edit, also=(Edit(PROMPTS[1], TARGETS[1]),))
     with pytest.raises(SubjectRequiredError, match="Eiffel"):
         outer.editor(method).edit_cases([case])

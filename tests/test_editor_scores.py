@@ -115,7 +115,9 @@ def test_probes_do_not_reach_the_method(monkeypatch):
     editor, given = outer.editor(), []
     real = editor.method.edit
     monkeypatch.setattr(
-        editor.method, "edit", lambda lm, edits, state: given.append(edits) or real(lm, edits, state)
+        editor.method,
+        "edit",
+        lambda lm, edits, state: given.append(edits) or real(lm, edits, state),
     )
     case = Case("a", Edit(PROMPT, TARGET), (Probe("Anna Lind is", ("Danish",), "locality/n"),))
     editor.edit_cases([case])

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cases import ITSELF, MatrixRow
 from easyeditor import BaseEditor, Case
 from easyeditor.evaluate.aggregate import averages
-from matrix.settings import BY_ROW, ITSELF, Entrant, hyperparams
+from matrix.archives import cached
+from matrix.settings import BY_ROW, METHOD_OF, hyperparams
 from zoo import load, models, world
 
 EVERY = 2
@@ -20,6 +22,11 @@ def chosen() -> tuple[Case, ...]:
     return world.cases("eval")[::EVERY]
 
 
+def few() -> tuple[Case, ...]:
+    """Those of the fast tier: every fourth of the matrix's."""
+    return chosen()[::4]
+
+
 def of_one_token(family: str) -> tuple[Case, ...]:
     """The cases of the eval split whose answer is one token: all that FT-L can learn whole."""
     row = load(family).text.row
@@ -27,28 +34,35 @@ def of_one_token(family: str) -> tuple[Case, ...]:
     return tuple(case for case in cases if len(row(case.edit.prompt, case.edit.target).target) == 1)
 
 
-def measure(row: str, family: str, folder: Path, cases: tuple[Case, ...] = ()) -> dict[str, Any]:
-    """What a cell shows; each edit is made and scored alone, from the unedited model.
+def measure(
+    row: str, family: str, folder: Path, cases: tuple[Case, ...] = (), *, retrain: bool = True
+) -> dict[str, Any]:
+    """Scores of one cell; each edit is made and scored alone, from the unedited model.
 
     Args:
         row: which method with which settings.
         family: which model.
-        folder: for what is trained or collected on the way.
-        cases: others than those of the matrix, for tuning.
+        folder: for archives and second moments.
+        cases: others than those of the matrix.
+        retrain: train what a method learns anew, not only when the user's cache has no archive
+            of an equal training.
     """
-    entrant, lm = BY_ROW[row], load(family)
-    began = time.perf_counter()
-    archive = train(entrant, family, folder) if entrant.training is not None else None
+    entry, lm = BY_ROW[row], load(family)
+    start = time.perf_counter()
+    archive = None
+    if entry.training is not None:
+        config = training(entry, family, folder)
+        archive = cached(config, family, lambda: train(config, family), retrain=retrain)
     trained = time.perf_counter()
-    settings = hyperparams(entrant, family, folder, archive)
+    settings = hyperparams(entry, family, folder, archive)
     editor = BaseEditor.from_pretrained(lm.model, lm.tokenizer, settings)
     result = editor.edit_cases(
         cases or chosen(),
         keep_original_weight=True,
         verbose=False,
-        train_ds=world.cases("train") if entrant.shown else None,
+        train_ds=world.cases("train") if entry.shown else None,
     )
-    spent = time.perf_counter()
+    end = time.perf_counter()
     mean = averages(result.metrics)
     return {
         "row": row,
@@ -56,21 +70,27 @@ def measure(row: str, family: str, folder: Path, cases: tuple[Case, ...] = ()) -
         "ids": [metric["case_id"] for metric in result.metrics],
         "before": _scores(mean["pre"]),
         "after": _scores(mean["post"]),
-        "settings": entrant.given(family),
-        "training": entrant.training,
-        "seconds": {"train": round(trained - began, 1), "edit": round(spent - trained, 1)},
+        "settings": entry.given(family),
+        "training": None if entry.training is None else dict(entry.training),
+        "seconds": {"train": round(trained - start, 1), "edit": round(end - trained, 1)},
     }
 
 
-def train(entrant: Entrant, family: str, folder: Path) -> Path:
-    """Train what a method learns beside one family; a tenth of the training cases judges it."""
-    from easyeditor import EditTrainer
+def training(row: MatrixRow, family: str, folder: Path) -> Any:
+    """The training settings of one cell."""
     from easyeditor.methods.training import training_class_of
 
+    model = str(models.FOLDER / family)
+    settings = {k: model if v == ITSELF else v for k, v in (row.training or {}).items()}
+    kind = training_class_of(METHOD_OF[row.row])
+    return kind(model_name=model, results_dir=str(folder), **settings)
+
+
+def train(config: Any, family: str) -> Path:
+    """Train what a method learns beside one family; a tenth of the training cases judges it."""
+    from easyeditor import EditTrainer
+
     cases = world.cases("train")
-    own = str(models.FOLDER / family)
-    given = {k: own if v == ITSELF else v for k, v in (entrant.training or {}).items()}
-    config = training_class_of(entrant.method)(model_name=own, results_dir=str(folder), **given)
     held_out = cases[::10]
     rest = [case for i, case in enumerate(cases) if i % 10]
     return EditTrainer(config, rest, held_out, lm=load(family)).run().path
@@ -78,9 +98,9 @@ def train(entrant: Entrant, family: str, folder: Path) -> Path:
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:
     """The four numbers of a cell; before the edit only what is asked of the new answer."""
-    found = {"rewrite": part["rewrite_acc"], "rephrase": part["rephrase_acc"]}
+    scores = {"rewrite": part["rewrite_acc"], "rephrase": part["rephrase_acc"]}
     for group in ("locality", "portability"):
         kinds = [value for name, value in part.get(group, {}).items() if name.endswith("_acc")]
         if kinds:
-            found[group] = sum(kinds) / len(kinds)
-    return {name: round(value, 4) for name, value in found.items()}
+            scores[group] = sum(kinds) / len(kinds)
+    return {name: round(value, 4) for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""``docs/matrix.md`` from the cells of one run: ``python tests/matrix/page.py FOLDER``."""
+"""``docs/matrix.md`` from the cells of one run: ``python tests/matrix/page.py [FOLDER]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from matrix.settings import BY_ROW, ENTRANTS
+from matrix.settings import BY_ROW, ROWS
 from zoo import FAMILIES
 from zoo.models import FOLDER
 
@@ -24,8 +24,10 @@ Cells = Sequence[Mapping[str, Any]]
 
 HEAD = """# The matrix: every method on every family
 
-Written by `make matrix`. `tests/test_matrix.py` measures every cell anew and holds it to the least
-that `tests/matrix/settings.py` asks of it.
+Written by `make matrix`, which measures every cell anew and holds it to the bars of
+`tests/cases.py`. So does `make test-full`; `make test` measures every row on two families, which
+change with the commit. The figures are those of the last `make matrix`: between two of them only
+the bars hold.
 
 Each cell: **rewrite / rephrase / locality / portability**, in percent of answer tokens.
 
@@ -53,29 +55,11 @@ for MEND on LLaMA (.985). What is trained is trained on the train split, and dem
 from it. Second moments are those of the world's own text.
 """
 
-READINGS = {
-    "FT-L": "asks for all target tokens where the prompt ends, as the classic baseline does. An "
-    "answer of several tokens is learnt as a bag, so rewrite cannot be whole: answers here have "
-    "one to eight. Answers of one token it learns whole, in every family. On T5 it is FT-M, as the "
-    "decoder has no such place.",
-    "FT-M": "learns every token where it belongs. Nothing but the short training keeps the rest.",
-    "SERAC": "changes no weight: a small model answers what a classifier takes for the edit's "
-    "business, and everything else goes to the model as it was.",
-    "IKE": "tells the model, and rests on how well that reads: without demonstrations these give "
-    "the whole new answer in {least} % ({worst}) to {most} % ({best}) of unseen cases "
-    "(`tests/zoo/report.json`), and at times to a neighbour, too.",
-    "MEND": "is one forward and one backward pass, and what its network learnt to make of the "
-    "gradient.",
-    "KN": "makes a few neurons that fire for the old answer write the new one. Nothing in it makes "
-    "sure of the target, so rewrite is not whole, and neighbours that use the same neurons pay.",
-    "ROME": "stores the new answer under the subject, in one layer, with one rank.",
-    "MEMIT": "is the same search with the change spread over layers and a ridge for a constraint.",
-}
-
 
 def page(cells: Cells) -> str:
     """The whole page."""
-    found = {(cell["row"], cell["family"]): cell for cell in cells}
+    by_place = {(cell["row"], cell["family"]): cell for cell in cells}
+    rows = measured(cells)
     ids = cells[0]["ids"]
     assert all(cell["ids"] == ids for cell in cells)
     lines = [
@@ -84,42 +68,48 @@ def page(cells: Cells) -> str:
         "|---" * (len(FAMILIES) + 1) + "|",
         _line(BEFORE, [_before(cells, family) for family in FAMILIES]),
     ]
-    for entrant in ENTRANTS:
-        own = [found.get((entrant.row, family)) for family in FAMILIES]
-        lines.append(_line(entrant.row, [_cell(cell["after"]) if cell else "–" for cell in own]))
+    for row in rows:
+        in_row = [by_place.get((row, family)) for family in FAMILIES]
+        lines.append(_line(row, [_cell(cell["after"]) if cell else "–" for cell in in_row]))
     lines += ["", "## Reading the rows", ""]
-    for entrant in ENTRANTS:
-        reading = READINGS[entrant.row]
-        if entrant.method == "IKE":
+    for row in rows:
+        reading = BY_ROW[row].reading
+        if "{" in reading:
             reading = reading.format(**_reading_skill())
-        lines += [f"**{entrant.row}** {reading}{_took(found, entrant.row)}", ""]
+        lines += [" ".join(filter(None, (f"**{row}**", reading))) + _took(by_place, row), ""]
     lines += [
         "## Settings",
         "",
-        "What differs from the defaults; why is in `tests/matrix/settings.py`.",
+        "What differs from the defaults; why is in `tests/cases.py`.",
         "",
     ]
     lines += ["| method | family | settings | training |", "|---|---|---|---|"]
-    lines += [line for entrant in ENTRANTS for line in _settings(found, entrant.row)]
+    lines += [line for row in rows for line in _settings(by_place, row)]
     lines += ["", f"Cases: {', '.join(ids)}.", ""]
     return "\n".join(lines)
 
 
+def measured(cells: Cells) -> list[str]:
+    """The rows that these cells are of: a new method has none until ``make matrix``."""
+    rows = {cell["row"] for cell in cells}
+    return [row.row for row in ROWS if row.row in rows]
+
+
 def lowest(cells: Cells) -> str:
     """The table of the README: each row's lowest family."""
-    rows = [entrant.row for entrant in ENTRANTS]
+    rows = measured(cells)
     lines = [_line("", rows).replace("|  |", "| |"), "|---" * (len(rows) + 1) + "|"]
     for group in GROUPS[:3]:
-        found = [min(c["after"][group] for c in cells if c["row"] == row) for row in rows]
-        lines.append(_line(group, [f"{100 * value:.0f}" for value in found]))
+        least = [min(c["after"][group] for c in cells if c["row"] == row) for row in rows]
+        lines.append(_line(group, [f"{100 * value:.0f}" for value in least]))
     return "\n".join(lines)
 
 
 def _reading_skill() -> dict[str, object]:
     """Which of the zoo follows what it is told least and most often, in percent."""
-    told = json.loads((FOLDER / "report.json").read_text(encoding="utf-8"))
-    followed = {family: f"{100 * told[family]['context_followed']:.1f}" for family in FAMILIES}
-    ordered = sorted(FAMILIES, key=lambda family: told[family]["context_followed"])
+    report = json.loads((FOLDER / "report.json").read_text(encoding="utf-8"))
+    followed = {family: f"{100 * report[family]['context_followed']:.1f}" for family in FAMILIES}
+    ordered = sorted(FAMILIES, key=lambda family: report[family]["context_followed"])
     least, most = followed[ordered[0]], followed[ordered[-1]]
     worst, best = (
         ", ".join(family for family in FAMILIES if followed[family] == bound)
@@ -141,24 +131,24 @@ def _before(cells: Cells, family: str) -> str:
     return "–" if scores is None else _cell({"locality": 1.0, **scores})
 
 
-def _took(found: Mapping[tuple[str, str], Mapping[str, Any]], row: str) -> str:
-    own = [cell["seconds"] for (name, _), cell in found.items() if name == row]
-    if not own:
+def _took(by_place: Mapping[tuple[str, str], Mapping[str, Any]], row: str) -> str:
+    seconds = [cell["seconds"] for (name, _), cell in by_place.items() if name == row]
+    if not seconds:
         return ""
-    trained = sum(each["train"] for each in own) / len(own)
-    edit = sum(each["edit"] for each in own) / len(own)
-    before = f"{trained:.0f} s of training and " if BY_ROW[row].training is not None else ""
+    training = sum(cell["train"] for cell in seconds) / len(seconds)
+    edit = sum(cell["edit"] for cell in seconds) / len(seconds)
+    before = f"{training:.0f} s of training and " if BY_ROW[row].training is not None else ""
     return f" ({before}{edit:.0f} s a cell.)"
 
 
-def _settings(found: Mapping[tuple[str, str], Mapping[str, Any]], row: str) -> list[str]:
+def _settings(by_place: Mapping[tuple[str, str], Mapping[str, Any]], row: str) -> list[str]:
     """One line per different settings, with the families that have them."""
     grouped: dict[str, list[str]] = {}
     for family in FAMILIES:
-        cell = found.get((row, family))
+        cell = by_place.get((row, family))
         if cell is not None:
-            texts = [_text(cell["settings"]), _text(cell["training"] or {})]
-            grouped.setdefault(" | ".join(texts), []).append(family)
+            columns = [_text(cell["settings"]), _text(cell["training"] or {})]
+            grouped.setdefault(" | ".join(columns), []).append(family)
     return [
         f"| {row} | {'all' if len(families) == len(FAMILIES) else ', '.join(families)} | {text} |"
         for text, families in grouped.items()
@@ -169,14 +159,17 @@ def _text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={json.dumps(value)}`" for name, value in settings.items())
 
 
-def main(folder: Path) -> None:
-    """Put the cells together, write them and the page."""
-    cells = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
-    order = {entrant.row: i for i, entrant in enumerate(ENTRANTS)}
-    cells.sort(key=lambda cell: (order[cell["row"]], FAMILIES.index(cell["family"])))
-    RESULTS.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+def main(folder: Path | None) -> None:
+    """Put the cells of a run together and write the page; without a run, the page alone."""
+    if folder is None:
+        cells = json.loads(RESULTS.read_text(encoding="utf-8"))
+    else:
+        cells = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+        order = [row.row for row in ROWS]
+        cells.sort(key=lambda c: (order.index(c["row"]), FAMILIES.index(c["family"])))
+        RESULTS.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(cells), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -23,13 +23,12 @@ from easyeditor.evaluate.query import (
     observe_each,
     open_prompts,
 )
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import State
-from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.patch import Patch, versions
+from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import compacted
 
 Record = dict[str, Any]
 
@@ -117,7 +116,7 @@ class Worker:
             return Result(self._measured("post", unit, attempts))
         patch, state = attempts[0].patch, attempts[0].state
         both = [p for p in (task.total, patch) if p is not None]
-        after = compacted(both) if both and self._plan.sequential else patch
+        after = merge(both, compact=True) if both and self._plan.sequential else patch
         return Result(self._measured("post", unit, attempts, after), after, state)
 
     def _final(self, task: Task) -> Result:

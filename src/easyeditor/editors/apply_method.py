@@ -10,7 +10,7 @@ from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome, S
-from easyeditor.patches.patch import Patch, merged
+from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
 
 
@@ -44,4 +44,4 @@ def outcome_of(method: Method[S], lm: LM, edits: Sequence[Edit], state: S | None
             patches.append(outcome.patch)
             state = state if outcome.state is None else outcome.state
             earlier.enter_context(applied(lm.model, outcome.patch))
-    return Outcome(merged(patches), state)
+    return Outcome(merge(patches), state)

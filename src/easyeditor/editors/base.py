@@ -27,7 +27,7 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method, State
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import load_patch, save_patch
-from easyeditor.patches.patch import Patch, merged
+from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied_patches
 from easyeditor.progress import bar
 
@@ -234,8 +234,8 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
-        return self.edit_cases(_requested(lists, options), **how, **_measuring(options))
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(_requested(lists, options), **how)
 
     def batch_edit(
         self,
@@ -267,8 +267,8 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
-        return self.edit_cases(_requested(lists, options), batch=True, **how, **_measuring(options))
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(_requested(lists, options), batch=True, **how)
 
     def edit_dataset(
         self,
@@ -284,8 +284,8 @@ class BaseEditor:
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        how: EditOptions = {"keep_original_weight": keep_original_weight, "verbose": verbose}
-        return self.edit_cases(list(ds), batch=batch, **how, **options)
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(list(ds), batch=batch, **how)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
@@ -316,7 +316,7 @@ class BaseEditor:
                         recorder[case]["time"] = attempt.seconds / len(group)
                         if options.get("verbose", True) and when != "end":
                             log.info("%s", recorder[case])
-            whole = merged(session.patches)
+            whole = merge(session.patches)
             edited = self.model if keep else edited_copy(self.model, whole)
             if when != "each":
                 final = LM(edited, self.tokenizer, chat_template=self.lm.text.chat_template)
@@ -369,9 +369,11 @@ def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
     return cases_of(requests)
 
 
-def _measuring(options: RequestOptions) -> MeasuringOptions:
+def _how(keep_original_weight: bool, verbose: bool, options: MeasuringOptions) -> EditOptions:
     named = {name: value for name, value in options.items() if name not in {"subject", "requests"}}
-    return cast(MeasuringOptions, named)
+    return cast(
+        EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
+    )
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:

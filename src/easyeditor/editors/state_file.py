@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from easyeditor.errors import PatchFormatError
@@ -48,15 +47,15 @@ def load_state(
     if state_class is None or not file.is_file():
         return None
     advice = "Delete it to go on from the method's initial state, or save the edit again."
-    text, tensors = read_tensor_file(file, KEY, "a method's state", advice, PatchFormatError)
+    content = read_tensor_file(file, KEY, "a method's state", advice, PatchFormatError)
     try:
-        header = json.loads(text)
+        header = content.header
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
         belongs = _belongs_to(patch)
         if any(header[name] != value for name, value in belongs.items()):
             raise PatchFormatError(f"{file} belongs to another patch than {patch_file}. {advice}")
-        return state_class.load(tensors, header["data"])
+        return state_class.load(content.tensors, header["data"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, PatchFormatError):
             raise

@@ -18,11 +18,11 @@ from easyeditor.associative.value_optimization import (
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import State
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import without_patches
 from easyeditor.second_moments import Moments, moments
 from easyeditor.second_moments.cholesky import factor_of, factor_once

@@ -1,0 +1,368 @@
+"""One row per method: settings for tiny models, what it learns, its rows of the matrix with bars.
+
+A new method adds its row to :data:`CASES`; the contract, the matrix, the hyper-parameters' and the
+command line's tests read it there. Only ``name`` and ``quick`` are needed. ``test_cases.py`` holds
+the table equal to the registry.
+
+The matrix edits the models of ``tests/zoo``: 4 or 6 blocks of about 100 numbers, not 28 to 48 of
+thousands, so published layers and step sizes mean little there. The settings of its rows were
+chosen on ``zoo.world.cases("train")``; the matrix itself edits cases of ``"eval"``, whose subjects
+are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Settings = Mapping[str, Any]
+
+STEADY = {"rewrite": 0.99, "rephrase": 0.95, "locality": 0.9}
+GENERAL = {**STEADY, "rephrase": 0.85}
+
+ITSELF = "itself"
+ENCODER = "encoder"
+"""In a training: the folder of the model that is edited, and of a tiny network."""
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """One row of docs/matrix.md.
+
+    Attributes:
+        row: its name.
+        bars: the least of each score in every family; a score without a bar is only reported.
+        settings: hyper-parameters that differ from the defaults.
+        only: the same for one family, beyond ``settings``.
+        training: training settings that differ from the defaults, of a method that learns.
+        shown: whether the training cases are given as demonstrations.
+        reading: what the page says of the row.
+    """
+
+    row: str
+    bars: Settings = field(default_factory=lambda: GENERAL)
+    settings: Settings = field(default_factory=dict)
+    only: Mapping[str, Settings] = field(default_factory=dict)
+    training: Settings | None = None
+    shown: bool = False
+    reading: str = ""
+
+    def given(self, family: str) -> dict[str, Any]:
+        """The hyper-parameters in one family."""
+        return {**self.settings, **self.only.get(family, {})}
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """What the tests need to know of one method.
+
+    Attributes:
+        name: as in the registry.
+        quick: hyper-parameters for random models of three blocks, a few steps of everything.
+            Second moments and the archive are filled in.
+        variants: further settings, each tried on one family.
+        trainer: training settings for a quick archive, of a method that learns.
+        phases: where an edit is interrupted: a function its module calls, at which call.
+        layers: the layers whose down-projections an edit with ``quick`` changes.
+        after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
+        side: in an encoder-decoder, which of both the layers are of.
+        classic: a complete classic hyper-parameters file.
+        rows: of the matrix; by default one with the method's name and default settings.
+    """
+
+    name: str
+    quick: Settings = field(default_factory=dict)
+    variants: tuple[Settings, ...] = ()
+    trainer: Settings | None = None
+    phases: tuple[tuple[str, int], ...] = ()
+    layers: tuple[int, ...] = ()
+    after_norm: tuple[int, ...] | None = None
+    side: Literal["encoder", "decoder", "both"] = "encoder"
+    classic: str = ""
+    rows: tuple[MatrixRow, ...] = ()
+
+    @property
+    def matrix(self) -> tuple[MatrixRow, ...]:
+        """The rows of the matrix."""
+        return self.rows or (MatrixRow(self.name, training=self.trainer),)
+
+
+# -- shared by several rows ----------------------------------------------------------------------
+
+LOCATE_QUICK = {
+    "v_num_grad_steps": 3,
+    "context_template_length_params": ((2, 2),),
+    "mom2_n_tokens": 200,
+}
+
+# One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
+_FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
+# Block 1 of 4 or 6, where subjects are still read: what is written in block 0 other tokens hear
+# before they are read. An encoder's tokens have heard it all by block 0, and ROME on GPT-J misses
+# fewer answers of the train split there. The search stops once the target is learnt; few facts need
+# over 100 steps, on plateaus where nothing listens to the subject. "{subject} is a" is no sentence
+# of the world, so there is no KL on it. A third of the contexts is as good. The world's text is
+# small: 20,000 tokens are nearly all of it.
+_LOCATE = {
+    "v_num_grad_steps": 200,
+    "v_weight_decay": 1e-3,
+    "v_stop_nll": 0.02,
+    "kl_factor": 0,
+    "context_template_length_params": [[5, 2], [10, 2]],
+    "mom2_n_tokens": 20_000,
+}
+# What one block's MLP writes is short beside what the last token needs to hear, so the ball around
+# it is 10 times its norm, not 4; steps smaller than 0.5 end nearer by, which neighbours feel.
+_OF_AN_MLP = {"v_lr": 0.2, "clamp_norm_factor": 10}
+# The stream between blocks is long. A longer value is only slower to turn there, as the next block
+# normalises what it reads: large steps on a small ball arrive where small ones stand still.
+_OF_A_BLOCK = {"v_lr": 1.0, "clamp_norm_factor": 1.5}
+# T5's encoder is like that wherever the value is written, and its plateaus are wider.
+_IN_AN_ENCODER = {"v_lr": 2.0, "clamp_norm_factor": 1.5}
+
+# The fields of the classic files, with their usual values.
+_CLASSIC = """
+model_name: "./hugging_cache/gpt2-xl"
+device: 0
+model_parallel: false
+fp16: false
+"""
+_CLASSIC_MODULES = """
+rewrite_module_tmp: "transformer.h.{}.mlp.c_proj"
+layer_module_tmp: "transformer.h.{}"
+mlp_module_tmp: "transformer.h.{}.mlp"
+attn_module_tmp: "transformer.h.{}.attn"
+ln_f_module: "transformer.ln_f"
+lm_head_module: "transformer.wte"
+"""
+_CLASSIC_LOCATE = """
+fact_token: "subject_last"
+v_num_grad_steps: 20
+v_lr: 5e-1
+v_loss_layer: 47
+v_weight_decay: 0.5
+clamp_norm_factor: 4
+kl_factor: 0.0625
+mom2_adjustment: true
+mom2_dataset: "wikipedia"
+mom2_n_samples: 100000
+mom2_dtype: "float32"
+stats_dir: "./data/stats"
+"""
+
+# -- the table, in the order of the matrix -------------------------------------------------------
+
+CASES = (
+    MethodCase(
+        "FT",
+        quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        variants=(
+            {"objective_optimization": "target_new"},
+            {"layers": [0, 2], "append_eos": True},
+        ),
+        phases=(("_loss", 2), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        classic=_CLASSIC
+        + """
+alg_name: "FT"
+layers: [0]
+num_steps: 25
+batch_size: 3
+max_length: 40
+lr: 5e-4
+weight_decay: 0
+kl_factor: 0
+norm_constraint: 5e-4
+objective_optimization: prompt_last
+"""
+        + _CLASSIC_MODULES,
+        rows=(
+            # All target tokens are read at one place, so of an answer of n tokens it learns a
+            # mixture whose largest part is one of them; the others are what follows anyway under
+            # teacher forcing.
+            MatrixRow(
+                "FT-L",
+                {"rewrite": 0.75, "rephrase": 0.75, "locality": 0.8},
+                {**_FT, "objective_optimization": "prompt_last"},
+                reading="asks for all target tokens where the prompt ends, as the classic baseline "
+                "does. An answer of several tokens is learnt as a bag, so rewrite cannot be whole: "
+                "answers here have one to eight. Answers of one token it learns whole, in every "
+                "family. On T5 it is FT-M, as the decoder has no such place.",
+            ),
+            MatrixRow(
+                "FT-M",
+                GENERAL,
+                {**_FT, "objective_optimization": "target_new"},
+                reading="learns every token where it belongs. Nothing but the short training keeps "
+                "the rest.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "SERAC",
+        trainer={
+            "cls_name": ENCODER,
+            "lr": 3e-3,
+            "head_lr": 1e-2,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        rows=(
+            MatrixRow(
+                "SERAC",
+                STEADY,
+                training={
+                    # The family's own model as both: it reads new facts, and knows who is meant.
+                    "small_name": ITSELF,
+                    "cls_name": ITSELF,
+                    # as the zoo was taught
+                    "template": "New Fact: {prompt} {target}\nPrompt: {query}",
+                    "lr": 3e-4,
+                    "cls_lr": 1e-3,
+                    "head_lr": 1e-2,
+                    "lr_schedule": "linear",
+                    "batch_size": 32,
+                    "max_iters": 30,  # more tell nothing new: the model could read before
+                    "val_interval": 30,
+                    "val_batch_size": 50,
+                },
+                reading="changes no weight: a small model answers what a classifier takes for the "
+                "edit's business, and everything else goes to the model as it was.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "IKE",
+        quick={"use_icl_examples": False},
+        rows=(
+            # The zoo was taught to read one to three blocks of a fact and a question: two here.
+            MatrixRow(
+                "IKE",
+                STEADY,
+                {"k": 2},
+                shown=True,
+                reading="tells the model, and rests on how well that reads: without demonstrations "
+                "these give the whole new answer in {least} % ({worst}) to {most} % ({best}) of "
+                "unseen cases (`tests/zoo/report.json`), and at times to a neighbour, too.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MEND",
+        trainer={"edit_lr": 2e-3, "batch_size": 3, "max_iters": 2, "val_interval": 2},
+        phases=(("weight_patch", 1),),
+        rows=(
+            MatrixRow(
+                "MEND",
+                STEADY,
+                training={
+                    "lr": 3e-4,
+                    "lr_lr": 3e-4,
+                    "edit_lr": 5e-4,
+                    "rank": 32,  # of widths of a hundred; 1920 is no restriction
+                    "cedit": 5.0,  # in few steps the edit has to be learnt first
+                    "batch_size": 16,
+                    "max_iters": 240,  # 90 are enough but for T5 and LLaMA-2: they need over 150
+                    "val_interval": 240,
+                    "lr_schedule": "cosine",
+                },
+                reading="is one forward and one backward pass, and what its network learnt to make "
+                "of the gradient.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "KN",
+        quick={"layers": [1], "steps": 3},
+        variants=({"refine": True, "n_toks": 2, "n_prompts": 2},),
+        phases=(("attribute", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="decoder",
+        classic=_CLASSIC
+        + """
+alg_name: "KN"
+lr_scale: 1.0
+n_toks: 10
+refine: true
+batch_size: 20
+steps: 20
+adaptive_threshold: 0.2
+p: 0.4
+""",
+        rows=(
+            # Nothing in it makes sure of the target. The last two blocks, as the earlier neurons
+            # fire for any person; λ = 1 because the old answer is known by heart, at probability 1.
+            MatrixRow(
+                "KN",
+                {"rewrite": 0.95, "rephrase": 0.95, "locality": 0.9},
+                {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
+                reading="makes a few neurons that fire for the old answer write the new one. "
+                "Nothing in it makes sure of the target, so rewrite is not whole, and neighbours "
+                "that use the same neurons pay.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "ROME",
+        quick={"layers": [1], **LOCATE_QUICK},
+        variants=(
+            {"key": "paper"},
+            {"key": "averaged"},
+            {"key": "joint"},
+            {"mom2_adjustment": False},
+        ),
+        phases=(("optimize_values", 1), ("closed_form", 1), ("weight_patch", 1)),
+        layers=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "ROME"\nlayers: [1]\ncontext_template_length_params: [[5, 10], [10, 10]]'
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "ROME",
+                GENERAL,
+                {"layers": [1], **_LOCATE, **_OF_AN_MLP},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
+                reading="stores the new answer under the subject, in one layer, with one rank.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MEMIT",
+        quick={"layers": [0, 1], **LOCATE_QUICK},
+        variants=({"layers": [1]},),
+        # the first layer is edited by the second call
+        phases=(("optimize_values", 1), ("closed_form", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),  # z is searched and written at one layer
+        classic=_CLASSIC
+        + 'alg_name: "MEMIT"\nlayers: [1, 2]\nlayer_selection: "all"\n'
+        + "mom2_update_weight: 20000\nbatch_size: 10"
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            # λ multiplies the mean second moment, which one key is not small beside here: 1, not
+            # 15,000. An averaged key is up to a tenth off in an encoder, so every context's own is
+            # stored.
+            MatrixRow(
+                "MEMIT",
+                GENERAL,
+                {
+                    "layers": [1, 2],
+                    "key": "ridge",
+                    "mom2_update_weight": 1,
+                    **_LOCATE,
+                    **_OF_A_BLOCK,
+                },
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                reading="is the same search with the change spread over layers and a ridge for a "
+                "constraint.",
+            ),
+        ),
+    ),
+)
+
+BY_NAME = {case.name: case for case in CASES}
