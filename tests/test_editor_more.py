@@ -12,8 +12,8 @@ import classic
 import outer
 import tiny
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
-from easyeditor.editors import apply_method as making
 from easyeditor.editors import metric_recorder as sheet
+from easyeditor.editors import session
 from easyeditor.errors import (
     ContradictingEditsError,
     DataError,
@@ -255,8 +255,7 @@ def test_edits_of_a_case_are_made_one_on_the_other_where_they_go_one_by_one():
 
 @pytest.mark.parametrize("method", ["FT", "MEMIT"])
 def test_edits_of_a_case_are_made_at_once_where_they_can(method):
-    case, lists = outer.editor(method), outer.editor(method, batch_size=2)
-    case.method = outer.editor(method, batch_size=2).method
+    case, lists = (outer.editor(method, batch_size=2) for _ in range(2))
     case.edit_cases([TWO])
     lists.batch_edit(PROMPTS[:2], TARGETS[:2], subject=SUBJECTS[:2])
     assert outer.changed(case.model, outer.bits(lists.model)) == []
