@@ -10,8 +10,8 @@ from typing import TypeVar
 from easyeditor.edits import Case, Prompt
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.model import LM
-from easyeditor.lm.sampling import continuations
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
@@ -137,12 +137,12 @@ def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Rep
         return out
 
     pairs, whose = of_all(questions)
-    scores = by_group(pairs, whose, lm.score([(str(p), a) for p, a in pairs], whose))
+    scores = by_group(pairs, whose, score(lm, pairs, whose))
     answers: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.answer_tokens:
         prompts, whose = of_all(free_prompts)
         answers = by_group(
-            prompts, whose, lm.generate([str(p) for p in prompts], wanted.answer_tokens, whose)
+            prompts, whose, generate(lm, prompts, wanted.answer_tokens, whose)
         )
     long: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.continuation_tokens:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from easyeditor.edits import Prompt
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, rerouted, set_routers, tokenizer_of
@@ -45,7 +46,7 @@ class RoutePatch(Patch):
         """Nothing is added to any matrix."""
 
     @abstractmethod
-    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
+    def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """What each prompt becomes, or None where the edit does not concern it."""
 
     @abstractmethod

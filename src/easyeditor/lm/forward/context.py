@@ -1,0 +1,270 @@
+"""``ForwardContext``: what an adapter needs to know of one forward pass, beside its tensors.
+
+Which tokens are padding, where each row's prompt ends, and which patch each row asks about cannot
+be read from a module's input. Whoever calls the model says it with :func:`forward_context` (one
+pass) or :func:`generation_context` (a whole ``generate``); a pass without either, on a model that
+carries adapters, gets a context derived from its attention mask and its cache.
+
+A pass belongs to the prefill phase as long as it holds the last prompt token of its rows. What an
+adapter decides there (:meth:`ForwardContext.decide`) holds for the row in every later pass over the
+same cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+_CONTEXT = "easyedit_context"
+_DERIVED = "easyedit_derived_context"
+_HOOKS = "easyedit_context_hooks"
+_GENERATION = "easyedit_forward_generation"
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardContext:
+    """The rows of one forward pass.
+
+    Attributes:
+        mask: ``(rows, columns)``, 1 where a token is read and 0 for padding; the columns are those
+            of the cache, if there is one, and then those of this pass.
+        prompt_end: ``(rows,)``, the column of each row's last prompt token.
+        patch_of_row: ``(rows,)``, which of several patches each row asks about; None for one model
+            for all rows.
+        phase: ``"prefill"`` if the last prompt tokens are in this pass, else ``"decode"``.
+        start: how many columns the cache holds; column ``c`` is position ``c - start`` of the
+            module's input.
+        decisions: what adapters have decided about these rows, shared by all passes of one
+            generation.
+    """
+
+    mask: torch.Tensor
+    prompt_end: torch.Tensor
+    patch_of_row: torch.Tensor | None = None
+    phase: Phase = "prefill"
+    start: int = 0
+    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.mask)
+
+    @property
+    def length(self) -> int:
+        """Positions of this pass."""
+        return self.mask.shape[1] - self.start
+
+    def by_row(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A module's input or output as ``(rows, length, width)``; OPT's MLP has it flat."""
+        return tensor.reshape(self.rows, -1, tensor.shape[-1])
+
+    def at_prompt_end(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The vectors at the last prompt tokens, ``(rows, width)``; only in the prefill phase."""
+        hidden = self.by_row(tensor)
+        at = (self.prompt_end - self.start).to(hidden.device)
+        return hidden[torch.arange(self.rows, device=hidden.device), at]
+
+    def answering(self) -> torch.Tensor:
+        """``(rows, length)``, True at the last prompt token and at every token after it.
+
+        The outputs there predict the answer. Padding after a row is False.
+        """
+        columns = torch.arange(self.start, self.mask.shape[1], device=self.mask.device)
+        after = columns[None] >= self.prompt_end.to(self.mask.device)[:, None]
+        return after & self.mask[:, self.start :].bool()
+
+    def decide(self, key: Any, decision: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What ``key`` decided about the rows ``(rows, …)`` at their prompts, computed once.
+
+        In the decode phase the decision of the prefill phase is given again; rows that beam search
+        has multiplied since then share their prompt's.
+        """
+        known = self.decisions.get(key)
+        if self.phase == "prefill" or known is None:
+            known = self.decisions[key] = decision()
+        if len(known) != self.rows:
+            known = known.repeat_interleave(self.rows // len(known), 0)
+        return known
+
+    def only(self, rows: torch.Tensor) -> ForwardContext:
+        """The context of some rows, which keep decisions of their own."""
+        index = rows.to(self.mask.device)
+        part: dict[Any, torch.Tensor] = self.decisions.setdefault(  # type: ignore[assignment]
+            ("rows", *rows.tolist()), {}
+        )
+        of_row = self.patch_of_row
+        return replace(
+            self,
+            mask=self.mask[index],
+            prompt_end=self.prompt_end[rows.to(self.prompt_end.device)],
+            patch_of_row=None if of_row is None else of_row[rows.to(of_row.device)],
+            decisions=part,
+        )
+
+
+def last_token(mask: torch.Tensor) -> torch.Tensor:
+    """The column of each row's last token that is read, ``(rows,)``, whatever side is padded."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return (columns * mask.bool()).amax(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Generation:
+    """The prompts of one ``generate``: every pass in it gets its context from them."""
+
+    mask: torch.Tensor
+    patch_of_row: torch.Tensor | None
+    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def context(self, mask: torch.Tensor, start: int) -> ForwardContext:
+        rows = len(mask)
+        end, of_row = last_token(self.mask), self.patch_of_row
+        if rows != len(end):  # beams, or several continuations of one prompt
+            end = end.repeat_interleave(rows // len(end))
+            of_row = None if of_row is None else of_row.repeat_interleave(rows // len(of_row))
+        phase: Phase = "decode" if start > int(end.max()) else "prefill"
+        # Without a cache every pass holds the prompt, and decides the same again.
+        return ForwardContext(mask, end.to(mask.device), of_row, phase, start, self.decisions)
+
+
+@contextmanager
+def _setting(model: nn.Module, value: ForwardContext | _Generation) -> Iterator[None]:
+    former = vars(model).get(_CONTEXT)
+    try:
+        vars(model)[_CONTEXT] = value
+        yield
+    finally:
+        if former is None:
+            vars(model).pop(_CONTEXT, None)
+        else:
+            vars(model)[_CONTEXT] = former
+
+
+def forward_context(model: nn.Module, context: ForwardContext) -> Any:
+    """A context manager: forward passes inside belong to ``context``."""
+    return _setting(model, context)
+
+
+def generation_context(
+    model: nn.Module, mask: torch.Tensor, patch_of_row: torch.Tensor | None = None
+) -> Any:
+    """A context manager: inside, ``generate`` continues the prompts of ``mask`` ``(rows, width)``.
+
+    With it, generation without a cache knows where the prompts end.
+    """
+    return _setting(model, _Generation(mask, patch_of_row))
+
+
+def current_context(model: nn.Module) -> ForwardContext | None:
+    """The context of the pass that runs now, or None outside of one."""
+    derived: ForwardContext | None = vars(model).get(_DERIVED)
+    if derived is not None:
+        return derived
+    given = vars(model).get(_CONTEXT)
+    return given if isinstance(given, ForwardContext) else None
+
+
+def patch_of_row(model: nn.Module, rows: int | None = None) -> torch.Tensor | None:
+    """Which patch each of the ``rows`` of the pass that runs now asks about, or None."""
+    given = vars(model).get(_CONTEXT)
+    index: torch.Tensor | None = None if given is None else given.patch_of_row
+    if index is not None and rows is not None and len(index) != rows:
+        index = index.repeat_interleave(rows // len(index))
+    return index
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether the model carries adapters, which decide by each row's own prompt.
+
+    The trap: what shares tokens between several prompts (one pass for all of them, a common
+    prefix) is then not exact.
+    """
+    return _HOOKS in vars(model)
+
+
+def forward_generation(model: nn.Module) -> int:
+    """A number that changes whenever adapters are put on the model or taken off.
+
+    Checks of how the model can be run (resumed, from a cache) hold for one such number.
+    """
+    return int(vars(model).get(_GENERATION, 0))
+
+
+def derive_contexts(model: nn.Module, wanted: bool) -> None:
+    """Give every pass of ``model`` a context from now on, or no longer; for who hooks adapters."""
+    if wanted and not has_adapters(model):
+        vars(model)[_HOOKS] = True
+        model.register_forward_pre_hook(_Deriving(), with_kwargs=True)
+        model.register_forward_hook(_Forgetting(), always_call=True)
+    elif not wanted:
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [k for k, h in hooks.items() if isinstance(h, (_Deriving, _Forgetting))]:
+                del hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
+                model._forward_hooks_always_called.pop(key, None)
+        vars(model).pop(_HOOKS, None)
+        vars(model).pop(_DERIVED, None)
+    vars(model)[_GENERATION] = forward_generation(model) + 1
+
+
+class _Deriving:
+    """A forward pre-hook: the context of a pass, from what was given or from its arguments."""
+
+    def __init__(self) -> None:
+        self._decisions: WeakKeyDictionary[Any, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Deriving:
+        return _Deriving()
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = vars(model).get(_CONTEXT)
+        if isinstance(given, ForwardContext):
+            vars(model)[_DERIVED] = given
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        read = ids if ids is not None else kwargs.get("inputs_embeds")
+        mask = kwargs.get("attention_mask")
+        cache = kwargs.get("past_key_values")
+        decoder = kwargs.get("decoder_input_ids")
+        start = _cached(cache)
+        if decoder is not None:  # of an encoder-decoder: the prompt is the encoder's
+            start = 0
+            read = ids if ids is not None else mask
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            if read is None:
+                vars(model).pop(_DERIVED, None)
+                return
+            shape = (read.shape[0], start + read.shape[1])
+            mask = torch.ones(shape, dtype=torch.long, device=read.device)
+        if isinstance(given, _Generation):
+            vars(model)[_DERIVED] = given.context(mask, start)
+            return
+        decisions: dict[Any, torch.Tensor] = {}
+        if cache is not None:
+            decisions = self._decisions.setdefault(cache, decisions)
+        end = last_token(mask)
+        vars(model)[_DERIVED] = ForwardContext(
+            mask, end, None, "decode" if start and decisions else "prefill", start, decisions
+        )
+
+
+class _Forgetting:
+    """A forward hook: the pass is over."""
+
+    def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
+        vars(model).pop(_DERIVED, None)
+
+
+def _cached(cache: Any) -> int:
+    """How many columns a cache holds."""
+    length = getattr(cache, "get_seq_length", None)
+    return 0 if length is None else int(length())
