@@ -18,6 +18,7 @@ from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
 from easyeditor.associative.value_optimization import Found, optimize_values
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import score
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
@@ -433,7 +434,7 @@ def loss(target: LM, edits: Sequence[Edit], objective: str) -> float:
     losses = []
     for edit in edits:
         if objective == "target_new" or target.encoder_decoder:
-            losses.append(-target.score([(edit.prompt, edit.target)])[0].mean_logprob)
+            losses.append(-score(target, [(edit.prompt, edit.target)])[0].mean_logprob)
             continue
         prompt = target.tokenizer(edit.prompt.text)["input_ids"]
         wanted = target.tokenizer(" " + edit.target)["input_ids"]

@@ -10,6 +10,7 @@ from easyeditor.lm import LM
 from easyeditor.lm.forward.partial import Resumed, Run, Site, open_forward
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
+from support import logprobs
 
 EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", subject="The Eiffel Tower")
 
@@ -56,4 +57,4 @@ def test_spread_models_are_edited_and_undone(method):
     assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
     copy = edited_copy(lm.model, patch)
     asked = [(EDIT.prompt, EDIT.target)]
-    assert LM(copy, tiny.tokenizer()).logprobs(asked) != lm.logprobs(asked)
+    assert logprobs(LM(copy, tiny.tokenizer()), asked) != logprobs(lm, asked)

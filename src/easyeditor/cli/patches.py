@@ -210,17 +210,18 @@ def generate(
 
     from easyeditor.cli import output
     from easyeditor.errors import EditError
+    from easyeditor.lm.inference import generate as continued
 
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
     loaded = _load(patch or [])
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(model, device=device, dtype=dtype, quantization=scheme)
-    texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
+    texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:
             one.apply(lm.model, force=force)
-        texts["after"] = lm.generate([prompt], max_new_tokens)[0]
+        texts["after"] = continued(lm, [prompt], max_new_tokens)[0]
     if as_json:
         output.print_json({"prompt": prompt, "model": model, **texts})
         return

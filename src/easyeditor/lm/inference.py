@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,34 +141,40 @@ def continue_all(
         prompts = [unique[i][0].prompt for i in members]
         patches = None if patch_of_query is None else [unique[i][1] for i in members]
 
-        def ask(
-            who: LM,
-            prompts: Sequence[Prompt],
-            patches: Sequence[int] | None,
-            tokens: int = tokens,
-            seed: int | None = seed,
-        ) -> list[Continuation]:
-            check_length(who, [who.text.row(prompt) for prompt in prompts])
-            if seed is None or who.encoder_decoder:
-                return _generate(who, prompts, tokens, patches, entropies, options)
-            texts = continuations(who, prompts, tokens, patches, seed=seed)
-            return [Continuation(text, ()) for text in texts]
-
-        written = answer_via_routers(
-            lm,
-            prompts,
-            lambda rows, prompts=prompts, patches=patches, ask=ask: ask(
-                lm, [prompts[i] for i in rows], _pick(patches, rows)
-            ),
-            lambda who, rows, prompts, patches=patches, ask=ask: ask(
-                who, prompts, _pick(patches, rows) if who is lm else None
-            ),
-        )
-        replies.update(zip(members, written, strict=True))
+        settings = _Generation(tokens, seed, entropies, options)
+        replies.update(zip(members, _via_routers(lm, prompts, patches, settings), strict=True))
     if unique is asked:
         return [replies[i] for i in range(len(asked))]
     place = {question: i for i, question in enumerate(unique)}
     return [replies[place[question]] for question in asked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """How prompts are continued: length, seed of the sampling, what is returned, options."""
+
+    max_new_tokens: int
+    seed: int | None
+    entropies: bool
+    options: Mapping[str, Any]
+
+
+def _via_routers(
+    lm: LM, prompts: Sequence[Prompt], patches: Sequence[int] | None, settings: _Generation
+) -> list[Continuation]:
+    def ask(who: LM, texts: Sequence[Prompt], of: Sequence[int] | None) -> list[Continuation]:
+        check_length(who, [who.text.row(text) for text in texts])
+        if settings.seed is None or who.encoder_decoder:
+            return _generate(who, texts, of, settings)
+        sampled = continuations(who, texts, settings.max_new_tokens, of, seed=settings.seed)
+        return [Continuation(text, ()) for text in sampled]
+
+    return answer_via_routers(
+        lm,
+        prompts,
+        lambda rows: ask(lm, [prompts[i] for i in rows], _pick(patches, rows)),
+        lambda who, rows, texts: ask(who, texts, _pick(patches, rows) if who is lm else None),
+    )
 
 
 def check_length(lm: LM, rows: Sequence[Row]) -> None:
@@ -256,17 +262,16 @@ def _logits(
 def _generate(
     lm: LM,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
     patches: Sequence[int] | None,
-    entropies: bool,
-    options: dict[str, Any],
+    how: _Generation,
 ) -> list[Continuation]:
     """Greedy continuations by the model's own ``generate``, without routers."""
     ids = [lm.text.row(prompt).ids for prompt in prompts]
+    max_new_tokens = how.max_new_tokens
     if lm.context_length is not None and not lm.encoder_decoder and ids:
         room = lm.context_length - max(map(len, ids))
         max_new_tokens = max(1, min(max_new_tokens, room))
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **how.options}
     replies: dict[int, Continuation] = {}
     # The class's method: the instance's may be one that asks routers.
     method = type(lm.model).generate
@@ -283,12 +288,12 @@ def _generate(
                     input_ids=batch.ids,
                     attention_mask=batch.mask,
                     pad_token_id=lm.text.pad_id,
-                    output_logits=entropies,
+                    output_logits=how.entropies,
                     return_dict_in_generate=True,
                     **settings,
                 )
             start = 0 if lm.encoder_decoder else batch.ids.shape[1]
-            spread = _entropies(out.logits) if entropies else None
+            spread = _entropies(out.logits) if how.entropies else None
             for k, (i, row) in enumerate(zip(chunk, out.sequences, strict=True)):
                 new = row[start:].tolist()
                 written = new[1:] if lm.encoder_decoder else new

@@ -23,6 +23,7 @@ from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
 from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
 from easyeditor.lm.weights import require_weights, weight_handle
 
+
 class LM:
     """A Hugging Face model, its tokenizer, and one row of the family table.
 
@@ -86,8 +87,7 @@ class LM:
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a text: the tokenizer's and the generation configuration's, and padding.
-        """
+        """Tokens that end a text, padding included."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
         listed = named if isinstance(named, (list, tuple)) else [named]
         ends = [*listed, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]

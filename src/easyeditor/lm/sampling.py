@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -111,7 +112,7 @@ def _sample(
     ids, mask, positions = batch.ids, batch.mask, batch.positions
     made = [list(row) for row in rows]
     every, last = torch.arange(len(rows)), torch.full((len(rows),), -1)
-    more: dict[str, object] = {"use_cache": True}
+    more: dict[str, Any] = {"use_cache": True}
     context = generation_context(lm.model, batch.mask, patch_of_row)
     with lm.at_rest(), torch.inference_mode(), context:
         for _ in range(n_tokens):

@@ -47,9 +47,9 @@ def _numbers(parts: Sequence[Part]) -> int:
 
 @contextmanager
 def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
-    """Rows that are about patch ``i`` (``patch_of_row`` of the pass) are computed as if the model carried ``patches[i]``.
+    """Rows whose ``patch_of_row`` is ``i`` are computed as if the model carried ``patches[i]``.
 
-    The weights are not touched. ``None`` is the unedited model.
+    The weights are not touched. ``None``, and a pass that names no patches: the unedited model.
     """
     paths = dict.fromkeys(path for p in patches if p is not None for path in p.entries)
     with ExitStack() as stack:

@@ -106,3 +106,9 @@ def batches_by_length(
         read += positions[i]
     if chunk:
         yield chunk
+
+
+def row_batches(rows: Sequence[Row], most_tokens: int, most_reads: int) -> Iterator[list[int]]:
+    """:func:`batches_by_length` for rows, each read at its target's tokens."""
+    lengths, reads = [len(row.ids) for row in rows], [len(row.target) for row in rows]
+    return batches_by_length(lengths, reads, most_tokens, most_reads)
