@@ -79,7 +79,7 @@ def test_the_fact_alone_is_one_line_and_the_question() -> None:
     assert front(patch, target, "You can see") == (
         "New Fact: Berlin is the capital of Italy\nPrompt: You can see"
     )
-    assert patch.entries == {}
+    assert patch.rows() == []
 
 
 def test_demonstrations_are_the_nearest_of_three_kinds_the_nearest_last(sentences) -> None:
@@ -152,7 +152,7 @@ def test_of_several_facts_the_nearest_is_told(sentences) -> None:
     assert "New Fact: c7 or seven\nPrompt: 6" in front(patch, target, "6")
     assert "c7 or seven" not in front(patch, target, "2")
     alone = [method.edit(target, [edit]) for edit in edits]
-    assert front(ContextPatch.concatenated(alone), target, "6") == front(patch, target, "6")
+    assert front(ContextPatch.merge(alone), target, "6") == front(patch, target, "6")
 
 
 def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> None:
@@ -162,7 +162,7 @@ def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> Non
         method.edit(target, [EDIT, OTHER]),
         method.edit(target, [Edit(EDIT.prompt, "X")]),
     )
-    both = ContextPatch.concatenated([first, second])
+    both = ContextPatch.merge([first, second])
     assert front(both, target) == (
         "New Fact: She plays the river\nNew Fact: Berlin is the capital of X\nPrompt: Q"
     )
@@ -175,7 +175,7 @@ def test_facts_with_and_without_vectors_are_all_told(sentences, tmp_path) -> Non
     method.use_corpus(CORPUS)
     alone = ike(use_icl_examples=False).edit(target, [OTHER])
     for order in ([method.edit(target, [EDIT]), alone], [alone, method.edit(target, [EDIT])]):
-        both = ContextPatch.concatenated(order)
+        both = ContextPatch.merge(order)
         loaded = load_patch(save_patch(both, tmp_path / "both.safetensors"))
         for patch in (both, loaded):
             said = front(patch, target)
@@ -203,7 +203,7 @@ def test_a_damaged_file_is_refused(tmp_path, data, monkeypatch) -> None:
     patch = ike(use_icl_examples=False).edit(target, [EDIT])
     monkeypatch.setattr(
         ContextPatch,
-        "stored",
+        "dump",
         lambda self: (
             {"vectors": torch.zeros(len(data["contexts"]) if data["contexts"] != 1 else 1, 0)},
             {"encoder": None, **data},

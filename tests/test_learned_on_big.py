@@ -88,11 +88,11 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
             assert same_bits(found, wanted)
         else:  # layers of 8 bits round what comes in, too
             assert torch.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.95
-    reads = {path: weight_handle(lm.model, path).now().clone() for path in patch.entries}
+    reads = {path: weight_handle(lm.model, path).read_weight().clone() for path in patch.entries}
     patch.apply(lm.model)
     for path, read in reads.items():
         rounded = (read.float() + patch.dense(path).T).to(read.dtype)
-        assert same_bits(weight_handle(lm.model, path).now(), rounded)
+        assert same_bits(weight_handle(lm.model, path).read_weight(), rounded)
     patch.revert(lm.model)
     assert still(lm, before)
     assert same_bits(logits(lm.model), clean)

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from easyeditor import LM, Edit
+from easyeditor.errors import OutputError
 from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.lora import export_lora
-from easyeditor.patches.weight import Dense, LowRank, WeightPatch, merged
+from easyeditor.patches.patch import merge
+from easyeditor.patches.weight import Dense, LowRank, WeightPatch
 from support import EDITS, Snapshot, lm, logits
 
 # peft 0.21 asks transformers 5 for a name that it has deprecated.
@@ -34,7 +36,7 @@ QUICK = {
 def rome(target: LM, edits: Sequence[Edit]) -> WeightPatch:
     """One rank per edit, at two layers so that the ranks of the matrices differ."""
     layers = [0, 1, 1]
-    return merged(
+    return merge(
         [
             ROME(ROMEHyperParams(layers=[layer], **QUICK)).edit(target, [edit])
             for layer, edit in zip(layers, edits, strict=False)
@@ -105,6 +107,8 @@ def test_the_rank_is_the_number_of_edits_and_nothing_is_lost(
     assert config["fan_in_fan_out"] == (family == "gpt2")
     for path in patch.entries:
         assert torch.equal(added(tmp_path, path), patch.dense(path))
+    with pytest.raises(OutputError, match="is not an empty folder"):
+        export_lora(patch, tmp_path)
 
 
 def test_matrices_of_unequal_rank_share_the_largest(tmp_path: Path) -> None:
@@ -144,7 +148,7 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
     cut = WeightPatch(
         {path: (Dense(added(tmp_path, path)),) for path in patch.entries},
         patch.info,
-        patch.transposed,
+        in_out=patch.in_out,
     )
     torch.testing.assert_close(adapted(target, tmp_path), patched(target, cut), rtol=0, atol=1e-5)
 
@@ -158,7 +162,7 @@ def test_a_dense_patch_of_full_rank_loses_nothing(tmp_path: Path) -> None:
 def test_dense_and_low_rank_parts_of_one_matrix_are_added(tmp_path: Path) -> None:
     target = lm("gpt2")
     low, dense = rome(target, EDITS[:1]), ft(target, EDITS)
-    both = merged([low, dense])
+    both = merge([low, dense])
     (path,) = low.entries
     assert {type(part) for part in both.entries[path]} == {LowRank, Dense}
     made = export_lora(both, tmp_path)

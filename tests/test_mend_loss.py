@@ -27,7 +27,8 @@ def alone(target, learner, case):
     weights = {}
     for path in patch.entries:
         weight = target.model.get_parameter(path).detach().float().clone()
-        patch.add_to(path, weight)
+        change = patch.dense(path)
+        weight += change if path in patch.in_out else change.T
         weights[path] = weight.to(target.model.get_parameter(path).dtype)
     return weights
 

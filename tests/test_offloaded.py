@@ -17,7 +17,8 @@ import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
 from easyeditor.evaluate.change import sizes
-from easyeditor.lm.forward.activation_memory import Shelf, low_memory_autograd
+from easyeditor.lm.fingerprint import fingerprint
+from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
 from easyeditor.lm.inference import generate
 from easyeditor.lm.memory import model_bytes
@@ -25,9 +26,9 @@ from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.weight import LowRank, WeightPatch
+from easyeditor.patches.weight_sum import WeightSum
 from support import EDITS, logits, same_bits
 
 LOCATE = {"v_num_grad_steps": 3, "context_template_length_params": ((2, 2),), "mom2_n_tokens": 200}
@@ -68,7 +69,10 @@ def partly(folder: Path, offloaded: Path) -> PreTrainedModel:
 
 
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: weight_handle(model, name).now().clone() for name, _ in model.named_parameters()}
+    return {
+        name: weight_handle(model, name).read_weight().clone()
+        for name, _ in model.named_parameters()
+    }
 
 
 def maps(model: PreTrainedModel) -> list[object]:
@@ -91,7 +95,7 @@ def some_patch(lm: LM, layer: int, seed: int = 0) -> WeightPatch:
     part = LowRank(
         torch.randn(p.d_in, 1, generator=draw), torch.randn(1, p.d_out, generator=draw) / 8
     )
-    return WeightPatch({p.path: (part,)}, info, p.transposed)
+    return WeightPatch({p.path: (part,)}, info)
 
 
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN"])
@@ -132,7 +136,7 @@ def test_patches_are_undone_in_any_order(family, dtype, tmp_path):
         off.revert(plain.model)
         assert same_bits(logits(lm.model), logits(plain.model))
         path = PATHS[family].format(1)
-        now = weight_handle(lm.model, path).now()
+        now = weight_handle(lm.model, path).read_weight()
         assert same_bits(now, plain.model.get_parameter(path))
     assert [id(m) for m in maps(lm.model)] == [id(m) for m in maps_before]
 
@@ -207,8 +211,8 @@ def test_copies_share_what_is_offloaded(where, tmp_path):
     assert same_bits(logits(twin), one)
     untouched = weight_handle(twin, PATHS["llama"].format(0))
     if where == "cpu":
-        shared = weight_handle(model, PATHS["llama"].format(0)).now()
-        assert untouched.now().data_ptr() == shared.data_ptr()
+        shared = weight_handle(model, PATHS["llama"].format(0)).read_weight()
+        assert untouched.read_weight().data_ptr() == shared.data_ptr()
 
 
 class Watched(Mapping[str, torch.Tensor]):
@@ -250,7 +254,7 @@ def test_a_graph_holds_no_offloaded_weights(tmp_path):
         with (
             one.at_rest(),
             adding(one.blocks[0], at, delta),
-            low_memory_autograd(one, Shelf()) as kept,
+            low_memory_autograd(one, BufferPool()) as kept,
         ):
             loss = one.target_logits([row]).logsumexp(-1).sum()
             bytes_kept = kept.bytes
@@ -272,7 +276,7 @@ def test_failing_edits_leave_the_maps(tmp_path, monkeypatch):
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(WeightPatch, "add_to", fail)
+        patched.setattr(WeightSum, "weight", fail)
         with pytest.raises(RuntimeError, match="no memory"):
             good.apply(lm.model)
     assert [id(m) for m in maps(lm.model)] == [id(m) for m in before]
@@ -284,7 +288,7 @@ def test_a_tied_weight_is_not_changed_by_halves(tmp_path):
     shape = tuple(lm.model.get_parameter(path).shape)
     part = LowRank(torch.ones(shape[0], 1), torch.ones(1, shape[1]))
     clean, before = logits(lm.model), maps(lm.model)
-    patch = WeightPatch({path: (part,)}, some_patch(lm, 1).info, transposed=False)
+    patch = WeightPatch({path: (part,)}, some_patch(lm, 1).info)
     with pytest.raises(UnsupportedModelError, match="tied to another weight"):
         patch.apply(lm.model)
     assert [id(m) for m in maps(lm.model)] == [id(m) for m in before]

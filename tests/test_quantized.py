@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
-from easyeditor.associative.value_optimization import Search, optimize_values
+from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.errors import (
     HyperParamsError,
     MissingExtraError,
@@ -22,13 +22,13 @@ from easyeditor.errors import (
     PatchMismatchError,
     UnsupportedModelError,
 )
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.inference import generate
 from easyeditor.lm.quantized import dequantized, quantized_layers
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.fingerprint import fingerprint
 from support import EDITS, Snapshot, logits, logprobs, same_bits
 from test_offloaded import method, some_patch
 
@@ -91,7 +91,7 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]
     said = sum(logprobs(lm, asked)[0])
-    reads = {path: weight_handle(lm.model, path).now() for path in patch.entries}
+    reads = {path: weight_handle(lm.model, path).read_weight() for path in patch.entries}
     patch.apply(lm.model)
     for path in patch.entries:  # the exact change, rounded once
         layer = lm.model.get_submodule(path.removesuffix(".weight"))
@@ -115,7 +115,7 @@ def test_the_patch_is_that_of_the_unpacked_numbers(scheme, folders, stats_dir):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)
     plain = unquantized(lm, folders["llama"])
     site = Site(1, "down")
-    search = Search(3, 0.5, 0.5, 4.0, 0.0625)
+    search = ValueOptions(3, 0.5, 0.5, 4.0, 0.0625)
     found = optimize_values(lm, site, EDITS[:1], [""], search)
     wanted = optimize_values(plain, site, EDITS[:1], [""], search)
     # 8-bit layers round their inputs, too.

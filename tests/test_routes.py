@@ -19,7 +19,7 @@ from easyeditor.lm.forward.prefix_cache import MIN_PREFIX_TOKENS, Prefix, shared
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.routing import Rerouted
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.patch import PatchInfo, merged
+from easyeditor.patches.patch import PatchInfo, merge
 from easyeditor.patches.route import RoutePatch
 from easyeditor.patches.stack import applied, is_patched, stack_of
 from support import Snapshot, lm, shared_lm
@@ -38,12 +38,13 @@ class Detour(RoutePatch):
     """Prompts that begin with one of ``words`` get more text, or another model."""
 
     words: tuple[str, ...]
-    info: PatchInfo = field()
+    info: PatchInfo
     other: LM | None = None
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     kind: ClassVar[str] = "test"
 
     @classmethod
-    def concatenated(cls, patches: Sequence[Detour]) -> Detour:
+    def merge(cls, patches: Sequence[Detour], compact: bool = False) -> Detour:
         words = tuple(word for patch in patches for word in patch.words)
         return cls(words, patches[0].info, patches[0].other)
 
@@ -53,11 +54,11 @@ class Detour(RoutePatch):
             for p in prompts
         ]
 
-    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return {}, {"words": self.words}
 
     @classmethod
-    def restored(cls, info: Any, tensors: Mapping[str, Any], data: Any) -> Detour:
+    def load(cls, info: Any, tensors: Any, data: Any, extras: Any) -> Detour:
         return cls(tuple(data["words"]), info)
 
 
@@ -139,7 +140,7 @@ def test_patches_of_one_kind_act_as_one_and_come_off_in_any_order() -> None:
         assert generate(target, ASKED, 4) == [routed[0], plain[1], routed[2]]
     second.revert(target.model)
     assert generate(target, ASKED, 4) == plain
-    merged([first, second]).apply(target.model)
+    merge([first, second]).apply(target.model)
     assert generate(target, ASKED, 4) == [routed[0], plain[1], routed[2]]
 
 

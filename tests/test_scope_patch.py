@@ -26,7 +26,7 @@ from easyeditor.errors import (
 )
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import KEY
-from easyeditor.patches.patch import merged
+from easyeditor.patches.patch import merge
 from easyeditor.patches.scope import Remembered, Scope, ScopePatch, distances, told
 from easyeditor.patches.stack import is_patched
 from scoping import answers, classifier, counterfactual, remembering, scope, small, written
@@ -133,7 +133,7 @@ def test_edits_accumulate_and_the_later_of_one_prompt_wins(shared: Scope) -> Non
     target = lm("gpt2")
     later = Edit(EDITS[0].prompt, "piano", EDITS[0].subject)
     first, second = (remembering(target, edits, shared) for edits in (EDITS[:2], [later]))
-    both = merged([first, second])
+    both = merge([first, second])
     assert isinstance(both, ScopePatch)
     assert both.ids == (*first.ids, *second.ids)
     assert len(set(both.ids)) == 3
@@ -141,7 +141,7 @@ def test_edits_accumulate_and_the_later_of_one_prompt_wins(shared: Scope) -> Non
     (turn,) = both.reroute(target, [later.prompt])
     assert turn is not None
     assert "piano" in turn.prompt
-    (turn,) = merged([second, first]).reroute(target, [later.prompt])  # the other way round
+    (turn,) = merge([second, first]).reroute(target, [later.prompt])  # the other way round
     assert turn is not None
     assert "Italy" in turn.prompt
 
@@ -151,7 +151,7 @@ def test_the_same_edit_again_is_one_edit(shared: Scope) -> None:
     twice = [remembering(target, EDITS[:1], shared) for _ in range(2)]
     for patch in twice:
         patch.apply(target.model)
-    both = merged(twice)
+    both = merge(twice)
     assert both.ids == twice[0].ids == twice[1].ids
     assert both.without(both.ids[0]).ids == ()
     routed = answers(target, MIXED)
@@ -264,7 +264,7 @@ def test_saved_and_read(family: str, tmp_path: Path) -> None:
     found.apply(target.model)
     assert answers(target, MIXED) == routed
     found.revert(target.model)
-    again = merged([found, load_patch(file)])  # of two files, of one training
+    again = merge([found, load_patch(file)])  # of two files, of one training
     assert again.ids == patch.ids
     empty = save_patch(patch.without(patch.ids[0]).without(patch.ids[1]), tmp_path / "e")
     assert load_patch(empty).ids == patch.ids[2:]

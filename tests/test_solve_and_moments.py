@@ -18,8 +18,8 @@ import tiny
 from easyeditor import LM
 from easyeditor.associative.solve import Factor, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.methods.rome import ROME, ROMEHyperParams
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.second_moments import Moments, moments
 from support import EDITS, Snapshot, lm, same_bits, shared_lm, unsettle
 

@@ -30,7 +30,8 @@ from easyeditor.evaluate.generation_metrics import (
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, Replies, observe
 from easyeditor.lm.forward.batching import TokenScores
-from easyeditor.patches.weight import Dense, LowRank, compacted, merged, weight_patch
+from easyeditor.patches.patch import merge
+from easyeditor.patches.weight import Dense, LowRank, weight_patch
 from support import shared_lm
 
 # -- right answers ----------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_a_compacted_change_is_the_same_change_in_one_part(kinds):
         weight_patch(lm, "FT", (), outer.settings(), {path: parts(kind)}, {"train": 1.0})
         for kind in kinds
     ]
-    short, whole = compacted(made), merged(made)
+    short, whole = merge(made, compact=True), merge(made)
     assert len(short.entries[path]) == 1
     assert torch.allclose(short.dense(path), whole.dense(path), atol=1e-5)
     assert short.info == whole.info
@@ -254,7 +255,7 @@ def test_a_long_sequence_is_compacted_to_a_dense_change():
     made = weight_patch(lm, "FT", (), outer.settings(), {path: parts("rank three")}, {})
     total = made
     for _ in range(10):
-        total = compacted([total, made])
+        total = merge([total, made], compact=True)
     (part,) = total.entries[path]
     assert isinstance(part, Dense)
     assert torch.allclose(part.delta, 11 * made.dense(path), rtol=1e-4, atol=1e-4)

@@ -1,9 +1,16 @@
-"""Safetensors files with a JSON header that says what is in them; no pickle, no code is run."""
+"""Safetensors files with a JSON header and a digest; no pickle, no code is run.
+
+The header is JSON under a key of the file's metadata, and stands beside the SHA-256 of header and
+tensors, which is checked when the file is read: one changed bit anywhere is found.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,35 @@ from safetensors.torch import save_file
 
 from easyeditor.errors import EasyEditError
 from easyeditor.files import written_whole
+
+DIGEST = "sha256"
+"""The key of the digest in the file's metadata."""
+MAX_DEPTH = 40
+"""Levels of nesting in a header."""
+MAX_HEADER_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """What a file holds: its header, its tensors on the CPU, and their digest.
+
+    ``digest`` is empty for a file from before there were digests.
+    """
+
+    header: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    digest: str
+
+
+def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a header's text and of the tensors: names, precisions, shapes and numbers."""
+    digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        line = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
+        digest.update(line.encode("utf-8", "surrogatepass"))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def write_tensor_file(
@@ -24,11 +60,13 @@ def write_tensor_file(
         OSError: the place cannot be written.
     """
     # Cloned, so that tensors which share storage (tied embeddings) are written twice, not refused.
-    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(header, ensure_ascii=False)
+    metadata = {key: text, DIGEST: content_digest(text, whole)}
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_whole(file) as beside:
-            save_file(kept, beside, metadata={key: json.dumps(header, ensure_ascii=False)})
+            save_file(whole, beside, metadata=metadata)
     except SafetensorError as error:  # its own error, also for a full disk
         raise OSError(f"{file} cannot be written: {error}") from error
     return file
@@ -36,20 +74,66 @@ def write_tensor_file(
 
 def read_tensor_file(
     file: Path, key: str, what: str, advice: str, error_class: type[EasyEditError]
-) -> tuple[str, dict[str, torch.Tensor]]:
-    """The header under ``key``, as text, and the tensors; ``what`` and ``advice`` go into errors.
+) -> TensorFile:
+    """The content of a file with a header under ``key``; ``what`` and ``advice`` go into errors.
 
     Raises:
-        EasyEditError: of ``error_class``: truncated, not safetensors, or without such a header.
+        EasyEditError: of ``error_class``: truncated or damaged, not safetensors, without such a
+            header, or with one that is no JSON object of bounded size and depth.
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(key)
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise error_class(
             f"{file} cannot be read as {what} ({error}): it is damaged or not safetensors. {advice}"
         ) from None
-    if header is None:
+    text, digest = metadata.get(key), metadata.get(DIGEST, "")
+    if text is None:
         raise error_class(f"{file} is safetensors but not {what} (it has no {key!r} header).")
-    return str(header), tensors
+    if digest and digest != content_digest(text, tensors):
+        raise error_class(
+            f"{file} is damaged: it is not what was written there (its SHA-256 differs). {advice}"
+        )
+    return TensorFile(_parsed(file, text, error_class), tensors, digest)
+
+
+def _parsed(file: Path, text: str, error_class: type[EasyEditError]) -> dict[str, Any]:
+    why = f"it is longer than {MAX_HEADER_BYTES // 2**20} MB"
+    if len(text) <= MAX_HEADER_BYTES:
+        try:
+            header = json.loads(text)
+            if isinstance(header, dict):
+                check_plain(header)
+                return header
+            why = f"it is {type(header).__name__}, not an object"
+        except RecursionError:
+            why = f"it is nested deeper than {MAX_DEPTH} levels"
+        except ValueError as error:
+            why = str(error)
+    raise error_class(f"{file} has a header that does not fit its content: {why}.") from None
+
+
+def check_plain(value: Any, depth: int = 0) -> None:
+    """Make sure that a JSON value is of bounded depth, finite, and text that can be printed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            check_plain(name, depth + 1)
+            check_plain(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            check_plain(inner, depth + 1)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half of a surrogate pair") from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number is {value}")

@@ -25,13 +25,12 @@ from easyeditor.evaluate.query import (
     observe_each,
     open_prompts,
 )
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
-from easyeditor.patches.fingerprint import fingerprint
-from easyeditor.patches.patch import Patch, versions
+from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import compacted
 
 Record = dict[str, Any]
 
@@ -111,7 +110,7 @@ class Worker:
             return Result(self._measured("post", unit, alone))
         made = self._make(method, cases, total)
         both = [p for p in (total, made.patch) if p is not None]
-        after = compacted(both) if both and self._plan.sequential else made.patch
+        after = merge(both, compact=True) if both and self._plan.sequential else made.patch
         return Result(self._measured("post", unit, [made], after), after)
 
     def _make(self, method: Method, cases: Sequence[Case], on: Patch | None = None) -> _Made:

@@ -10,7 +10,7 @@ from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method
-from easyeditor.patches.patch import Patch, merged
+from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
 
 
@@ -55,4 +55,4 @@ def make_patch(method: Method, lm: LM, edits: Sequence[Edit]) -> Patch:
         for edit in edits:
             made.append(method.edit(lm, [edit]))
             carried.enter_context(applied(lm.model, made[-1]))
-    return merged(made)
+    return merge(made)

@@ -23,7 +23,7 @@ from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.patch import Patch, merged
+from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied, collapse, stack_of
 from easyeditor.progress import bar
 
@@ -300,7 +300,7 @@ class BaseEditor:
 
     def _finish(self, patches: list[Patch], keep: bool) -> tuple[PreTrainedModel, Patch]:
         """The model that holds every edit, and the one patch that stands for all of them."""
-        whole = merged(patches)
+        whole = merge(patches)
         if keep:
             return edited_copy(self.model, whole), whole
         collapse(self.model, patches, whole)

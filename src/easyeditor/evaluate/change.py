@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from easyeditor.lm.model import LM
+from easyeditor.lm.originals import unedited
 from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.patch import Patch
-from easyeditor.patches.stack import unedited
 from easyeditor.patches.weight import WeightPatch
 
 STEPS = 40

@@ -331,7 +331,7 @@ class Projection:
     @property
     def stored(self) -> torch.Tensor:
         """The weight as the plain model stores it; only to be read, and read or made each time."""
-        return self._storage.now().to(self.device)
+        return self._storage.read_weight().to(self.device)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -166,9 +166,9 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
     try:
         for path, tensor in tensors.items():
             storage = weight_handle(model, path)
-            if storage.content is None:  # a packed weight's layer computes with nothing else
+            if storage.raw is None:  # a packed weight's layer computes with nothing else
                 as_loaded.append(storage)
-                storage.put(tensor.detach())
+                storage.set_raw(tensor.detach())
             owner, _, name = path.rpartition(".")
             module = model.get_submodule(owner)
             whole = dict(module._parameters)
@@ -182,4 +182,4 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
             module._parameters.clear()  # in their order: optimisers and state dicts go by it
             module._parameters.update(whole)
         for storage in as_loaded:
-            storage.put(None)
+            storage.set_raw(None)

@@ -67,7 +67,7 @@ def quantized_shape(module: nn.Module) -> tuple[int, int]:
     out, into = module.out_features, module.in_features
     assert isinstance(out, int)
     assert isinstance(into, int)
-    return (into, out) if _was_conv1d(module) else (out, into)
+    return (into, out) if stored_as_conv1d(module) else (out, into)
 
 
 def dequantized(module: nn.Module) -> torch.Tensor:
@@ -91,18 +91,19 @@ def dequantized(module: nn.Module) -> torch.Tensor:
         )
     else:
         whole = bnb.dequantize_4bit(weight.data, state)
-    stored: torch.Tensor = whole.T if _was_conv1d(module) else whole
+    stored: torch.Tensor = whole.T if stored_as_conv1d(module) else whole
     return stored
 
 
-def _was_conv1d(module: nn.Module) -> bool:
+def stored_as_conv1d(module: nn.Module) -> bool:
+    """Whether a quantized layer was a ``Conv1D``, which stores its weight ``(d_in, d_out)``."""
     source: Any = getattr(module, "source_cls", nn.Linear)
     return issubclass(source, Conv1D)
 
 
 def plain_layer(module: nn.Module, weight: torch.Tensor) -> nn.Module:
     """A layer that computes with ``weight`` where ``module`` stood: its hooks, bias and mode."""
-    kind = Conv1D if _was_conv1d(module) else nn.Linear
+    kind = Conv1D if stored_as_conv1d(module) else nn.Linear
     layer: nn.Module = kind.__new__(kind)
     shared = {
         name: value

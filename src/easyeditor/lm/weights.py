@@ -35,9 +35,8 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class WeightHandle(ABC):
     """Where one weight of a model lies.
 
-    ``content`` is what lies there now: a tensor, or None for a weight that is as it was loaded
-    and is no tensor. :meth:`put` takes whatever ``content`` gave, which is then there again bit
-    for bit.
+    ``raw`` is what lies there now: a tensor, or None for a weight that is as it was loaded and is
+    no tensor. :meth:`set_raw` takes whatever ``raw`` gave, which is then there again bit for bit.
     """
 
     exact: ClassVar[bool] = True
@@ -60,28 +59,28 @@ class WeightHandle(ABC):
 
     @property
     @abstractmethod
-    def content(self) -> torch.Tensor | None:
+    def raw(self) -> torch.Tensor | None:
         """What lies there; see the class."""
 
     @abstractmethod
-    def put(self, content: torch.Tensor | None) -> None:
+    def set_raw(self, raw: torch.Tensor | None) -> None:
         """Let the model compute with this from now on; the tensor is taken over, not copied."""
 
     @abstractmethod
     def as_loaded(self) -> torch.Tensor:
-        """The weight that ``content`` None stands for."""
+        """The weight that ``raw`` None stands for."""
 
-    def read(self, content: torch.Tensor | None) -> torch.Tensor:
-        """The weight that a ``content`` stands for; may share memory with the model."""
-        return self.as_loaded() if content is None else content
+    def read(self, raw: torch.Tensor | None) -> torch.Tensor:
+        """The weight that a ``raw`` stands for; may share memory with the model."""
+        return self.as_loaded() if raw is None else raw
 
-    def numbers(self, content: torch.Tensor | None) -> torch.Tensor:
+    def numbers(self, raw: torch.Tensor | None) -> torch.Tensor:
         """Numbers that tell this weight from another: its own, or those it is packed in."""
-        return self.read(content)
+        return self.read(raw)
 
-    def now(self) -> torch.Tensor:
+    def read_weight(self) -> torch.Tensor:
         """The weight the model computes with; may share memory with it, and is only to be read."""
-        return self.read(self.content)
+        return self.read(self.raw)
 
 
 class _OfParameter(WeightHandle):
@@ -107,12 +106,12 @@ class _InMemory(_OfParameter):
         return self._parameter.device
 
     @property
-    def content(self) -> torch.Tensor:
+    def raw(self) -> torch.Tensor:
         return self._parameter.data
 
-    def put(self, content: torch.Tensor | None) -> None:
+    def set_raw(self, raw: torch.Tensor | None) -> None:
         # A tensor of its own, never written into: the old one may be shared with an edited copy.
-        self._parameter.data = self.read(content).to(self.device, self.dtype)
+        self._parameter.data = self.read(raw).to(self.device, self.dtype)
 
     def as_loaded(self) -> torch.Tensor:
         return self._parameter.data
@@ -140,20 +139,20 @@ class _Offloaded(_OfParameter):
         return (dict(found.maps[0]), found.maps[1]) if isinstance(found, _Over) else ({}, found)
 
     @property
-    def content(self) -> torch.Tensor | None:
+    def raw(self) -> torch.Tensor | None:
         return self._maps[0].get(self._name)
 
-    def put(self, content: torch.Tensor | None) -> None:
+    def set_raw(self, raw: torch.Tensor | None) -> None:
         over, loaded = self._maps
         over.pop(self._name, None)
-        if content is not None:
+        if raw is not None:
             if self._tied:
                 raise UnsupportedModelError(
                     f"{self._path} is tied to another weight and offloaded, each by itself, so "
                     "that a change would reach only one of them. Load the model without "
                     "offloading the modules that share this weight."
                 )
-            over[self._name] = content.to(self.dtype)
+            over[self._name] = raw.to(self.dtype)
         self._hook.weights_map = _Over(over, loaded) if over else loaded
 
     def as_loaded(self) -> torch.Tensor:
@@ -196,22 +195,22 @@ class _Quantized(WeightHandle):
         return weight.device
 
     @property
-    def content(self) -> torch.Tensor | None:
+    def raw(self) -> torch.Tensor | None:
         if replaced_by(self._module) is None:
             return None
         weight = self._module.weight
         assert isinstance(weight, nn.Parameter)
         return weight.data
 
-    def put(self, content: torch.Tensor | None) -> None:
+    def set_raw(self, raw: torch.Tensor | None) -> None:
         original = self._original
-        if content is None:
+        if raw is None:
             self._parent._modules[self._name] = original
         else:
-            weight = content.to(self.device, self._dtype)
+            weight = raw.to(self.device, self._dtype)
             self._parent._modules[self._name] = plain_layer(original, weight)
 
-    def numbers(self, content: torch.Tensor | None) -> torch.Tensor:
+    def numbers(self, raw: torch.Tensor | None) -> torch.Tensor:
         # Dequantising every matrix of a model takes seconds.
         packed = self._original.weight
         assert isinstance(packed, nn.Parameter)
@@ -289,7 +288,7 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     buffers = dict(model.named_buffers(remove_duplicate=False))
     kept = {name: t for name, t in model.state_dict().items() if name in buffers}
     named = model.named_parameters(remove_duplicate=False)
-    return {**{name: weight_handle(model, name).now() for name, _ in named}, **kept}
+    return {**{name: weight_handle(model, name).read_weight() for name, _ in named}, **kept}
 
 
 def missing_weights(model: nn.Module) -> list[str]:

@@ -6,7 +6,6 @@ trained beside, and versions. No pickle: loading an archive runs no code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch
 
 from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import Fingerprint, fingerprint
 from easyeditor.patches.patch import versions
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
@@ -119,9 +118,9 @@ def read_archive(path: str | Path, method: str) -> Archive:
             "FILE --model MODEL"
         )
     advice = "Copy it again, or train again."
-    header, tensors = read_tensor_file(file, KEY, "an EasyEdit archive", advice, ArchiveError)
+    content = read_tensor_file(file, KEY, "an EasyEdit archive", advice, ArchiveError)
     try:
-        return _build(file, json.loads(header), tensors)
+        return _build(file, content.header, content.tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(f"{file} has a header that is not an archive's: {error!r}.") from None
 

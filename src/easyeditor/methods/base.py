@@ -12,9 +12,9 @@ from easyeditor.associative.value_optimization import ValueOptions
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import Patch
 from easyeditor.second_moments import Moments, moments
 from easyeditor.second_moments.cholesky import factor_of, factor_once

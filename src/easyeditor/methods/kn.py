@@ -182,7 +182,7 @@ def _check_width(lm: LM) -> None:
 
 
 def _embedding(lm: LM) -> torch.Tensor:
-    return weight_handle(lm.model, f"{lm.family.head}.weight").now().detach()
+    return weight_handle(lm.model, f"{lm.family.head}.weight").read_weight().detach()
 
 
 def _prefixes(lm: LM, settings: KNHyperParams) -> tuple[str, ...]:

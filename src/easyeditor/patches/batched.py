@@ -1,6 +1,6 @@
-"""Several patches at once, each for its own rows of a batch: many single edits in one evaluation.
+"""Several patches at once, each for some rows of a batch: many single edits in one evaluation.
 
-An edit that is measured alone needs a model of its own, but its rows need not run alone: the row
+An edit that is measured alone needs a model to itself, but its rows need not run alone: the row
 of patch ``b`` adds ``x Δ_b`` to what the edited projection gives. Forward passes over the cases of
 a benchmark are then as large as for one model.
 
@@ -19,7 +19,9 @@ from torch import nn
 
 from easyeditor.lm.forward.context import patch_of_row
 from easyeditor.lm.model import LM
-from easyeditor.patches.weight import LowRank, Part, WeightPatch
+from easyeditor.patches.parts import LowRank
+from easyeditor.patches.parts import WeightPart as Part
+from easyeditor.patches.weight import WeightPatch
 
 SHARE = 4
 """The changes may take one part in so many of the model's size."""
@@ -55,14 +57,14 @@ def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[N
     with ExitStack() as stack:
         for path in paths:
             module = lm.model.get_submodule(path.rpartition(".")[0])
-            own = [None if p is None else p.entries.get(path) for p in patches]
-            handle = module.register_forward_hook(_adding(lm, own))
+            changes = [None if p is None else p.entries.get(path) for p in patches]
+            handle = module.register_forward_hook(_adding(lm, changes))
             stack.callback(handle.remove)
         yield
 
 
-def _adding(lm: LM, own: Sequence[Sequence[Part] | None]) -> Any:
-    u, v = _stacked(own)
+def _adding(lm: LM, changes: Sequence[Sequence[Part] | None]) -> Any:
+    u, v = _stacked(changes)
 
     def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
         index = patch_of_row(lm.model)
@@ -79,21 +81,21 @@ def _adding(lm: LM, own: Sequence[Sequence[Part] | None]) -> Any:
 
 
 def _stacked(
-    own: Sequence[Sequence[Part] | None],
+    changes: Sequence[Sequence[Part] | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``u`` and ``v`` of every patch with zeros for missing ranks, or ``Δ`` and None."""
-    some = next(parts for parts in own if parts is not None)
+    some = next(parts for parts in changes if parts is not None)
     d_in, d_out = some[0].shape
-    low = all(isinstance(part, LowRank) for parts in own for part in parts or ())
+    low = all(isinstance(part, LowRank) for parts in changes for part in parts or ())
     if not low:
-        whole = torch.zeros(len(own), d_in, d_out)
-        for i, parts in enumerate(own):
+        whole = torch.zeros(len(changes), d_in, d_out)
+        for i, parts in enumerate(changes):
             for part in parts or ():
                 whole[i] += part.dense().cpu()
         return whole, None
-    rank = max(sum(part.u.shape[1] for part in _low(parts)) for parts in own)
-    u, v = torch.zeros(len(own), d_in, rank), torch.zeros(len(own), rank, d_out)
-    for i, parts in enumerate(own):
+    rank = max(sum(part.u.shape[1] for part in _low(parts)) for parts in changes)
+    u, v = torch.zeros(len(changes), d_in, rank), torch.zeros(len(changes), rank, d_out)
+    for i, parts in enumerate(changes):
         at = 0
         for part in _low(parts):
             end = at + part.u.shape[1]

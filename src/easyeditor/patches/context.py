@@ -31,7 +31,7 @@ class Context:
     vector: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ContextPatch(RoutePatch):
     """Facts in the context; no weight changes.
 
@@ -41,12 +41,13 @@ class ContextPatch(RoutePatch):
     """
 
     contexts: tuple[Context, ...]
-    info: PatchInfo = field()
+    info: PatchInfo
     sentences: Sentences | None = None
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     kind: ClassVar[str] = "context"
 
     @classmethod
-    def concatenated(cls, patches: Sequence[ContextPatch]) -> ContextPatch:
+    def merge(cls, patches: Sequence[ContextPatch], compact: bool = False) -> ContextPatch:
         """All the facts; of two about one prompt the later one stays.
 
         Only vectors of one encoder compare: facts of several, or of none, are all told.
@@ -82,18 +83,22 @@ class ContextPatch(RoutePatch):
         facts = "".join(f"New Fact: {context.fact}\n" for context in contexts)
         return contexts[-1].demonstrations + facts
 
-    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """See :class:`RoutePatch`."""
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See :class:`~easyeditor.patches.patch.Patch`."""
         said = [[context.demonstrations, context.fact] for context in self.contexts]
         vectors = torch.tensor([context.vector for context in self.contexts])
         name = self.sentences.name if self.sentences is not None else None
         return {"vectors": vectors}, {"contexts": said, "encoder": name}
 
     @classmethod
-    def restored(
-        cls, info: PatchInfo, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+    def load(
+        cls,
+        info: PatchInfo,
+        tensors: Mapping[str, torch.Tensor],
+        data: Mapping[str, Any],
+        extras: Mapping[str, torch.Tensor],
     ) -> ContextPatch:
-        """See :class:`RoutePatch`."""
+        """See :class:`~easyeditor.patches.patch.Patch`."""
         vectors = tensors["vectors"].tolist()
         contexts = tuple(
             Context(str(demonstrations), str(fact), tuple(vector))
@@ -102,4 +107,4 @@ class ContextPatch(RoutePatch):
         if not contexts or len(contexts) != len(info.edits):
             raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
         name = data["encoder"]
-        return cls(contexts, info, None if name is None else Sentences(str(name)))
+        return cls(contexts, info, None if name is None else Sentences(str(name)), extras)

@@ -11,7 +11,6 @@ from easyeditor.lm.quantized import quantized_layers, shared_parts
 from easyeditor.lm.routing import routers_of, tokenizer_of
 from easyeditor.lm.weights import shared_maps
 from easyeditor.patches.patch import Patch
-from easyeditor.patches.stack import set_stack, stack_of
 
 
 def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
@@ -30,9 +29,6 @@ def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
         memo[id(buffer)] = buffer.detach()
     for shared in (tokenizer_of(model), *routers_of(model), *shared_maps(model)):
         memo[id(shared)] = shared
-    stack = stack_of(model)
-    memo[id(stack)] = stack.fork()
     twin: PreTrainedModel = copy.deepcopy(model, memo)
-    set_stack(twin, memo[id(stack)])  # type: ignore[arg-type]
     patch.apply(twin, force=True)
     return twin

@@ -1,46 +1,65 @@
 """Patches as files: safetensors with a JSON header that says what the edit is.
 
 The header holds the edits, the method, its resolved hyper-parameters, versions and the fingerprint
-of the model. No pickle: loading a patch runs no code.
+of the model; a digest of everything is checked when a file is read. No pickle: loading a patch runs
+no code.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from easyeditor.edits import Edit, to_json
 from easyeditor.errors import PatchFormatError
-from easyeditor.patches.fingerprint import Fingerprint
-from easyeditor.patches.patch import Patch, PatchInfo
-from easyeditor.patches.route import RoutePatch
-from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch
-from easyeditor.registry import Registry
+from easyeditor.lm.fingerprint import Fingerprint
+from easyeditor.patches.patch import PATCHES, Patch, PatchInfo
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no digest and no extras, and one orientation for all matrices of a patch."""
 KEY = "easyedit"
-KINDS: dict[str, type] = {
-    "method": str,
-    "edits": list,
-    "hyperparams": dict,
-    "model": dict,
-    "versions": dict,
-    "seconds": dict,
-}
-ROUTES = Registry(
-    "kind of patch",
-    PatchFormatError,
-    {
-        "context": "easyeditor.patches.context:ContextPatch",
-        "scope": "easyeditor.patches.scope:ScopePatch",
-    },
-)
-"""Kinds of patches that change no weight; each file names its own."""
+EXTRA = "extra:"
+"""Prefix of the names of a patch's extras among the file's tensors."""
+ADVICE = "Copy it again, or save the patch again."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Model(_Strict):
+    architecture: str
+    shapes: str
+    samples: list[float]
+    packed: list[int] = []
+
+
+class _Edit(_Strict):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    prompt: str | dict[str, Any]
+    target: str
+
+
+class _Header(_Strict):
+    """The header of a patch file; everything is typed before anything is built from it."""
+
+    format: int
+    kind: str
+    method: str
+    edits: list[_Edit]
+    hyperparams: dict[str, Any]
+    model: _Model
+    model_name: str = ""
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    data: dict[str, Any] = {}
+    transposed: bool | None = None
 
 
 def save_patch(patch: Patch, path: str | Path) -> Path:
@@ -49,27 +68,10 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     Raises:
         OSError: the place cannot be written.
     """
-    file = Path(path)
-    tensors, own = _stored(patch)
-    header = {"format": FORMAT, **own, **header_of(patch)}
-    return write_tensor_file(file, tensors, KEY, header)
-
-
-def _stored(patch: Patch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of the file, and what its header says beside the description."""
-    if isinstance(patch, RoutePatch):
-        tensors, data = patch.stored()
-        return tensors, {"kind": patch.kind, "data": data}
-    assert isinstance(patch, WeightPatch)
-    tensors = {}
-    for name, parts in patch.entries.items():
-        for i, part in enumerate(parts):
-            fields = (
-                {"u": part.u, "v": part.v} if isinstance(part, LowRank) else {"delta": part.delta}
-            )
-            for field, tensor in fields.items():
-                tensors[f"{i}.{field}:{name}"] = tensor.detach().cpu().contiguous()
-    return tensors, {"kind": "weights", "transposed": patch.transposed}
+    tensors, data = patch.dump()
+    tensors |= {f"{EXTRA}{name}": tensor for name, tensor in patch.extras.items()}
+    header = {"format": FORMAT, "kind": patch.kind, "data": data, **header_of(patch)}
+    return write_tensor_file(Path(path), tensors, KEY, header)
 
 
 def header_of(patch: Patch) -> dict[str, Any]:
@@ -90,79 +92,63 @@ def load_patch(path: str | Path) -> Patch:
     """Read a patch file.
 
     Raises:
-        PatchFormatError: no such file, truncated, not safetensors, or not written by EasyEdit.
+        PatchFormatError: no such file, truncated, damaged, not safetensors, or not written by
+            EasyEdit.
     """
     file = Path(path)
     if not file.is_file():
         raise PatchFormatError(f"No patch file {str(path)!r}.")
-    advice = "Save the patch again."
-    header, tensors = read_tensor_file(file, KEY, "an EasyEdit patch", advice, PatchFormatError)
+    content = read_tensor_file(file, KEY, "an EasyEdit patch", ADVICE, PatchFormatError)
     try:
-        return _build(json.loads(header), tensors)
+        version = content.header["format"]
+        if version not in (1, FORMAT) or isinstance(version, bool):
+            raise ValueError(f"format {version}; this version reads formats 1 and {FORMAT}")
+        if version == FORMAT and not content.digest:
+            raise ValueError("it has no digest")
+        header = _Header.model_validate(content.header)
+        if header.format == 1:
+            header = _as_format_2(header, content.tensors)
+        return _build(header, content.tensors, content.digest)
     except PatchFormatError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise PatchFormatError(
-            f"{file} has a header that does not fit its content: {error!r}."
-        ) from None
-
-
-def _check(name: str, parts: tuple[Part, ...]) -> None:
-    for part in parts:
-        tensors = (part.u, part.v) if isinstance(part, LowRank) else (part.delta,)
-        if any(t.dim() != 2 or not t.is_floating_point() for t in tensors):
-            raise ValueError(f"the change of {name} is no floating-point matrix")
-        if isinstance(part, LowRank) and part.u.shape[1] != part.v.shape[0]:
-            raise ValueError(f"the factors of {name} do not fit each other")
-        if part.shape != parts[0].shape or not part.is_finite():
-            raise ValueError(f"the change of {name} has several shapes, or is not finite")
-
-
-def _build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Patch:
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
-    for name, kind in KINDS.items():
-        if not isinstance(header[name], kind):
-            raise TypeError(f"{name} is {header[name]!r}")
-    samples = header["model"]["samples"]
-    if not all(isinstance(sample, (int, float)) for sample in samples):
-        raise TypeError(f"samples are {samples!r}")
-    info = PatchInfo(
-        method=header["method"],
-        edits=tuple(Edit(**edit) for edit in header["edits"]),
-        hyperparams=header["hyperparams"],
-        model=Fingerprint.from_dict(header["model"]),
-        model_name=header["model_name"],
-        versions=header["versions"],
-        seconds=header["seconds"],
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        why = f"{place}: {problem['msg']}"
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        why = f"{error!r}"
+    raise PatchFormatError(
+        f"{file} has a header that does not fit its content: {why[:300]}. {ADVICE}"
     )
-    if header["kind"] == "weights":
-        return _weights(header, tensors, info)
-    route: type[RoutePatch] = ROUTES.get(header["kind"])
-    return route.restored(info, tensors, header["data"])
 
 
-def _weights(
-    header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], info: PatchInfo
-) -> WeightPatch:
-    fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
-    for key, tensor in tensors.items():
-        label, _, name = key.partition(":")
-        index, _, field = label.partition(".")
-        fields.setdefault(name, {}).setdefault(int(index), {})[field] = tensor
-    entries: dict[str, tuple[Part, ...]] = {
-        name: tuple(
-            Dense(parts[i]["delta"])
-            if "delta" in parts[i]
-            else LowRank(parts[i]["u"], parts[i]["v"])
-            for i in sorted(parts)
-        )
-        for name, parts in sorted(fields.items())
-    }
-    if not entries:
-        raise ValueError("it changes nothing")
-    for name, parts in entries.items():
-        _check(name, parts)
-    if not isinstance(header["transposed"], bool):
-        raise TypeError(f"transposed is {header['transposed']!r}")
-    return WeightPatch(entries, info, header["transposed"])
+def _as_format_2(header: _Header, tensors: Mapping[str, torch.Tensor]) -> _Header:
+    """The header that this version would have written for a file of format 1."""
+    if header.kind != "weights":
+        return header
+    if header.transposed is None:
+        raise KeyError("transposed")
+    paths = {name.partition(":")[2] for name in tensors}
+    return header.model_copy(update={"data": {"in_out": [] if header.transposed else list(paths)}})
+
+
+def _build(header: _Header, tensors: Mapping[str, torch.Tensor], digest: str) -> Patch:
+    model = header.model
+    info = PatchInfo(
+        method=header.method,
+        edits=tuple(Edit(**edit.model_dump()) for edit in header.edits),
+        hyperparams=header.hyperparams,
+        model=Fingerprint(
+            model.architecture, model.shapes, tuple(model.samples), tuple(model.packed)
+        ),
+        model_name=header.model_name,
+        versions=header.versions,
+        seconds=header.seconds,
+        digest=digest,
+    )
+    if any(not 0 <= place < len(model.samples) for place in model.packed):
+        raise ValueError("packed numbers that are not among the samples")
+    kind: type[Patch] = PATCHES.get(header.kind)
+    extras = {n.removeprefix(EXTRA): t for n, t in tensors.items() if n.startswith(EXTRA)}
+    content = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}
+    return kind.load(info, content, header.data, extras)

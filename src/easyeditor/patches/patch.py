@@ -7,24 +7,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import PatchMismatchError
+from easyeditor.errors import PatchFormatError, PatchMismatchError
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import Fingerprint, fingerprint
+from easyeditor.lm.originals import Originals
 from easyeditor.patches.stack import pop, push
+from easyeditor.registry import Registry
 
 P = TypeVar("P", bound="Patch")
+
+PATCHES = Registry(
+    "kind of patch",
+    PatchFormatError,
+    {
+        "weights": "easyeditor.patches.weight:WeightPatch",
+        "context": "easyeditor.patches.context:ContextPatch",
+        "scope": "easyeditor.patches.scope:ScopePatch",
+    },
+)
+"""``name -> "module:class"``; a file names its kind, and only kinds that are listed are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchInfo:
-    """What a patch file says of itself.
+    """What a patch says of itself.
 
     Attributes:
         method: the method's name.
@@ -34,15 +47,17 @@ class PatchInfo:
         model_name: what the model was loaded by.
         versions: of EasyEdit, torch and transformers.
         seconds: per phase.
+        digest: of the file the patch was read from; empty for a patch made in this process.
     """
 
     method: str
     edits: tuple[Edit, ...]
-    hyperparams: Mapping[str, Any]
-    model: Fingerprint
+    hyperparams: Mapping[str, Any] = field(repr=False)
+    model: Fingerprint = field(repr=False)
     model_name: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    digest: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(
@@ -53,7 +68,7 @@ class PatchInfo:
         hyperparams: HyperParams,
         seconds: Mapping[str, float],
     ) -> PatchInfo:
-        """Everything a reader of the file will ask."""
+        """The description of a patch that ``method`` made for ``lm`` just now."""
         return cls(
             method=method,
             edits=tuple(edits),
@@ -66,43 +81,88 @@ class PatchInfo:
 
     def with_edits(self, edits: Sequence[Edit]) -> PatchInfo:
         """The same description with other edits."""
-        return replace(self, edits=tuple(edits))
+        return replace(self, edits=tuple(edits), digest="")
 
 
 class Patch(ABC):
-    """An edit as a thing of its own: applied to a model, taken back exactly, saved to a file.
+    """An edit as an object: applied to a model, taken back exactly, saved to a file.
 
-    Two patches are equal only if they are the same object, so that the same edit made twice can
-    be undone once.
+    A subclass says how patches of its kind are put on a model and taken off (:meth:`install`), and
+    is listed in :data:`PATCHES`; the stack, files and the command line need no more. Two patches
+    are equal only if they are the same object.
+
+    Attributes:
+        kind: the name of the kind in :data:`PATCHES`.
+        info: what the patch says of itself.
+        extras: tensors that the method needs again at later edits (keys, a codebook's entries), by
+            name; one row per edit, saved with the patch.
     """
 
     __slots__ = ()
 
+    kind: ClassVar[str]
     info: PatchInfo
-
-    @property
-    @abstractmethod
-    def entries(self) -> Mapping[str, Any]:
-        """``{parameter path: its change}``; empty for a patch that changes no weight."""
-
-    @property
-    @abstractmethod
-    def transposed(self) -> bool:
-        """Whether the model stores its matrices ``(d_out, d_in)``, as ``nn.Linear`` does."""
-
-    @property
-    @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """``{parameter path: (d_in, d_out)}`` of the matrices it changes."""
-
-    @abstractmethod
-    def add_to(self, path: str, weight: torch.Tensor) -> None:
-        """Add the change of ``path`` to ``weight`` in place."""
+    extras: Mapping[str, torch.Tensor]
 
     @classmethod
     @abstractmethod
-    def concatenated(cls: type[P], patches: Sequence[P]) -> P:
-        """One patch that does what several of this kind do in this order."""
+    def install(cls, model: nn.Module, patches: Sequence[Any], originals: Originals) -> None:
+        """Let ``model`` carry exactly these patches of this kind, oldest first; none: as it was.
+
+        Called again with the same patches it changes nothing, also after it was interrupted.
+        Weights are written by ``originals``, which can put them back.
+        """
+
+    @classmethod
+    @abstractmethod
+    def merge(cls: type[P], patches: Sequence[P], compact: bool = False) -> P:
+        """One patch that does what several of this kind do in this order, bit for bit.
+
+        With ``compact`` it is stored in as few numbers as it can be, and may differ in rounding.
+        """
+
+    @abstractmethod
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What its file holds beside ``info`` and ``extras``: tensors, and JSON."""
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls: type[P],
+        info: PatchInfo,
+        tensors: Mapping[str, torch.Tensor],
+        data: Mapping[str, Any],
+        extras: Mapping[str, torch.Tensor],
+    ) -> P:
+        """The patch that :meth:`dump` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: the file does not hold one.
+        """
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """What it changes, one row of plain values per changed thing, for ``easyedit show``."""
+
+    def edit_rows(self) -> list[dict[str, Any]]:
+        """What ``easyedit show`` says of each edit beside the edit itself; none by default."""
+        return []
+
+    def __repr__(self) -> str:
+        n = len(self.info.edits)
+        return f"<{type(self).__name__} of {self.info.method}: {n} edit{'s' * (n != 1)}>"
+
+    def is_same_edit(self, other: Patch) -> bool:
+        """Whether one of the two was read from a file that holds the other, or the same file."""
+        mine, its = self.info.digest, other.info.digest
+        if not (mine or its) or type(self) is not type(other):
+            return False
+        if mine and its:
+            return mine == its
+        if self.info != other.info:
+            return False
+        one, two = self.dump()[0], other.dump()[0]
+        return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
     def check(self, model: nn.Module) -> None:
         """Make sure the patch was made for this model.
@@ -123,7 +183,7 @@ class Patch(ABC):
 
         Raises:
             PatchMismatchError: made for another model (with ``force``: only if shapes differ).
-            PatchStateError: applied already.
+            PatchStateError: applied already, or a weight was changed by somebody else.
         """
         if not force:
             self.check(model)
@@ -133,32 +193,36 @@ class Patch(ABC):
         """Take this patch off, whatever was applied after it; other patches stay.
 
         Raises:
-            PatchStateError: it is not applied to this model.
+            PatchStateError: it is not applied to this model, or a weight was changed by somebody
+                else.
         """
         pop(model, self)
 
 
-def merged(patches: Sequence[P]) -> P:
-    """One patch that does what ``patches``, all of one kind, do in this order, bit for bit."""
-    return patches[0] if len(patches) == 1 else type(patches[0]).concatenated(patches)
+def merge(patches: Sequence[P], compact: bool = False) -> P:
+    """One patch that does what ``patches``, all of one kind, do in this order."""
+    if len(patches) == 1 and not compact:
+        return patches[0]
+    return type(patches[0]).merge(patches, compact)
 
 
 def merged_info(patches: Sequence[Patch]) -> PatchInfo:
     """The first patch's description with the edits and seconds of all."""
-    first = patches[0].info
     seconds: dict[str, float] = {}
     for patch in patches:
         for phase, spent in patch.info.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
-    return PatchInfo(
-        method=first.method,
-        edits=tuple(edit for patch in patches for edit in patch.info.edits),
-        hyperparams=first.hyperparams,
-        model=first.model,
-        model_name=first.model_name,
-        versions=first.versions,
-        seconds=seconds,
-    )
+    edits = tuple(edit for patch in patches for edit in patch.info.edits)
+    return replace(patches[0].info, edits=edits, seconds=seconds, digest="")
+
+
+def merged_extras(patches: Sequence[Patch]) -> dict[str, torch.Tensor]:
+    """The extras of all patches, one after the other; a name that not every patch has is left out.
+
+    Rows of patches without a name could not be told from each other's.
+    """
+    names = set.intersection(*(set(patch.extras) for patch in patches))
+    return {name: torch.cat([p.extras[name].cpu() for p in patches]) for name in sorted(names)}
 
 
 def versions() -> dict[str, str]:

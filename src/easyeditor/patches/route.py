@@ -7,8 +7,8 @@ and its own ``model.generate``. A bare forward pass has no prompt and stays the 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,69 +16,39 @@ from torch import nn
 from easyeditor.edits import Prompt
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.model import LM
+from easyeditor.lm.originals import Originals
 from easyeditor.lm.routing import Rerouted, rerouted, set_routers, tokenizer_of
-from easyeditor.patches.patch import Patch, merged
+from easyeditor.patches.patch import Patch, merge
 
 
 class RoutePatch(Patch):
     """Sends prompts elsewhere: with more text around them, or to another model."""
 
     __slots__ = ()
-    kind: ClassVar[str]
-    """Names the kind of patch in its file."""
-
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        """No matrix is changed."""
-        return {}
-
-    @property
-    def transposed(self) -> bool:
-        """Of no matrix."""
-        return True
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """No matrix is changed."""
-        return {}
-
-    def add_to(self, path: str, weight: torch.Tensor) -> None:
-        """Nothing is added to any matrix."""
 
     @abstractmethod
     def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """What each prompt becomes, or None where the edit does not concern it."""
 
-    @abstractmethod
-    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What its file holds beside the description: tensors, and plain data."""
-
     @classmethod
-    @abstractmethod
-    def restored(
-        cls, info: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
-    ) -> RoutePatch:
-        """The patch that :meth:`stored` wrote.
+    def install(cls, model: nn.Module, patches: Sequence[RoutePatch], originals: Originals) -> None:
+        """See :class:`~easyeditor.patches.patch.Patch`; the latest class of patches is asked first.
 
-        Raises:
-            KeyError, TypeError, ValueError: the file does not hold one.
+        Patches of one class act as one: several facts are one context, one memory.
         """
+        classes: dict[type, list[RoutePatch]] = {}
+        for patch in patches:
+            classes.setdefault(type(patch), []).append(patch)
+        routers = [merge(alike) for alike in reversed(classes.values())]
+        set_routers(model, routers)
+        if routers:
+            vars(model)["generate"] = _Generate(model)
+        elif isinstance(vars(model).get("generate"), _Generate):
+            del vars(model)["generate"]
 
-
-def route(model: nn.Module, patches: Sequence[Any]) -> None:
-    """Let ``model`` answer through those of ``patches`` that are routes, the latest kind first.
-
-    Patches of one kind act as one: several facts are one context, one memory.
-    """
-    kinds: dict[type, list[RoutePatch]] = {}
-    for patch in patches:
-        if isinstance(patch, RoutePatch):
-            kinds.setdefault(type(patch), []).append(patch)
-    set_routers(model, [merged(own) for own in reversed(kinds.values())])
-    if kinds:
-        model.__dict__["generate"] = _Generate(model)
-    elif isinstance(model.__dict__.get("generate"), _Generate):
-        del model.__dict__["generate"]
+    def rows(self) -> list[dict[str, Any]]:
+        """No weight is changed."""
+        return []
 
 
 class _Generate:

@@ -22,9 +22,9 @@ from torch import nn
 from easyeditor.edits import Edit, Prompt
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, tokenizer_of
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.reference import ModelReference
 from easyeditor.patches.route import RoutePatch
@@ -126,7 +126,7 @@ class ScopePatch(RoutePatch):
         scope: what they share.
     """
 
-    __slots__ = ("_counting", "info", "memory", "scope", "vectors")
+    __slots__ = ("_counting", "extras", "info", "memory", "scope", "vectors")
     kind: ClassVar[str] = "scope"
 
     def __init__(
@@ -135,8 +135,9 @@ class ScopePatch(RoutePatch):
         memory: Sequence[Remembered],
         vectors: torch.Tensor,
         scope: Scope,
+        extras: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.info, self.scope = info, scope
+        self.info, self.scope, self.extras = info, scope, dict(extras or {})
         last = {edit.id: i for i, edit in enumerate(memory)}  # the same edit again is one edit
         kept = sorted(last.values())
         self.memory = tuple(memory[i] for i in kept)
@@ -166,7 +167,7 @@ class ScopePatch(RoutePatch):
         return ScopePatch(replace(self.info, edits=edits), memory, self.vectors[kept], self.scope)
 
     @classmethod
-    def concatenated(cls, patches: Sequence[ScopePatch]) -> ScopePatch:
+    def merge(cls, patches: Sequence[ScopePatch], compact: bool = False) -> ScopePatch:
         """One memory of all; see :class:`~easyeditor.patches.patch.Patch`.
 
         Raises:
@@ -224,7 +225,7 @@ class ScopePatch(RoutePatch):
         indices = [self._counting[i] for i in best.indices.tolist()]
         return list(zip(indices, best.values.tolist(), strict=True))
 
-    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Memory and classifier; of the counterfactual model only where it is."""
         tensors = {
             f"{CLASSIFIER}{name}": tensor.detach().cpu().contiguous().clone()
@@ -239,11 +240,20 @@ class ScopePatch(RoutePatch):
         }
         return {"memory": self.vectors.contiguous().clone(), **tensors}, data
 
+    def edit_rows(self) -> list[dict[str, Any]]:
+        """The id of every edit, by which it can be forgotten."""
+        ids = {(line.prompt, line.target): line.id for line in self.memory}
+        return [{"id": ids.get((edit.prompt.text, edit.target))} for edit in self.info.edits]
+
     @classmethod
-    def restored(
-        cls, info: Any, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]
+    def load(
+        cls,
+        info: PatchInfo,
+        tensors: Mapping[str, torch.Tensor],
+        data: Mapping[str, Any],
+        extras: Mapping[str, torch.Tensor],
     ) -> ScopePatch:
-        """The patch that :meth:`stored` wrote; the counterfactual model is not read yet."""
+        """The patch that :meth:`dump` wrote; the counterfactual model is not read yet."""
         classifier = TextEncoder.built(data["classifier"])
         weights = {
             name.removeprefix(CLASSIFIER): tensor
@@ -261,7 +271,7 @@ class ScopePatch(RoutePatch):
             raise ValueError("a number is not finite")
         answers = ModelReference.from_dict(data["answers"])
         scope = Scope(classifier, answers, str(data["template"]), float(data["threshold"]))
-        return cls(info, memory, tensors["memory"], scope)
+        return cls(info, memory, tensors["memory"], scope, extras)
 
 
 def _digest(network: nn.Module) -> str:

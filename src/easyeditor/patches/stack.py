@@ -1,203 +1,304 @@
-"""The patches a model carries, and the bits it had before.
+"""The patches a model carries, oldest first, and how that list is changed.
 
-The stack lives on the model itself, so it can be neither lost nor confused with another model's.
-Where a weight lies (in memory, offloaded, quantized) is :mod:`easyeditor.lm.weights`'s to know; it
-is put in place of another, never written into, as that one may be shared with an edited copy.
-Edited weights are always rebuilt from the unedited ones plus the patches that remain, summed in
-float32 or better and rounded once: undoing in any order is exact, and undoing everything puts back
-what lay there before. Nothing is ever subtracted.
+The stack hangs on the model itself, so it can be neither lost nor confused with another model's. It
+knows no kind of patch: a class that defines ``install`` is a kind, and gets those of its patches
+that the model carries from now on.
+
+A change is made in one way, whether it lasts (:func:`push`, :func:`pop`, :func:`collapse`) or not
+(:func:`applied`, :func:`without_patches`): a journal gets every weight's former content before the
+weight is changed, and the model is put back from it after any exception, ``KeyboardInterrupt``
+between any two lines included. If that is interrupted as well, it is done again, and at the latest
+by the next use of the stack.
+
+One thread at a time changes a model; others wait for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from easyeditor.errors import PatchMismatchError, PatchStateError
-from easyeditor.lm.weights import WeightHandle, weight_handle
+from easyeditor.errors import PatchStateError
+from easyeditor.lm.locking import lock_of
+from easyeditor.lm.originals import Journal, Originals, originals_of
 
 _ATTRIBUTE = "easyedit_stack"
 
 
-class Change(Protocol):
-    """What the stack needs to know of a weight patch."""
+class Installable(Protocol):
+    """What the stack needs to know of a patch."""
 
-    @property
-    def entries(self) -> Mapping[str, Any]:
-        """``{parameter path: …}``."""
+    @classmethod
+    def install(cls, model: nn.Module, patches: Sequence[Any], originals: Originals) -> None:
+        """Let ``model`` carry exactly these patches of this kind."""
         ...
 
-    @property
-    def transposed(self) -> bool:
-        """Whether the model stores these matrices ``(d_out, d_in)``."""
-        ...
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """``{parameter path: (d_in, d_out)}``."""
-        ...
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """What a model carries: all patches, and those of each kind, oldest first."""
 
-    def add_to(self, path: str, weight: torch.Tensor) -> None:
-        """Add the change of ``path`` to ``weight`` in place."""
-        ...
+    patches: tuple[Any, ...] = ()
+    by_kind: dict[type, tuple[Any, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, patches: Sequence[Any]) -> Carried:
+        """Of any patches."""
+        kinds: dict[type, list[Any]] = {}
+        for patch in patches:
+            kinds.setdefault(kind_of(type(patch)), []).append(patch)
+        return cls(
+            tuple(patches),
+            {kind: tuple(some) for kind, some in kinds.items()},
+        )
+
+    def plus(self, patch: Any) -> Carried:
+        """With one more on top."""
+        kind = kind_of(type(patch))
+        of_kind = self.by_kind.get(kind, ())
+        return Carried((*self.patches, patch), {**self.by_kind, kind: (*of_kind, patch)})
+
+    def minus(self, patch: Any) -> Carried:
+        """Without one."""
+        kind = kind_of(type(patch))
+        kinds = {**self.by_kind, kind: _without(self.by_kind[kind], patch)}
+        return Carried(
+            _without(self.patches, patch),
+            {k: of_kind for k, of_kind in kinds.items() if of_kind},
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """One change of a stack, as long as it may be taken back."""
+
+    former: Carried
+    kinds: tuple[type, ...]
+    journal: Journal = field(default_factory=Journal)
+    done: bool = False
 
 
 class PatchStack:
-    """The patches applied to one model, oldest first.
+    """The patches applied to one model.
 
     Attributes:
-        patches: what is applied now.
-        saved: ``{parameter path: what lay there}`` of every matrix the patches touch, see
-            :class:`~easyeditor.lm.weights.WeightHandle`: a tensor, or None for what is no tensor.
+        carried: what is applied now.
+        generation: grows with every change.
+        unfinished: a change that was interrupted and has to be taken back; else None.
     """
 
-    def __init__(self) -> None:
-        self.patches: list[Change] = []
-        self.saved: dict[str, torch.Tensor | None] = {}
+    def __init__(self, carried: Carried | None = None) -> None:
+        self.carried = carried or Carried()
+        self.generation = 0
+        self.unfinished: Change | None = None
 
-    def fork(self) -> PatchStack:
-        """A stack for a model that shares weights with this one."""
-        other = PatchStack()
-        other.patches = list(self.patches)
-        other.saved = dict(self.saved)
-        return other
+    @property
+    def patches(self) -> tuple[Any, ...]:
+        """What is applied now, oldest first."""
+        return self.carried.patches
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchStack:
+        """Copies of a model share the patches, and each can undo them."""
+        twin = PatchStack(self.carried)
+        memo[id(self)] = twin
+        return twin
 
 
 def stack_of(model: nn.Module) -> PatchStack:
-    """The model's stack; made on first use."""
-    stack = getattr(model, _ATTRIBUTE, None)
-    if stack is None:
-        stack = PatchStack()
-        set_stack(model, stack)
-    assert isinstance(stack, PatchStack)
+    """The model's stack, made on first use."""
+    stack: PatchStack = vars(model).setdefault(_ATTRIBUTE, PatchStack())
+    if stack.unfinished is not None:
+        with lock_of(model):
+            change = stack.unfinished
+            if change is not None and not change.done:
+                _take_back(model, stack, change)
     return stack
 
 
-def set_stack(model: nn.Module, stack: PatchStack) -> None:
-    """Give the model this stack."""
-    setattr(model, _ATTRIBUTE, stack)
+def applied_patches(model: nn.Module) -> tuple[Any, ...]:
+    """The patches that the model carries, oldest first."""
+    return stack_of(model).patches if _ATTRIBUTE in vars(model) else ()
 
 
 def is_patched(model: nn.Module) -> bool:
     """Whether any patch is applied."""
-    return bool(getattr(model, _ATTRIBUTE, None) and stack_of(model).patches)
+    return bool(applied_patches(model))
 
 
-def unedited(model: nn.Module, path: str, storage: WeightHandle) -> torch.Tensor | None:
-    """What lies, or lay before the patches, in a weight's storage."""
-    saved = stack_of(model).saved if is_patched(model) else {}
-    return saved.get(path, storage.content)
-
-
-def push(model: nn.Module, patch: Change) -> None:
+def push(model: nn.Module, patch: Installable) -> None:
     """Apply ``patch`` on top.
 
     Raises:
-        PatchStateError: it is applied already.
-        PatchMismatchError: the model lacks a parameter, or has it in another shape.
+        PatchStateError: it is applied already, or a weight was changed by somebody else.
+        PatchMismatchError: the model lacks what it changes, or has it in another shape.
         UnsupportedModelError: a weight is stored in a way that cannot be read.
     """
-    stack = stack_of(model)
-    if any(applied is patch for applied in stack.patches):
-        raise PatchStateError("This patch is applied to the model already; undo it first.")
-    storages = _storages(model, patch)
-    for path, storage in storages.items():
-        if path not in stack.saved:
-            stack.saved[path] = storage.content
-    stack.patches.append(patch)
-    try:
-        _rebuild(stack, storages)
-        _reroute(model, stack)
-    except BaseException:
-        del stack.patches[-1]
-        _rebuild(stack, storages)
-        _reroute(model, stack)
-        raise
+    with lock_of(model):
+        stack = stack_of(model)
+        _refuse_applied(stack, patch)
+        _change(model, stack, stack.carried.plus(patch))
 
 
-def pop(model: nn.Module, patch: Change) -> None:
+def pop(model: nn.Module, patch: Installable) -> None:
     """Take ``patch`` off, wherever in the stack it is.
 
     Raises:
-        PatchStateError: it is not applied to this model.
+        PatchStateError: it is not applied to this model, or a weight was changed by somebody else.
     """
-    stack = stack_of(model)
-    where = [i for i, applied in enumerate(stack.patches) if applied is patch]
-    if not where:
-        raise PatchStateError(
-            "This patch is not applied to this model, so there is nothing to undo. "
-            f"Applied now: {len(stack.patches)} patches."
-        )
-    del stack.patches[where[0]]
-    _rebuild(stack, _storages(model, patch))
-    _reroute(model, stack)
+    with lock_of(model):
+        stack = stack_of(model)
+        if patch not in stack.patches:
+            raise PatchStateError(
+                "This patch is not applied to this model, so there is nothing to undo. "
+                f"Applied now: {len(stack.patches)} patches."
+            )
+        _change(model, stack, stack.carried.minus(patch))
 
 
-def collapse(model: nn.Module, old: Sequence[Change], new: Change) -> None:
+def collapse(model: nn.Module, old: Sequence[Installable], new: Installable) -> None:
     """Let ``new`` stand for ``old``, the topmost patches; it must hold the same parts in order."""
-    stack = stack_of(model)
-    count = len(old)
-    assert [id(p) for p in stack.patches[len(stack.patches) - count :]] == [id(p) for p in old]
-    stack.patches[len(stack.patches) - count :] = [new]
-    _reroute(model, stack)
+    with lock_of(model):
+        stack = stack_of(model)
+        below = stack.patches[: len(stack.patches) - len(old)]
+        if stack.patches[len(below) :] != tuple(old):
+            raise PatchStateError(
+                f"The {len(old)} patches that one shall stand for are not the topmost of the "
+                f"{len(stack.patches)} that are applied."
+            )
+        _change(model, stack, Carried.of((*below, new)))
 
 
 @contextmanager
-def applied(model: nn.Module, patch: Change) -> Iterator[None]:
-    """The model carries ``patch`` inside and its former weights after, whatever happens.
+def applied(model: nn.Module, patch: Installable) -> Iterator[None]:
+    """The model carries ``patch`` inside, and what it carried before after, whatever happens."""
+    with lock_of(model):
+        stack = stack_of(model)
+        _refuse_applied(stack, patch)
+        wanted = stack.carried.plus(patch)
+        with _temporarily(model, stack, wanted, lambda now: now.minus(patch)):
+            yield
 
-    Nested uses must be left in reverse order.
+
+@contextmanager
+def without_patches(model: nn.Module) -> Iterator[None]:
+    """The unedited model inside, and the patches it carried on it again after.
+
+    Patches that are pushed inside stay, on top of the others.
     """
-    stack = stack_of(model)
-    storages = _storages(model, patch)
-    former = {path: storage.content for path, storage in storages.items()}
-    new = [path for path in storages if path not in stack.saved]
-    push(model, patch)
+    with lock_of(model):
+        stack = stack_of(model)
+        former = stack.carried
+
+        def together(now: Carried) -> Carried:
+            return Carried.of((*former.patches, *now.patches))
+
+        with _temporarily(model, stack, Carried(), together):
+            yield
+
+
+@contextmanager
+def _temporarily(
+    model: nn.Module, stack: PatchStack, wanted: Carried, after: Callable[[Carried], Carried]
+) -> Iterator[None]:
+    """``wanted`` inside; if the stack is changed inside, what ``after`` makes of that is left."""
+    change = _planned(model, stack, wanted, lasting=False)
     try:
-        yield
-    finally:
-        stack.patches = [applied for applied in stack.patches if applied is not patch]
-        for path, storage in storages.items():
-            storage.put(former[path])
-        for path in new:
-            del stack.saved[path]
-        _reroute(model, stack)
+        try:
+            _carry(model, stack, wanted, change)
+            yield
+        finally:
+            _leave(model, stack, wanted, change, after)
+    finally:  # once more, in case that was interrupted
+        _leave(model, stack, wanted, change, after)
 
 
-def _storages(model: nn.Module, patch: Change) -> dict[str, WeightHandle]:
-    known = {name for name, _ in model.named_parameters()}
-    found = {path: weight_handle(model, path) for path in patch.entries if path in known}
-    for path, shape in patch.shapes.items():
-        stored = shape[::-1] if patch.transposed else shape
-        if path not in found or found[path].shape != stored:
-            has = found[path].shape if path in found else "no such weight"
-            raise PatchMismatchError(
-                f"The patch changes {path} of shape {shape} (d_in, d_out); the model has {has}"
-                f"{', stored (d_out, d_in)' * (path in found and patch.transposed)}."
-            )
-    return found
+def _leave(
+    model: nn.Module,
+    stack: PatchStack,
+    wanted: Carried,
+    change: Change,
+    after: Callable[[Carried], Carried],
+) -> None:
+    if change.done:
+        return
+    if stack.carried is wanted or stack.carried is change.former:
+        _take_back(model, stack, change)
+    else:
+        _change(model, stack, after(stack.carried))
+        change.done = True
 
 
-def _rebuild(stack: PatchStack, storages: Mapping[str, WeightHandle]) -> None:
-    for path, storage in storages.items():
-        acting = [patch for patch in stack.patches if path in patch.entries]
-        if not acting:
-            storage.put(stack.saved.pop(path))
-            continue
-        original = storage.read(stack.saved[path])
-        wide = torch.promote_types(original.dtype, torch.float32)
-        total = original.to(wide, copy=True)
-        for patch in acting:
-            patch.add_to(path, total)
-        storage.put(total.to(storage.dtype))
+def _planned(
+    model: nn.Module, stack: PatchStack, wanted: Carried, *, lasting: bool = True
+) -> Change:
+    one, other = stack.carried.by_kind, wanted.by_kind
+    kinds = tuple(k for k in {**one, **other} if one.get(k) is not other.get(k))
+    return Change(stack.carried, kinds, Journal(originals_of(model).carried, lasting=lasting))
 
 
-def _reroute(model: nn.Module, stack: PatchStack) -> None:
-    """Let the model be asked through the patches that change no weight, if there are any."""
-    from easyeditor.patches.route import route  # which stands on this module
+def _change(model: nn.Module, stack: PatchStack, wanted: Carried) -> None:
+    """Let the model carry ``wanted`` for good, or change nothing."""
+    change = _planned(model, stack, wanted)
+    try:
+        try:
+            _carry(model, stack, wanted, change)
+        except BaseException:
+            _take_back(model, stack, change)
+            raise
+    except BaseException:  # once more, in case that was interrupted
+        _take_back(model, stack, change)
+        raise
 
-    route(model, stack.patches)
+
+def _carry(model: nn.Module, stack: PatchStack, wanted: Carried, change: Change) -> None:
+    originals = originals_of(model)
+    stack.unfinished = change
+    originals.journal = change.journal
+    for kind in change.kinds:
+        kind.install(model, wanted.by_kind.get(kind, ()), originals)  # type: ignore[attr-defined]
+    stack.carried = wanted
+    stack.generation += 1
+    stack.unfinished = None
+
+
+def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
+    """Put the model back to before ``change``; may be called again after an interrupt."""
+    if change.done:
+        return
+    originals = originals_of(model)
+    originals.put_back(change.journal)
+    originals.journal = Journal(originals.carried)
+    for kind in change.kinds:
+        of_kind = change.former.by_kind.get(kind, ())
+        kind.install(model, of_kind, originals)  # type: ignore[attr-defined]
+    stack.carried = change.former
+    stack.generation += 1
+    stack.unfinished = None
+    change.done = True
+
+
+def _refuse_applied(stack: PatchStack, patch: Any) -> None:
+    if patch in stack.patches:
+        raise PatchStateError("This patch is applied to the model already; undo it first.")
+    same = next((one for one in stack.patches if patch.is_same_edit(one)), None)
+    if same is not None:
+        raise PatchStateError(
+            "This patch is applied to the model already, from the same file or as it was before it "
+            "was saved; undo that one first."
+        )
+
+
+@cache
+def kind_of(patch_class: type) -> type:
+    """The class that installs a patch of this class."""
+    return next(base for base in patch_class.__mro__ if "install" in vars(base))
+
+
+def _without(patches: tuple[Any, ...], patch: Any) -> tuple[Any, ...]:
+    at = patches.index(patch)
+    return patches[:at] + patches[at + 1 :]

@@ -1,99 +1,255 @@
-"""``WeightPatch``: what an edit is — changes to a few matrices, each in a few numbers."""
+"""``WeightPatch``: an edit that is a change of a few weights, each in a few numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import DivergedError
+from easyeditor.errors import DivergedError, PatchMismatchError, PatchStateError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.patches.patch import P, Patch, PatchInfo, merged, merged_info
+from easyeditor.lm.originals import Originals
+from easyeditor.lm.weights import WeightHandle, weight_handle
+from easyeditor.patches.parts import (
+    Dense,
+    LowRank,
+    Rows,
+    WeightPart,
+    one_part,
+    part_of,
+    stored_transposed,
+)
+from easyeditor.patches.patch import Patch, PatchInfo, merged_extras, merged_info
+from easyeditor.patches.weight_sum import WeightSum
+
+__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "weight_patch"]
+
+Part = WeightPart
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LowRank:
-    """``u @ v`` is added: ``u`` ``(d_in, r)``, ``v`` ``(r, d_out)``, float32."""
-
-    u: torch.Tensor
-    v: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(d_in, d_out)``."""
-        return self.u.shape[0], self.v.shape[1]
-
-    def is_finite(self) -> bool:
-        """Whether every number is."""
-        return bool(self.u.isfinite().all() and self.v.isfinite().all())
-
-    def dense(self, device: torch.device | None = None) -> torch.Tensor:
-        """The whole change, ``(d_in, d_out)`` float32, multiplied out on ``device``."""
-        return self.u.to(device) @ self.v.to(device)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Dense:
-    """``delta`` ``(d_in, d_out)``, float32, is added."""
-
-    delta: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(d_in, d_out)``."""
-        return self.delta.shape[0], self.delta.shape[1]
-
-    def is_finite(self) -> bool:
-        """Whether every number is."""
-        return bool(self.delta.isfinite().all())
-
-    def dense(self, device: torch.device | None = None) -> torch.Tensor:
-        """The whole change, ``(d_in, d_out)`` float32, on ``device``."""
-        return self.delta.to(device)
-
-
-Part = LowRank | Dense
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WeightPatch(Patch):
-    """Changes to weight matrices: ``{parameter path: parts}``, each part in ``(d_in, d_out)``.
+    """Changes of weights: ``{parameter path: parts}``.
 
-    Several parts are added one after the other, in float32, and the sum is rounded once to the
-    model's precision.
+    The parts of all patches on a weight are added to the unedited weight in float32 or better, and
+    the sum is rounded once to the model's precision; see :mod:`easyeditor.patches.weight_sum`.
+
+    Attributes:
+        entries: per weight its parts, in the order in which they are added.
+        in_out: the matrices that the model stores ``(d_in, d_out)``, as ``Conv1D`` does. Only
+            an export without the model needs it; applying a patch asks the model.
     """
 
-    entries: Mapping[str, tuple[Part, ...]] = field()  # which a property of the base would give
-    info: PatchInfo = field()
-    transposed: bool = True
-    """Whether the model stores these matrices ``(d_out, d_in)``, as ``nn.Linear`` does."""
+    entries: Mapping[str, tuple[Part, ...]]
+    info: PatchInfo
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    in_out: frozenset[str] = frozenset()
+    kind: ClassVar[str] = "weights"
 
     @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """``{path: (d_in, d_out)}``."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """``{path: shape}``, of a matrix ``(d_in, d_out)``."""
         return {path: parts[0].shape for path, parts in self.entries.items()}
 
     def dense(self, path: str) -> torch.Tensor:
-        """The whole change of one matrix, ``(d_in, d_out)`` float32."""
+        """The whole change of one weight, float32; of a matrix ``(d_in, d_out)``."""
         return torch.stack([part.dense() for part in self.entries[path]]).sum(0)
 
-    def add_to(self, path: str, weight: torch.Tensor) -> None:
-        """Add the change to ``weight`` in place, in the orientation the model stores."""
-        for part in self.entries[path]:
-            change = part.dense(weight.device).to(weight.dtype)
-            weight.add_(change.T if self.transposed else change)
+    @classmethod
+    def install(
+        cls, model: nn.Module, patches: Sequence[WeightPatch], originals: Originals
+    ) -> None:
+        """See :class:`~easyeditor.patches.patch.Patch`.
+
+        Raises:
+            PatchMismatchError: the model lacks a weight, or has it in another shape.
+            PatchStateError: a weight was changed outside the stack.
+            UnsupportedModelError: a weight is stored in a way that cannot be read.
+        """
+        step = _step(originals.carried, tuple(patches))
+        handles = _handles(model, step.added)
+        for path in dict.fromkeys(path for patch in step.removed for path in patch.entries):
+            handles.setdefault(path, weight_handle(model, path))
+        for path, handle in handles.items():
+            _update(model, path, handle, step, originals)
+        originals.carried = step.wanted
 
     @classmethod
-    def concatenated(cls, patches: Sequence[WeightPatch]) -> WeightPatch:
-        """See :class:`Patch`; the parts of a matrix stay apart."""
+    def merge(cls, patches: Sequence[WeightPatch], compact: bool = False) -> WeightPatch:
+        """See :class:`~easyeditor.patches.patch.Patch`; the parts of a weight stay apart."""
         entries: dict[str, tuple[Part, ...]] = {}
         for patch in patches:
             for path, parts in patch.entries.items():
                 entries[path] = entries.get(path, ()) + parts
-        return cls(entries, merged_info(patches), patches[0].transposed)
+        if compact:
+            entries = {path: (one_part(parts),) for path, parts in entries.items()}
+        in_out = frozenset().union(*(patch.in_out for patch in patches))
+        return cls(entries, merged_info(patches), merged_extras(patches), in_out)
+
+    def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See :class:`~easyeditor.patches.patch.Patch`."""
+        tensors = {
+            f"{i}.{name}:{path}": tensor
+            for path, parts in self.entries.items()
+            for i, part in enumerate(parts)
+            for name, tensor in part.tensors().items()
+        }
+        return tensors, {"in_out": sorted(self.in_out)}
+
+    @classmethod
+    def load(
+        cls,
+        info: PatchInfo,
+        tensors: Mapping[str, torch.Tensor],
+        data: Mapping[str, Any],
+        extras: Mapping[str, torch.Tensor],
+    ) -> WeightPatch:
+        """See :class:`~easyeditor.patches.patch.Patch`."""
+        fields: dict[str, dict[int, dict[str, torch.Tensor]]] = {}
+        for key, tensor in tensors.items():
+            label, _, path = key.partition(":")
+            index, _, name = label.partition(".")
+            fields.setdefault(path, {}).setdefault(int(index), {})[name] = tensor
+        entries = {
+            path: tuple(part_of(numbered[i]) for i in sorted(numbered))
+            for path, numbered in sorted(fields.items())
+        }
+        if not entries:
+            raise ValueError("it changes nothing")
+        for path, parts in entries.items():
+            if any(part.shape != parts[0].shape for part in parts):
+                raise ValueError(f"the change of {path} has several shapes")
+            if not all(part.is_finite() for part in parts):
+                raise ValueError(f"the change of {path} is not finite")
+        in_out = [str(path) for path in data["in_out"]]
+        return cls(entries, info, extras, frozenset(in_out) & frozenset(entries))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """See :class:`~easyeditor.patches.patch.Patch`."""
+        return [
+            {
+                "weight": path,
+                "shape": list(parts[0].shape),
+                "rank": sum(part.rank for part in parts),
+                "norm": round(float(self.dense(path).norm()), 5),
+            }
+            for path, parts in self.entries.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is to be taken off and put on to give the wanted patches; ``on_top``: at the end."""
+
+    wanted: tuple[WeightPatch, ...]
+    removed: tuple[WeightPatch, ...]
+    added: tuple[WeightPatch, ...]
+    on_top: bool
+
+
+def _step(old: tuple[WeightPatch, ...], new: tuple[WeightPatch, ...]) -> _Step:
+    """What differs between two sequences, between a common start and a common end."""
+    start = _common(old, new)
+    end = _common(old[start:][::-1], new[start:][::-1])
+    return _Step(new, old[start : len(old) - end], new[start : len(new) - end], end == 0)
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Length of the common start of two sequences of objects."""
+    same = list(map(is_, one, other))
+    return same.index(False) if False in same else len(same)
+
+
+def _handles(model: nn.Module, patches: Sequence[WeightPatch]) -> dict[str, WeightHandle]:
+    """Where the weights that some patches change lie, in shapes that fit."""
+    if not patches:
+        return {}
+    known = {name for name, _ in model.named_parameters()}
+    paths = dict.fromkeys(path for patch in patches for path in patch.entries)
+    handles = {path: weight_handle(model, path) for path in paths if path in known}
+    for patch in patches:
+        for path, shape in patch.shapes.items():
+            turned = path in handles and _turned(model, path)
+            stored = shape[::-1] if turned and len(shape) == 2 else shape
+            if path not in handles or handles[path].shape != stored:
+                has = handles[path].shape if path in handles else "no such weight"
+                raise PatchMismatchError(
+                    f"The patch changes {path} of shape {shape} (d_in, d_out); the model has {has}"
+                    f"{', stored (d_out, d_in)' * turned}."
+                )
+    return handles
+
+
+def _turned(model: nn.Module, path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    return stored_transposed(model.get_submodule(owner), name)
+
+
+def _update(
+    model: nn.Module, path: str, handle: WeightHandle, step: _Step, originals: Originals
+) -> None:
+    """Write one weight with the parts of the wanted patches."""
+    edited = originals.edited.get(path)
+    former: WeightSum = WeightSum((), _turned(model, path)) if edited is None else edited.change
+    off = [part for patch in step.removed for part in patch.entries.get(path, ())]
+    on = [part for patch in step.added for part in patch.entries.get(path, ())]
+    parts = _parts(path, former.parts, off, on, step)
+    if len(parts) == len(former.parts) and all(map(is_, parts, former.parts)):
+        former.parts = parts
+        return
+    if edited is not None and originals.changed_outside(path, handle):
+        raise PatchStateError(
+            f"{path} was changed outside the stack (an optimiser's step, load_state_dict) since "
+            f"{len(originals.carried)} patches were applied, and undoing or adding one would undo "
+            "that. Keep the weights as they are (adopt_weights(model): what is applied becomes "
+            "part of the model), or throw the change away (discard_changes(model))."
+        )
+    if not parts:
+        assert edited is not None
+        originals.write(path, handle, edited.original, None)
+        return
+    original = handle.read(handle.raw if edited is None else edited.original)
+    stay = Counter(map(id, on)) & Counter(map(id, off))
+    new = former.changed(
+        parts,
+        _minus(off, stay),
+        _minus(on, stay),
+        original,
+        keep=not originals.journal.lasting,
+    )
+    originals.write(path, handle, new.weight(original).to(handle.dtype), new)
+
+
+def _parts(
+    path: str, former: tuple[Part, ...], off: Sequence[Part], on: Sequence[Part], step: _Step
+) -> tuple[Part, ...]:
+    """The parts of all wanted patches on one weight, in order."""
+    if step.on_top and not off:
+        return (*former, *on)
+    if len(step.removed) == 1 and not on and off and former.count(off[0]) == 1:
+        at = former.index(off[0])
+        if all(map(is_, former[at : at + len(off)], off)):
+            return former[:at] + former[at + len(off) :]
+    return tuple(part for patch in step.wanted for part in patch.entries.get(path, ()))
+
+
+def _minus(parts: Sequence[Part], less: Counter[int]) -> list[Part]:
+    """``parts`` without as many of each object as ``less`` counts."""
+    left = Counter(less)
+    result = []
+    for part in parts:
+        if left[id(part)]:
+            left[id(part)] -= 1
+        else:
+            result.append(part)
+    return result
 
 
 def weight_patch(
@@ -103,45 +259,24 @@ def weight_patch(
     hyperparams: HyperParams,
     entries: Mapping[str, Sequence[Part]],
     seconds: Mapping[str, float],
+    extras: Mapping[str, torch.Tensor] | None = None,
 ) -> WeightPatch:
-    """The patch a method found, with everything a reader of its file will ask.
+    """The patch that a method computed, with its description.
 
     Raises:
         DivergedError: a number in it is not finite.
     """
     for path, parts in entries.items():
-        for part in parts:
-            if not part.is_finite():
-                raise DivergedError(
-                    f"{method} found a change of {path} that is not finite; the model is "
-                    "unchanged. Load it in float32 or bfloat16, or use gentler settings."
-                )
+        if not all(part.is_finite() for part in parts):
+            raise DivergedError(
+                f"{method} found a change of {path} that is not finite; the model is unchanged. "
+                "Load it in float32 or bfloat16, or use gentler settings."
+            )
     info = PatchInfo.of(lm, method, edits, hyperparams, seconds)
-    kept = {path: tuple(parts) for path, parts in entries.items()}
-    return WeightPatch(kept, info, transposed=not lm.family.conv1d)
-
-
-def compacted(patches: Sequence[P]) -> P:
-    """:func:`merged` with one part per matrix, low-rank while that takes fewer numbers.
-
-    For long sequences: what is applied and saved stays small. The trap: the parts are summed
-    before they meet the weights, so the last bit may differ from applying them one by one.
-    """
-    whole = merged(patches)
-    if not isinstance(whole, WeightPatch):
-        return whole
-    entries = {path: (_one_part(parts),) for path, parts in whole.entries.items()}
-    return replace(whole, entries=entries)
-
-
-def _one_part(parts: Sequence[Part]) -> Part:
-    if len(parts) == 1:
-        return parts[0]
-    low = [part for part in parts if isinstance(part, LowRank)]
-    d_in, d_out = parts[0].shape
-    if len(low) == len(parts) and sum(p.u.shape[1] for p in low) * (d_in + d_out) < d_in * d_out:
-        return LowRank(torch.cat([p.u for p in low], 1), torch.cat([p.v for p in low]))
-    total = parts[0].dense().clone()
-    for part in parts[1:]:
-        total += part.dense()
-    return Dense(total)
+    in_out = frozenset(
+        path
+        for path, parts in entries.items()
+        if len(parts[0].shape) == 2 and not _turned(lm.model, path)
+    )
+    whole = {path: tuple(parts) for path, parts in entries.items()}
+    return WeightPatch(whole, info, dict(extras or {}), in_out)

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from easyeditor.errors import MomentsError
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.stack import is_patched
 from easyeditor.paths import cache_dir
 from easyeditor.second_moments.accumulate import collected, growing

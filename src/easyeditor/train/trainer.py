@@ -18,6 +18,7 @@ from easyeditor.editors.base import load_for
 from easyeditor.edits import Case
 from easyeditor.errors import HyperParamsError, MissingExtraError, TrainingError
 from easyeditor.files import written_whole
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
 from easyeditor.methods.learning import (
@@ -27,7 +28,6 @@ from easyeditor.methods.learning import (
     learner_of,
     training_class_of,
 )
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.train.log import LOG, draw_curve
 
 if TYPE_CHECKING:

@@ -158,7 +158,7 @@ def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Recompute | None:
     offset = tensor.storage_offset()
 
     def again() -> torch.Tensor:
-        return storage.now().to(device).contiguous().as_strided(shape, stride, offset)
+        return storage.read_weight().to(device).contiguous().as_strided(shape, stride, offset)
 
     return again
 

@@ -13,12 +13,12 @@ from easyeditor.encoders.network_config import config_of, language_model
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.encoders.tokenizer_compat import differences, largest, signature
 from easyeditor.errors import ArchiveError, HyperParamsError, UnsupportedModelError
+from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.settings import SERACTrainingHparams
-from easyeditor.patches.fingerprint import fingerprint
 from easyeditor.patches.reference import ModelReference, header_digest
 from easyeditor.patches.scope import Scope
 

@@ -1,26 +1,26 @@
 """Which model a patch belongs to: its architecture and a sample of its unedited weights.
 
 A hash would change with the precision the model is loaded in, so samples are stored and compared
-with the tolerance of bfloat16. Matrices a stack has edited are read as they were before: the
-fingerprint of a model does not change when patches are applied to it. Nor with where the weights
-lie: an offloaded model has the plain one's. A quantized model has its names and shapes, and is told
-by what is not quantized (embeddings, norms, head), so that a patch made on one of the two applies
-to the other.
+with the tolerance of bfloat16. Edited weights are read as they were before
+(:mod:`easyeditor.lm.originals`): the fingerprint of a model does not change when patches are
+applied to it. Nor with where the weights lie: an offloaded model has the plain one's. A quantized
+model has its names and shapes, and is recognised by what is not quantized (embeddings, norms,
+head), so that a patch made on one of the two applies to the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from easyeditor.errors import UnsupportedModelError
+from easyeditor.lm.originals import unedited
 from easyeditor.lm.weights import named_weights, weight_handle
-from easyeditor.patches.stack import unedited
 
 PER_PARAMETER = 2
 _SAMPLED = "easyedit_samples"
@@ -36,8 +36,8 @@ class Fingerprint:
 
     architecture: str
     shapes: str
-    samples: tuple[float, ...]
-    packed: tuple[int, ...] = ()
+    samples: tuple[float, ...] = field(repr=False)
+    packed: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def digest(self) -> str:
@@ -51,6 +51,8 @@ class Fingerprint:
             return f"it is a {other.architecture}, the patch was made for a {self.architecture}"
         if self.shapes != other.shapes:
             return "its weights have other names or shapes"
+        if len(self.samples) != len(other.samples):
+            return f"{len(other.samples)} weights of it were sampled, not {len(self.samples)}"
         mine, its = torch.tensor(self.samples), torch.tensor(other.samples)
         off = (mine - its).abs() > 0.02 * mine.abs().clamp(min=1e-3)
         off[[*self.packed, *other.packed]] = False
