@@ -6,6 +6,7 @@ Its keys and values are handed to every sequence; only what follows is run for e
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +14,8 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from easyeditor.lm.forward.batching import ScoredSequence, batches_by_length
 from easyeditor.lm.hooks import gathering
@@ -26,13 +28,24 @@ CACHED_TOKENS = 8192
 """Tokens whose keys and values are held at once, the shared ones once per row."""
 
 
+def takes_cache(model: PreTrainedModel) -> bool:
+    """Whether the model's forward pass takes ``past_key_values``; Mamba's has another state."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
 def prefill(
     lm: LM, sequences: Sequence[Sequence[int]], patch_of_row: Sequence[int] | None = None
 ) -> Any:
-    """The model's cache after one pass of these sequences, padded on the left; no logits."""
+    """The model's cache after one pass of these sequences, padded on the left; no logits.
+
+    None where the model has no such cache.
+    """
+    if not takes_cache(lm.model):
+        return None
     with unread(lm):
         batch = lm.pad(sequences, left=True)
-        return lm.call(batch, patch_of_row=patch_of_row, use_cache=True).past_key_values
+        out = lm.call(batch, patch_of_row=patch_of_row, use_cache=True)
+    return getattr(out, "past_key_values", None)
 
 
 def unread(lm: LM) -> AbstractContextManager[None]:
@@ -59,7 +72,7 @@ class Prefix:
         self._lm, self._mask = lm, lm.pad(prefixes, left=True).mask
         self.length = self._mask.shape[1]
         cache = prefill(lm, prefixes, patch_of_row)
-        layers = getattr(cache, "layers", None) or ()
+        layers = cache.layers if type(cache) is DynamicCache else ()
         plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
         self.usable = bool(layers) and plain
         self._cache = cache if self.usable else None
