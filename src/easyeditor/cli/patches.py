@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,7 @@ Force = Annotated[
 ]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What ``export`` can write."""
 
     lora = "lora"
@@ -243,6 +243,8 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Continue a prompt; with patches, before and after side by side."""
+    from easyeditor.lm.inference import generate as continued
+
     if prompt == str(places.STREAM):
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
@@ -251,11 +253,11 @@ def generate(
     model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(model, device=device, dtype=dtype, quantization=scheme)
-    texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
+    texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:
             one.apply(lm.model, force=force)
-        texts["after"] = lm.generate([prompt], max_new_tokens)[0]
+        texts["after"] = continued(lm, [prompt], max_new_tokens)[0]
     if as_json:
         output.print_json({"prompt": prompt, "model": model, **texts})
     elif loaded:
