@@ -16,7 +16,7 @@ import tiny
 from easyeditor import LM, Edit, load_patch, save_patch
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
-from easyeditor.associative.value_optimization import Found, optimize_values
+from easyeditor.associative.value_optimization import OptimizedValues, optimize_values
 from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
@@ -406,7 +406,7 @@ def test_memit_reaches_z_as_lambda_vanishes(
 ) -> None:
     searches = []
 
-    def recorded(target: LM, site: Site, *args: object, **more: object) -> Found:
+    def recorded(target: LM, site: Site, *args: object, **more: object) -> OptimizedValues:
         found = optimize_values(target, site, *args, **more)
         searches.append((site, found))
         return found
