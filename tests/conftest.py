@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import outer
+import quick
 import tiny
 
 torch.set_num_threads(1)
@@ -43,6 +44,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     file: Path = tmp_path_factory.mktemp("corpus") / "text.txt"
     file.write_text(tiny.TEXT.replace(". ", ".\n"), encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture(scope="session")
+def make_method(
+    tmp_path_factory: pytest.TempPathFactory, corpus: str, stats_dir: str
+) -> quick.Maker:
+    """Makes a method by its name, with the quick settings of ``cases.py``."""
+    return quick.Maker(tmp_path_factory.mktemp("archives"), corpus, stats_dir)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def data(tmp_path_factory):
             "target_new": case.edit.target,
             "subject": case.edit.subject,
             "ground_truth": case.edit.ground_truth,
-            "rephrase_prompts": [p.prompt for p in case.probes if p.kind == "rephrase"],
+            "rephrase_prompts": [str(p.prompt) for p in case.probes if p.kind == "rephrase"],
             "locality": ["She plays the => piano"],
         }
         for case in benching.CASES
@@ -89,7 +89,7 @@ def test_the_same_command_again(bench, monkeypatch):
 
 
 def test_going_on_after_control_c(bench, monkeypatch, tmp_path):
-    real, left = Worker.do, [1, 2]
+    real, left = Worker.run_task, [1, 2]
 
     def two(self, task):
         if not left:

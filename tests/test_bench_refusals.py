@@ -51,14 +51,34 @@ TWICE = [CASES[0], Case(CASES[0].id, CASES[1].edit)]
         ),
         *(
             ({"methods": {label: outer.settings()}}, "names a folder and a table row")
-            for label in ("", ".", "..", "a/b", "a\\b", "a\0b")
+            for label in ("", ".", "..", "a/b", "a\\b", "a\0b", "ü" * 120)
         ),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_plan_that_cannot_be_carried_out(changes, why):
     with pytest.raises(BenchError, match=why):
         plan(**changes)
+
+
+class CountingId(str):
+    """An id that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        CountingId.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_repeated_id_among_many_is_found_in_linear_time():
+    edit, n = CASES[0].edit, 3000
+    cases = [Case(CountingId(i % (n - 1)), edit) for i in range(n)]
+    with pytest.raises(BenchError, match="same id: 0"):
+        plan(cases=cases)
+    assert CountingId.compared < 5 * n
 
 
 def test_labels_may_be_words(tmp_path):

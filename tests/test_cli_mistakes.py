@@ -54,7 +54,7 @@ BAD = {
     "unknown precision": ((*ONE, "--dtype", "float99"), "float99"),
     "precision that is none": ((*ONE, "--dtype", "nn"), "nn"),
     "unknown device": ((*ONE, "--device", "abacus"), "abacus"),
-    "no memory": ((*ONE, "--device", "meta"), "meta device"),
+    "no memory": ((*ONE, "--device", "meta"), "is not available"),
     "unknown option": ((*ONE, "--promt", "x"), "--prompt"),
     "save under a file": ((*ONE, "--save", f"{__file__}/p.safetensors"), Path(__file__).name),
 }

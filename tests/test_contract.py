@@ -18,11 +18,11 @@ from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
 from easyeditor.associative.value_optimization import OptimizedValues, optimize_values
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import score
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.patch import merge
-from easyeditor.patches.weight import WeightPatch
+from easyeditor.patches.weight import WeightPatch, merged
 from support import (
     EDITS,
     Interrupt,
@@ -273,7 +273,7 @@ def test_three_patches_come_off_in_any_order(made: Made) -> None:
 
 
 def test_merged_patches_are_the_patches_in_order(made: Made) -> None:
-    assert equal(made.alone([merge(made.patches)]), made.alone(made.patches))
+    assert equal(made.alone([merged(made.patches)]), made.alone(made.patches))
 
 
 def test_the_applied_sum_is_rounded_once(made: Made) -> None:
@@ -299,7 +299,7 @@ def test_a_saved_patch_is_the_patch(made: Made, tmp_path: object) -> None:
     loaded = load_patch(save_patch(patch, tmp_path / "some" / "edit.safetensors"))
     assert equal(made.alone([patch]), made.alone([loaded]))
     assert loaded.info == patch.info
-    assert loaded.in_out == patch.in_out
+    assert loaded.transposed == patch.transposed
 
 
 def test_a_patched_model_can_be_edited_again(made: Made, make: Maker) -> None:
@@ -434,7 +434,7 @@ def loss(target: LM, edits: Sequence[Edit], objective: str) -> float:
     losses = []
     for edit in edits:
         if objective == "target_new" or target.encoder_decoder:
-            losses.append(-target.score([(edit.prompt, edit.target)])[0].mean_logprob)
+            losses.append(-score(target, [(edit.prompt, edit.target)])[0].mean_logprob)
             continue
         prompt = target.tokenizer(edit.prompt.text)["input_ids"]
         wanted = target.tokenizer(" " + edit.target)["input_ids"]

@@ -224,7 +224,7 @@ def test_a_misspelt_column(tmp_path):
         ("edits.csv", "", "holds no edits"),
         ("edits.csv", "prompt,target_new\n", "holds no edits"),
         ("edits.txt", "prompt => answer", "'.txt'"),
-        ("edits", "{}", "json, .jsonl or .csv"),
+        ("edits", "{}", "json, .jsonl, .csv or .tsv"),
         ("edits.json", b'{"prompt": "caf\xe9"}', "UTF-8"),
         ("edits.csv", "prompt,target\na,b".encode("utf-16"), "UTF-8"),
     ],

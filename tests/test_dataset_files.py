@@ -6,15 +6,18 @@ import pytest
 
 from dataset_cases import GOOD, HERE, saved
 from easyeditor import (
+    Case,
     CounterFactDataset,
+    Edit,
     EditsDataset,
     KnowEditDataset,
     MQuAKEDataset,
     QAEditDataset,
     RippleEditsDataset,
     ZsreDataset,
+    open_dataset,
 )
-from easyeditor.errors import DataError
+from easyeditor.errors import DataError, SubjectRequiredError
 
 # -- a sequence, and lazy ---------------------------------------------------------------------
 
@@ -76,16 +79,22 @@ def test_a_bad_record_shows_when_it_is_reached(tmp_path):
         list(data)
 
 
-def test_a_file_that_is_cut_off_can_be_read_up_to_there(tmp_path):
+def test_a_file_that_is_cut_off_is_refused_each_time(tmp_path):
     text = json.dumps(mills(3), indent=1)[:-40]
     data = ZsreDataset(saved(tmp_path, text))
-    assert prompts(data[:2]) == ["Who owns mill 0?", "Who owns mill 1?"]
-    reached = iter(data)
-    assert next(reached) == data[0]
-    for _ in range(2):  # and it does not look shorter the second time
-        with pytest.raises(DataError, match=r"line 18, column 10: not JSON"):
-            len(data)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"line 18, column 10: not JSON \(Unterminated"):
+            data[0]
         with pytest.raises(DataError, match="not JSON"):
+            len(data)
+
+
+def test_lines_are_read_up_to_a_bad_one(tmp_path):
+    text = "".join(json.dumps(record) + "\n" for record in mills(2)) + '{"src": '
+    data = ZsreDataset(saved(tmp_path, text, "mills.jsonl"))
+    assert prompts(data[:2]) == ["Who owns mill 0?", "Who owns mill 1?"]
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"line 3, column 9: not JSON"):
             data[2]
 
 
@@ -115,10 +124,14 @@ FILES = {
     "no records": ("records.json", "[ ]", "holds no edits"),
     "object": ("records.json", '{"data": []}', "an object with 'data' where a list of records is"),
     "text": ("records.json", '"a"', "holds 'a' where a list of records is expected"),
-    "cut off": ("records.json", "[\n", "line 2, column 1: not JSON"),
+    "cut off": ("records.json", "[\n", "line 2, column 1: the file is cut off (Expecting value"),
     "cut off after": ("records.json", '[\n{"a": 1}', "line 2, column 9: the file is cut off"),
     "cut off inside": ("records.json", '[\n{"a": "b', "line 2, column 7: not JSON (Unterm"),
-    "no comma": ("records.json", "[\n{}\n{}]", "line 3, column 1: not JSON (',' expected after"),
+    "no comma": (
+        "records.json",
+        "[\n{}\n{}]",
+        "line 3, column 1: not JSON (Expecting ',' delimiter",
+    ),
     "comma": ("records.json", "[{},\n]", "not JSON"),
     "after the end": ("records.json", "[{}]\n[{}]", "line 2, column 1: more text after the end"),
     "number": (
@@ -133,8 +146,15 @@ FILES = {
     "csv header": ("records.csv", "src,alt\n", "holds no edits"),
     "csv cut off": ("records.csv", 'src,alt\na,"b', "line 2: unexpected end of data"),
     "csv cells": ("records.csv", "src,alt\na,b,c\n", "line 2: more cells than columns"),
-    "csv": ("records.csv", "src,alt\na,b\n", "line 2: answers missing; there is src, alt."),
-    "suffix": ("records.txt", "[]", "edits are read from .json, .jsonl or .csv, not '.txt'"),
+    "csv": ("records.csv", "src,at\na,b\n", "line 2: alt missing; there is src, at. Did you mean"),
+    "semicolons": ("records.csv", "src;alt\na;b\nc", "line 3: alt missing; there is src."),
+    "spreadsheet": (
+        "records.csv",
+        "sep=;\nsrc;alt\na;b;c\n",
+        "line 3: more cells than columns (sep",
+    ),
+    "tabs": ("records.tsv", "src\talt\na,b\n", "line 2: alt missing; there is src."),
+    "suffix": ("records.txt", "[]", "edits are read from .json, .jsonl, .csv or .tsv, not '.txt'"),
 }
 
 
@@ -179,8 +199,8 @@ RECORDS = {
     ),
     "cf target": (
         CounterFactDataset,
-        {"requested_rewrite": {**REWRITE, "target_new": "Rome"}},
-        "requested_rewrite.target_new must hold named fields, not text ('Rome')",
+        {"requested_rewrite": {**REWRITE, "target_new": 5}},
+        "requested_rewrite.target_new must be text, or an object with 'str', not a number (5)",
     ),
     "cf prompts": (
         CounterFactDataset,
@@ -253,12 +273,97 @@ def test_a_bad_record_is_named(tmp_path, kind, record, why):
 def test_sections(tmp_path):
     for given, why in {
         '{"succes": [{"question": "a"}]}': "the lists in it are 'succes', the edits stand in 'succ",
-        '{"success": 5}': "line 1, column 13: not JSON ('[' expected as the start of 'success'",
+        '{"success": 5}': "'success' must hold a list of records, not 5",
         '{"success": [{}]': "the file is cut off",
-        "{1: 2}": "before the name of a list",
-        "{}": "before the name of a list",
+        "{1: 2}": "line 1, column 2: not JSON",
+        "{}": "holds no edits",
         '{"success": [{"question": "a", "target_new": "b"}]}': "line 1, record 1 of 'success': gro",
     }.items():
         with pytest.raises(DataError) as error:
             list(KnowEditDataset(saved(tmp_path, given)))
         assert why in str(error.value)
+
+
+# -- the same edits as others write them --------------------------------------------------------
+
+MOTHER = Edit("The mother of Ida is", "Eva", "Ida", "Una")
+PLAIN = {"subject": "Ida", "target_new": "Eva", "ground_truth": "Una"}
+REWRITTEN = {"prompt": "The mother of {} is", "subject": "Ida", "target_new": {"str": "Eva"}}
+SPELLINGS = {
+    "a gap": {**PLAIN, "prompt": "The mother of {} is"},
+    "ROME's request": {**REWRITTEN, "target_true": {"str": "Una", "id": "Q1"}, "relation_id": "P1"},
+    "ROME's record": {"requested_rewrite": {**REWRITTEN, "target_true": {"str": "Una"}}},
+    "plain targets": {"requested_rewrite": {**PLAIN, "prompt": "The mother of {} is"}},
+    "no gap": {"requested_rewrite": {**PLAIN, "prompt": MOTHER.prompt.text}},
+    "several truths": {**PLAIN, "prompt": MOTHER.prompt.text, "ground_truth": ["Una", "Una B."]},
+    "nested truths": {**PLAIN, "prompt": MOTHER.prompt.text, "ground_truth": [["", "Una"], ["U."]]},
+}
+
+
+@pytest.mark.parametrize("record", SPELLINGS.values(), ids=SPELLINGS)
+def test_spellings_of_one_edit(tmp_path, record):
+    assert [case.edit for case in open_dataset(saved(tmp_path, [record]))] == [MOTHER]
+
+
+def test_braces_that_are_no_gap(tmp_path):
+    records = [
+        {"prompt": "In Python {} is a", "target": "dict"},
+        {"prompt": "In Python {} is a", "target": "dict", "subject": "Python"},
+    ]
+    data = open_dataset(saved(tmp_path, records))
+    assert [case.edit.prompt for case in data] == ["In Python {} is a"] * 2
+
+
+def test_zsre_without_answers(tmp_path):
+    record = {"src": "Who owns the mill?", "alt": "Berg", "subject": "the mill"}
+    (case,) = open_dataset(saved(tmp_path, [record]))
+    assert case.edit == Edit("Who owns the mill?", "Berg", "the mill")
+
+
+TABLE = [["case_id", " prompt ", "target_new", ""], ["7", "a; b, c\td is", "e", "0"]]
+
+
+@pytest.mark.parametrize("start", ["", "sep={}\n"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters(tmp_path, delimiter, name, start):
+    text = "".join(delimiter.join(f'"{cell}"' for cell in row) + "\r\n" for row in TABLE)
+    data = open_dataset(saved(tmp_path, start.format(delimiter) + text, name))
+    assert list(data) == [Case("7", Edit("a; b, c\td is", "e"))]
+
+
+def test_lines_in_a_file_named_json(tmp_path):
+    text = "".join(json.dumps(record) + "\n" for record in mills(2))
+    with pytest.raises(DataError, match=r"line 2, column 1: more text .* is named \.jsonl"):
+        len(ZsreDataset(saved(tmp_path, text)))
+
+
+def test_names_no_file_can_have(tmp_path):
+    for name in ("a\0.json", "a" * 300 + ".json"):
+        with pytest.raises(DataError, match=r"cannot be opened|No file of edits"):
+            ZsreDataset(tmp_path / name)
+
+
+def test_a_missing_subject_is_named_with_its_line(tmp_path):
+    records = [{"prompt": "Ida is", "target": "old", "subject": "Ida"}]
+    open_dataset(saved(tmp_path, records)).require_subjects()
+    data = open_dataset(saved(tmp_path, [*records, {"id": "x", "prompt": "a", "target": "b"}]))
+    assert data.place(1) == "line 7, record 2 (case x)"
+    with pytest.raises(SubjectRequiredError, match=r"json, line 7, record 2 \(case x\): the edit"):
+        data.require_subjects()
+
+
+# -- work grows with the file, not with its square ----------------------------------------------
+
+
+def test_what_to_retain_is_parsed_once(tmp_path, monkeypatch):
+    n, calls, loads = 300, [], json.loads
+    asked = [
+        {"question": f"Q{i}?", "target_new": "I don't know.", "ground_truth": "x", "subject": ""}
+        for i in range(n)
+    ]
+    file = saved(tmp_path, {"success": asked, "locality": asked * 2})
+    monkeypatch.setattr(json, "loads", lambda text: calls.append(len(text)) or loads(text))
+    cases = list(KnowEditDataset(file))
+    assert [len(case.probes) for case in cases] == [2] * n
+    assert len(calls) == 1

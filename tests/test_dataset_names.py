@@ -48,7 +48,8 @@ def test_fields_nobody_knows(tmp_path):
 
 
 def test_a_bad_record_further_down_does_not_hide_the_kind(tmp_path):
-    data = open_dataset(saved(tmp_path, '[{"prompt": "a", "target": "b"}, {"prompt'))
+    text = '{"prompt": "a", "target": "b"}\n{"prompt'
+    data = open_dataset(saved(tmp_path, text, "edits.jsonl"))
     assert data[0] == Case("0", Edit("a", "b"))
 
 

@@ -7,57 +7,13 @@ import yaml
 
 import outer
 import tiny
-from easyeditor import BaseEditor, FTHyperParams, KNHyperParams, MEMITHyperParams, ROMEHyperParams
+from cases import CASES
+from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperParams
 from easyeditor.errors import HyperParamsError, HyperParamsFileError
 from easyeditor.hyperparams import FAMILY_KEYS, KNOWN_MODELS, resolve_layers
+from easyeditor.methods import METHODS
 
-# The fields of the classic files, as shared/CLASSIC_API.md lists them, with their usual values.
-ALL = """
-alg_name: "{alg}"
-model_name: "./hugging_cache/gpt2-xl"
-device: 0
-model_parallel: false
-fp16: false
-"""
-MODULES = """
-rewrite_module_tmp: "transformer.h.{}.mlp.c_proj"
-layer_module_tmp: "transformer.h.{}"
-mlp_module_tmp: "transformer.h.{}.mlp"
-attn_module_tmp: "transformer.h.{}.attn"
-ln_f_module: "transformer.ln_f"
-lm_head_module: "transformer.wte"
-"""
-LOCATE = """
-fact_token: "subject_last"
-v_num_grad_steps: 20
-v_lr: 5e-1
-v_loss_layer: 47
-v_weight_decay: 0.5
-clamp_norm_factor: 4
-kl_factor: 0.0625
-mom2_adjustment: true
-mom2_dataset: "wikipedia"
-mom2_n_samples: 100000
-mom2_dtype: "float32"
-stats_dir: "./data/stats"
-"""
-CLASSIC = {
-    ROMEHyperParams: ALL.format(alg="ROME")
-    + "layers: [1]\ncontext_template_length_params: [[5, 10], [10, 10]]"
-    + LOCATE
-    + MODULES,
-    MEMITHyperParams: ALL.format(alg="MEMIT")
-    + 'layers: [1, 2]\nlayer_selection: "all"\nmom2_update_weight: 20000\nbatch_size: 10'
-    + LOCATE
-    + MODULES,
-    FTHyperParams: ALL.format(alg="FT")
-    + "layers: [0]\nnum_steps: 25\nbatch_size: 3\nmax_length: 40\nlr: 5e-4\nweight_decay: 0\n"
-    + "kl_factor: 0\nnorm_constraint: 5e-4\nobjective_optimization: prompt_last"
-    + MODULES,
-    KNHyperParams: ALL.format(alg="KN")
-    + "lr_scale: 1.0\nn_toks: 10\nrefine: true\nbatch_size: 20\nsteps: 20\n"
-    + "adaptive_threshold: 0.2\np: 0.4",
-}
+CLASSIC = {METHODS.get(case.name).hyperparams_class: case.classic for case in CASES if case.classic}
 KINDS = list(CLASSIC)
 T5_MODULES = {
     "rewrite_module_tmp": "decoder.block.{}.layer.2.DenseReluDense.wo",

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from easyeditor import LM, Edit
+from easyeditor.errors import OutputError
 from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
@@ -106,6 +107,8 @@ def test_the_rank_is_the_number_of_edits_and_nothing_is_lost(
     assert config["fan_in_fan_out"] == (family == "gpt2")
     for path in patch.entries:
         assert torch.equal(added(tmp_path, path), patch.dense(path))
+    with pytest.raises(OutputError, match="is not an empty folder"):
+        export_lora(patch, tmp_path)
 
 
 def test_matrices_of_unequal_rank_share_the_largest(tmp_path: Path) -> None:

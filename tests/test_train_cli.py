@@ -29,11 +29,11 @@ def data(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("data") / "zsre.json"
     records = [
         {
-            "src": case.edit.prompt,
+            "src": str(case.edit.prompt),
             "alt": f"{case.edit.target} {i}",
             "answers": ["Danish"],
-            "rephrase": case.probes[0].prompt,
-            "loc": case.probes[1].prompt,
+            "rephrase": str(case.probes[0].prompt),
+            "loc": str(case.probes[1].prompt),
             "loc_ans": case.probes[1].answers[0],
         }
         for i, case in enumerate(CASES)
@@ -53,7 +53,7 @@ def test_it_says_where_the_archive_is_and_that_edits(easyedit, folder, data, tmp
     assert told.code == DONE
     archive = tmp_path / "MEND" / folder.name / NAME
     assert f"Archive: {archive}" in told.out
-    assert "1 held-out cases" in told.out
+    assert "1 held-out case" in told.out
     assert "4 steps" in told.out
     assert "on 7 cases" in told.out
     (use,) = [line for line in told.out.splitlines() if line.startswith("Use it:")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -169,13 +170,27 @@ def _scratch_folder(target: Path, given: Path) -> Iterator[Path]:
         yield scratch
     except OutputError:
         raise
-    except OSError as error:
-        if error.errno in FULL_DISK or str(scratch) in str(error.filename):
-            raise _not_written(given, error) from None
+    except Exception as error:
+        failure = _disk_error(error)
+        if failure is not None and (
+            failure.errno in FULL_DISK or str(scratch) in str(failure.filename)
+        ):
+            raise _not_written(given, failure) from None
         raise
     finally:
         lock.release()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _disk_error(error: Exception) -> OSError | None:
+    """What the operating system said, where ``error`` comes from it."""
+    if isinstance(error, OSError):
+        return error
+    # safetensors reports a full disk as an error of its own, with the number in its text.
+    number = re.search(r"(?:os error|code:) (\d+)", str(error))
+    if type(error).__name__ == "SafetensorError" and number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None
 
 
 def _new_scratch(parent: Path, name: str) -> tuple[Path, FileLock]:

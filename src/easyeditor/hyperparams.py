@@ -8,7 +8,7 @@ numbers, and those go into every result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -73,6 +73,15 @@ def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int,
             )
         found.append(absolute)
     return tuple(sorted(set(found)))
+
+
+def preset_name(model_name: str, presets: Iterable[str]) -> str | None:
+    """The preset whose model is exactly ``model_name`` or its last part; None without one."""
+    base = model_name.rstrip("/").rpartition("/")[2].lower()
+    for known in presets:
+        if base in {known.lower(), KNOWN_MODELS[known].rpartition("/")[2].lower()}:
+            return known
+    return None
 
 
 class HyperParams(BaseModel):
@@ -181,11 +190,9 @@ class HyperParams(BaseModel):
         ``"openai-community/gpt2-xl"``, ``"gpt2-xl"`` and ``"/models/gpt2-xl"`` are one model;
         ``"my-gpt2-xl-tuned"`` is not.
         """
-        base = model_name.rstrip("/").rpartition("/")[2].lower()
-        for known in cls.presets:
-            hub = KNOWN_MODELS[known]
-            if base in {known.lower(), hub.rpartition("/")[2].lower()}:
-                return cls.preset(known, **{"model_name": model_name, **changes})
+        preset = preset_name(model_name, cls.presets)
+        if preset is not None:
+            return cls.preset(preset, **{"model_name": model_name, **changes})
         return cls(**{"model_name": model_name, **changes})
 
     def replace(self: H, **changes: Any) -> H:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from easyeditor.patches.patch import versions
 
 Protocol = Literal["single", "batch", "sequential"]
 FORMAT = 1
+MAX_LABEL_BYTES = 200
 CASES_PER_FORWARD = 8
 """Cases of the single protocol whose questions share forward passes; each is edited alone."""
 
@@ -79,16 +81,13 @@ class BenchmarkConfig:
             )
         if not self.methods or not self.cases:
             raise BenchError("A run needs at least one method and one case.")
-        names = [case.id for case in self.cases]
-        twice = (
-            {name for name in names if names.count(name) > 1}
-            if len(set(names)) < len(names)
-            else ()
-        )
+        counts = Counter(case.id for case in self.cases)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
-            raise BenchError(f"Two cases have the same id: {', '.join(sorted(twice)[:5])}.")
+            raise BenchError(f"Two cases have the same id: {', '.join(twice[:5])}.")
         for label in self.methods:
-            if not label or any(sign in label for sign in "/\\\0") or label in {".", ".."}:
+            signs = any(sign in label for sign in "/\\\0") or label in {"", ".", ".."}
+            if signs or len(label.encode(errors="surrogatepass")) > MAX_LABEL_BYTES:
                 raise BenchError(f"A label names a folder and a table row; {label!r} cannot.")
         if self.protocol == "batch" and self.batch_size > 1:
             for label, settings in self.methods.items():

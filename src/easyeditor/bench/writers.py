@@ -45,6 +45,12 @@ def markdown(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def plain(table: Table) -> list[tuple[str, int, list[str], list[list[str]]]]:
+    """Per group of columns: its name, how many columns say what a row is, the head, the rows."""
+    labels = len(_labels(table)) + 1
+    return [(group, labels, *_grid(table, columns, {})) for group, columns in _groups(table)]
+
+
 def latex(table: Table) -> str:
     r"""One ``table`` per group; needs ``\usepackage{booktabs,graphicx}``.
 

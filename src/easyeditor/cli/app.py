@@ -1,79 +1,129 @@
-"""The commands and what they share: errors become exit code 2, JSON goes alone to stdout."""
+"""The commands and what they share: help, errors as exit codes, JSON alone on stdout.
+
+Exit codes: 0 done, 1 the edit did not take, 2 bad input (also: no memory, no place on the disk),
+70 a bug in this program, 130 interrupted, 141 the reader of the output went away.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import dedent
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from typer.core import TyperGroup
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
+from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.errors import EasyEditError
 
-DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED = 0, 1, 2, 70
+DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED, READER_GONE = 0, 1, 2, 70, 141
 
 # typer brings click's usage errors, or its own copy of them: this is the class either way.
 UsageError: Any = typer.BadParameter.__base__
 
-err = Console(stderr=True, highlight=False)
+err = Terminal(stderr=True)
 
 
-def tell(error: Exception, message: str) -> None:
+def report_error(error: Exception, message: str) -> None:
     """With ``--json`` an error is the one document on stdout."""
     if "--json" in sys.argv:
-        told = {"error": {"type": type(error).__name__, "message": message}}
-        sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+        write_json({"error": {"type": type(error).__name__, "message": message}}, indent=None)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch's own class is matched by name: a wrong command must not import torch.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _usage_errors() -> Iterator[None]:
+    """Errors in the words themselves: as JSON, too, and without control characters."""
     try:
         yield
     except UsageError as error:
-        if not getattr(error, "told", False):
-            tell(error, error.format_message())
-            error.told = True
+        if not getattr(error, "reported", False):
+            error.message = visible(error.message)
+            report_error(error, error.format_message())
+            error.reported = True
         raise
 
 
-class Commands(TyperGroup):
+class _Help:
+    """Prints the epilog as it is written, so that its examples can be pasted."""
+
+    epilog: str | None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and the epilog last."""
+        epilog, self.epilog = self.epilog, None
+        try:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        finally:
+            self.epilog = epilog
+        if epilog:
+            typer.echo(f"{dedent(epilog).strip()}\n")
+
+
+class Command(_Help, TyperCommand):
+    """A command whose examples can be pasted."""
+
+
+class Commands(_Help, TyperGroup):
     """A group whose deliberate errors end with exit code 2 and one message on stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Parse; what is wrong with the words themselves is told as JSON, too."""
-        with _told():
+        """Parse; what is wrong with the words themselves is reported as JSON, too."""
+        with _usage_errors():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            with _told():
+            with _usage_errors():
                 return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(READER_GONE) from None
         except (EasyEditError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
+            kind, message = type(error).__name__, str(error)
+            report_error(error, message)
+        except Exception as error:
+            if not _out_of_memory(error):
                 raise
-            tell(error, str(error))
-            err.print(f"[bold red]Error[/] ({type(error).__name__}):", end=" ")
-            err.print(str(error), markup=False, soft_wrap=True)
-            raise SystemExit(BAD_INPUT) from None
+            first = str(error).strip().partition("\n")[0]
+            kind = type(error).__name__
+            message = (
+                f"There is not enough memory ({first or kind}). Take a smaller model, --dtype "
+                "bfloat16, or --quantization 4bit; or set memory_mb, where the method has it."
+            )
+            report_error(error, message)
+        words = Text.assemble(("Error", "bold red"), f" ({kind}): ", visible(message))
+        err.print(words, soft_wrap=True)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def add(
+    app: typer.Typer, function: Callable[..., Any], *, epilog: str, name: str | None = None
+) -> None:
+    """Add a command with examples under its help."""
+    app.command(name, cls=Command, epilog=epilog)(function)
 
 
 app = typer.Typer(
     cls=Commands,
     name="easyedit",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Change one fact in a language model, see what else changed, keep, ship or undo it.",
-    epilog="Start here: [bold]easyedit demo[/]",
+    epilog="Start here: easyedit demo",
 )
 
 
@@ -85,6 +135,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @app.callback()
 def _options(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is being done."),
@@ -93,11 +148,9 @@ def _options(
     ),
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(
-        level=level,
-        format="%(message)s",
-        handlers=[RichHandler(console=err, show_time=False, show_path=False)],
-    )
+    handler = RichHandler(console=err, show_time=False, show_path=False)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     # httpx and friends log every request at INFO; only our own messages are wanted.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("easyeditor").setLevel(level)

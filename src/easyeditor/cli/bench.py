@@ -8,39 +8,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import options
-from easyeditor.cli.app import Commands
+from easyeditor.cli import options, output, places
+from easyeditor.cli.app import Command, Commands
+from easyeditor.errors import did_you_mean
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
     from easyeditor.bench.config import BenchmarkConfig
+    from easyeditor.bench.table import Table
     from easyeditor.edits import Case
     from easyeditor.evaluate.query import Measures
     from easyeditor.hyperparams import HyperParams
 
-EXAMPLES = """
+EXAMPLES = r"""
 Examples:
 
   easyedit bench --methods rome,ft --data worldfacts --limit 20 --out runs/first
 
-  easyedit bench --methods memit --data counterfact.json --limit 200 --protocol batch
-      --batch-size 100 --out runs/memit
+  easyedit bench --methods memit --data counterfact.json --limit 200 \
+    --protocol batch --batch-size 100 --out runs/memit
 
-  easyedit bench --entrant "FT-L=ft objective_optimization=prompt_last" --entrant "FT-M=ft"
-      --data worldfacts --protocol sequential --out runs/ft --ray
+  easyedit bench --data worldfacts --protocol sequential --out runs/ft --ray \
+    --entrant "FT-L=ft objective_optimization=prompt_last" \
+    --entrant "FT-M=ft objective_optimization=target_new"
 
   easyedit bench report runs/first runs/ft
 
-Stopped at any moment, the same command goes on where it was; a finished run is only reported again.
-Protocols: single (each edit alone), batch (--batch-size edits at once, each batch from the unedited
-model), sequential (edits accumulate, --batch-size at a time).
+Stopped at any moment, the same command goes on where it was; a finished run is
+only reported again. Protocols: single (each edit alone), batch (--batch-size
+edits at once, each batch from the unedited model), sequential (edits
+accumulate, --batch-size at a time).
 """
-JUDGE_EXAMPLES = """
+JUDGE_EXAMPLES = r"""
 Example:
 
-  easyedit bench judge runs/first --base-url http://127.0.0.1:8000/v1 --judge-model qwen3-32b
+  easyedit bench judge runs/first --judge-model qwen3-32b \
+    --base-url http://127.0.0.1:8000/v1
 """
 LOCAL = "local"
+PROTOCOLS = ("single", "batch", "sequential")
 LOADING = ("device", "dtype", "fp16", "model_parallel", "chat_template", "quantization")
 REPORT_EXAMPLES = """
 Example:
@@ -54,12 +60,12 @@ class _Bench(Commands):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse, with the local cluster for a missing address."""
-        told = []
-        for here, after in zip(args, [*args[1:], "-"], strict=True):
-            told.append(here)
+        words = []
+        for here, after in zip(args, [*args, "-"][1:], strict=True):
+            words.append(here)
             if here == "--ray" and after.startswith("-"):
-                told.append(LOCAL)
-        return super().parse_args(ctx, told)
+                words.append(LOCAL)
+        return super().parse_args(ctx, words)
 
 
 bench = typer.Typer(cls=_Bench, invoke_without_command=True, rich_markup_mode="rich")
@@ -70,11 +76,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench", help="Compare methods on a dataset; resumable.")
 
 
-def _spread(text: str) -> str:
-    return text.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n")
-
-
-@bench.callback(epilog=_spread(EXAMPLES))
+@bench.callback(epilog=EXAMPLES)
 def run(
     ctx: typer.Context,
     methods: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}.")] = "",
@@ -134,8 +136,21 @@ def run(
                 f"these options start a run; those of {ctx.invoked_subcommand} come after its name"
             )
         return
+    if not methods and not entrant and out is None:
+        raise typer.BadParameter(
+            "Name what to compare and the run's folder: easyedit bench --methods METHOD,METHOD "
+            "--out FOLDER (easyedit bench --help has examples, easyedit methods the methods)."
+        )
     if out is None:
         raise typer.BadParameter("missing; name the run's folder", param_hint="--out")
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(
+            f"{protocol!r}: use 'single', 'batch' or 'sequential'."
+            f"{did_you_mean(protocol, PROTOCOLS)}",
+            param_hint="--protocol",
+        )
+    places.check_folder(out, empty=False)
+    options.check_model(model)
     wanted = _entrants(methods, entrant or [], model, set_ or [], seed, device, dtype)
     cases = _cases(data, limit)
     measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
@@ -158,7 +173,7 @@ def run(
     _report([out], None, as_json)
 
 
-@bench.command(epilog=_spread(REPORT_EXAMPLES))
+@bench.command(cls=Command, epilog=REPORT_EXAMPLES)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[
@@ -170,7 +185,7 @@ def report(
     _report(runs, out, as_json)
 
 
-@bench.command(epilog=_spread(JUDGE_EXAMPLES))
+@bench.command(cls=Command, epilog=JUDGE_EXAMPLES)
 def judge(
     run: Annotated[Path, typer.Argument(help="A run that asked for free answers.")],
     base_url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint, up to /v1.")],
@@ -179,10 +194,7 @@ def judge(
     as_json: options.Json = False,
 ) -> None:
     """Let a language model say which free answers state the new fact (OPENAI_API_KEY)."""
-    from rich.table import Table
-
     from easyeditor.bench.judging import judge_run
-    from easyeditor.cli import output
     from easyeditor.evaluate.judge import Judge
 
     asked = Judge(base_url, judge_model, concurrency=concurrency, cache=run / "judge_replies.jsonl")
@@ -190,14 +202,13 @@ def judge(
     if as_json:
         output.print_json(scores)
         return
-    table = Table(title=f"Judged by {judge_model}", title_justify="left")
-    for name in ("method", "answers to", "states the target", "n", "no verdict"):
-        table.add_column(name)
+    names = ("method", "answers to", "states the target", "n", "no verdict")
+    rows = []
     for label, kinds in scores.items():
-        for kind, told in kinds.items():
-            share = "–" if told["judge_acc"] is None else f"{100 * told['judge_acc']:.1f} %"
-            table.add_row(label, kind, share, str(told["n"]), str(told["unparsed"]))
-    output.out.print(table)
+        for kind, row in kinds.items():
+            share = "–" if row["judge_acc"] is None else f"{100 * row['judge_acc']:.1f} %"
+            rows.append([label, kind, share, str(row["n"]), str(row["unparsed"])])
+    output.show(f"Judged by {judge_model}", [output.Column(name) for name in names], rows)
 
 
 def _entrants(
@@ -243,7 +254,6 @@ def _entrants(
 
 
 def _cases(data: str, limit: int | None) -> list[Case]:
-    from easyeditor.cli import output
     from easyeditor.data.open import open_dataset
 
     with output.working(f"reading {data} …"):
@@ -264,7 +274,6 @@ def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None)
     from functools import partial
 
     from easyeditor.bench.runner import run as carry_out
-    from easyeditor.cli import output
     from easyeditor.editors.base import load_for
 
     if ray is None and workers is not None:
@@ -287,14 +296,38 @@ def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None)
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
     from easyeditor.bench.report import report as write
-    from easyeditor.cli import output
 
     with output.working("writing the report …"):
         made = write(runs, out)
     if as_json:
         output.print_json(made.document())
+        return
+    if output.out.is_terminal:
+        show_table(made.table)
     else:
-        output.out.print(made.markdown(), markup=False, soft_wrap=True)
-        output.out.print(f"Tables and plots: {made.out}", markup=False, soft_wrap=True)
-        if made.without:
-            output.out.print(made.without, markup=False, soft_wrap=True)
+        output.out.line(made.markdown())
+    output.out.line(f"Tables and plots: {made.out}")
+    if made.without:
+        output.out.line(made.without)
+
+
+def show_table(table: Table) -> None:
+    """The report's tables, each split into as many as the terminal's width asks for."""
+    from easyeditor.bench.writers import plain
+
+    output.out.print(table.caption)
+    for group, labels, head, body in plain(table):
+        widths = [max(len(row[i]) for row in [head, *body]) + 3 for i in range(len(head))]
+        parts: list[list[int]] = [[]]
+        for i in range(labels, len(head)):
+            if (
+                parts[-1]
+                and 1 + sum(widths[:labels]) + sum(widths[j] for j in [*parts[-1], i])
+                > output.out.width
+            ):
+                parts.append([])
+            parts[-1].append(i)
+        for part in parts:
+            chosen = [*range(labels), *part]
+            columns = [output.Column(head[i], right=i >= labels - 1) for i in chosen]
+            output.show(group, columns, [[row[i] for i in chosen] for row in body])

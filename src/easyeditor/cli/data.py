@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import options
-from easyeditor.cli.app import Commands
+from easyeditor.cli import options, output, places
+from easyeditor.cli.app import Commands, add
+from easyeditor.cli.terminal import count
 
 if TYPE_CHECKING:
     from easyeditor.data.dataset import CaseDataset
@@ -35,12 +36,12 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         cls=Commands,
         help="Datasets: list, describe, convert to a plain file of edits.",
-        epilog=EXAMPLES.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n"),
+        epilog=EXAMPLES,
         no_args_is_help=True,
     )
-    group.command(epilog="Example: [bold]easyedit data ls --json[/]")(ls)
-    group.command(epilog="Example: [bold]easyedit data describe worldfacts[/]")(describe)
-    group.command(epilog="Example: [bold]easyedit data convert zsre.json edits.csv[/]")(convert)
+    add(group, ls, epilog="Example: easyedit data ls --json")
+    add(group, describe, epilog="Example: easyedit data describe worldfacts")
+    add(group, convert, epilog="Example: easyedit data convert zsre.json edits.csv")
     app.add_typer(group, name="data")
 
 
@@ -48,7 +49,6 @@ def ls(as_json: options.Json = False) -> None:
     """List the datasets known by name, and the kinds of file that are recognised."""
     from rich.table import Table
 
-    from easyeditor.cli import output
     from easyeditor.data import DATASETS
     from easyeditor.data.fetch import SHIPPED, cached, sources
 
@@ -85,23 +85,22 @@ def ls(as_json: options.Json = False) -> None:
 
 def describe(name: Name, size: Size = None, as_json: options.Json = False) -> None:
     """Say what kind of dataset it is and what it holds; reads, and so checks, every record."""
-    from easyeditor.cli import output
     from easyeditor.data.open import describe as told_of
 
-    with output.working(f"reading {name} …"):
+    with output.working(f"reading {name} …", long=False):
         told = told_of(_open(name, size))
     if as_json:
         output.print_json(told)
         return
     from rich.table import Table
 
-    output.out.print(f"{told['path']}: {told['title']}", markup=False, soft_wrap=True)
+    output.out.print(f"{told['path']}: {told['title']}", soft_wrap=True)
     table = Table()
     for column in ("", "cases", "probes"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     table.add_row("all", str(told["cases"]), "")
-    for field, count in told["with"].items():
-        table.add_row(f"with {field}", str(count), "")
+    for field, number in told["with"].items():
+        table.add_row(f"with {field}", str(number), "")
     table.add_section()
     for kind, counts in told["probes"].items():
         table.add_row(kind, str(counts["cases"]), str(counts["probes"]))
@@ -111,12 +110,10 @@ def describe(name: Name, size: Size = None, as_json: options.Json = False) -> No
 
 
 def _show(example: dict[str, Any]) -> None:
-    from easyeditor.cli import output
-
     def line(label: str, text: str) -> None:
-        output.out.print(f"  {label}: {text}", markup=False, soft_wrap=True)
+        output.out.print(f"  {label}: {text}", soft_wrap=True)
 
-    output.out.print(f"\nCase {example['case_id']}", markup=False)
+    output.out.print(f"\nCase {example['case_id']}")
     for label in ("prompt", "target_new", "subject", "ground_truth"):
         if label in example:
             line(label, example[label])
@@ -142,20 +139,19 @@ def convert(
     as_json: options.Json = False,
 ) -> None:
     """Write any dataset as a plain file of edits; OUT appears whole or not at all."""
-    from easyeditor.cli import output
+    places.check_file(out)
+
     from easyeditor.data.write import write_cases
 
-    with output.working(f"reading {source} …"):
+    with output.working(f"reading {source} …", long=False):
         dataset = _open(source, size)
         file = write_cases(dataset, out, force=force)
         told = {"path": str(file), "kind": dataset.name, "cases": len(dataset)}
     if as_json:
         output.print_json(told)
     else:
-        output.out.print(
-            f"{told['cases']} cases of {source} ({told['kind']}) are in {file}.",
-            markup=False,
-            soft_wrap=True,
+        output.out.line(
+            f"{count(told['cases'], 'case')} of {source} ({told['kind']}) are in {file}."
         )
 
 

@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from easyeditor.cli import options
-from easyeditor.cli.app import DONE, NOT_TAKEN
+from easyeditor.cli import options, output, places, verdict
+from easyeditor.cli.app import DONE, NOT_TAKEN, add
+from easyeditor.cli.terminal import quoted
 
-EPILOG = "Examples: [bold]easyedit demo[/] · [bold]easyedit demo --method memit[/] · --json"
+EXAMPLES = "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=EPILOG)(demo)
+    add(app, demo, epilog=EXAMPLES)
 
 
 def demo(
@@ -28,8 +29,9 @@ def demo(
 ) -> None:
     """Edit a fact in a real 135M-parameter model and show before and after."""
     started = time.perf_counter()
+    place = save or Path(f"eiffel-{method.lower()}.safetensors")
+    places.check_file(place)
 
-    from easyeditor.cli import output
     from easyeditor.edits import Case, Edit, Probe
 
     edit = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower", "Paris")
@@ -60,12 +62,12 @@ def demo(
     result = editor.edit_cases([case], evaluate_when="end", verbose=False)
     after = output.snapshot(editor.lm, case, max_new_tokens=12)
     lines = output.before_after(case, before, after)
-    saved = save_patch(result.patch, save or Path(f"eiffel-{method.lower()}.safetensors"))
+    saved = save_patch(result.patch, place)
     editor.undo(result.patch)
     undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
     seconds = {"load": loaded, **result.patch.info.seconds}
     seconds["whole demo"] = time.perf_counter() - started
-    taken = result.metrics[0]["post"]["rewrite_acc"] == 1.0
+    taken = verdict.took(result.metrics[0])
     if as_json:
         output.print_json(
             {
@@ -80,15 +82,13 @@ def demo(
         )
     else:
         output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
-        output.out.print(f"Seconds: {output.seconds_line(seconds)}", soft_wrap=True)
-        output.out.print(
+        output.out.line(f"Seconds: {output.seconds_line(seconds)}")
+        output.out.line(
             f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
             f"Undone in this process by editor.undo(patch): "
             f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
             "On disk the model was never changed. Without the patch there is no edit; with it:\n"
-            f'  easyedit generate --patch {saved} "{edit.prompt}"\n'
-            f"  easyedit show {saved}",
-            markup=False,
-            soft_wrap=True,
+            f'  easyedit generate --patch {quoted(saved)} "{edit.prompt}"\n'
+            f"  easyedit show {quoted(saved)}"
         )
     raise typer.Exit(DONE if taken and undone else NOT_TAKEN)

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import options
-from easyeditor.cli.app import DONE, NOT_TAKEN
+from easyeditor.cli import catalog, options, output, places, verdict
+from easyeditor.cli.app import DONE, NOT_TAKEN, add, err
+from easyeditor.cli.output import Column
+from easyeditor.cli.terminal import count, quoted
+from easyeditor.errors import OutputError, SubjectRequiredError
 
 if TYPE_CHECKING:
     from easyeditor.editors.base import EditResult
-    from easyeditor.edits import Case
+    from easyeditor.edits import Case, Edit
 
-EXAMPLES = """
+EXAMPLES = r"""
 Examples:
 
-  easyedit edit --method rome --prompt "The Eiffel Tower is located in the city of"
-      --subject "The Eiffel Tower" --target Rome --ground-truth Paris --save eiffel.safetensors
+  easyedit edit --method rome --target Rome --ground-truth Paris \
+    --prompt "The Eiffel Tower is located in the city of" \
+    --subject "The Eiffel Tower" --save eiffel.safetensors
 
-  easyedit edit --method ft --prompt "The capital of France is" --target Lyon
-      --locality "The capital of Italy is => Rome" --set num_steps=40
+  easyedit edit --method ft --prompt "The capital of France is" --target Lyon \
+    --locality "The capital of Italy is => Rome" --set num_steps=40
 
-  easyedit edit --method memit --edits facts.jsonl --save facts.safetensors --json
+  easyedit edit --method memit --edits facts.jsonl --save facts.safetensors
 
-Exit codes: 0 done, 1 the edit did not take, 2 bad input.
+Exit codes: 0 done, 1 an edit did not take (or took, but the text is wrecked),
+2 bad input.
 """
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=EXAMPLES.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n"))(edit)
+    add(app, edit, epilog=EXAMPLES)
 
 
 def edit(
@@ -52,10 +59,21 @@ def edit(
     ] = None,
     edits: Annotated[
         Path | None,
-        typer.Option(help="A file of edits instead, or of any kind that 'easyedit data ls' names."),
+        typer.Option(
+            help="A file of edits instead, of any kind that 'easyedit data ls' names; - for "
+            "standard input."
+        ),
     ] = None,
     one_by_one: Annotated[
         bool, typer.Option("--one-by-one", help="Edits of a file in sequence, not as one batch.")
+    ] = False,
+    raw_target: Annotated[
+        bool,
+        typer.Option(
+            "--raw-target",
+            help="Put the target behind the prompt as it is, without the space a writer would put "
+            "between them.",
+        ),
     ] = False,
     method: options.Method = "ROME",
     model: options.MaybeModel = None,
@@ -64,56 +82,80 @@ def edit(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
-    save: Annotated[Path | None, typer.Option(help="Write the patch here.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the patch here; - for standard output.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Edit also what the model says already.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Change what a model knows and measure what else changed."""
-    cases = _cases(prompt, target, subject, ground_truth, rephrase, locality, portability, edits)
+    places.check_file(save)
+    if save == places.STREAM and as_json:
+        raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
+    if edits is None:
+        one = _one_case(
+            prompt, target, subject, ground_truth, rephrase, locality, portability, raw_target
+        )
+        cases = [one]
+        _check_subjects(method, cases, ["--subject"])
+        _note_subject(one)
+    else:
+        if any([prompt, target, subject, ground_truth, rephrase, locality, portability]):
+            raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
+        cases, where = _read(edits, raw_target)
+        _check_subjects(method, cases, where)
 
-    from easyeditor.cli import output
-
-    settings = options.settings_of(method, model, hparams, set_)
+    settings = options.loaded_as(
+        options.settings_of(method, model, hparams, set_),
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+    )
     model = settings.model_name
-    if device is not None:
-        settings = settings.replace(device=device)
-    if dtype is not None:
-        settings = settings.replace(dtype=dtype, fp16=False)
-    if quantization is not None:
-        settings = settings.replace(quantization=quantization.value)
     with output.loading(model):
         from easyeditor.editors.base import BaseEditor
 
         editor = BaseEditor.from_hparams(settings)
-
-    from easyeditor.evaluate.aggregate import averages
-    from easyeditor.patches.files import header_of, save_patch
-
-    batch = editor.method.max_batch != 1 and len(cases) > 1 and not one_by_one
+    known = [] if force else verdict.known_already(editor.lm, cases)
+    wanted = [case for case in cases if case not in known]
+    if known:
+        _note_known(known, cases)
+    if not wanted:
+        if as_json:
+            unchanged = [case.id for case in known]
+            output.print_json({"method": method, "model": model, "unchanged": unchanged})
+        raise typer.Exit(DONE)
+    batch = editor.method.max_batch != 1 and len(wanted) > 1 and not one_by_one
+    if not batch:
+        verdict.warn_repeated_subjects(wanted)
     single = len(cases) == 1
     before = output.snapshot(editor.lm, cases[0], max_new_tokens=12) if single else None
-    result = editor.edit_cases(cases, evaluate_when="end", batch=batch, verbose=False)
+    with output.working(f"{count(len(wanted), 'edit')} by {method} …"):
+        result = editor.edit_cases(wanted, evaluate_when="end", batch=batch, verbose=False)
     lines: list[dict[str, Any]] = []
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
-    saved = save_patch(result.patch, save) if save else None
-    code = DONE if all(m["post"]["rewrite_acc"] == 1.0 for m in result.metrics) else NOT_TAKEN
+    failures = verdict.failures(wanted, result.metrics, batch=batch)
+    unsaved = _save(result, save)
+    saved = None if unsaved else save
     if as_json:
-        document = {
-            "method": method,
-            "model": model,
-            "metrics": result.metrics,
-            "averages": averages(result.metrics),
-            "before_after": lines,
-            "patch": {**header_of(result.patch), "path": str(saved) if saved else None},
-        }
-        output.print_json(document)
+        _print_json(method, model, known, result, lines, failures, saved)
+    elif save == places.STREAM:
+        err.line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
-        _show(method, model, cases, result, lines, saved)
-    raise typer.Exit(code)
+        _show(method, model, wanted, result, lines, saved)
+    if not as_json:
+        for failure in failures:
+            output.warn(failure)
+    if unsaved:
+        raise OutputError(unsaved)
+    raise typer.Exit(NOT_TAKEN if failures else DONE)
 
 
-def _cases(
+def _one_case(
     prompt: str | None,
     target: str | None,
     subject: str | None,
@@ -121,73 +163,160 @@ def _cases(
     rephrase: list[str] | None,
     locality: list[str] | None,
     portability: list[str] | None,
-    edits: Path | None,
-) -> list[Case]:
+    raw_target: bool,
+) -> Case:
     from easyeditor.data.edits_file import parse_arrow
-    from easyeditor.data.open import open_dataset
-    from easyeditor.edits import Case, Edit, Probe, check_consistent
+    from easyeditor.edits import Case, Edit, Probe
 
-    one = [prompt, target, subject, ground_truth, rephrase, locality, portability]
-    if edits is not None:
-        if any(one):
-            raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
-        cases = list(open_dataset(edits))
+    missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
+    if missing:
+        raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
+    change = Edit(prompt or "", target or "", subject, ground_truth)
+    change = _raw(change) if raw_target else change
+    probes = [Probe(text, (change.target,), "rephrase") for text in rephrase or []]
+    probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
+    probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
+    return Case("0", change, tuple(probes))
+
+
+def _read(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
+    """The cases of a file, and where each stands in it."""
+    from easyeditor.data.open import open_dataset
+    from easyeditor.edits import check_consistent
+
+    with places.input_file(file) as path:
+        dataset = open_dataset(path)
+        cases = list(dataset)
+        where = [f"{file}, {dataset.place(i)}" for i in range(len(cases))]
+        check_consistent(change for case in cases for change in case.edits)
+    if raw_target:
+        cases = [replace(case, edit=_raw(case.edit)) for case in cases]
+    return cases, where
+
+
+def _raw(change: Edit) -> Edit:
+    from easyeditor.edits import Prompt
+
+    return replace(change, prompt=Prompt(str(change.prompt), raw=True))
+
+
+def _check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:
+    """Refuse an edit without the subject that the method needs, before the model is loaded."""
+    if not catalog.method(method)["needs_subject"]:
+        return
+    lacking = [
+        place
+        for case, place in zip(cases, where, strict=True)
+        if any(change.subject is None for change in case.edits)
+    ]
+    if lacking:
+        more = f" (and {count(len(lacking) - 1, 'edit')} more)" if lacking[1:] else ""
+        raise SubjectRequiredError(
+            f"{lacking[0]}: the edit names no subject, and {method} finds a fact by its "
+            f"subject{more}. Give the words of the prompt that it is about, or take a method that "
+            "needs none (easyedit methods)."
+        )
+
+
+def _note_subject(case: Case) -> None:
+    """Say which words of the prompt were taken for the subject, where that was not plain."""
+    from easyeditor.subjects import locate_subject
+
+    if case.edit.subject is not None:
+        span = locate_subject(str(case.edit.prompt), case.edit.subject)
+        if remark := span.describe(case.edit.subject):
+            output.note(remark)
+
+
+def _note_known(known: Sequence[Case], cases: Sequence[Case]) -> None:
+    if len(cases) == 1:
+        change = cases[0].edit
+        output.note(
+            f"The model says so already: it continues {str(change.prompt)!r} with "
+            f"{change.target!r}. Nothing was changed; --force edits all the same."
+        )
     else:
-        missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
-        if missing:
-            raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
-        change = Edit(prompt or "", target or "", subject, ground_truth)
-        probes = [Probe(text, (change.target,), "rephrase") for text in rephrase or []]
-        probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
-        probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
-        cases = [Case("0", change, tuple(probes))]
-    check_consistent(own for case in cases for own in case.edits)
-    return cases
+        output.note(
+            f"{len(known)} of {count(len(cases), 'edit')} say what the model says already and were "
+            "left out; --force makes them all the same."
+        )
+
+
+def _save(result: EditResult, save: Path | None) -> str:
+    """Write the patch; where that fails, elsewhere. Returns what went wrong."""
+    from easyeditor.files import write_or_rescue
+    from easyeditor.patches.files import save_patch
+
+    if save is not None:
+        try:
+            with places.output_file(save) as file:
+                write_or_rescue(lambda place: save_patch(result.patch, place), file)
+        except OutputError as error:
+            return str(error)
+    return ""
+
+
+def _print_json(
+    method: str,
+    model: str,
+    known: Sequence[Case],
+    result: EditResult,
+    lines: list[dict[str, Any]],
+    failures: list[str],
+    saved: Path | None,
+) -> None:
+    from easyeditor.evaluate.aggregate import averages
+    from easyeditor.patches.files import header_of
+
+    output.print_json(
+        {
+            "method": method,
+            "model": model,
+            "metrics": result.metrics,
+            "averages": averages(result.metrics),
+            "before_after": lines,
+            "unchanged": [case.id for case in known],
+            "failures": failures,
+            "patch": {**header_of(result.patch), "path": str(saved) if saved else None},
+        }
+    )
 
 
 def _show(
     method: str,
     model: str,
-    cases: list[Case],
+    cases: Sequence[Case],
     result: EditResult,
     lines: list[dict[str, Any]],
     saved: Path | None,
 ) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from easyeditor.cli import output
     from easyeditor.evaluate.aggregate import averages
 
     if lines:
         output.show_before_after(f"{method} on {model}", lines)
-    table = Table(title="Scores", title_justify="left")
-    for name in ("edit", "target", "rewrite", "rephrase", "locality", "portability", "s"):
-        table.add_column(name, justify="left" if name in {"edit", "target"} else "right")
-    for case, metric in zip(cases, result.metrics, strict=True):
-        table.add_row(
-            Text(case.edit.prompt.text),
-            Text(case.edit.target),
+    scores = ("rewrite", "rephrase", "locality", "portability", "s")
+    columns = [Column("edit", text=True), Column("target", text=True)]
+    columns += [Column(name, right=True) for name in scores]
+    rows = [
+        [
+            str(case.edit.prompt),
+            case.edit.target,
             *_numbers(metric["post"]),
             f"{metric['time']:.1f}",
-        )
+        ]
+        for case, metric in zip(cases, result.metrics, strict=True)
+    ]
     if len(cases) > 1:
-        table.add_section()
         mean = averages(result.metrics)
-        table.add_row("mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}")
-    output.out.print(table)
-    spent = output.seconds_line(result.patch.info.seconds)
-    output.out.print(f"Seconds: {spent}", soft_wrap=True)
+        rows.append(["mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}"])
+    output.show("Scores", columns, rows, mean=int(len(cases) > 1))
+    output.out.line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
-        output.out.print(
-            f"Patch: {saved}\nUse it:  easyedit generate --model {model} --patch {saved} PROMPT\n"
-            f"Ship it: easyedit apply {saved} --model {model} --out DIR",
-            markup=False,
-            soft_wrap=True,
+        file, name = quoted(saved), quoted(model)
+        output.out.line(
+            f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
+            f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )
-    taken = sum(m["post"]["rewrite_acc"] == 1.0 for m in result.metrics)
-    if taken < len(cases):
-        output.out.print(f"[yellow]{len(cases) - taken} of {len(cases)} edits did not take.[/]")
 
 
 def _numbers(post: dict[str, Any]) -> list[str]:

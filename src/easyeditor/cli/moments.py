@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import options
+from easyeditor.cli import catalog, options, output
+from easyeditor.cli.app import add
+from easyeditor.cli.terminal import count
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ NO_EDITS = "none"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=EXAMPLES.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n"))(moments)
+    add(app, moments, epilog=EXAMPLES)
 
 
 def moments(
@@ -79,14 +81,10 @@ def moments(
     settings = _settings(method, model, hparams, set_, dataset, tokens)
     cases = _cases(edits, limit)
 
-    from easyeditor.cli import output
     from easyeditor.hyperparams import resolve_layers
 
     model = settings.model_name
-    if device is not None:
-        settings = settings.replace(device=device)
-    if dtype is not None:
-        settings = settings.replace(dtype=dtype, fp16=False)
+    settings = options.loaded_as(settings, device=device, dtype=dtype)
     with output.loading(model):
         from easyeditor.editors.base import load_for
 
@@ -115,7 +113,8 @@ def moments(
         return
     _show_rows(f"Second moments of {model}, {method}", rows)
     if cases:
-        output.out.print(f"Scores: mean of {len(cases)} edits, each from the unedited model.")
+        edits_made = count(len(cases), "edit")
+        output.out.print(f"Scores: mean of {edits_made}, each from the unedited model.")
     elif edits is None:
         output.out.print("The model knows none of the shipped facts: give --edits FILE for scores.")
 
@@ -137,17 +136,16 @@ def _settings(
     dataset: str | None,
     tokens: int | None,
 ) -> LocateHyperParams:
-    from easyeditor.methods.base import LocateHyperParams
-
-    settings = options.settings_of(method, model, hparams, changes)
-    if not isinstance(settings, LocateHyperParams):
-        kinds = {name: METHODS.get(name).hyperparams_class for name in METHODS}
-        those = [name for name, kind in kinds.items() if issubclass(kind, LocateHyperParams)]
+    if not catalog.method(method)["second_moments"]:
+        those = [name for name in METHODS if catalog.method(name)["second_moments"]]
         raise typer.BadParameter(
             f"{method} uses no second moments; {', '.join(those)} do", param_hint="--method"
         )
+    settings: Any = options.settings_of(method, model, hparams, changes)
     given = {"mom2_dataset": dataset, "mom2_n_tokens": tokens}
-    return settings.replace(**{name: value for name, value in given.items() if value is not None})
+    changed = {name: value for name, value in given.items() if value is not None}
+    located: LocateHyperParams = settings.replace(**changed)
+    return located
 
 
 def _cases(edits: str | None, limit: int) -> list[Case] | None:
@@ -187,25 +185,23 @@ def _about(layer: int, made: Moments) -> dict[str, Any]:
 
 
 def _show(title: str, shown: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from easyeditor.cli import output
-
-    table = Table(title=title, title_justify="left")
-    for name in ("layer", "d_in", "tokens", "condition number", "source"):
-        table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
-    for line in shown:
-        table.add_row(
-            str(line["layer"]),
-            str(line["d_in"]),
-            str(line["tokens"]),
+    names = ("layer", "d_in", "tokens", "condition number")
+    columns = [
+        *(output.Column(name, right=True) for name in names),
+        output.Column("source", text=True),
+    ]
+    rows = [
+        [
+            *(str(line[name]) for name in names[:3]),
             _short(line["condition_number"]),
             line["source"],
-        )
-    output.out.print(table)
+        ]
+        for line in shown
+    ]
+    output.show(title, columns, rows)
     for line in shown:
         kept = line["file"] or "in no file: the folder cannot be written"
-        output.out.print(f"Layer {line['layer']}: {kept}", markup=False, soft_wrap=True)
+        output.out.line(f"Layer {line['layer']}: {kept}")
 
 
 def _short(value: float | None) -> str:
@@ -220,7 +216,6 @@ def _show_rows(title: str, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     from easyeditor.bench.convergence import RANKS
-    from easyeditor.cli import output
 
     scores = [name for name in SCORES if name in rows[-1].scores]
     layers = [own.layer for own in rows[-1].layers]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import os
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from easyeditor.errors import HyperParamsError, UnknownMethodError
+from easyeditor.cli import catalog
+from easyeditor.errors import HyperParamsError, ModelLoadError, UnknownMethodError
 from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 H = TypeVar("H", bound="HyperParams")
 DEFAULT_MODEL = "smollm2-135m"
+NEARLY_EQUAL = 0.85
+"""Similarity from which a name that is not there is taken for a misspelt one that is."""
 
 
 def _method(name: str) -> str:
@@ -26,9 +31,45 @@ def _method(name: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
+def _learning_method(name: str) -> str:
+    name = _method(name)
+    if not catalog.method(name)["learns"]:
+        raise typer.BadParameter(
+            f"{name} needs no training: it edits at once. Those that are trained: "
+            f"{', '.join(catalog.learning())}."
+        )
+    return name
+
+
+def _named(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completion by the shell."""
+    known = list(names)
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.lower().startswith(incomplete.lower())]
+
+    return complete
+
+
 Method = Annotated[
     str,
-    typer.Option("--method", "-m", callback=_method, help=f"One of {', '.join(METHODS)}."),
+    typer.Option(
+        "--method",
+        "-m",
+        callback=_method,
+        autocompletion=_named(METHODS),
+        help=f"One of {', '.join(METHODS)}.",
+    ),
+]
+LearningMethod = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        "-m",
+        callback=_learning_method,
+        autocompletion=_named(catalog.learning()),
+        help=f"One of {', '.join(catalog.learning())}.",
+    ),
 ]
 Model = Annotated[
     str,
@@ -41,6 +82,15 @@ MaybeModel = Annotated[
         "-M",
         help="A hub name, a folder, a .gguf file, or smollm2-135m; by default what --hparams "
         "names, else smollm2-135m.",
+    ),
+]
+PatchModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-M",
+        help="A hub name, a folder, a .gguf file, or smollm2-135m; by default the model that the "
+        "patch was made for.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -71,6 +121,15 @@ Quantization = Annotated[
 ]
 
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python code that comes with the model, with all your rights.",
+    ),
+]
+
+
 def settings_of(
     method: str, model: str | None, file: Path | None, changes: list[str] | None
 ) -> HyperParams:
@@ -80,7 +139,7 @@ def settings_of(
         found: type[HyperParams] = METHODS.get(method).hyperparams_class
         return found
 
-    METHODS.canonical(method)  # whether there is one is known before torch is
+    method = METHODS.canonical(method)  # whether there is one is known before torch is
     return settings_as(kind, model, file, changes)
 
 
@@ -96,12 +155,92 @@ def settings_as(
         HyperParamsError: unknown names, wrong values, an unreadable file.
     """
     values = _changes(changes or [])
+    if model is not None:
+        check_model(model)
+    if file is not None and not (os.path.isfile(file) or os.path.isfile(f"{file}.yaml")):
+        raise HyperParamsError(
+            f"No hyper-parameter file {str(file)!r} (nor with .yaml). easyedit hparams write "
+            "writes the built-in ones."
+        )
     kind = kind_of()
     if file is not None:
-        found = kind.from_hparams(file).replace(**values)
-        named = model or found.model_name or DEFAULT_MODEL
-        return found.replace(model_name=named)
+        settings = kind.from_hparams(file).replace(**values)
+        named = model or settings.model_name or DEFAULT_MODEL
+        return settings.replace(model_name=named)
     return kind.for_model(model or DEFAULT_MODEL, **values)
+
+
+def loaded_as(
+    settings: H,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantization: Scheme | None = None,
+    trust_remote_code: bool = False,
+) -> H:
+    """``settings`` with what the command line says about loading the model."""
+    changes: dict[str, Any] = {}
+    if device is not None:
+        changes["device"] = device
+    if dtype is not None:
+        changes |= {"dtype": dtype, "fp16": False}
+    if quantization is not None:
+        changes["quantization"] = quantization.value
+    if trust_remote_code:
+        changes["trust_remote_code"] = True
+    return settings.replace(**changes) if changes else settings
+
+
+def check_model(name: str) -> None:
+    """Refuse what can be known to be no model before anything is imported or asked of a hub.
+
+    Raises:
+        ModelLoadError: no such file or folder, or a name that is nearly one of the known ones.
+    """
+    if not name.strip() or "\0" in name:
+        raise ModelLoadError(
+            f"--model {name!r} names no model. Give a hub name, a folder, a .gguf file, or "
+            f"{DEFAULT_MODEL}."
+        )
+    if len(os.fsencode(name)) > 1000:
+        raise ModelLoadError(f"--model {name[:40]!r}… is {len(name)} characters long, no name.")
+    place = os.path.expanduser(name)
+    if os.path.isdir(place):
+        if not any(file.endswith((".json", ".gguf")) for file in os.listdir(place)):
+            raise ModelLoadError(
+                f"The folder {name!r} could not be loaded: it holds no config.json. A model folder "
+                "holds config.json and weights."
+            )
+        return
+    if name.lower().endswith(".gguf"):
+        if not os.path.isfile(place):
+            raise ModelLoadError(f"No GGUF file {name!r}.")
+        return
+    if os.path.isfile(place):
+        raise ModelLoadError(f"{name!r} is a file; name the folder it is in, or a .gguf file.")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
+    if "/" not in name:
+        from easyeditor.hyperparams import KNOWN_MODELS
+
+        check_spelling(name, [DEFAULT_MODEL, *KNOWN_MODELS])
+
+
+def check_spelling(name: str, known: Iterable[str]) -> None:
+    """Refuse a name without a slash that is nearly, but not, one of ``known``.
+
+    Raises:
+        ModelLoadError: it is; names the one that may be meant.
+    """
+    spelt = {word.lower(): word for word in known}
+    if "/" in name or name.lower() in spelt:
+        return
+    near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=NEARLY_EQUAL)
+    if near:
+        raise ModelLoadError(
+            f"There is no model {name!r}. Did you mean {spelt[near[0]]!r}? A hub name has the form "
+            "owner/name; a folder of that name is written ./name."
+        )
 
 
 def _changes(changes: list[str]) -> dict[str, Any]:

@@ -1,38 +1,60 @@
-"""What the commands share to show: JSON, tables of scores, before and after."""
+"""What the commands share to show: JSON, tables that fit the terminal, before and after."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from easyeditor.cli.app import err
+from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.edits import Case
 
 if TYPE_CHECKING:
     from easyeditor.lm.forward.batching import TokenScores
     from easyeditor.lm.model import LM
 
-out = Console(highlight=False)
+out = Terminal()
+LONGEST_ANSWER = 24
+"""Characters of an answer that are shown beside its probability."""
+NARROWEST_TEXT = 24
+"""Columns below which a column of running text is not worth a table."""
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    write_json(document)
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    err.print(Text.assemble(("Note", "bold"), f": {visible(text)}"), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    err.print(Text.assemble(("Warning", "bold yellow"), f": {visible(text)}"), soft_wrap=True)
 
 
 @contextmanager
-def working(message: str) -> Iterator[None]:
-    """A spinner on stderr while something takes time; silent in a pipe."""
-    with err.status(message):
+def working(message: str, *, long: bool = True) -> Iterator[None]:
+    """A spinner on stderr while something takes time; in a pipe one line as it begins.
+
+    ``long``: whether it may take so long that a line in a pipe is of use.
+    """
+    if err.is_terminal:
+        unicode = (err.encoding or "").lower().startswith("utf")
+        with err.status(Text(visible(message)), spinner="dots" if unicode else "line"):
+            yield
+    else:
+        if long:
+            err.line(message)
         yield
 
 
@@ -42,24 +64,84 @@ def load_model(
     device: int | str | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
+    **more: Any,
 ) -> LM:
     """Load a model for reading."""
     with loading(name):
         from easyeditor.lm.loading import load
 
-        return load(name, device=device, dtype=dtype, quantization=quantization)
+        return load(name, device=device, dtype=dtype, quantization=quantization, **more)
 
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """A spinner, and none of the libraries' own bars."""
+    """A spinner, and none of the libraries' progress bars."""
     with working(f"loading {name} …"):
         from transformers.utils import logging as hf_logging
 
         hf_logging.disable_progress_bar()
-        # It tells once for every layer and pass that 8-bit layers read their inputs in float16.
+        # It logs for every layer and pass that 8-bit layers read their inputs in float16.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         yield
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of :func:`show`: running text is folded, everything else is printed whole."""
+
+    name: str
+    text: bool = False
+    right: bool = False
+
+
+def show(
+    title: str, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], mean: int = 0
+) -> None:
+    """Print a table, or a list where the terminal is too narrow for one.
+
+    Columns without any content are left out; the last ``mean`` rows stand below a line.
+    """
+    cells = [[Text(visible(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    used = [i for i in range(len(columns)) if not cells or any(row[i].plain for row in cells)]
+    columns, cells = [columns[i] for i in used], [[row[i] for i in used] for row in cells]
+    needed = 1
+    for i, column in enumerate(columns):
+        width = max([len(column.name), *(row[i].cell_len for row in cells)])
+        needed += 3 + (min(width, NARROWEST_TEXT) if column.text else width)
+    if needed > out.width:
+        _show_list(title, columns, cells)
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        justify = "right" if column.right else "left"
+        table.add_column(column.name, justify=justify, no_wrap=not column.text, overflow="fold")
+    for number, row in enumerate(cells):
+        if mean and number == len(cells) - mean:
+            table.add_section()
+        table.add_row(*row)
+    out.print(table)
+
+
+def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> None:
+    """Each row as its running text, then the other columns by name."""
+    out.print(Text(visible(title), style="italic"))
+    for row in rows:
+        texts = [cell for column, cell in zip(columns, row, strict=True) if column.text]
+        heads = [
+            cell
+            for column, cell in zip(columns, row, strict=True)
+            if not column.text and not column.name and cell.plain
+        ]
+        out.print(Text(": ").join([*heads, Text(" → ").join(t for t in texts if t.plain)]))
+        for column, cell in zip(columns, row, strict=True):
+            if column.name and not column.text and cell.plain:
+                out.print(Text.assemble(f"  {column.name}: ", cell))
+
+
+# -- before and after -------------------------------------------------------------------------
 
 
 def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
@@ -80,11 +162,13 @@ def snapshot(
     lm: LM, case: Case, *, max_new_tokens: int
 ) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
     """Scores and free continuations of everything :func:`asked` shows."""
+    from easyeditor.lm.inference import generate, score
+
     rows = asked(case)
     pairs = list(dict.fromkeys((p, a) for _, p, new, old in rows for a in (new, old) if a))
     prompts = list(dict.fromkeys(p for _, p, _, _ in rows))
-    scores = dict(zip(pairs, lm.score(pairs), strict=True))
-    texts = dict(zip(prompts, lm.generate(prompts, max_new_tokens), strict=True))
+    scores = dict(zip(pairs, score(lm, pairs), strict=True))
+    texts = dict(zip(prompts, generate(lm, prompts, max_new_tokens), strict=True))
     return scores, texts
 
 
@@ -96,45 +180,53 @@ def _chance(
 
 def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
     """The table's content as plain data."""
-    told = []
+    lines = []
     for kind, prompt, new, old in asked(case):
-        line: dict[str, Any] = {"kind": kind, "prompt": prompt, "new": new, "old": old}
+        line: dict[str, Any] = {"kind": kind, "prompt": str(prompt), "new": new, "old": old}
         for when, (scores, texts) in (("before", before), ("after", after)):
             line[when] = {
                 "p_new": _chance(scores, prompt, new),
                 "p_old": _chance(scores, prompt, old),
                 "continuation": texts[prompt],
             }
-        told.append(line)
-    return told
+        lines.append(line)
+    return lines
 
 
 def show_before_after(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Print the table: probabilities of the old and the new answer, then what the model writes."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("prompt", overflow="fold", ratio=1)
-    table.add_column("P(old answer)", justify="right", no_wrap=True)
-    table.add_column("P(new answer)", justify="right", no_wrap=True)
+    columns = [
+        Column(""),
+        Column("prompt", text=True),
+        Column("P(old answer)", right=True),
+        Column("P(new answer)", right=True),
+    ]
+    rows = []
     for line in lines:
         stays = line["kind"] == "neighbour"
-        table.add_row(
-            line["kind"],
-            Text(line["prompt"]),
-            _arrow(line, "old", good=stays),
-            _arrow(line, "new", good=not stays),
-        )
-    out.print(table)
-    free = Table(title="What the model writes (greedy)", title_justify="left", expand=False)
-    for name in ("prompt", "before", "after"):
-        free.add_column(name, overflow="fold")
-    for line in lines:
-        free.add_row(
-            Text(line["prompt"]),
-            Text(" ".join(line["before"]["continuation"].split())),
-            Text(" ".join(line["after"]["continuation"].split())),
-        )
-    out.print(free)
+        arrows = _arrow(line, "old", good=stays), _arrow(line, "new", good=not stays)
+        rows.append([line["kind"], line["prompt"], *arrows])
+    show(title, columns, rows)
+    texts = [
+        [
+            line["prompt"],
+            " ".join(line["before"]["continuation"].split()),
+            " ".join(line["after"]["continuation"].split()),
+        ]
+        for line in lines
+    ]
+    wide = [Column(name, text=True) for name in ("prompt", "before", "after")]
+    if out.width >= 80:
+        show("What the model writes (greedy)", wide, texts)
+        return
+    out.print(Text("What the model writes (greedy)", style="italic"))
+    for prompt, before, after in texts:
+        out.print(f"{prompt}\n  before: {before}\n  after:  {after}")
+
+
+def shortened(text: str, length: int = LONGEST_ANSWER) -> str:
+    """At most ``length`` characters, with an ellipsis where some are left out."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _arrow(line: Mapping[str, Any], which: str, *, good: bool) -> Text:
@@ -142,7 +234,8 @@ def _arrow(line: Mapping[str, Any], which: str, *, good: bool) -> Text:
     if before is None:
         return Text("")
     style = "green" if (after >= 0.5) == good else "yellow"
-    return Text.assemble(f"{line[which]} {before:.3f} → ", (f"{after:.3f}", style))
+    answer = visible(shortened(line[which]))
+    return Text.assemble(f"{answer} {before:.3f} → ", (f"{after:.3f}", style))
 
 
 def seconds_line(seconds: Mapping[str, float]) -> str:

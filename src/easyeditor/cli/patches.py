@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from easyeditor.cli import options
-from easyeditor.errors import PatchFormatError, PatchStateError, UnsupportedModelError
+from easyeditor.cli import options, output, places
+from easyeditor.cli.app import add
+from easyeditor.cli.output import Column
+from easyeditor.cli.terminal import count, visible
+from easyeditor.errors import (
+    EditError,
+    PatchFormatError,
+    PatchMismatchError,
+    PatchStateError,
+    UnsupportedModelError,
+)
 
 if TYPE_CHECKING:
     from easyeditor.patches.patch import Patch
@@ -26,26 +39,69 @@ class Format(str, Enum):
     lora = "lora"
 
 
+APPLY_EXAMPLES = "Example: easyedit apply eiffel.safetensors --out edited"
+EXPORT_EXAMPLES = r"""
+Example: easyedit export eiffel.safetensors --format lora --out adapter
+"""
+SHOW_EXAMPLES = "Example: easyedit show eiffel.safetensors"
+GENERATE_EXAMPLES = r"""
+Examples:
+
+  easyedit generate "The Eiffel Tower is located in the city of"
+
+  easyedit generate --patch eiffel.safetensors \
+    "The Eiffel Tower is located in the city of"
+
+  echo "The capital of France is" | easyedit generate -
+"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(epilog="Example: [bold]easyedit apply eiffel.safetensors --out edited[/]")(apply)
-    app.command(
-        epilog="Example: [bold]easyedit export eiffel.safetensors --format lora --out adapter[/]"
-    )(export)
-    app.command(epilog="Example: [bold]easyedit show eiffel.safetensors[/]")(show)
-    app.command(
-        epilog='Example: [bold]easyedit generate --patch a.safetensors "The Eiffel Tower is in"[/]'
-    )(generate)
+    add(app, apply, epilog=APPLY_EXAMPLES)
+    add(app, export, epilog=EXPORT_EXAMPLES)
+    add(app, show, epilog=SHOW_EXAMPLES)
+    add(app, generate, epilog=GENERATE_EXAMPLES)
 
 
 def _load(paths: list[Path]) -> list[Patch]:
     for path in paths:  # before torch is imported
-        if not path.is_file():
+        if path != places.STREAM and not os.path.isfile(path):
             raise PatchFormatError(f"No patch file {str(path)!r}.")
+    for i, path in enumerate(paths):
+        if any(path == other or _same_file(path, other) for other in paths[:i]):
+            raise PatchStateError(f"{path} is named twice; an edit is applied once.")
 
     from easyeditor.patches.files import load_patch
 
-    return [load_patch(path) for path in paths]
+    loaded = []
+    for path in paths:
+        with places.input_file(path, ".safetensors") as file:
+            loaded.append(load_patch(file))
+    return loaded
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return places.STREAM not in (path, other) and os.path.samefile(path, other)
+
+
+def _model_of(model: str | None, patches: list[Patch]) -> str:
+    """The model to load: the one that is named, else the one the patches were made for.
+
+    Raises:
+        PatchMismatchError: they were made for several models.
+    """
+    if model is None and patches:
+        names = list(dict.fromkeys(patch.info.model_name for patch in patches))
+        if names[1:]:
+            raise PatchMismatchError(
+                f"The patches were made for different models ({', '.join(names)}); name one with "
+                "--model."
+            )
+        model = names[0]
+    model = model or options.DEFAULT_MODEL
+    options.check_model(model)
+    return model
 
 
 def _weights(paths: list[Path]) -> list[WeightPatch]:
@@ -64,28 +120,19 @@ def _weights(paths: list[Path]) -> list[WeightPatch]:
     return found
 
 
-def _need_empty(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise PatchStateError(f"{folder} exists and is not an empty folder; name a new one.")
-
-
 def apply(
     patches: Annotated[list[Path], typer.Argument(help="Patch files, applied in this order.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.PatchModel = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Write an edited model that plain transformers loads."""
-    from easyeditor.cli import output
-
-    _need_empty(out)
-    twice = next((path for path in patches if patches.count(path) > 1), None)
-    if twice is not None:
-        raise PatchStateError(f"{twice} is named twice; one edit is applied once.")
+    places.check_folder(out)
     loaded = _weights(patches)
+    model = _model_of(model, [*loaded])
     lm = output.load_model(model, device=device, dtype=dtype)
 
     from easyeditor.lm.loading import save
@@ -99,17 +146,19 @@ def apply(
         )
     for patch in loaded:
         patch.apply(lm.model, force=force)
-    with output.working("writing …"):
+
+    from easyeditor.lm.memory import model_bytes
+
+    places.check_folder(out, size=model_bytes(lm))
+    with output.working(f"writing {out} …"):
         save(lm, out)
     edits = sum(len(patch.info.edits) for patch in loaded)
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
     else:
-        output.out.print(
-            f"{edits} edits of {len(loaded)} patches are in {out}. Load it with "
-            f'AutoModelForCausalLM.from_pretrained("{out}").',
-            markup=False,
-            soft_wrap=True,
+        output.out.line(
+            f"{count(edits, 'edit')} of {count(len(loaded), 'patch')} in {out}. Load it with "
+            f'AutoModelForCausalLM.from_pretrained("{out}").'
         )
 
 
@@ -123,9 +172,7 @@ def export(
     as_json: options.Json = False,
 ) -> None:
     """Write a LoRA adapter that peft loads with the same logits."""
-    from easyeditor.cli import output
-
-    _need_empty(out)
+    places.check_folder(out)
 
     from easyeditor.patches.lora import export_lora
 
@@ -134,21 +181,16 @@ def export(
         told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
         output.print_json({**told, "relative_errors": made.errors})
         return
-    output.out.print(f"LoRA adapter of rank {made.rank} in {made.folder}.", markup=False)
+    output.out.line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
     for name, error in made.errors.items():
         said = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
-        output.out.print(f"  {name}: {said}", markup=False)
+        output.out.line(f"  {name}: {said}")
 
 
 def show(
     patch: Annotated[Path, typer.Argument(help="A patch file.")], as_json: options.Json = False
 ) -> None:
     """Say what a patch does, how it was made, and for which model."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from easyeditor.cli import output
-
     loaded = _load([patch])[0]
 
     from easyeditor.patches.files import header_of
@@ -163,34 +205,36 @@ def show(
         known = {"memory": memory} if memory else {}
         output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
         return
-    output.out.print(f"{header['method']} patch for {header['model_name']}", markup=False)
-    edits = Table(title="Edits", title_justify="left")
-    for name in ("prompt", "subject", "old", "new", *(more[0] if more else ())):
-        edits.add_column(name, overflow="fold")
+    output.out.line(f"{header['method']} patch for {header['model_name']}")
+    columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
+    columns += [Column(name) for name in (more[0] if more else ())]
+    edits = []
     for i, edit in enumerate(loaded.info.edits):
-        cells = [edit.prompt.text, edit.subject, edit.ground_truth, edit.target]
-        cells += more[i].values() if more else []
-        edits.add_row(*(Text(cell or "") for cell in cells))
-    output.out.print(edits)
-    changed = Table(title="Matrices (d_in, d_out)", title_justify="left")
-    for name in ("weight", "shape", "rank", "‖Δ‖"):
-        changed.add_column(name, overflow="fold")
-    for name, info in matrices.items():
-        changed.add_row(name, str(info["shape"]), str(info["rank"]), f"{info['norm']:.4g}")
+        cells = [str(edit.prompt), edit.subject or "", edit.ground_truth or "", edit.target]
+        edits.append(cells + ([str(value) for value in more[i].values()] if more else []))
+    output.show("Edits", columns, edits)
     if matrices:
-        output.out.print(changed)
+        names = ("weight", "shape", "rank", "‖Δ‖")
+        cells = [
+            [name, str(info["shape"]), str(info["rank"]), f"{info['norm']:.4g}"]
+            for name, info in matrices.items()
+        ]
+        columns = [Column(name, text=name == "weight") for name in names]
+        output.show("Matrices (d_in, d_out)", columns, cells)
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
-    output.out.print(f"Settings: {settings}", markup=False, soft_wrap=True)
+    output.out.line(f"Settings: {settings}")
     made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
-    output.out.print(f"Made with {made}; {output.seconds_line(header['seconds'])}", markup=False)
+    output.out.line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[
+        str, typer.Argument(help="The text to continue; - reads it from standard input.")
+    ],
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.PatchModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -199,30 +243,28 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Continue a prompt; with patches, before and after side by side."""
-    from rich.table import Table
-    from rich.text import Text
+    from easyeditor.lm.inference import generate as continued
 
-    from easyeditor.cli import output
-    from easyeditor.errors import EditError
-
+    if prompt == str(places.STREAM):
+        prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
     loaded = _load(patch or [])
+    model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(model, device=device, dtype=dtype, quantization=scheme)
-    texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
+    texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:
             one.apply(lm.model, force=force)
-        texts["after"] = lm.generate([prompt], max_new_tokens)[0]
+        texts["after"] = continued(lm, [prompt], max_new_tokens)[0]
     if as_json:
         output.print_json({"prompt": prompt, "model": model, **texts})
-        return
-    if not loaded:
-        output.out.print(Text(prompt, style="dim") + Text(texts["before"]))
-        return
-    table = Table(title=Text(prompt), title_justify="left")
-    for name in texts:
-        table.add_column(name, overflow="fold", ratio=1)
-    table.add_row(*(Text(text.strip()) for text in texts.values()))
-    output.out.print(table)
+    elif loaded:
+        table = Table(title=Text(visible(prompt)), title_justify="left")
+        for name in texts:
+            table.add_column(name, overflow="fold", ratio=1)
+        table.add_row(*(text.strip() for text in texts.values()))
+        output.out.print(table)
+    else:
+        output.out.print(Text.assemble((visible(prompt), "dim"), visible(texts["before"])))

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from easyeditor.cli import options
-from easyeditor.cli.app import DONE
+from easyeditor.cli import options, output, places
+from easyeditor.cli.app import DONE, add
+from easyeditor.cli.terminal import count, quoted
 
 if TYPE_CHECKING:
     from easyeditor.edits import Case
     from easyeditor.train.trainer import TrainingResult
 
-EXAMPLES = """
+EXAMPLES = r"""
 Examples:
 
-  easyedit train --method mend --data zsre_mend_train.json --val zsre_mend_eval.json --model gpt2-xl
+  easyedit train --method mend --data zsre_mend_train.json \
+    --val zsre_mend_eval.json --model gpt2-xl
 
-  easyedit train --method mend --data zsre.json --set max_iters=400 --set val_interval=100 --json
+  easyedit train --method mend --data zsre.json \
+    --set max_iters=400 --set val_interval=100 --json
 
   easyedit train --method mend --data zsre.json --resume
 
@@ -31,7 +34,7 @@ Exit codes: 0 done, 2 bad input.
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=EXAMPLES.replace("\n", "\n\n").replace("\n\n\n\n", "\n\n"))(train)
+    add(app, train, epilog=EXAMPLES)
 
 
 def train(
@@ -46,7 +49,7 @@ def train(
     share: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="The share that is held out without --val.")
     ] = 0.1,
-    method: options.Method = "MEND",
+    method: options.LearningMethod = "MEND",
     model: options.MaybeModel = None,
     hparams: options.Hparams = None,
     set_: options.Settings = None,
@@ -62,18 +65,17 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train what a method learns; prints where the archive is and how to edit with it."""
+    if out is not None:
+        places.check_folder(out, empty=False)
+
     from easyeditor.methods.learning import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
-    if device is not None:
-        settings = settings.replace(device=device)
-    if dtype is not None:
-        settings = settings.replace(dtype=dtype, fp16=False)
+    settings = options.loaded_as(settings, device=device, dtype=dtype)
     if out is not None:
         settings = settings.replace(results_dir=str(out))
     learn, held_out = _cases(data, val, share, settings.seed)
 
-    from easyeditor.cli import output
     from easyeditor.train.trainer import EditTrainer
 
     trainer = EditTrainer(settings, learn, held_out)
@@ -108,9 +110,8 @@ def _cases(data: Path, val: Path | None, share: float, seed: int) -> tuple[list[
 def _show(
     method: str, model: str, learnt: int, held_out: int, result: TrainingResult, as_json: bool
 ) -> None:
-    from easyeditor.cli import output
-
-    use = f"easyedit edit --method {method.lower()} --model {model} --set archive={result.path}"
+    archive = quoted(f"archive={result.path}")
+    use = f"easyedit edit --method {method.lower()} --model {quoted(model)} --set {archive}"
     if as_json:
         document = {
             "method": method,
@@ -126,18 +127,12 @@ def _show(
         }
         output.print_json(document)
         return
-    from rich.table import Table
-
-    table = Table(title=f"{held_out} held-out cases", title_justify="left")
-    for name in result.metrics:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{value:.3f}" for value in result.metrics.values()))
-    output.out.print(table)
+    columns = [output.Column(name, right=True) for name in result.metrics]
+    numbers = [f"{value:.3f}" for value in result.metrics.values()]
+    output.show(f"{count(held_out, 'held-out case')}", columns, [numbers])
     where = f"Archive: {result.path}\nLog:     {result.log}\n"
     where += f"Curve:   {result.curve}\n" if result.curve else ""
-    output.out.print(
-        f"{result.steps} steps in {result.seconds:.0f} s on {learnt} cases.\n{where}"
-        f"Use it:  {use} --prompt … --target …",
-        markup=False,
-        soft_wrap=True,
+    output.out.line(
+        f"{count(result.steps, 'step')} in {result.seconds:.0f} s on {count(learnt, 'case')}.\n"
+        f"{where}Use it:  {use} --prompt … --target …"
     )

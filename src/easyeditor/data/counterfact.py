@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -105,7 +105,7 @@ class CounterFactDataset(CaseDataset):
             prompts = record.texts("attribute_prompts")
             return tuple(join(prompt, edit.target.strip()) + "." for prompt in prompts)
         target = rewrite.object("target_new").text("id")
-        return self._snippets.info(rewrite.text("relation_id"), target)
+        return self._snippets.samples(rewrite.text("relation_id"), target)
 
 
 class Snippets:
@@ -122,21 +122,14 @@ class Snippets:
     def _texts(self) -> dict[tuple[str, str], tuple[str, ...]]:
         texts: dict[tuple[str, str], list[str]] = {}
         for record in self._records:
-            entry = Fields(record.value, record.place)
-            if "relation_id" in entry:
-                found = [(entry.text("relation_id"), entry.text("target_id"), "samples", entry)]
-            else:
-                found = [
-                    (relation, target, target, entry.object(relation))
-                    for relation in entry.raw
-                    for target in entry.object(relation).raw
-                ]
-            for relation, target, name, holder in found:
-                samples = [sample.text("text") for sample in holder.objects(name)]
-                texts.setdefault((relation, target), []).extend(samples)
-        return {key: tuple(found) for key, found in texts.items()}
+            try:
+                for key, sample in _samples(Fields(record.value)):
+                    texts.setdefault(key, []).append(sample)
+            except DataError as error:
+                raise DataError(f"{self._records.place(record)}: {error}") from None
+        return {key: tuple(samples) for key, samples in texts.items()}
 
-    def info(self, relation: str, target: str) -> tuple[str, ...]:
+    def samples(self, relation: str, target: str) -> tuple[str, ...]:
         """The texts of one relation and target; empty where there are none.
 
         Raises:
@@ -148,18 +141,39 @@ class Snippets:
             raise DataError(f"snippets {self._records.file}: {error}") from None
 
 
+def _samples(entry: Fields) -> Iterator[tuple[tuple[str, str], str]]:
+    """``(relation, target), text`` for every text of one entry, in either form of the file."""
+    if "relation_id" in entry:
+        lists = [(entry.text("relation_id"), entry.text("target_id"), entry, "samples")]
+    else:
+        lists = [
+            (relation, target, entry.object(relation), target)
+            for relation in entry.raw
+            for target in entry.object(relation).raw
+        ]
+    for relation, target, holder, name in lists:
+        for sample in holder.objects(name):
+            yield (relation, target), sample.text("text")
+
+
 def rewrite_of(rewrite: Fields) -> Edit:
-    """A ``requested_rewrite`` as an edit: the prompt's ``{}`` is the subject.
+    """A ``requested_rewrite`` as an edit: the prompt's ``{}`` is replaced by the subject.
+
+    The targets are ROME's objects ``{"str", "id"}`` or plain text; the true answer is called
+    ``target_true`` or ``ground_truth``.
 
     Raises:
-        DataError: a field is missing, or the prompt has no ``{}``.
+        DataError: a field is missing, or the prompt has neither ``{}`` nor the subject.
     """
     template, subject = rewrite.text("prompt"), rewrite.text("subject")
+    prompt, written = template.replace("{}", subject), subject or None
     if "{}" not in template:
-        raise DataError(
-            f"{rewrite.path('prompt')} must hold {{}} where the subject goes, as in 'The mother "
-            f"tongue of {{}} is'; it reads {template!r}."
-        )
-    prompt = template.replace("{}", subject)
-    truth = rewrite.object("target_true").maybe("str") if "target_true" in rewrite else None
-    return Edit(prompt, rewrite.object("target_new").text("str"), subject or None, truth)
+        written = as_written(subject, template)
+        if written is None:
+            raise DataError(
+                f"{rewrite.path('prompt')} must hold {{}} where the subject goes, as in 'The "
+                f"mother tongue of {{}} is'; it reads {template!r}."
+            )
+    truths = [rewrite.target(name) for name in ("target_true", "ground_truth") if name in rewrite]
+    truth = truths[0] if truths and truths[0].strip() else None
+    return Edit(prompt, rewrite.target("target_new"), written, truth)

@@ -1,4 +1,4 @@
-"""What all datasets are: a sequence of cases, read from a file when they are reached."""
+"""A file of edits as a sequence of cases: the base class of every kind of dataset."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, ClassVar, overload
 from easyeditor.data.fields import Fields, kind_of
 from easyeditor.data.records import Record, Records
 from easyeditor.edits import Case
-from easyeditor.errors import DataError, EasyEditError
+from easyeditor.errors import DataError, EasyEditError, SubjectRequiredError
 
 
 class CaseDataset(Sequence[Case]):
     """A file as a sequence of cases.
 
-    Making one only opens the file. A record is read and checked when it is reached, each time it
-    is reached; the trap is that a mistake far down shows only there, and that ``len()`` walks the
-    file. A subclass says how one record becomes one case.
+    Making one only opens the file; the first access reads it. A record is checked when it is
+    reached, each time it is reached; the trap is that a wrong field far down shows only there. A
+    subclass says how one record becomes one case.
 
     Args:
-        path: the file: JSON, JSONL or CSV.
+        path: the file: JSON, JSONL, CSV or TSV.
         size: use only the first so many records; all by default.
         config: kept as an attribute for trainers that pass their settings; not used here.
 
@@ -69,12 +69,8 @@ class CaseDataset(Sequence[Case]):
         """
 
     def __len__(self) -> int:
-        if self.size is not None and self._records.has(self.size - 1):
-            return self.size
-        return len(self._records)
-
-    def _has(self, index: int) -> bool:
-        return (self.size is None or index < self.size) and self._records.has(index)
+        count = len(self._records)
+        return count if self.size is None else min(count, self.size)
 
     @overload
     def __getitem__(self, index: int) -> Case: ...
@@ -82,27 +78,41 @@ class CaseDataset(Sequence[Case]):
     def __getitem__(self, index: slice) -> list[Case]: ...
     def __getitem__(self, index: int | slice) -> Case | list[Case]:
         if isinstance(index, slice):
-            ahead = index.stop is not None and index.stop > 0 and (index.start or 0) >= 0
-            # ds[:5] need not walk the whole file to know where it ends.
-            n = index.stop if ahead and self._has(index.stop - 1) else len(self)
-            return [self[i] for i in range(*index.indices(n))]
+            return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        if index < 0 or not self._has(index):
+        if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: there are {len(self)} cases, counted from 0.")
         record = self._records[index]
         try:
             return self.case(Fields(record.value), index)
         except EasyEditError as error:
-            raise DataError(f"{self.path}, {record.place}{_named(record)}: {error}") from None
+            raise DataError(f"{self.path}, {self._place(record)}: {error}") from None
+
+    def place(self, index: int) -> str:
+        """Where a case stands in the file, e.g. ``line 7, record 2 (case 12)``, for messages."""
+        return self._place(self._records[index])
+
+    def require_subjects(self) -> None:
+        """Check that every edit names its subject, as methods that locate facts by it need.
+
+        Raises:
+            SubjectRequiredError: the first case without one; names the file and the line.
+        """
+        for index, case in enumerate(self):
+            if any(edit.subject is None for edit in case.edits):
+                raise SubjectRequiredError(
+                    f"{self.path}, {self.place(index)}: the edit {case.edit.prompt!r} names no "
+                    "subject that its prompt writes, and the method finds facts by their subject. "
+                    "Add the field subject, or use a method that needs none."
+                )
+
+    def _place(self, record: Record) -> str:
+        given = case_id(record.value) if isinstance(record.value, Mapping) else None
+        return self._records.place(record) + (f" (case {given})" if given else "")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
-
-
-def _named(record: Record) -> str:
-    given = case_id(record.value) if isinstance(record.value, Mapping) else None
-    return f" (case {given})" if given else ""
 
 
 def case_id(record: Mapping[str, Any], index: int | None = None) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
-from easyeditor.data.fields import Fields, kind_of
+from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError, did_you_mean
 
@@ -18,6 +18,7 @@ EDIT_FIELDS = {
     "target": "target",
     "subject": "subject",
     "ground_truth": "ground_truth",
+    "target_true": "ground_truth",  # ROME's name
     "rejected": "rejected",
     "target_neg": "rejected",
 }
@@ -35,8 +36,9 @@ FIELDS = {
     "generation_prompts": "generation",
     "references": "references",
     "also": "also",
-    # Said about a record, for the people who read the file; not used.
+    # Notes for the people who read the file; not used.
     "relation": "relation",
+    "relation_id": "relation",
     "known": "known",
 }
 ARROW = "=>"
@@ -52,7 +54,9 @@ class EditsDataset(CaseDataset):
     the notes ``relation`` and ``known``, which are not used. Locality and portability are a list
     of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or such lists by name, or
     ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for ``editor.edit``. An ``answer`` that
-    is a list holds all accepted answers, the scored one first.
+    is a list holds all accepted answers, the scored one first, as does a ``ground_truth``. ROME's
+    way to write an edit is read too: ``"{} plays the sport of"`` with the subject beside it,
+    ``target_new`` and ``target_true`` as ``{"str": …}``.
 
     Raises:
         DataError: as every dataset; also for a field nobody knows, and for a subject that the
@@ -121,13 +125,16 @@ def _known(record: Fields, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _edit(known: Mapping[str, Any]) -> Edit:
-    return Edit(
-        known["prompt"],
-        known["target"],
-        known.get("subject"),
-        known.get("ground_truth"),
-        known.get("rejected"),
-    )
+    prompt, target, subject = known["prompt"], known["target"], known.get("subject")
+    truth = known.get("ground_truth")
+    texts = isinstance(prompt, str) and isinstance(subject, str) and subject.strip()
+    if texts and as_written(subject, prompt) is None:
+        prompt = prompt.replace("{}", subject)  # ROME's records leave a gap for the subject
+    if isinstance(target, Mapping):
+        target = first_text("target_new", target)
+    if isinstance(truth, (list, Mapping)):
+        truth = first_text("ground_truth", truth)
+    return Edit(prompt, target, subject, truth or None, known.get("rejected"))
 
 
 def parse_arrow(text: str, kind: str) -> Probe:

@@ -1,4 +1,4 @@
-"""One record, read by name and kind; what is missing or of the wrong kind is told by its path."""
+"""The fields of a record by name and type; errors name a field by its path in the record."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ class Fields:
         for name in names:
             if self.raw.get(name) is not None:
                 return self.path(name), self.raw[name]
-        told = " or ".join(self.path(name) for name in names)
-        has = ", ".join(map(str, self.raw)) or "nothing"
-        raise DataError(f"{told} missing; there is {has}.{did_you_mean(names[0], self.raw)}")
+        wanted = " or ".join(self.path(name) for name in names)
+        present = ", ".join(map(str, self.raw)) or "nothing"
+        raise DataError(
+            f"{wanted} missing; there is {present}.{did_you_mean(names[0], map(str, self.raw))}"
+        )
 
     def text(self, *names: str) -> str:
         """A text; given several names, the first that is there."""
@@ -52,8 +54,13 @@ class Fields:
         """A text, or None where the field is absent, null or blank."""
         if all(self.raw.get(name) is None for name in names):
             return None
-        found = self.text(*names)
-        return found if found.strip() else None
+        text = self.text(*names)
+        return text if text.strip() else None
+
+    def target(self, name: str) -> str:
+        """A text, also as ROME's ``{"str": text, "id": …}``, or the first of a list of texts."""
+        path, value = self.get(name)
+        return first_text(path, value)
 
     def texts(self, name: str) -> list[str]:
         """A list of texts (one text counts as one); empty where the field is absent."""
@@ -89,6 +96,22 @@ class Fields:
         """
         path, value = self.get(name)
         return tuple(dict.fromkeys(text for text in _flat(path, value) if text.strip()))
+
+
+def first_text(path: str, value: Any) -> str:
+    """The text of a target or ground truth: text, ``{"str": text}``, or the first of a list.
+
+    Raises:
+        DataError: it is none of these, or the list holds no text; ``path`` names it.
+    """
+    if isinstance(value, list) and value:
+        answers = [text for text in _flat(path, value) if text.strip()]
+        return answers[0] if answers else ""
+    if isinstance(value, Mapping) and "str" in value:
+        path, value = f"{path}.str", value["str"]
+    if not isinstance(value, str):
+        raise DataError(f"{path} must be text, or an object with 'str', not {kind_of(value)}.")
+    return value
 
 
 def _flat(path: str, value: Any) -> list[str]:

@@ -151,9 +151,8 @@ class KnowEditDataset(CaseDataset):
         edit = Edit(prompt, wanted[0], entity, others[0].strip() if others else None)
         probes = [Probe(text.format(entity), (wanted[0],), "rephrase") for text in ASKED_ELSE]
         beside = index - 1 if index else 1
-        if self._records.has(beside):
-            place, value = self._records[beside]
-            other = Fields(value, f"[{place}]")
+        if beside < len(self._records):
+            other = Fields(self._records[beside].value, f"[record {beside + 1}]")
             answers = tuple(text.strip() for text in other.answers(self._other))
             question = ASKED.format(other.text("ent").strip())
             probes += probe("locality/other_topic", question, answers[:1])
@@ -165,10 +164,10 @@ class KnowEditDataset(CaseDataset):
         subject = as_written(record.maybe("subject"), prompt)
         edit = Edit(prompt, target, subject, truths[0] if truths else None)
         probes: list[Probe] = []
-        for place, value in self._records.aside()[index :: len(self._records)]:
-            kept = Fields(value, f"[{place}]")
+        for other in self._records.aside()[index :: len(self._records)]:
+            retained = Fields(other.value, f"[record {other.number} of {other.section!r}]")
             probes += probe(
-                "locality/retained", kept.text("question"), kept.answers("ground_truth")
+                "locality/retained", retained.text("question"), retained.answers("ground_truth")
             )
         return edit, probes, (), ()
 

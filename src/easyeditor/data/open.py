@@ -75,7 +75,7 @@ def recognise(path: str | os.PathLike[str]) -> type[CaseDataset]:
     first = records[0]
     if not isinstance(first.value, Mapping):
         raise DataError(
-            f"{records.file}, {first.place}: a record must hold named fields, not "
+            f"{records.file}, {records.place(first)}: a record must hold named fields, not "
             f"{kind_of(first.value)}."
         )
     kinds: list[type[CaseDataset]] = [DATASETS.get(name) for name in DATASETS]
@@ -86,7 +86,7 @@ def recognise(path: str | os.PathLike[str]) -> type[CaseDataset]:
     if kinds[-1].recognises(first.value):
         return kinds[-1]
     raise DataError(
-        f"{records.file}, {first.place}: no kind of dataset has the fields "
+        f"{records.file}, {records.place(first)}: no kind of dataset has the fields "
         f"{', '.join(map(str, first.value)) or '(none)'}. Known: {', '.join(DATASETS)} (easyedit "
         "data ls); a plain record has prompt and target_new."
     )
@@ -94,10 +94,10 @@ def recognise(path: str | os.PathLike[str]) -> type[CaseDataset]:
 
 def _values(records: Records) -> list[Mapping[str, Any]]:
     """Several records, as the first of some files fits more than one kind."""
-    found: list[Mapping[str, Any]] = []
-    with suppress(DataError):  # told when the record is reached
-        found.extend(r.value for r in islice(records, LOOKED_AT) if isinstance(r.value, Mapping))
-    return found
+    values: list[Mapping[str, Any]] = []
+    with suppress(DataError):  # raised again when the record is reached
+        values.extend(r.value for r in islice(records, LOOKED_AT) if isinstance(r.value, Mapping))
+    return values
 
 
 def describe(dataset: CaseDataset, examples: int = 2) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A file of records, JSON, JSONL or CSV: each is read when it is reached, and knows its line.
+"""The records of a JSON, JSONL, CSV or TSV file, and the line each stands on.
 
-Every file of edits goes through here, so every mistake is told the same way: the file, the line,
+Every file of edits is read here, so every mistake is reported in the same way: the file, the line,
 what was found, what is allowed.
 """
 
@@ -11,40 +11,46 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Generator, Iterator
-from functools import partial
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from easyeditor.errors import DataError
 
-SUFFIXES = (".json", ".jsonl", ".csv")
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+DELIMITERS = ",;\t"
+"""Between the cells of a table; the one the header has most of. Spreadsheets write all three."""
+BETWEEN = re.compile(r"[\s,:]*")  # what stands between the values of valid JSON
+NESTED = "lists nested too deeply to be read"
 
 
 class Record(NamedTuple):
-    """One record: where it stands in the file, and what was read there."""
+    """One record; :meth:`Records.place` says where it stands.
 
-    place: str
+    Attributes:
+        value: what was read there.
+        number: its number in its list, from 1.
+        line: the line it stands on, from 1; 0 where only :meth:`Records.place` knows (JSON).
+        section: the name of its list, in a JSON object of lists.
+    """
+
     value: Any
-
-
-class _Entry(NamedTuple):
-    place: str
-    section: str | None
-    read: Callable[[], Any]
+    number: int
+    line: int = 0
+    section: str | None = None
 
 
 class Records:
-    """The records of one file.
+    """The records of one file, read when the first one is asked for.
 
-    Making one checks that the file is there, can be opened and has a known suffix; the trap is that
-    anything else is told when it is reached. Text is UTF-8, with or without a byte order mark.
+    Making one checks only that the file is there, can be opened and has a known suffix. The lines
+    of a JSONL file are parsed one by one, as they are reached; any other file is parsed as a whole.
+    Text is UTF-8, with or without a byte order mark.
 
     Args:
         path: a ``.json`` file with a list of records, a ``.jsonl`` file with one per line, or a
-            ``.csv`` file with one per row below a header.
+            ``.csv`` or ``.tsv`` file with one per row below a header, its cells separated by
+            commas, semicolons or tabs.
         single: a JSON file may also hold one record without a list.
         sections: a JSON file may also hold an object of lists; the lists of these names hold the
             records, all others what :meth:`aside` gives.
@@ -59,226 +65,188 @@ class Records:
         if not isinstance(path, (str, os.PathLike)):
             raise DataError(f"The path of a file of edits must be text, not {path!r}.")
         self.file = Path(path)
-        if not self.file.is_file():
-            raise DataError(
-                f"No file of edits {str(path)!r}. Datasets known by name: easyedit data ls"
-            )
+        try:
+            if not self.file.is_file():
+                raise DataError(
+                    f"No file of edits {str(path)!r}. Datasets known by name: easyedit data ls"
+                )
+            self.file.open("rb").close()
+        except (OSError, ValueError) as error:  # not allowed; a NUL in the name, or too long a one
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{str(path)!r:.200} cannot be opened: {reason}.") from None
         self._suffix = self.file.suffix.lower()
         if self._suffix not in SUFFIXES:
             raise DataError(
-                f"{self.file}: edits are read from .json, .jsonl or .csv, not {self._suffix!r}."
+                f"{self.file}: edits are read from {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, "
+                f"not {self._suffix!r}."
             )
-        try:
-            self.file.open("rb").close()
-        except OSError as error:
-            raise DataError(f"{self.file} cannot be opened: {error.strerror}.") from None
         self._single, self._sections = single, sections
-        self._walk: Iterator[_Entry] | None = None
-        self._found: list[_Entry] = []
-        self._aside: list[_Entry] = []
-        self._ended = False
-        self._broken: str | None = None
+        self._text = ""
+        self._main: list[Record] = []
+        self._aside: list[Record] = []
 
-    def has(self, index: int) -> bool:
-        """Whether there is a record ``index``; walks no further than to it.
+    def __len__(self) -> int:
+        return len(self._read())
 
-        Raises:
-            DataError: the file holds no records, or cannot be read up to this one.
-        """
-        if self._walk is None:
-            self._walk = self._entries()
-        while len(self._found) <= index and not self._ended:
-            if self._broken:
-                raise DataError(self._broken)
-            try:
-                entry = next(self._walk)
-            except StopIteration:
-                self._ended = True
-            except DataError as error:
-                # A generator that raised would say next time that the file ended here.
-                self._broken = str(error)
-                raise
-            else:
-                main = entry.section is None or entry.section in self._sections
-                (self._found if main else self._aside).append(entry)
-        if not self._found:
-            names = ", ".join(dict.fromkeys(repr(entry.section) for entry in self._aside))
+    def __getitem__(self, index: int) -> Record:
+        records = self._read()
+        if not 0 <= index < len(records):
+            raise IndexError(f"{self.file} has {len(self)} records; there is no record {index}.")
+        record = records[index]
+        if self._suffix == ".jsonl":
+            return record._replace(value=_parsed_line(self.file, record))
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def aside(self) -> list[Record]:
+        """What a file of sections holds beside its records."""
+        self._read()
+        return self._aside
+
+    def place(self, record: Record) -> str:
+        """Where a record stands, e.g. ``line 7, record 2 of 'success'``; scans a JSON file."""
+        if record.line:
+            return f"line {record.line}"
+        line = self._text.count("\n", 0, _start_of(self._text, record)) + 1
+        section = f" of {record.section!r}" if record.section is not None else ""
+        return f"line {line}, record {record.number}{section}"
+
+    def _read(self) -> list[Record]:
+        if self._main:
+            return self._main
+        try:
+            # newline="": a carriage return inside a cell of a table is part of the cell.
+            with self.file.open(encoding="utf-8-sig", newline="") as opened:
+                self._text = opened.read()
+        except (UnicodeDecodeError, OSError) as error:
+            raise DataError(
+                f"{self.file} cannot be read as UTF-8 text: {error}. Save it as UTF-8."
+            ) from None
+        if self._suffix == ".json":
+            records = list(self._json())
+        elif self._suffix == ".jsonl":
+            # split("\n"), not splitlines(): U+2028 inside a string is not the end of a record.
+            lines = enumerate(self._text.split("\n"), 1)
+            records = [Record(text, line, line) for line, text in lines if text.strip()]
+        else:
+            records = list(_rows(self.file, self._text, self._suffix))
+        named = {record.section for record in records} - {None, *self._sections}
+        self._aside = [record for record in records if record.section in named]
+        self._main = [record for record in records if record.section not in named]
+        if not self._main:
+            names = ", ".join(map(repr, dict.fromkeys(r.section for r in self._aside)))
             wanted = " or ".join(map(repr, self._sections))
             raise DataError(
                 f"{self.file} holds no edits"
                 + (f": the lists in it are {names}, the edits stand in {wanted}." if names else ".")
             )
-        return index < len(self._found)
+        return self._main
 
-    def __getitem__(self, index: int) -> Record:
-        if index < 0 or not self.has(index):
-            raise IndexError(f"{self.file} has {len(self)} records; there is no record {index}.")
-        entry = self._found[index]
-        return Record(entry.place, entry.read())
-
-    def __iter__(self) -> Iterator[Record]:
-        index = 0
-        while self.has(index):
-            yield self[index]
-            index += 1
-
-    def __len__(self) -> int:
-        while self.has(len(self._found)):
-            pass
-        return len(self._found)
-
-    def aside(self) -> list[Record]:
-        """What a file of sections holds beside its records; walks the whole file."""
-        len(self)
-        return [Record(entry.place, entry.read()) for entry in self._aside]
-
-    def _entries(self) -> Iterator[_Entry]:
-        try:
-            # newline="": a carriage return inside a CSV cell is part of the cell.
-            with self.file.open(encoding="utf-8-sig", newline="") as opened:
-                text = opened.read()
-        except (UnicodeDecodeError, OSError) as error:
-            raise DataError(f"{self.file} cannot be read as UTF-8 text: {error}.") from None
-        if self._suffix == ".csv":
-            yield from _csv(self.file, text)
-        elif self._suffix == ".jsonl":
-            # split("\n"), not splitlines(): U+2028 inside a string is not the end of a record.
-            for line, part in enumerate(text.split("\n"), 1):
-                if part.strip():
-                    yield _Entry(f"line {line}", None, partial(_loads, self.file, part, line))
-        else:
-            yield from self._json(text)
-
-    def _json(self, text: str) -> Iterator[_Entry]:
-        at = _space(text, 0)
-        opening = text[at : at + 1]
-        if not opening:
+    def _json(self) -> Iterator[Record]:
+        if not self._text.strip():
             raise DataError(
                 f"{self.file}, line 1: the file is empty; it must hold a list of records, "
                 '[{"prompt": …}, …].'
             )
-        if opening == "[":
-            at = yield from _items(self.file, text, at, None)
-        elif opening == "{" and self._sections:
-            at = yield from _lists(self.file, text, at)
+        value = _parsed(self.file, self._text)
+        if isinstance(value, list):
+            yield from (Record(item, i) for i, item in enumerate(value, 1))
+        elif isinstance(value, dict) and self._sections:
+            for name, items in value.items():
+                if not isinstance(items, list):
+                    raise DataError(
+                        f"{self.file}: {name!r} must hold a list of records, not {items!r:.40}."
+                    )
+                yield from (Record(item, i, section=name) for i, item in enumerate(items, 1))
         elif self._single:
-            line = text.count("\n", 0, at) + 1
-            start = at
-            at = _decode(self.file, text, start)[1]
-            read = partial(_value, self.file, text, start)
-            yield _Entry(f"line {line}, record 1", None, read)
+            yield Record(value, 1)
         else:
-            value = _decode(self.file, text, at)[0]
             told = f"an object with {_keys(value)}" if isinstance(value, dict) else f"{value!r:.40}"
             raise DataError(
                 f"{self.file}, line 1: the file holds {told} where a list of records is expected; "
                 "put the records between [ and ]."
             )
-        at = _space(text, at)
-        if at < len(text):
-            raise DataError(f"{self.file}, {_at(text, at)}: more text after the end of the list.")
 
 
-def _csv(file: Path, text: str) -> Iterator[_Entry]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _parsed(file: Path, text: str) -> Any:
+    """The value of a whole JSON file."""
     try:
-        for row in reader:
-            place = f"line {reader.line_num}"
-            yield _Entry(place, None, partial(_row, file, place, row))
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num + 1}: {error}.") from None
-
-
-def _row(file: Path, place: str, row: dict[Any, Any]) -> dict[str, str]:
-    if None in row:
-        raise DataError(f"{file}, {place}: more cells than columns.")
-    return {key: value for key, value in row.items() if value not in (None, "")}
-
-
-def _items(file: Path, text: str, at: int, section: str | None) -> Generator[_Entry, None, int]:
-    """The entries of the list that opens at ``at``; returns where it ends."""
-    line, counted, number = 1, 0, 0
-    at = _space(text, at + 1)
-    if text[at : at + 1] == "]":
-        return at + 1
-    while True:
-        start, (_, at) = at, _decode(file, text, at)
-        line, counted = line + text.count("\n", counted, start), start
-        number += 1
-        place = f"line {line}, record {number}"
-        if section is not None:
-            place += f" of {section!r}"
-        yield _Entry(place, section, partial(_value, file, text, start))
-        at = _space(text, at)
-        if text[at : at + 1] == "]":
-            return at + 1
-        _expect(file, text, at, ",", f"after record {number}")
-        at = _space(text, at + 1)
-
-
-def _lists(file: Path, text: str, at: int) -> Generator[_Entry, None, int]:
-    """The entries of an object of lists."""
-    at = _space(text, at + 1)
-    while True:
-        _expect(file, text, at, '"', "before the name of a list")
-        name, at = _decode(file, text, at)
-        at = _space(text, at)
-        _expect(file, text, at, ":", f"after {name!r}")
-        at = _space(text, at + 1)
-        _expect(file, text, at, "[", f"as the start of {name!r}, a list of records")
-        at = yield from _items(file, text, at, name)
-        at = _space(text, at)
-        if text[at : at + 1] == "}":
-            return at + 1
-        _expect(file, text, at, ",", f"after the list {name!r}")
-        at = _space(text, at + 1)
-
-
-def _space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
-
-
-def _expect(file: Path, text: str, at: int, sign: str, where: str) -> None:
-    if text[at : at + 1] == sign:
-        return
-    if at >= len(text):
-        raise DataError(
-            f"{file}, {_at(text, at)}: the file is cut off ({sign!r} expected {where}); fetch or "
-            "write it again."
-        )
-    raise DataError(
-        f"{file}, {_at(text, at)}: not JSON ({sign!r} expected {where}, not {text[at]!r})."
-    )
-
-
-def _at(text: str, at: int) -> str:
-    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
-
-
-def _decode(file: Path, text: str, at: int, line: int = 1) -> tuple[Any, int]:
-    try:
-        return _DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno + line - 1}, column {error.colno}"
-        raise DataError(f"{file}, {place}: not JSON ({error.msg}).") from None
+        return json.loads(text)
     except RecursionError:
-        raise DataError(f"{file}, line {line}: lists nested too deeply to be read.") from None
+        raise DataError(f"{file}, line 1: {NESTED}.") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            why = "more text after the end of the list"
+            if error.pos and "\n" in text[: error.pos] and text[error.pos] in "{[":
+                why += "; a file with one record per line is named .jsonl"
+        elif error.pos >= len(text.rstrip()):
+            why = f"the file is cut off ({error.msg}); fetch or write it again"
+        else:
+            why = f"not JSON ({error.msg})"
+        raise DataError(f"{file}, line {error.lineno}, column {error.colno}: {why}.") from None
 
 
-def _value(file: Path, text: str, at: int) -> Any:
-    return _decode(file, text, at)[0]
+def _parsed_line(file: Path, record: Record) -> Any:
+    """The value of one line of a JSONL file."""
+    try:
+        return json.loads(record.value)
+    except RecursionError:
+        raise DataError(f"{file}, line {record.line}: {NESTED}.") from None
+    except json.JSONDecodeError as error:
+        why = f"not JSON ({error.msg})"
+        if error.msg == "Extra data":
+            why = "more text after the record; JSONL holds one record per line"
+        raise DataError(f"{file}, line {record.line}, column {error.colno}: {why}.") from None
 
 
-def _loads(file: Path, text: str, line: int) -> Any:
-    value, at = _decode(file, text, _space(text, 0), line)
-    at = _space(text, at)
-    if at < len(text):
-        raise DataError(
-            f"{file}, line {line}, column {at + 1}: more text after the record; JSONL holds one "
-            "record per line."
-        )
-    return value
+def _start_of(text: str, record: Record) -> int:
+    """Where a record begins in the text of a valid JSON file, in characters."""
+    decode = json.JSONDecoder().raw_decode
+
+    def after(position: int) -> int:
+        found = BETWEEN.match(text, position)
+        return found.end() if found else position
+
+    at = after(0)
+    if text[at] == "[" or record.section is not None:
+        at = after(at + 1)
+    if record.section is not None:
+        name, end = decode(text, at)
+        while name != record.section:
+            name, end = decode(text, after(decode(text, after(end))[1]))
+        at = after(after(end) + 1)
+    for _ in range(record.number - 1):
+        at = after(decode(text, at)[1])
+    return at
+
+
+def _rows(file: Path, text: str, suffix: str) -> Iterator[Record]:
+    """The rows of a table below its header; empty cells and columns without a name are left out."""
+    skipped = 0
+    header, _, rest = text.partition("\n")
+    if header.lower().startswith("sep="):  # a spreadsheet's way to name the delimiter
+        skipped, text = 1, rest
+        delimiter = header[4:5]
+    else:
+        delimiter = max(DELIMITERS, key=header.count)
+        if suffix == ".tsv" and "\t" in header:
+            delimiter = "\t"
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    try:
+        for number, row in enumerate(reader, 1):
+            line = reader.line_num + skipped
+            if None in row:
+                raise DataError(
+                    f"{file}, line {line}: more cells than columns (separated by {delimiter!r})."
+                )
+            cells = {name.strip(): cell for name, cell in row.items() if cell not in (None, "")}
+            cells.pop("", None)
+            yield Record(cells, number, line)
+    except csv.Error as error:
+        line = reader.line_num + 1 + skipped
+        raise DataError(f"{file}, line {line}: {error}.") from None
 
 
 def _keys(value: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.data.edits_file import ARROW, HOP, NEAR
-from easyeditor.data.records import SUFFIXES
 from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError
 from easyeditor.files import written_whole
 
+SUFFIXES = (".json", ".jsonl", ".csv")
 COLUMNS = (
     "case_id",
     "prompt",

@@ -13,9 +13,10 @@ from easyeditor.edits import Case, Edit, Probe
 class ZsreDataset(CaseDataset):
     """ZsRE (Levy et al. 2017), in the records of MEND (Mitchell et al. 2022) and EasyEdit.
 
-    ``src`` is edited to ``alt``; ``answers[0]`` is the ground truth; ``rephrase`` is the rephrase
-    probe; ``loc`` (as it is written, "nq question: …") with ``loc_ans`` is
-    ``locality/neighborhood``; ``portability``, where there is one, is ``portability/one_hop``.
+    ``src`` is edited to ``alt``; ``answers[0]``, where there are answers, is the ground truth;
+    ``rephrase`` is the rephrase probe; ``loc`` (as it is written, "nq question: …") with
+    ``loc_ans`` is ``locality/neighborhood``; ``portability``, where there is one, is
+    ``portability/one_hop``.
     KnowEdit's ZsRE has other records: that is ``KnowEditDataset``.
 
     The trap: a few records have an empty ``alt``. They ask for no change, and are read as the edit
@@ -34,7 +35,7 @@ class ZsreDataset(CaseDataset):
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""
         prompt, target = record.text("src"), record.text("alt")
-        truths = record.answers("answers")
+        truths = record.answers("answers") if "answers" in record else ()
         if not target.strip() and truths:
             target = truths[0]
         subject = as_written(record.maybe("subject"), prompt)

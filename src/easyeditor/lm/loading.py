@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from easyeditor.errors import EasyEditError, MissingExtraError, ModelLoadError, did_you_mean
+from easyeditor.files import check_writable_place, folder_written_whole
 from easyeditor.lm import embedded, gguf_cache
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import SCHEMES, quantization_config
@@ -268,8 +269,12 @@ def _few(names: Sequence[str]) -> str:
 def save(lm: LM, folder: Path) -> None:
     """Write model and tokenizer as plain transformers reads them, in the checkpoint's precision.
 
-    Weights that were read in another precision than they are computed with (float16 on a CPU)
-    are rounded back, so that the unedited ones have the checkpoint's bits.
+    The folder appears whole or not at all, also when the process is killed. Weights that were read
+    in another precision than they are computed with (float16 on a CPU) are rounded back, so that
+    the unedited ones have the checkpoint's bits.
+
+    Raises:
+        OutputError: the folder is not empty, cannot be written, or the disk is too full.
     """
     model, stored = lm.model, lm.checkpoint_dtype
     state = None
@@ -278,13 +283,17 @@ def save(lm: LM, folder: Path) -> None:
             name: tensor.to(stored) if tensor.dtype == model.dtype else tensor
             for name, tensor in model.state_dict().items()
         }
-    model.save_pretrained(folder, state_dict=state)
-    if state is not None:  # save_pretrained writes the precision that is computed in
-        file = Path(folder) / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        names = (str(model.dtype).removeprefix("torch."), str(stored).removeprefix("torch."))
-        file.write_text(json.dumps(_renamed(config, *names), indent=2) + "\n", encoding="utf-8")
-    lm.tokenizer.save_pretrained(folder)
+    itemsize = None if stored is None else stored.itemsize
+    size = sum(p.numel() * (itemsize or p.element_size()) for p in model.parameters())
+    check_writable_place(folder, folder=True, size=size)
+    with folder_written_whole(Path(folder)) as part:
+        model.save_pretrained(part, state_dict=state)
+        if state is not None:  # save_pretrained writes the precision that is computed in
+            file = part / "config.json"
+            config = json.loads(file.read_text(encoding="utf-8"))
+            names = (str(model.dtype).removeprefix("torch."), str(stored).removeprefix("torch."))
+            file.write_text(json.dumps(_renamed(config, *names), indent=2) + "\n", encoding="utf-8")
+        lm.tokenizer.save_pretrained(part)
 
 
 def _renamed(config: Any, old: str, new: str) -> Any:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from easyeditor.files import folder_written_whole
 from easyeditor.patches.weight import LowRank, WeightPatch
 
 DENSE_RANK = 64
@@ -33,11 +33,11 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
 
     Args:
         patch: its matrices must be weights of linear layers.
-        folder: made if needed.
+        folder: missing or empty; it appears whole or not at all.
         rank: for dense parts, the rank kept (64 by default); low-rank patches keep their own.
 
     Raises:
-        OSError: the folder cannot be written.
+        OutputError: the folder is not empty, or cannot be written.
     """
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     errors: dict[str, float] = {}
@@ -76,10 +76,7 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         "target_modules": sorted(factors),
     }
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # its own error, also for a full disk
-        raise OSError(f"{place} cannot be written: {error}") from error
-    (place / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    with folder_written_whole(place) as part:
+        save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+        (part / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return LoraExport(place, most, errors)

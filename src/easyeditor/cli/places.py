@@ -1,0 +1,84 @@
+"""Where a command writes to and reads from: checked before the work, ``-`` for standard streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from easyeditor.errors import EasyEditError
+from easyeditor.files import check_writable_place
+
+STREAM = Path("-")
+
+
+def check_file(path: Path | None) -> None:
+    """Make sure, before the work, that a file can be written at ``path``.
+
+    Raises:
+        OutputError: it cannot; says what the user gave.
+    """
+    if path is not None and path != STREAM:
+        check_writable_place(path)
+
+
+def check_folder(path: Path, *, empty: bool = True, size: int = 0) -> None:
+    """Make sure that a folder of ``size`` bytes can be written at ``path``.
+
+    ``empty``: and that nothing is in it.
+
+    Raises:
+        OutputError: it cannot, or there is something in it; says what the user gave.
+    """
+    if not empty and os.path.isdir(path):
+        check_writable_place(path / "probe", size=size)
+    else:
+        check_writable_place(path, folder=True, size=size)
+
+
+@contextmanager
+def input_file(path: Path | str, suffix: str = "") -> Iterator[Path]:
+    """``path``, or for ``-`` a file that holds what came through standard input.
+
+    Without a ``suffix`` the text is taken for JSON, JSON lines or CSV by its first characters.
+    """
+    if str(path) != str(STREAM):
+        yield Path(path)
+        return
+    content = sys.stdin.buffer.read()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"standard-input{suffix or _suffix_of(content)}"
+        file.write_bytes(content)
+        try:
+            yield file
+        except EasyEditError as error:
+            raise type(error)(str(error).replace(str(file), "standard input")) from None
+
+
+def _suffix_of(content: bytes) -> str:
+    text = content.decode("utf-8-sig", errors="replace").lstrip()
+    if not text.startswith(("[", "{")):
+        return ".csv"
+    try:
+        json.loads(text)
+    except ValueError:
+        return ".jsonl" if text.startswith("{") else ".json"
+    return ".json"
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """``path``, or for ``-`` a file that is copied to standard output at the end."""
+    if path != STREAM:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "standard-output.safetensors"
+        yield file
+        sys.stdout.flush()
+        sys.stdout.buffer.write(file.read_bytes())
+        sys.stdout.buffer.flush()

@@ -1,0 +1,84 @@
+"""Whether edits took, and why not: the sentences and the exit code of ``edit`` and ``demo``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from easyeditor.cli import catalog, output
+from easyeditor.cli.output import shortened
+from easyeditor.methods import METHODS
+
+if TYPE_CHECKING:
+    from easyeditor.edits import Case
+    from easyeditor.lm.model import LM
+
+LONG_TARGET = 30
+"""Tokens from which a target is rarely learnt whole."""
+
+
+def known_already(lm: LM, cases: Sequence[Case]) -> list[Case]:
+    """The cases whose one edit says what the model says anyway: every token is the argmax."""
+    from easyeditor.lm.inference import score
+
+    alone = [case for case in cases if not case.also]
+    scores = score(lm, [(case.edit.prompt, case.edit.target) for case in alone])
+    return [case for case, each in zip(alone, scores, strict=True) if each.accuracy == 1.0]
+
+
+def warn_repeated_subjects(cases: Sequence[Case]) -> None:
+    """Warn of several facts about one subject that are edited one after the other."""
+    names = Counter(case.edit.subject for case in cases if case.edit.subject)
+    repeated = [name for name, times in names.items() if times > 1]
+    if repeated:
+        output.warn(
+            f"{sum(names[name] for name in repeated)} edits are about the same subject "
+            f"({shortened(', '.join(map(repr, repeated)), 80)}); made one after the other, a later "
+            f"one may overwrite an earlier one. {_together()}"
+        )
+
+
+def _together() -> str:
+    several = [
+        name
+        for name in METHODS
+        if (facts := catalog.method(name))["batch"] and facts["needs_subject"]
+    ]
+    return f"Made together they hold: {', '.join(several)}, without --one-by-one."
+
+
+def took(metric: Mapping[str, Any]) -> bool:
+    """Whether every token of the target is the argmax after the edit."""
+    return bool(metric["post"]["rewrite_acc"] == 1.0)
+
+
+def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch: bool) -> list[str]:
+    """A sentence for each edit that did not take, or took and left the text wrecked."""
+    sentences = []
+    for i, (case, metric) in enumerate(zip(cases, metrics, strict=True)):
+        what = f"{shortened(str(case.edit.prompt), 60)!r} → {shortened(case.edit.target, 40)!r}"
+        if not took(metric):
+            later = next(
+                (
+                    j
+                    for j in range(i + 1, len(cases))
+                    if not batch
+                    and case.edit.subject is not None
+                    and cases[j].edit.subject == case.edit.subject
+                ),
+                None,
+            )
+            share = f"{metric['post']['rewrite_acc']:.0%} of its tokens"
+            why = f" ({share})"
+            if later is not None:
+                why = f": overwritten by edit {later + 1}, about the same subject. {_together()}"
+            sentences.append(f"Edit {i + 1} did not take{why}: {what}.")
+        elif (reason := wrecked(metric["post"])) is not None:
+            sentences.append(f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}.")
+    return sentences
+
+
+def wrecked(post: Mapping[str, Any]) -> str | None:
+    """Why the free answer after the edit is no text any more; None where it is."""
+    return None

@@ -1,0 +1,244 @@
+"""Every method keeps its contract on every structural class of model.
+
+A patch is found without a change to the model, the same one each time, on a model that carries
+patches, too; it changes the weights it declares and no other. What a patch is good for once it is
+found is the algebra of patches (``test_patch_algebra.py``).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cases import BY_NAME, CASES
+from easyeditor import LM, load_patch, save_patch
+from easyeditor.methods import METHODS
+from easyeditor.methods.base import Method
+from easyeditor.patches.patch import Patch
+from quick import Maker, batch_of, edit_with
+from support import EDITS, Interrupt, Snapshot, bits, failing_at, lm, same_bits, unsettle
+
+FAMILIES = {
+    "llama": "linear layers",
+    "gpt2": "Conv1D",
+    "opt": "a flat MLP",
+    "bloom": "the residual added in the MLP",
+    "gemma2": "a norm after the MLP",
+    "mistral": "a sliding window",
+    "gptj": "attention and MLP in parallel",
+    "t5": "encoder and decoder",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method on one family in one precision."""
+
+    method: str
+    family: str
+    dtype: torch.dtype = torch.float32
+    variant: int | None = None
+
+    def __str__(self) -> str:
+        changes = {} if self.variant is None else BY_NAME[self.method].variants[self.variant]
+        words = [self.method, self.family, str(self.dtype).removeprefix("torch.")]
+        return "-".join(words + [f"{key}={value}" for key, value in changes.items()])
+
+    def method_for(self, target: LM, make_method: Maker) -> Method:
+        """The method with these settings."""
+        changes = {} if self.variant is None else BY_NAME[self.method].variants[self.variant]
+        return make_method(self.method, target, self.family, **changes)
+
+
+SETTINGS = [
+    *(Setting(case.name, family) for case in CASES for family in FAMILIES),
+    *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
+    *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
+]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A model and the patch of one edit of it, not applied."""
+
+    setting: Setting
+    lm: LM
+    patch: Patch
+
+    def changed(self, *patches: Patch) -> dict[str, torch.Tensor]:
+        """The weights that are others once these patches are applied, with their bits."""
+        before = {name: bits(p) for name, p in self.lm.model.named_parameters()}
+        for patch in patches:
+            patch.apply(self.lm.model)
+        after = {name: bits(p) for name, p in self.lm.model.named_parameters()}
+        for patch in reversed(patches):
+            patch.revert(self.lm.model)
+        return {name: after[name] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
+def edited(request: pytest.FixtureRequest, make_method: Maker) -> Edited:
+    setting: Setting = request.param
+    target = lm(setting.family, setting.dtype)
+    method = setting.method_for(target, make_method)
+    return Edited(setting, target, edit_with(method, target, batch_of(setting.method)))
+
+
+def tensors(patch: Patch, folder: Path) -> dict[str, torch.Tensor]:
+    """Everything a patch holds."""
+    return load_file(save_patch(patch, folder / "patch.safetensors"))
+
+
+def declared(edited: Edited) -> set[str]:
+    """The weights that the row of the method says an edit changes."""
+    case, target = BY_NAME[edited.setting.method], edited.lm
+    layers = case.layers
+    if case.after_norm is not None and edited.setting.family == "gemma2":
+        layers = case.after_norm
+    if edited.setting.variant is not None:
+        layers = case.variants[edited.setting.variant].get("layers", layers)
+    paths = {p.path for layer in layers for p in target.projections(layer)}
+    other = {"encoder": "decoder.", "decoder": "encoder.", "both": "-"}[case.side]
+    return {path for path in paths if not path.startswith(other)}
+
+
+def test_an_edit_changes_nothing_and_is_found_again_in_any_mode(
+    edited: Edited,
+    make_method: Maker,
+    tmp_path: Path,
+) -> None:
+    setting = edited.setting
+    target = lm(setting.family, setting.dtype)
+    method = setting.method_for(target, make_method)
+    unsettle(target.model)
+    before = Snapshot(target.model)
+    generators = torch.get_rng_state(), random.getstate()
+    patch = edit_with(method, target, batch_of(setting.method))
+    assert before.differences(target.model) == []
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    first, second = tensors(edited.patch, tmp_path), tensors(patch, tmp_path)
+    assert first.keys() == second.keys()
+    assert all(same_bits(first[name], second[name]) for name in first)
+
+
+def test_a_patch_changes_the_declared_weights_and_comes_off(edited: Edited) -> None:
+    before = Snapshot(edited.lm.model)
+    changed = edited.changed(edited.patch)
+    assert before.differences(edited.lm.model) == []
+    if BY_NAME[edited.setting.method].layers:
+        assert set(changed) == declared(edited)
+    assert set(changed) == set(getattr(edited.patch, "entries", ()))
+
+
+def test_a_patched_model_is_edited_as_it_is(edited: Edited, make_method: Maker) -> None:
+    setting, first = edited.setting, edited.patch
+    method = setting.method_for(edited.lm, make_method)
+    first.apply(edited.lm.model)
+    before = Snapshot(edited.lm.model)
+    second = edit_with(method, edited.lm, EDITS[2:])
+    assert before.differences(edited.lm.model) == []
+    first.revert(edited.lm.model)
+    assert second.info.model == first.info.model
+    if BY_NAME[setting.method].layers:  # it saw the first edit
+        alone = edit_with(setting.method_for(edited.lm, make_method), edited.lm, EDITS[2:])
+        after_first, after_none = edited.changed(second), edited.changed(alone)
+        assert any(not torch.equal(after_first[name], after_none[name]) for name in after_none)
+
+
+def test_a_saved_patch_is_the_patch(edited: Edited, tmp_path: Path) -> None:
+    loaded = load_patch(save_patch(edited.patch, tmp_path / "some" / "edit.safetensors"))
+    assert type(loaded) is type(edited.patch)
+    assert loaded.info == edited.patch.info
+    first, second = edited.changed(edited.patch), edited.changed(loaded)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+def passes_until_failure(setting: Setting, place: str, call: int, make_method: Maker) -> int:
+    """How often an edit runs a module when it is interrupted at pass ``call`` (0: never)."""
+    target = lm(setting.family)
+    method = setting.method_for(target, make_method)
+    unsettle(target.model)
+    passes = failing_at(target.head if place == "head" else target.projection(0).module, call)
+    before = Snapshot(target.model)
+    if call:
+        with pytest.raises(Interrupt):
+            edit_with(method, target, batch_of(setting.method))
+    else:
+        edit_with(method, target, batch_of(setting.method))
+    assert before.differences(target.model) == []
+    return passes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_edit_that_fails_at_first_or_at_last_changes_nothing(
+    name: str,
+    family: str,
+    make_method: Maker,
+) -> None:
+    setting = Setting(name, family)
+    total = passes_until_failure(setting, "head", 0, make_method)
+    for call in sorted({1, total} - {0}) if total else ():
+        passes_until_failure(setting, "head", call, make_method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("place", ["head", "projection"])
+def test_an_edit_that_fails_in_any_pass_changes_nothing(
+    name: str,
+    family: str,
+    place: str,
+    make_method: Maker,
+) -> None:
+    setting = Setting(name, family)
+    for call in range(1, passes_until_failure(setting, place, 0, make_method) + 1):
+        passes_until_failure(setting, place, call, make_method)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "call"), [(case.name, *phase) for case in CASES for phase in case.phases]
+)
+def test_an_edit_that_fails_in_any_phase_changes_nothing(
+    name: str,
+    function: str,
+    call: int,
+    make_method: Maker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = METHODS.get(name).__module__
+    original = vars(import_module(module))[function]
+    calls = 0
+
+    def interrupted(*args: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Interrupt
+        return original(*args, **more)
+
+    target = lm("gpt2")
+    method = make_method(name, target, "gpt2")
+    unsettle(target.model)
+    before = Snapshot(target.model)
+    monkeypatch.setattr(f"{module}.{function}", interrupted)
+    with pytest.raises(Interrupt):
+        edit_with(method, target, batch_of(name))
+    assert before.differences(target.model) == []
+
+
+def test_bits_tells_minus_zero_from_zero() -> None:
+    zero = torch.zeros(1)
+    assert not torch.equal(bits(zero), bits(-zero))

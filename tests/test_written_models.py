@@ -1,0 +1,65 @@
+"""Edited models and adapters as folders: whole or not there, on a disk that fills up too."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+import tiny
+from easyeditor import LM
+from easyeditor.errors import OutputError
+from easyeditor.lm.loading import save
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM(tiny.model("llama"), tiny.tokenizer())
+
+
+def full(*_args, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 2000 bytes: the kernel's own refusal, as safetensors meets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_a_second_run_works(lm, tmp_path, monkeypatch):
+    out = tmp_path / "edited"
+    with monkeypatch.context() as patched:
+        patched.setattr(type(lm.tokenizer), "save_pretrained", full)
+        with pytest.raises(OutputError, match=r"edited cannot be written: No space left"):
+            save(lm, out)
+    assert list(tmp_path.iterdir()) == []
+    save(lm, out)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(out))
+    assert {path.name for path in tmp_path.iterdir()} == {"edited"}
+    modes = {path.stat().st_mode & 0o777 for path in out.iterdir()}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert modes == {0o666 & ~mask}
+    with pytest.raises(OutputError, match="edited exists and is not an empty folder"):
+        save(lm, out)
+
+
+def test_weights_that_do_not_fit(lm, tmp_path, small_files):
+    with pytest.raises(OutputError, match=r"edited cannot be written: File too large"):
+        save(lm, tmp_path / "edited")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_checked_before_writing(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(type(lm.model), "save_pretrained", lambda *_, **__: pytest.fail("written"))
+    with pytest.raises(OutputError, match=r"edited needs about .* but the disk .* has 10.0 kB"):
+        save(lm, tmp_path / "edited")
