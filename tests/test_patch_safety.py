@@ -37,7 +37,7 @@ WATCHED = tuple(
 
 @contextmanager
 def interrupted_at(line: int) -> Iterator[list[int]]:
-    """Raise ``KeyboardInterrupt`` before the n-th line that runs in the watched files (0: never)."""
+    """Raise ``KeyboardInterrupt`` before the n-th line that runs in watched files (0: never)."""
     count = [0]
 
     def trace(frame: FrameType, event: str, _arg: Any) -> Any:
