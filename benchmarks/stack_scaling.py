@@ -1,8 +1,8 @@
 """Seconds to apply and to undo one of N patches on one matrix, from N = 10 to N = 4000.
 
 The patches have rank one. They are undone from random places; the same number of operations is
-timed at every N, and the median counts (CPU seconds, so that other work does not). The ratio of the largest N to the smallest is what the
-stack promises to keep near one.
+timed at every N, and the median counts (CPU seconds, so that other work does not). The ratio of the
+largest N to the smallest is what the stack promises to keep near one.
 
     python benchmarks/stack_scaling.py [--sizes 10 100 1000 4000] [--width 64 192]
 """
