@@ -24,7 +24,7 @@ from easyeditor.patches.parts import LowRank
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.weight import WeightPatch
 
-TIMED = 40
+TIMED = 100
 
 
 class OneMatrix(nn.Module):
@@ -35,50 +35,65 @@ class OneMatrix(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False, dtype=dtype)
 
 
+class Stacked:
+    """A model of one matrix with some patches applied."""
+
+    def __init__(self, width: int, dtype: torch.dtype, size: int) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.model, self.width = OneMatrix(width, dtype), width
+        with torch.no_grad():
+            self.model.down.weight.normal_(std=0.02, generator=self.generator)
+        self.clean = self.model.down.weight.detach().clone()
+        edit = Edit("The Eiffel Tower is in", "Rome")
+        self.info = PatchInfo("synthetic", (edit,), {}, fingerprint(self.model))
+        self.patches = [self.patch() for _ in range(size)]
+        for one in self.patches:
+            one.apply(self.model, force=True)
+
+    def patch(self) -> WeightPatch:
+        """One of rank one."""
+        u = torch.randn(4 * self.width, 1, generator=self.generator) * 0.01
+        v = torch.randn(1, self.width, generator=self.generator) * 0.1
+        return WeightPatch({"down.weight": (LowRank(u, v),)}, self.info)
+
+    def undo_and_apply(self, choice: random.Random) -> tuple[float, float]:
+        """Milliseconds to apply one patch and to undo one from a random place."""
+        one = self.patches.pop(choice.randrange(len(self.patches)))
+        start = time.process_time()
+        one.revert(self.model)
+        middle = time.process_time()
+        one.apply(self.model, force=True)
+        end = time.process_time()
+        self.patches.append(one)
+        return 1000 * (end - middle), 1000 * (middle - start)
+
+
 def measure(width: int, dtype: torch.dtype, sizes: list[int]) -> dict[str, object]:
-    """Median milliseconds to apply and to undo at each size."""
-    model = OneMatrix(width, dtype)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.down.weight.normal_(std=0.02, generator=generator)
-    clean = model.down.weight.detach().clone()
-    edit = Edit("The Eiffel Tower is in", "Rome")
-    info = PatchInfo("synthetic", (edit,), {}, fingerprint(model))
-
-    def patch() -> WeightPatch:
-        u = torch.randn(4 * width, 1, generator=generator) * 0.01
-        v = torch.randn(1, width, generator=generator) * 0.1
-        return WeightPatch({"down.weight": (LowRank(u, v),)}, info)
-
-    applied: list[WeightPatch] = []
-    result: dict[str, object] = {}
+    """Median milliseconds to apply and to undo at each size, and the ratios."""
     choice = random.Random(0)
-    medians = []
-    for size in sizes:
-        while len(applied) < size:
-            applied.append(patch())
-            applied[-1].apply(model, force=True)
-        on, off = [], []
-        for _ in range(TIMED):
-            one = applied.pop(choice.randrange(len(applied)))
-            start = time.process_time()
-            one.revert(model)
-            middle = time.process_time()
-            one.apply(model, force=True)
-            off.append(1000 * (middle - start))
-            on.append(1000 * (time.process_time() - middle))
-            applied.append(one)
-        medians.append((statistics.median(on), statistics.median(off)))
-        result[str(size)] = {
-            "apply_ms": round(medians[-1][0], 3),
-            "undo_ms": round(medians[-1][1], 3),
-        }
-        print(width, dtype, size, result[str(size)], flush=True)
-    result["ratio_apply"] = round(medians[-1][0] / medians[0][0], 3)
-    result["ratio_undo"] = round(medians[-1][1] / medians[0][1], 3)
-    for one in choice.sample(applied, len(applied)):
-        one.revert(model)
-    result["exact"] = torch.equal(model.down.weight.detach(), clean)
+    stacks = {size: Stacked(width, dtype, size) for size in sizes}
+    times: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    for _ in range(TIMED):  # in turns, so that the machine's mood is the same for all
+        for size, stack in stacks.items():
+            times[size].append(stack.undo_and_apply(choice))
+    medians = {
+        size: [statistics.median(column) for column in zip(*rows, strict=True)]
+        for size, rows in times.items()
+    }
+    result: dict[str, object] = {
+        str(size): {"apply_ms": round(on, 3), "undo_ms": round(off, 3)}
+        for size, (on, off) in medians.items()
+    }
+    first, last = medians[sizes[0]], medians[sizes[-1]]
+    result["ratio_apply"] = round(last[0] / first[0], 3)
+    result["ratio_undo"] = round(last[1] / first[1], 3)
+    exact = True
+    for stack in stacks.values():
+        for one in choice.sample(stack.patches, len(stack.patches)):
+            one.revert(stack.model)
+        exact = exact and torch.equal(stack.model.down.weight.detach(), stack.clean)
+    result["exact"] = exact
+    print(width, dtype, result, flush=True)
     return result
 
 
