@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,7 @@ Force = Annotated[
 ]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What ``export`` can write."""
 
     lora = "lora"
