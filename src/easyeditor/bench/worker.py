@@ -18,10 +18,9 @@ from easyeditor.evaluate.change import sizes
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
-    free_prompts,
     observe,
     observe_each,
-    open_prompts,
+    texts_of,
 )
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
@@ -165,7 +164,7 @@ class Worker:
                 **shared[id(attempt)],
                 "pre": self._summary.of(case),
                 "post": self._summary.of(case, after),
-                "texts": _texts(case, after, measures),
+                "texts": texts_of(case, after, measures),
             }
             for i, (case, attempt, after) in enumerate(zip(cases, attempts, replies, strict=True))
         ]
@@ -223,14 +222,3 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
             for cases in [[case] for case in own] if plan.protocol == "single" else [own]:
                 check_request(method, cases)
     CaseSummary(plan.cases, plan.measures, None)
-
-
-def _texts(case: Case, now: Replies, measures: Measures) -> dict[str, Any]:
-    texts: dict[str, Any] = {}
-    if now.answers:
-        texts["answers"] = {str(p): now.answers[p] for p in free_prompts(case)}
-    if now.continuations:
-        texts["continuations"] = {
-            str(p): now.continuations[p] for p in open_prompts(case, measures)
-        }
-    return texts

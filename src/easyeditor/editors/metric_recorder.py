@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyeditor.edits import Case
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, Replies, observe
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -37,17 +37,14 @@ class CaseSummary:
     """
 
     def __init__(self, cases: Sequence[Case], measures: Measures, before: Replies | None) -> None:
-        self._measures = measures
-        references = [text for case in cases for text in case.references]
-        wanted = measures.continuation_tokens and references
-        self._consistency = Consistency(references) if wanted else None
+        self.scorers = scorers(measures, cases)
         self.before = before
 
     def of(self, case: Case, after: Replies | None = None) -> dict[str, Any]:
         """The metrics of one case; of the unedited model without ``after``."""
         assert self.before is not None, "the unedited model was not asked yet"
         after = self.before if after is None else after
-        return summarise(case, self.before, after, self._measures, self._consistency)
+        return summarise(case, self.before, after, self.scorers)
 
 
 class MetricRecorder:
@@ -60,7 +57,7 @@ class MetricRecorder:
     def __init__(self, lm: LM, cases: Sequence[Case], measures: Measures) -> None:
         self._measures = measures
         self._summary = CaseSummary(cases, measures, None)  # fails before any model is asked
-        self._summary.before = observe(lm, cases, measures)
+        self._summary.before = observe(lm, cases, measures, self._summary.scorers)
         self._number = {id(case): i for i, case in enumerate(cases)}
         self.metrics = [
             MetricDict(
@@ -73,8 +70,8 @@ class MetricRecorder:
         ]
 
     def fill(self, key: str, lm: LM, cases: Sequence[Case]) -> None:
-        """Ask ``lm`` about ``cases`` and write what it says under ``key``."""
-        after = observe(lm, cases, self._measures)
+        """Ask ``lm`` about ``cases`` and write the metrics of its replies under ``key``."""
+        after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
 
