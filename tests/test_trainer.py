@@ -155,8 +155,8 @@ def test_the_classic_lines_run_as_they_were_written(tmp_path, monkeypatch, folde
     write_presets(tmp_path / "hparams")
     monkeypatch.chdir(tmp_path)
     records = [
-        {"src": c.edit.prompt, "alt": c.edit.target, "answers": ["Danish"], "pred": "x"}
-        | {"rephrase": c.probes[0].prompt, "loc": "nq question: she plays", "loc_ans": "piano"}
+        {"src": c.edit.prompt.text, "alt": c.edit.target, "answers": ["Danish"], "pred": "x"}
+        | {"rephrase": c.probes[0].prompt.text, "loc": "nq question: she plays", "loc_ans": "piano"}
         for c in CASES
     ]
     Path("train.json").write_text(json.dumps(records))
