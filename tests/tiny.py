@@ -109,28 +109,6 @@ UNLISTED: dict[str, dict[str, object]] = {
         "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     },
-    "mixtral": {**USUAL, "num_local_experts": 2},
-    "qwen2_moe": {
-        **USUAL,
-        "num_experts": 2,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 48,
-    },
-    "deepseek_v3": {
-        **USUAL,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "moe_intermediate_size": 16,
-        "kv_lora_rank": 8,
-        "q_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 8,
-    },
-    "mamba": {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
     "bart": {
         "d_model": 32,
         "encoder_layers": 2,
@@ -140,6 +118,86 @@ UNLISTED: dict[str, dict[str, object]] = {
         "encoder_ffn_dim": 64,
         "decoder_ffn_dim": 64,
         "max_position_embeddings": 128,
+    },
+}
+
+# Mixtures of experts, recurrent models and hybrids of both.
+EXPERTS = {**USUAL, "num_experts_per_tok": 2}
+SMALL_EXPERTS = {**EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}
+DEEPSEEK = {
+    **EXPERTS,
+    "head_dim": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+MIXED: dict[str, dict[str, object]] = {
+    "mixtral": {**EXPERTS, "num_local_experts": 4},
+    "qwen2_moe": {**SMALL_EXPERTS, "shared_expert_intermediate_size": 48},
+    "qwen3_moe": SMALL_EXPERTS,
+    "olmoe": {**EXPERTS, "num_experts": 4},
+    "granitemoe": {**EXPERTS, "num_local_experts": 4},
+    "gpt_oss": {
+        **EXPERTS,
+        "num_local_experts": 4,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "deepseek_v3": DEEPSEEK,
+    "llama4_text": {
+        **USUAL,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 64,
+    },
+    "minimax": {**EXPERTS, "num_local_experts": 4},
+    "qwen3_next": {
+        **SMALL_EXPERTS,
+        "shared_expert_intermediate_size": 48,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    "jamba": {
+        **USUAL,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "state_size": 8,
+        "num_heads": 8,
+        "head_dim": 8,
+        "n_groups": 1,
+        "expand": 2,
+        "chunk_size": 8,
+    },
+    "recurrent_gemma": {
+        **USUAL,
+        "intermediate_size": 128,
+        "lru_width": 32,
+        "attention_window_size": 16,
+        "block_types": ["recurrent", "recurrent", "attention"],
     },
 }
 
@@ -167,7 +225,7 @@ def model(
 ) -> PreTrainedModel:
     """A fresh tiny model of family ``name`` in evaluation mode; ``changes`` to its config."""
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    usual = {**CONFIGS, **UNLISTED}[name]
+    usual = {**CONFIGS, **UNLISTED, **MIXED}[name]
     settings = {"vocab_size": len(tokenizer()), **special, **usual, **changes}
     config = AutoConfig.for_model(name, **settings)
     if config.is_encoder_decoder:

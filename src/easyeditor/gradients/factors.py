@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.lm.families import Projection
 from easyeditor.lm.model import LM
+from easyeditor.lm.projection import Projection
 from easyeditor.lm.tokens import Row
 
 

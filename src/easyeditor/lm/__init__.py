@@ -1,8 +1,10 @@
 """The model being edited: how it is built, loaded, tokenised, hooked and resumed."""
 
-from easyeditor.lm.families import FAMILIES, BlockStack, Family, Projection, discover, family_of
+from easyeditor.lm.discovery import discover, family_of
+from easyeditor.lm.families import FAMILIES, BlockStack, Family
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.model import LM
+from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.tokens import Row
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "LM",
     "BlockStack",
     "Family",
+    "NamedWeight",
     "Projection",
     "Row",
     "TokenScores",

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import HyperParamsError, ModelLoadError
+from easyeditor.errors import ModelLoadError
 from easyeditor.hyperparams import resolve_layers
-from easyeditor.lm.families import BlockStack, Family, Projection, family_of
+from easyeditor.lm.classic_names import check_module_names
+from easyeditor.lm.discovery import family_of
+from easyeditor.lm.families import BlockStack, Family
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
     TokenScores,
@@ -24,8 +26,15 @@ from easyeditor.lm.forward.batching import (
 )
 from easyeditor.lm.forward.prefix_cache import Prefix, cut_after, groups
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.quantized import keep_readable
 from easyeditor.lm.routing import answer_via_routers, attach_tokenizer, routers_of
+from easyeditor.lm.structure import (
+    down_projection,
+    down_weight,
+    mlp_projections,
+    weights_named,
+)
 from easyeditor.lm.tokens import Batch, Row, Text, pad
 from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
 from easyeditor.lm.weights import require_weights, weight_handle
@@ -166,17 +175,25 @@ class LM:
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
+    @property
+    def layers_with_down(self) -> tuple[int, ...]:
+        """The layers whose block has a down-projection that every token passes."""
+        return tuple(i for i in range(self.n_layers) if self._stack.at(i).down)
+
     def projection(self, layer: int) -> Projection:
-        """The MLP down-projection of the block at ``layer``."""
-        return self._projection(self._stack, layer)
+        """The down-projection of the block at ``layer`` that every token passes.
+
+        Raises:
+            UnsupportedModelError: the block has routed experts alone, or no MLP.
+        """
+        return down_projection(self.model, self.family, self._stack, layer)
 
     def projections(self, layer: int) -> list[Projection]:
         """The down-projections at ``layer`` of every column, an encoder's first."""
-        stacks = [self.family.encoder, self.family.decoder]
         return [
-            self._projection(stack, layer)
-            for stack in stacks
-            if stack is not None and layer < len(self._blocks(stack))
+            down_projection(self.model, self.family, stack, layer)
+            for stack in self._stacks
+            if layer < len(self._blocks(stack))
         ]
 
     def mlp_projections(self, layers: tuple[int | float, ...]) -> list[Projection]:
@@ -186,61 +203,46 @@ class LM:
 
         Raises:
             HyperParamsError: a layer lies outside a column.
+            UnsupportedModelError: a block has routed experts alone, or no MLP.
         """
         return [
-            Projection(self.model, f"{stack.blocks}.{layer}.{name}", self.family.conv1d)
-            for stack in (self.family.encoder, self.family.decoder)
-            if stack is not None
+            projection
+            for stack in self._stacks
             for layer in resolve_layers(layers, len(self._blocks(stack)))
-            for name in (*stack.up, stack.down)
+            for projection in mlp_projections(self.model, self.family, stack, layer)
         ]
 
-    def _projection(self, stack: BlockStack, layer: int) -> Projection:
-        return Projection(self.model, f"{stack.blocks}.{layer}.{stack.down}", self.family.conv1d)
+    def weights(self, layers: Sequence[int], names: Sequence[str] = ()) -> list[NamedWeight]:
+        """The weights called ``names``, ``{}`` being each of ``layers``; see :func:`weights_named`.
+
+        Without names, at each layer of each column what writes the MLP's output: the
+        down-projection, or the routed experts' fused ones (three-dimensional).
+
+        Raises:
+            HyperParamsError: no such weight.
+            UnsupportedModelError: a block without an MLP, or a weight that cannot be read.
+        """
+        if names:
+            return weights_named(self.model, names, layers)
+        return [
+            down_weight(self.model, self.family, stack, layer)
+            for layer in layers
+            for stack in self._stacks
+            if layer < len(self._blocks(stack))
+        ]
+
+    @property
+    def _stacks(self) -> list[BlockStack]:
+        """Every column, an encoder's first."""
+        return [s for s in (self.family.encoder, self.family.decoder) if s is not None]
 
     def check_claims(self, claims: Mapping[str, str]) -> None:
-        """Hold a classic file's module templates against the family row.
+        """Compare a classic file's module templates with the family row.
 
         Raises:
             HyperParamsError: they name other modules than this model's.
         """
-        stack = self.family.decoder
-        layer = f"{stack.blocks}.{{}}"
-        attention = stack.attn_out.rpartition(".")[0]
-        true = {
-            "rewrite_module_tmp": {f"{layer}.{stack.down}"},
-            "layer_module_tmp": {layer},
-            "mlp_module_tmp": {f"{layer}.{stack.mlp}".rstrip(".")},
-            "attn_module_tmp": {
-                f"{layer}.{'.'.join(attention.split('.')[: i + 1])}"
-                for i in range(attention.count(".") + 1)
-            },
-            "ln_f_module": {stack.final_norm},
-            "lm_head_module": {self.family.head},
-        }
-        # Classic files name a tied head by the embedding, and FT's end in ".weight".
-        embedding = self.model.get_input_embeddings()
-        if getattr(self.head, "weight", None) is embedding.weight:
-            true["lm_head_module"] |= {n for n, m in self.model.named_modules() if m is embedding}
-        if self.encoder_decoder:  # either side may be named, and names that never existed are
-            true = {
-                "rewrite_module_tmp": {
-                    f"{s.blocks}.{{}}.{s.down}"
-                    for s in (self.family.decoder, self.family.encoder)
-                    if s is not None
-                }
-            }
-            claims = {key: claim for key, claim in claims.items() if key in true}
-        wrong = [
-            f"{key}={claim!r} (here: {' or '.join(sorted(true[key]))})"
-            for key, claim in claims.items()
-            if claim.removesuffix(".weight") not in true[key]
-        ]
-        if wrong:
-            raise HyperParamsError(
-                f"These module names do not fit {type(self.model).__name__}: {'; '.join(wrong)}. "
-                "Leave them out: the family table knows them."
-            )
+        check_module_names(self.model, self.family, claims)
 
     # -- forward passes -------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.batching import batches_by_length
+from easyeditor.lm.forward.prefix_cache import takes_cache
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers, routers_of
@@ -131,7 +132,8 @@ def _sample(
     ids, mask, positions = batch.ids, batch.mask, batch.positions
     made = [list(row) for row in rows]
     every, last = torch.arange(len(rows)), torch.full((len(rows),), -1)
-    more: dict[str, object] = {"use_cache": True}
+    cached = takes_cache(lm.model)
+    more: dict[str, object] = {"use_cache": cached}
     with lm.at_rest(), torch.inference_mode():
         for _ in range(n_tokens):
             with gathering(lm.head, every, last):
@@ -141,8 +143,14 @@ def _sample(
                 row.append(token)
             if progress is not None:
                 progress(len(made))
-            ids = torch.tensor(chosen, device=ids.device)[:, None]
+            drawn = torch.tensor(chosen, device=ids.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            positions = positions[:, -1:] + 1
-            more = {"use_cache": True, "past_key_values": out.past_key_values}
+            cached = cached and getattr(out, "past_key_values", None) is not None
+            if cached:
+                ids, positions = drawn, positions[:, -1:] + 1
+                more = {"use_cache": True, "past_key_values": out.past_key_values}
+            else:  # a state of its own kind: the whole sequence again
+                ids = torch.cat([ids, drawn], 1)
+                positions = torch.cat([positions, positions[:, -1:] + 1], 1)
+                more = {"use_cache": False}
     return [tuple(row) for row in made]

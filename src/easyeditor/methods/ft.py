@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import DivergedError, HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.families import Projection
 from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
+from easyeditor.lm.projection import NamedWeight
 from easyeditor.lm.tokens import Row
 from easyeditor.lm.weights import weight_handle
 from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
@@ -50,6 +50,9 @@ class FTHyperParams(HyperParams):
 
     alg_name: str = "FT"
     layers: Layers = (0.66,)
+    modules: tuple[str, ...] = ()
+    """Weights to train in place of the down-projections, as ``print(model)`` names them; ``{}``
+    stands for each of ``layers``."""
     num_steps: int = Field(25, ge=1)
     batch_size: int = Field(1, ge=1)
     lr: float = Field(5e-4, gt=0)
@@ -95,7 +98,7 @@ class FT:
         if lm.encoder_decoder:  # the decoder's first position is not where a prompt ends
             settings = settings.replace(objective_optimization="target_new")
         watch = Stopwatch()
-        projections = [p for layer in settings.layers for p in lm.projections(int(layer))]
+        projections = lm.weights([int(layer) for layer in settings.layers], settings.modules)
         rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
         if settings.append_eos:
             rows = [_with_eos(row, lm) for row in rows]
@@ -117,7 +120,7 @@ class FT:
     def _train(
         lm: LM,
         rows: Sequence[Row],
-        projections: Sequence[Projection],
+        projections: Sequence[NamedWeight],
         learnt: dict[str, torch.Tensor],
         settings: FTHyperParams,
     ) -> None:
@@ -155,7 +158,7 @@ class FT:
 
 
 @torch.no_grad()
-def _into_box(weight: torch.Tensor, projection: Projection, size: float | None) -> None:
+def _into_box(weight: torch.Tensor, projection: NamedWeight, size: float | None) -> None:
     if size is not None:
         stored = projection.stored
         torch.maximum(weight, stored.to(torch.float32, copy=True).sub_(size), out=weight)

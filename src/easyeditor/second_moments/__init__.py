@@ -181,8 +181,9 @@ def keep_moments(
 
 
 def default_tokens(lm: LM, layer: int) -> int:
-    """``10 · d_in`` of the layer."""
-    return TOKENS_PER_WIDTH * lm.projection(layer).d_in
+    """``10 · d_in``; of the widest layer where they differ, so that it is one text for all."""
+    layers = lm.layers_with_down or (layer,)
+    return TOKENS_PER_WIDTH * max(lm.projection(each).d_in for each in layers)
 
 
 def _refuse_patched(lm: LM) -> None:

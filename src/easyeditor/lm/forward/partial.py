@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
@@ -206,7 +206,7 @@ class PartialForward:
 
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
         cache = past_of(self._lm, past)
-        layers = getattr(cache, "layers", None)
+        layers = cache.layers if type(cache) is DynamicCache else None
         if not layers or any(type(layer) not in _NON_RECORDING for layer in layers):
             raise NotResumable
         return cache
@@ -380,9 +380,10 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
     zero = torch.zeros(len(sample), width, device=lm.device)
     try:
         with torch.no_grad():
-            fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
             slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
-    except NotResumable:
+            fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
+    except (NotResumable, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        log.debug("resuming %s: %r", type(lm.model).__name__, error)
         return False
     if next(lm.model.parameters()).dtype == torch.float32:
         return torch.allclose(fast, slow, rtol=0, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from easyeditor.lm.forward.batching import ScoredSequence, batches_by_length
 from easyeditor.lm.hooks import gathering
@@ -25,10 +27,21 @@ BUDGET = 8192
 """Tokens whose keys and values are held at once, the shared ones once per row."""
 
 
+def takes_cache(model: PreTrainedModel) -> bool:
+    """Whether the model's forward pass takes ``past_key_values``; Mamba's has another state."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
 def prefill(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
-    """The model's cache after one pass of these sequences, padded on the left; no logits."""
+    """The model's cache after one pass of these sequences, padded on the left; no logits.
+
+    None where the model has no such cache.
+    """
+    if not takes_cache(lm.model):
+        return None
     with unread(lm):
-        return lm.call(lm.pad(sequences, left=True), use_cache=True).past_key_values
+        out = lm.call(lm.pad(sequences, left=True), use_cache=True)
+    return getattr(out, "past_key_values", None)
 
 
 def unread(lm: LM) -> AbstractContextManager[None]:
@@ -48,7 +61,7 @@ class Prefix:
         self._lm, self._mask = lm, lm.pad(shared_prefixes, left=True).mask
         self.length = self._mask.shape[1]
         cache = prefill(lm, shared_prefixes)
-        layers = getattr(cache, "layers", None) or ()
+        layers = cache.layers if type(cache) is DynamicCache else ()
         # Recurrent states and windows cannot be handed to several rows like this.
         plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
         self.usable = bool(layers) and plain

@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from easyeditor.errors import HyperParamsError, did_you_mean
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.families import Projection
 from easyeditor.lm.model import LM
+from easyeditor.lm.projection import Projection
 from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
 
 USUAL: tuple[int | float, ...] = (-3, -2, -1)
