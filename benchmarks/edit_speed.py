@@ -12,6 +12,7 @@ from functools import partial
 
 import common
 from easyeditor.edits import Edit
+from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
 from easyeditor.second_moments import moments
@@ -23,7 +24,7 @@ BATCHES = {"ROME": (1,), "MEMIT": (1, 10, 100), "FT": (1,)}
 def main() -> None:
     lm = load("smollm2-135m", device="cpu")
     common.touch(lm.model)
-    lm.score([("warm", "up")])
+    score(lm, [("warm", "up")])
     size = common.model_mb(lm.model)
     told: dict[str, object] = {"model_mb": round(size)}
 

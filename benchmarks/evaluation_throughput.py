@@ -17,6 +17,7 @@ import torch
 import common
 from easyeditor.data.open import open_dataset
 from easyeditor.evaluate.query import questions
+from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 
@@ -44,7 +45,7 @@ def main() -> None:
     common.touch(lm.model)
     cases = list(open_dataset(args.data, size=args.cases))
     pairs = [pair for case in cases for pair in questions(case)]
-    lm.score(pairs[:4])
+    score(lm, pairs[:4])
     one_by_one(lm, pairs[:4])
     slow, fast = [], []
     for _ in range(args.repeat):
@@ -52,7 +53,7 @@ def main() -> None:
         alone = one_by_one(lm, pairs)
         slow.append(time.perf_counter() - start)
         start = time.perf_counter()
-        together = lm.score(pairs)
+        together = score(lm, pairs)
         fast.append(time.perf_counter() - start)
     worst = max(
         abs(a - b)

@@ -31,6 +31,7 @@ from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.evaluate.change import peak_memory
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.second_moments import moments
@@ -135,7 +136,7 @@ class Bench:
     def run(self, folder: Path, memit: list[int]) -> None:
         self.text, self.stats = folder / "text.txt", folder / f"moments-{self.name}"
         layers = MOMENT_LAYERS
-        self.measure("generate_warm_up", lambda: self.lm.generate(["The river is"], 8))
+        self.measure("generate_warm_up", lambda: generate(self.lm, ["The river is"], 8))
         gemm = matrix_rate(self.device)
         self.told["bf16_matrix_rate_tflops"] = round(gemm / 1e12, 2)
         tokens = 2000 if self.small else 10 * self.lm.projection(0).d_in

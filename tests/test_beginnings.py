@@ -8,7 +8,7 @@ import torch
 import tiny
 from easyeditor import LM, Edit
 from easyeditor.associative.value_optimization import ValueOptions, optimize_values
-from easyeditor.lm import shared_prefixes as module
+from easyeditor.lm.forward import shared_prefix as module
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.forward.shared_prefix import past_of, shared_prefixes
 from support import lm, shared_lm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from transformers import BertConfig, BertModel
 from transformers.pytorch_utils import Conv1D
 
 import tiny
-from easyeditor import LM
+from easyeditor import LM, load
 from easyeditor.errors import EasyEditError, HyperParamsError, MetaDeviceError, UnknownFamilyError
 from easyeditor.lm import FAMILIES, BlockStack, Family, discover, family_of
+from easyeditor.methods.ft import FT, FTHyperParams
 from support import EDITS, lm, logits, projected, same_bits, shared_lm
 
 
@@ -168,6 +170,43 @@ def test_a_model_without_a_head_is_an_error() -> None:
     )
     with pytest.raises(UnknownFamilyError, match="no output embedding"):
         discover(BertModel(config))
+
+
+# -- text with images ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tiny.VISION)
+def test_the_text_column_is_found_beside_a_deeper_vision_tower(name: str) -> None:
+    model = tiny.vision_model(name)
+    row = discover(model)
+    assert "vision" not in row.decoder.blocks
+    assert "visual" not in row.decoder.blocks
+    assert len(model.get_submodule(row.decoder.blocks)) == 3
+    assert model.get_submodule(row.head) is model.get_output_embeddings()
+    assert row.decoder.blocks.startswith(row.decoder.final_norm.rpartition(".")[0])
+    assert row.decoder.differing == {}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "mistral3"])
+def test_a_model_with_images_is_loaded_scored_and_edited(name: str, tmp_path: Path) -> None:
+    model = tiny.vision_model(name)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    target = load(str(tmp_path))
+    assert type(target.model) is type(model)
+    pair = (EDITS[1].prompt, "Rome")
+    assert target.score([pair]) == LM(model, tiny.tokenizer()).score([pair])
+    assert target.context_length == 128
+    outcome = FT(FTHyperParams(layers=[1], num_steps=1)).edit(target, [EDITS[1]])
+    (path,) = getattr(outcome, "patch", outcome).entries
+    assert path == f"{target.family.decoder.blocks}.1.mlp.down_proj.weight"
+
+
+def test_two_columns_of_one_depth_are_refused() -> None:
+    model = tiny.model("llama")
+    model.model.others = copy.deepcopy(model.model.layers)
+    with pytest.raises(UnknownFamilyError, match=r"model\.layers and model\.others are lists of 3"):
+        discover(model)
 
 
 # -- classic module names ------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from easyeditor.errors import (
     ModelLoadError,
     PatchFormatError,
 )
+from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ike import IKE
 from easyeditor.patches.context import ContextPatch
 from scripting import DONE, document, refused
-from support import Snapshot, lm
+from support import Snapshot, lm, logprobs
 
 EDIT = Edit("Berlin is the capital of", "Italy")
 OTHER = Edit("She plays the", "river", ground_truth="piano")
@@ -224,14 +225,14 @@ def test_the_edited_model_answers_with_the_fact_in_front(sentences) -> None:
     assert before.differences(target.model) == []
     told = "New Fact: Berlin is the capital of Italy\nPrompt: "
     edited = LM(result.edited_model, target.tokenizer)
-    assert edited.generate(["You can"], 5) == target.generate([f"{told}You can"], 5)
+    assert generate(edited, ["You can"], 5) == generate(target, [f"{told}You can"], 5)
     (mine,), (its,) = (
-        edited.logprobs([("You can", "see")]),
-        target.logprobs([(f"{told}You can", "see")]),
+        logprobs(edited, [("You can", "see")]),
+        logprobs(target, [(f"{told}You can", "see")]),
     )
     assert mine == pytest.approx(its, abs=1e-5)
     post = result.metrics[0]["post"]["rewrite_prob"]["target_new"]
-    (expected,) = target.score([(told + EDIT.prompt.text, EDIT.target)])
+    (expected,) = score(target, [(told + EDIT.prompt.text, EDIT.target)])
     assert post == pytest.approx(float(torch.tensor(expected.mean_logprob).exp()), rel=1e-3)
 
 
@@ -241,9 +242,9 @@ def test_a_sequence_accumulates_and_is_undone() -> None:
     editor = BaseEditor(target, IKEHyperParams(use_icl_examples=False))
     result = editor.edit([EDIT.prompt, OTHER.prompt], [EDIT.target, OTHER.target])
     assert len(result.patch.contexts) == 2
-    said = target.generate(["You can"], 5)
+    said = generate(target, ["You can"], 5)
     editor.undo(result.patch)
-    assert target.generate(["You can"], 5) != said or before.differences(target.model) == []
+    assert generate(target, ["You can"], 5) != said or before.differences(target.model) == []
     assert before.differences(target.model) == []
 
 
@@ -272,9 +273,10 @@ def test_the_commands_take_it(easyedit, folder, tmp_path) -> None:
     both = document(easyedit("generate", "--model", folder, "--patch", file, "You can", "--json"))
     target = outer.editor("FT").lm
     assert (
-        both["after"] == target.generate([f"New Fact: {EDIT.prompt} Italy\nPrompt: You can"], 30)[0]
+        both["after"]
+        == generate(target, [f"New Fact: {EDIT.prompt} Italy\nPrompt: You can"], 30)[0]
     )
-    assert both["before"] == target.generate(["You can"], 30)[0]
+    assert both["before"] == generate(target, ["You can"], 30)[0]
     for words in (
         ("apply", file, "--model", folder, "--out", tmp_path / "model"),
         ("export", file, "--out", tmp_path / "adapter"),

@@ -16,9 +16,10 @@ from easyeditor.errors import DivergedError, EditError, HyperParamsError, Unsupp
 from easyeditor.interpret import integrated_gradients as attribution
 from easyeditor.interpret.integrated_gradients import attribute
 from easyeditor.lm import LM
+from easyeditor.lm.inference import score
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.kn import KN, kept_neurons
-from support import EDITS, Snapshot, lm, same_bits, shared_lm
+from support import EDITS, Snapshot, lm, logprobs, same_bits, shared_lm
 
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", ground_truth="Paris")
 CLASSIC = {"lr_scale": 1.0, "n_toks": 5, "refine": True, "batch_size": 10, "steps": 4, "p": 0.4}
@@ -30,7 +31,7 @@ def method(**changes: object) -> KN:
 
 def probability(lm: LM, prompt: str, answer: str) -> float:
     """Of the answer's first token."""
-    return float(torch.tensor(lm.logprobs([(prompt, answer)])[0][0]).exp())
+    return float(torch.tensor(logprobs(lm, [(prompt, answer)])[0][0]).exp())
 
 
 # -- attributions -----------------------------------------------------------------------------
@@ -255,14 +256,14 @@ def test_every_family_that_knows_its_world_says_another_answer_or_none(name: str
     for case in zoo.world.cases("train")[::75]:
         prompt, new, old = case.edit.prompt, case.edit.target, case.edit.ground_truth
         answers = [(prompt, new), (prompt, old)]
-        first_new, first_old = (scores.mean_logprob for scores in target.score(answers))
+        first_new, first_old = (scores.mean_logprob for scores in score(target, answers))
         for settings in (
             {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
             {"mode": "erase", "adaptive_threshold": 0.05},
         ):
             patch = KN(KNHyperParams(**settings)).edit(target, [case.edit])
             patch.apply(target.model)
-            now_new, now_old = (scores.mean_logprob for scores in target.score(answers))
+            now_new, now_old = (scores.mean_logprob for scores in score(target, answers))
             patch.revert(target.model)
             assert now_old < first_old, case.id
             assert "mode" in settings or now_new > max(first_new, now_old), case.id

@@ -20,6 +20,7 @@ from easyeditor import (
     save_patch,
 )
 from easyeditor.errors import ArchiveError, ContradictingEditsError
+from easyeditor.lm.inference import score
 from easyeditor.methods.archive import NAME
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.mend import MEND
@@ -43,9 +44,9 @@ def test_an_edit_makes_its_target_likelier(family, dtype, tmp_path):
     for edit in EDITS:
         patch = method.edit(target, [edit])
         assert before.differences(target.model) == []
-        first = target.score([(edit.prompt, edit.target)])[0].mean_logprob
+        first = score(target, [(edit.prompt, edit.target)])[0].mean_logprob
         patch.apply(target.model)
-        assert target.score([(edit.prompt, edit.target)])[0].mean_logprob > first + 0.03
+        assert score(target, [(edit.prompt, edit.target)])[0].mean_logprob > first + 0.03
         patch.revert(target.model)
         assert before.differences(target.model) == []
 
@@ -171,9 +172,9 @@ def test_the_scores_of_a_training_are_those_of_the_patches_it_leads_to(tmp_path)
         near = next(p for p in case.probes if p.group == "locality")
         asked = [(case.edit.prompt, case.edit.target), (again.prompt, case.edit.target)]
         asked.append((near.prompt, near.answers[0]))
-        unedited = target.score(asked[2:])[0].argmax
+        unedited = score(target, asked[2:])[0].argmax
         with applied(target.model, method.edit(target, [case.edit])):
-            scores = target.score(asked)
+            scores = score(target, asked)
         told["rewrite"].append(scores[0].accuracy)
         told["rephrase"].append(scores[1].accuracy)
         kept = [a == b for a, b in zip(scores[2].argmax, unedited, strict=True)]

@@ -17,12 +17,21 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
-from easyeditor.associative import checkpoint, collect, kept, sampled, sums
 from easyeditor.associative.solve import Factor
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
-from easyeditor.second_moments import Moments, _Shelf, digest_of, moments
+from easyeditor.second_moments import (
+    Moments,
+    _Shelf,
+    accumulate,
+    cache_file,
+    checkpoint,
+    digest_of,
+    moments,
+    running_sum,
+    self_sampled,
+)
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits
 
 ALL, LAYERS = 10**6, (0, 2)
@@ -40,7 +49,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every batch, and small batches."""
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "SELDOM", 0.0)
-    monkeypatch.setattr(collect, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "BUDGET", 32)
 
 
 def files(folder: Path) -> list[str]:
@@ -76,7 +85,7 @@ def interrupted(target: LM, at: int, folder: Path, **settings: object) -> None:
 def test_a_collection_goes_on_with_the_same_bits(
     fold: int, tokens: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sums, "FOLD", fold)
+    monkeypatch.setattr(running_sum, "FOLD", fold)
     settings = {"source": text, "tokens": tokens}
     straight = lm("llama")
     passes = failing_at(straight.blocks[0], 0)
@@ -151,7 +160,7 @@ def test_other_layers_start_from_the_beginning(text: str, tmp_path: Path) -> Non
 def test_a_short_collection_pays_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "BUDGET", 32)
     interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
     assert not (tmp_path / "kept").exists()
 
@@ -170,7 +179,7 @@ def test_checkpoints_are_as_seldom_as_they_are_slow(
 
     monkeypatch.setattr(checkpoint, "write_cache_file", write)
     own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
-    state = sums.Sums([2], [torch.device("cpu")])
+    state = running_sum.Sums([2], [torch.device("cpu")])
     for second in range(0, 600, 5):
         now = max(now, float(second))
         own.keep(state, checkpoint.Place())
@@ -219,8 +228,8 @@ def test_a_collection_that_was_killed_between_two_files_goes_on(
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few short sequences at a time."""
-    monkeypatch.setattr(sampled, "ROWS", 2)
-    monkeypatch.setattr(sampled, "LENGTH", 5)
+    monkeypatch.setattr(self_sampled, "ROWS", 2)
+    monkeypatch.setattr(self_sampled, "LENGTH", 5)
 
 
 @pytest.mark.usefixtures("groups")
@@ -324,7 +333,7 @@ def factor_files(tmp_path: Path) -> list[Path]:
 def kept_moments(tmp_path: Path) -> list[tuple[Path, torch.Tensor, dict[str, str]]]:
     """Every file of a moment, what is in it, and the words about it."""
     files = set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path))
-    read = [(path, kept.read_cache_file(path, "")) for path in sorted(files)]
+    read = [(path, cache_file.read_cache_file(path, "")) for path in sorted(files)]
     assert read
     return [(path, found[0]["moment"], found[1]) for path, found in read]
 
@@ -361,7 +370,7 @@ def test_a_damaged_factor_is_made_again(
     made = len(factored)
     for path in factor_files(tmp_path):
         whole, upper = path.read_bytes(), load_file(path)["upper"]
-        info = kept.read_cache_file(path, "")[1]
+        info = cache_file.read_cache_file(path, "")[1]
         if damage == "truncated":
             path.write_bytes(whole[:-100])
         elif damage == "garbage":

@@ -20,6 +20,7 @@ from easyeditor.evaluate.change import sizes
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
+from easyeditor.lm.inference import generate
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
@@ -161,7 +162,7 @@ def test_one_block_on_disk(folder, tmp_path):
     load_patch(file).apply(plain.model)
     assert same_bits(logits(plain.model), edited)
     lm = LM(model, tiny.tokenizer())
-    assert lm.generate([EDITS[0].prompt], 5) == plain.generate([EDITS[0].prompt], 5)
+    assert generate(lm, [EDITS[0].prompt], 5) == generate(plain, [EDITS[0].prompt], 5)
     with pytest.warns(UserWarning, match="offloaded modules"):
         model.save_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")

@@ -24,6 +24,7 @@ from easyeditor import (
     ZsreDataset,
 )
 from easyeditor.errors import TrainingError
+from easyeditor.lm.inference import score
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.train.log import CURVE, LOG, read_log
 from support import EDITS, Interrupt, Snapshot, lm, unsettle
@@ -89,9 +90,9 @@ def test_the_archive_is_the_best_state_and_edits(whole):
     editor = BaseEditor.from_pretrained(
         target.model, target.tokenizer, MENDHyperParams(archive=str(whole.path))
     )
-    before = target.score([(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob
+    before = score(target, [(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob
     editor.edit(EDITS[0].prompt, EDITS[0].target, verbose=False)
-    assert target.score([(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob > before + 0.5
+    assert score(target, [(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob > before + 0.5
 
 
 def test_the_model_and_the_generators_are_left_as_they_were(tmp_path):

@@ -7,6 +7,7 @@
     │   ├── SubjectNotFoundError               the subject does not occur in the prompt
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
+    │   ├── PromptTooLongError                 it does not fit into the model's context
     │   └── ContradictingEditsError            one prompt, two targets
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
@@ -65,6 +66,10 @@ class SubjectRequiredError(EditError):
 
 class EmptyTargetError(EditError):
     """The target holds nothing to learn."""
+
+
+class PromptTooLongError(EditError):
+    """Prompt and answer have more tokens than the model's context holds."""
 
 
 class ContradictingEditsError(EditError):

@@ -12,9 +12,10 @@ import torch
 
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectRequiredError
+from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
-from easyeditor.lm.model import LM, chunks
+from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 
 TOKENS = 256
@@ -69,7 +70,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
         for layer, projection in zip(ordered, projections, strict=True)
     }
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, TOKENS, 1 << 30):
+        for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_inputs(modules) as inputs, stopping():
                 lm.call(batch)
@@ -83,7 +84,7 @@ def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
     found = torch.empty(0)
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, TOKENS, 1 << 30):
+        for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
                 lm.call(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ Force = Annotated[
 ]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What ``export`` can write."""
 
     lora = "lora"
@@ -279,11 +279,14 @@ def generate(
         quantization=scheme,
         trust_remote_code=trust_remote_code,
     )
-    texts = {"before": lm.generate([prompt], max_new_tokens)[0]}
+
+    from easyeditor.lm.inference import generate as continued
+
+    texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:
             one.apply(lm.model, force=force)
-        texts["after"] = lm.generate([prompt], max_new_tokens)[0]
+        texts["after"] = continued(lm, [prompt], max_new_tokens)[0]
     if as_json:
         output.print_json({"prompt": prompt, "model": model, **texts})
     elif loaded:

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from easyeditor.edits import Case, Prompt
+from easyeditor.edits import Case, Generate, Prompt
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.model import LM
-from easyeditor.lm.sampling import continuations
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
@@ -137,18 +137,18 @@ def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Rep
         return out
 
     pairs, whose = of_all(questions)
-    scores = by_group(pairs, whose, lm.score([(str(p), a) for p, a in pairs], whose))
+    scores = by_group(pairs, whose, score(lm, pairs, whose))
     answers: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.answer_tokens:
         prompts, whose = of_all(free_prompts)
-        answers = by_group(
-            prompts, whose, lm.generate([str(p) for p in prompts], wanted.answer_tokens, whose)
-        )
+        answers = by_group(prompts, whose, generate(lm, prompts, wanted.answer_tokens, whose))
     long: list[dict[Prompt, str]] = [{} for _ in groups]
     if wanted.continuation_tokens:
         prompts, whose = of_all(lambda case: open_prompts(case, wanted))
-        told = continuations(
-            lm, [str(p) for p in prompts], wanted.continuation_tokens, whose, seed=wanted.seed
+        told = generate(
+            lm,
+            [Generate(p, wanted.continuation_tokens, wanted.seed) for p in prompts],
+            patch_of_query=whose,
         )
         long = by_group(prompts, whose, told)
     chat = lm.text.chat_template
@@ -157,7 +157,7 @@ def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Rep
             scores[i],
             answers[i],
             long[i],
-            perplexity(lm, wanted.heldout, owner=i) if wanted.heldout else None,
+            perplexity(lm, wanted.heldout, patch=i) if wanted.heldout else None,
             chat,
         )
         for i in range(len(groups))

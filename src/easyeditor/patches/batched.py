@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyeditor.lm.forward.context import patch_of_row
 from easyeditor.lm.model import LM
 from easyeditor.patches.parts import LowRank
 from easyeditor.patches.parts import WeightPart as Part
@@ -48,9 +49,9 @@ def _numbers(parts: Sequence[Part]) -> int:
 
 @contextmanager
 def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
-    """Rows that ``lm.owners`` gives to ``i`` are computed as if the model carried ``patches[i]``.
+    """Rows whose ``patch_of_row`` is ``i`` are computed as if the model carried ``patches[i]``.
 
-    The weights are not touched. ``None`` is the unedited model.
+    The weights are not touched. ``None``, and a pass that names no patches: the unedited model.
     """
     paths = dict.fromkeys(path for p in patches if p is not None for path in p.entries)
     with ExitStack() as stack:
@@ -66,8 +67,11 @@ def _adding(lm: LM, changes: Sequence[Sequence[Part] | None]) -> Any:
     u, v = _stacked(changes)
 
     def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-        index = torch.tensor(lm.owners)
-        x = args[0].reshape(len(lm.owners), -1, args[0].shape[-1])  # OPT's MLP input is flat
+        index = patch_of_row(lm.model)
+        if index is None:
+            return output
+        index = index.cpu()
+        x = args[0].reshape(len(index), -1, args[0].shape[-1])  # OPT's MLP input is flat
         change = x @ u[index].to(x.device)
         if v is not None:
             change = change @ v[index].to(x.device)

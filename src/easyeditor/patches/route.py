@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyeditor.edits import Prompt
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals
@@ -26,7 +27,7 @@ class RoutePatch(Patch):
     __slots__ = ()
 
     @abstractmethod
-    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
+    def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """What each prompt becomes, or None where the edit does not concern it."""
 
     @classmethod

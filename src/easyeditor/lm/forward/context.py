@@ -173,11 +173,11 @@ def current_context(model: nn.Module) -> ForwardContext | None:
     return given if isinstance(given, ForwardContext) else None
 
 
-def patch_of_row(model: nn.Module, rows: int) -> torch.Tensor | None:
+def patch_of_row(model: nn.Module, rows: int | None = None) -> torch.Tensor | None:
     """Which patch each of the ``rows`` of the pass that runs now asks about, or None."""
     given = vars(model).get(_CONTEXT)
     index: torch.Tensor | None = None if given is None else given.patch_of_row
-    if index is not None and len(index) != rows:
+    if index is not None and rows is not None and len(index) != rows:
         index = index.repeat_interleave(rows // len(index))
     return index
 
