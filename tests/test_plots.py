@@ -104,7 +104,7 @@ def test_probabilities_move(tmp_path):
 
 def test_what_was_forgotten_is_old(six):
     axes = drawn(six)["retention"].axes
-    first = next(axis for axis in axes if axis.get_title(loc="left") == "rewrite accuracy")
+    first = next(axis for axis in axes if axis.get_title(loc="left") == "rewrite acc")
     fresh, end = first.lines
     assert list(fresh.get_ydata()) == [100.0] * 10
     assert list(end.get_ydata()) == [100.0] * 5 + [0.0] * 5
