@@ -31,8 +31,8 @@ def main() -> None:
     for n in args.sizes:
         edits = common.made_up_edits(n)
         patch, seconds, extra = common.measured(partial(method.edit, lm, edits))
-        parts = [part for own in patch.entries.values() for part in own]
-        held = sum(4 * getattr(p, k).numel() for p in parts for k in type(p).__slots__)
+        parts = [part for entry in patch.entries.values() for part in entry]
+        held = sum(4 * part.numbers for part in parts)
         told[str(n)] = {
             "seconds_per_edit": round(seconds / n, 3),
             "phases_per_edit": {k: round(v / n, 4) for k, v in patch.info.seconds.items()},

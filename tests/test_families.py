@@ -17,6 +17,7 @@ import tiny
 from easyeditor import LM, load
 from easyeditor.errors import EasyEditError, HyperParamsError, MetaDeviceError, UnknownFamilyError
 from easyeditor.lm import FAMILIES, BlockStack, Family, discover, family_of
+from easyeditor.lm.inference import score
 from easyeditor.methods.ft import FT, FTHyperParams
 from support import EDITS, lm, logits, projected, same_bits, shared_lm
 
@@ -195,7 +196,7 @@ def test_a_model_with_images_is_loaded_scored_and_edited(name: str, tmp_path: Pa
     target = load(str(tmp_path))
     assert type(target.model) is type(model)
     pair = (EDITS[1].prompt, "Rome")
-    assert target.score([pair]) == LM(model, tiny.tokenizer()).score([pair])
+    assert score(target, [pair]) == score(LM(model, tiny.tokenizer()), [pair])
     assert target.context_length == 128
     outcome = FT(FTHyperParams(layers=[1], num_steps=1)).edit(target, [EDITS[1]])
     (path,) = getattr(outcome, "patch", outcome).entries

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import tiny
-from easyeditor.lm.inference import generate, score
 from easyeditor import LM, Edit
 from easyeditor.errors import HyperParamsError, UnknownFamilyError, UnsupportedModelError
 from easyeditor.lm import discover
+from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
