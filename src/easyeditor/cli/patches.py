@@ -103,10 +103,26 @@ def _model_of(model: str | None, patches: list[Patch]) -> str:
                 f"The patches were made for different models ({', '.join(names)}); name one with "
                 "--model."
             )
-        model = names[0]
+        model = _recorded(names[0])
     model = model or options.DEFAULT_MODEL
     options.check_model(model)
     return model
+
+
+def _recorded(name: str) -> str:
+    """The model that a patch names, where that name leads to one; files hold no local paths.
+
+    Raises:
+        PatchMismatchError: it leads nowhere.
+    """
+    from easyeditor.hyperparams import KNOWN_MODELS
+
+    if "/" in name or name in {options.DEFAULT_MODEL, *KNOWN_MODELS} or os.path.isdir(name):
+        return name
+    raise PatchMismatchError(
+        f"The patch was made for a model called {name!r}, and does not say where that is. Name it: "
+        "--model HUB_NAME_OR_FOLDER."
+    )
 
 
 def _weights(paths: list[Path]) -> list[WeightPatch]:
