@@ -85,13 +85,11 @@ def moments(
     from easyeditor.hyperparams import resolve_layers
 
     model = settings.model_name
-    settings = options.loaded_as(
-        settings, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    settings = options.loaded_as(settings, device=device, dtype=dtype)
     with output.loading(model):
         from easyeditor.editors.base import load_for
 
-        lm = load_for(settings)
+        lm = load_for(settings, trust_remote_code=trust_remote_code)
     column = settings.column(lm)
     chosen = [int(n) for n in resolve_layers(wanted or settings.layers, column.n_layers)]
     told = {"method": method, "model": model, "dataset": settings.mom2_dataset}

@@ -12,13 +12,21 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from easyeditor.editors.apply_method import check_request
+from easyeditor.editors.journal import EditJournal
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
-from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
+from easyeditor.editors.requests import (
+    RENAMED_CALLS,
+    Nested,
+    Texts,
+    cases_of,
+    make_cases,
+    translated,
+)
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
-from easyeditor.errors import EditError, HyperParamsError, did_you_mean
+from easyeditor.errors import EditError, HyperParamsError, RenamedCallError, did_you_mean
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -58,10 +66,12 @@ class EditOptions(MeasuringOptions, total=False):
     Attributes:
         keep_original_weight: see :meth:`BaseEditor.edit`.
         verbose: log each edit's scores; True by default.
+        journal: where finished edits are kept, so that a later call goes on from them.
     """
 
     keep_original_weight: bool
     verbose: bool
+    journal: EditJournal | None
 
 
 class RequestOptions(MeasuringOptions, total=False):
@@ -72,9 +82,15 @@ class RequestOptions(MeasuringOptions, total=False):
         requests: instead of all the lists: one record per edit, with the fields of a file of edits
             (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
             portability``).
+        target_neg: what each prompt shall no longer say (:attr:`~easyeditor.edits.Edit.rejected`).
+        sequential_edit: True measures at the end of the sequence, False each edit alone.
+        test_generation: True measures the fluency of continuations of 100 tokens.
     """
 
     subject: Texts | None
+    target_neg: Texts | None
+    sequential_edit: bool | None
+    test_generation: bool
     requests: Sequence[Mapping[str, Any]] | None
 
 
@@ -90,6 +106,14 @@ class EditResult(NamedTuple):
     metrics: list[dict[str, Any]]
     edited_model: PreTrainedModel
     patch: Patch
+
+    def __repr__(self) -> str:
+        measured = [metric.get("final") or metric.get("post") or {} for metric in self.metrics]
+        took = sum(scores.get("rewrite_acc") == 1.0 for scores in measured)
+        return (
+            f"<EditResult: {took} of {len(measured)} edits took; "
+            f"{type(self.edited_model).__name__}, {self.patch!r}>"
+        )
 
 
 class BaseEditor:
@@ -111,6 +135,13 @@ class BaseEditor:
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
         self._undo: list[_Undo] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in RENAMED_CALLS:
+            raise RenamedCallError(
+                f"BaseEditor has no {name}(...) any more: it is {RENAMED_CALLS[name]}."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def method(self) -> Method[Any]:
@@ -226,6 +257,7 @@ class BaseEditor:
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
+        options, keep = _classic(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -234,7 +266,7 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how = _how(keep_original_weight, verbose, options)
+        how = _how(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), **how)
 
     def batch_edit(
@@ -258,7 +290,7 @@ class BaseEditor:
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        options.setdefault("evaluate_when", "end")
+        options, keep = _classic(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -267,7 +299,8 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how = _how(keep_original_weight, verbose, options)
+        options.setdefault("evaluate_when", "end")
+        how = _how(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), batch=True, **how)
 
     def edit_dataset(
@@ -303,11 +336,16 @@ class BaseEditor:
         size = self.method.batch_size if batch else 1
         recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
         session, before = self.session, self.session.state
+        journal = options.get("journal")
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
                 for start in range(0, len(cases), size):
                     group = cases[start : start + size]
-                    attempt = session.attempt([edit for case in group for edit in case.edits])
+                    attempt = journal.finished(start) if journal is not None else None
+                    if attempt is None:
+                        attempt = session.attempt([edit for case in group for edit in case.edits])
+                        if journal is not None:
+                            journal.add(start, attempt)
                     with session.measured(attempt, keep=keep):
                         if when != "end":
                             recorder.fill("post", self.lm, group)
@@ -338,8 +376,10 @@ class _Undo:
     state: State | None
 
 
-def load_for(hparams: HyperParams) -> LM:
+def load_for(hparams: HyperParams, *, trust_remote_code: bool = False) -> LM:
     """The model that the hyper-parameters name, loaded as they say.
+
+    No file of hyper-parameters can allow that code of a model is run: ``trust_remote_code`` does.
 
     Raises:
         ModelLoadError: it cannot be found or read.
@@ -351,12 +391,25 @@ def load_for(hparams: HyperParams) -> LM:
         model_parallel=hparams.model_parallel,
         chat_template=hparams.chat_template,
         quantization=hparams.quantization,
+        trust_remote_code=trust_remote_code,
     )
+
+
+NOT_MEASURING = {"subject", "requests", "target_neg"}
+"""Options that say what is asked."""
+
+
+def _classic(options: RequestOptions, keep: bool) -> tuple[RequestOptions, bool]:
+    """The options under this version's names, and ``keep_original_weight``."""
+    named = translated(options, keep)
+    keep = named.pop("keep_original_weight")
+    return cast(RequestOptions, named), keep
 
 
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
     _refuse_unknown(options, RequestOptions)
     lists["subject"] = options.get("subject")
+    lists["rejected"] = options.get("target_neg")
     requests = options.get("requests")
     if requests is None:
         for name in ("prompts", "target_new"):
@@ -370,7 +423,7 @@ def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
 
 
 def _how(keep_original_weight: bool, verbose: bool, options: MeasuringOptions) -> EditOptions:
-    named = {name: value for name, value in options.items() if name not in {"subject", "requests"}}
+    named = {name: value for name, value in options.items() if name not in NOT_MEASURING}
     return cast(
         EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
     )
