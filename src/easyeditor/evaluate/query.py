@@ -15,7 +15,6 @@ from easyeditor.lm.model import LM
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import WeightPatch
 
 Pair = tuple[Prompt, str]
 T = TypeVar("T")
@@ -108,9 +107,8 @@ def observe_each(
     after the other.
     """
     wanted = measures or Measures()
-    weights = [p for p in patches if p is None or isinstance(p, WeightPatch)]
-    if len(weights) == len(patches) and can_apply_per_row(lm, weights):
-        with applied_per_row(lm, weights):
+    if can_apply_per_row(lm, patches):
+        with applied_per_row(lm, patches):
             return _ask(lm, [[case] for case in cases], wanted)
     seen = []
     for case, patch in zip(cases, patches, strict=True):

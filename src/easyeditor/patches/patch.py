@@ -28,6 +28,7 @@ PATCHES = Registry(
     PatchFormatError,
     {
         "weights": "easyeditor.patches.weight:WeightPatch",
+        "modules": "easyeditor.patches.module:ModulePatch",
         "context": "easyeditor.patches.context:ContextPatch",
         "scope": "easyeditor.patches.scope:ScopePatch",
     },
