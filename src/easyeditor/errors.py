@@ -13,6 +13,7 @@
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
     ├── UnknownMethodError (LookupError)       no method of that name
+    ├── UnknownScorerError (LookupError)       no metric of that name
     ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
     ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
@@ -90,6 +91,10 @@ class HyperParamsFileError(HyperParamsError, OSError):
 
 class UnknownMethodError(EasyEditError, LookupError):
     """No editing method of that name."""
+
+
+class UnknownScorerError(EasyEditError, LookupError):
+    """No scorer of that name."""
 
 
 class UnknownFamilyError(EasyEditError, LookupError):

@@ -15,16 +15,15 @@ from easyeditor.editors.metric_recorder import request_of
 from easyeditor.edits import Case
 from easyeditor.errors import DivergedError
 from easyeditor.evaluate.change import Peak, peak_memory, sizes
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
-    free_prompts,
     observe,
     observe_each,
-    open_prompts,
+    texts_of,
 )
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
@@ -71,7 +70,7 @@ class Worker:
             label: METHODS.get(settings.alg_name)(settings)
             for label, settings in plan.methods.items()
         }
-        self._consistency = _consistency(plan)
+        self._scorers = scorers(plan.measures, plan.cases)
         self._ready: set[str] = set()
         self._before: Replies | None = None
 
@@ -164,17 +163,17 @@ class Worker:
                 "requested_rewrite": request_of(case),
                 **described[id(own)],
                 **self._halves(case, now),
-                "texts": _texts(case, now, measures),
+                "texts": texts_of(case, now, measures),
             }
             for i, (case, own, now) in enumerate(zip(cases, made, seen, strict=True))
         ]
 
     def _halves(self, case: Case, now: Replies) -> Record:
-        before, measures = self._before, self._plan.measures
+        before = self._before
         assert before is not None
         return {
-            "pre": summarise(case, before, before, measures, self._consistency),
-            "post": summarise(case, before, now, measures, self._consistency),
+            "pre": summarise(case, before, before, self._scorers),
+            "post": summarise(case, before, now, self._scorers),
         }
 
     def _described(self, stage: str, unit: CaseRange, own: _Made, asked: float, n: int) -> Record:
@@ -229,20 +228,4 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
             own = plan.cases[unit.start : unit.stop]
             for cases in [[case] for case in own] if plan.protocol == "single" else [own]:
                 check_request(method, cases)
-    _consistency(plan)
-
-
-def _consistency(plan: BenchmarkConfig) -> Consistency | None:
-    references = [text for case in plan.cases for text in case.references]
-    return Consistency(references) if plan.measures.continuation_tokens and references else None
-
-
-def _texts(case: Case, now: Replies, measures: Measures) -> dict[str, Any]:
-    texts: dict[str, Any] = {}
-    if now.answers:
-        texts["answers"] = {str(p): now.answers[p] for p in free_prompts(case)}
-    if now.continuations:
-        texts["continuations"] = {
-            str(p): now.continuations[p] for p in open_prompts(case, measures)
-        }
-    return texts
+    scorers(plan.measures, plan.cases)

@@ -127,6 +127,7 @@ def run(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Edit every case of a dataset with every method, and report the scores."""

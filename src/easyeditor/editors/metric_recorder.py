@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyeditor.edits import Case
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, observe
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,8 @@ class MetricRecorder:
 
     def __init__(self, lm: LM, cases: Sequence[Case], measures: Measures) -> None:
         self._measures = measures
-        references = [text for case in cases for text in case.references]
-        wanted = measures.continuation_tokens and references
-        self._consistency = Consistency(references) if wanted else None
-        self._before = observe(lm, cases, measures)
+        self._scorers = scorers(measures, cases)
+        self._before = observe(lm, cases, measures, self._scorers)
         self._number = {id(case): i for i, case in enumerate(cases)}
         self.metrics = [
             MetricDict(
@@ -47,11 +45,11 @@ class MetricRecorder:
 
     def _half(self, case: Case, now: Any = None) -> MetricDict:
         seen = self._before if now is None else now
-        return MetricDict(summarise(case, self._before, seen, self._measures, self._consistency))
+        return MetricDict(summarise(case, self._before, seen, self._scorers))
 
     def fill(self, key: str, lm: LM, cases: Sequence[Case]) -> None:
         """Ask ``lm`` about ``cases`` and write what it says under ``key``."""
-        now = observe(lm, cases, self._measures)
+        now = observe(lm, cases, self._measures, self._scorers)
         for case in cases:
             self[case][key] = self._half(case, now)
 
