@@ -72,7 +72,7 @@ class Toy:
 
     def loss(self, cases: Any) -> dict[str, torch.Tensor]:
         Toy.seen.append([case.id for case in cases])
-        wanted = torch.tensor([[float(len(case.edit.prompt))] for case in cases])
+        wanted = torch.tensor([[float(len(case.edit.prompt.text))] for case in cases])
         gap = self.module.weight - wanted + self.own
         scale = float("nan") if len(Toy.seen) == Toy.poison else 1.0
         return {"loss": scale * gap.square().mean(), "gap": gap.detach().mean()}
@@ -106,7 +106,7 @@ def toy(monkeypatch, tmp_path):
 
 def test_groups_have_their_own_step_sizes(toy):
     (weight, own), _ = toy(batch_size=8)
-    mean = sum(len(case.edit.prompt) for case in CASES) / len(CASES)
+    mean = sum(len(case.edit.prompt.text) for case in CASES) / len(CASES)
     assert weight == pytest.approx(0.5 * 2 * mean, rel=1e-5)
     assert own == pytest.approx(0.25 * 2 * mean, rel=1e-5)
 

@@ -48,6 +48,11 @@ class FTHyperParams(HyperParams):
         "smollm2-135m": {"layers": [20], "objective_optimization": "target_new"},
     }
 
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "FT-L": {"objective_optimization": "prompt_last"},
+        "FT-M": {"objective_optimization": "target_new"},
+    }
+
     alg_name: str = "FT"
     layers: Layers = (0.66,)
     modules: tuple[str, ...] = ()
