@@ -155,9 +155,9 @@ def _tensors_of(
     tensors: Mapping[str, torch.Tensor], site: str, index: int
 ) -> dict[str, torch.Tensor]:
     suffix = f":{site}"
-    own = {n.removesuffix(suffix): t for n, t in tensors.items() if n.endswith(suffix)}
+    at_site = {n.removesuffix(suffix): t for n, t in tensors.items() if n.endswith(suffix)}
     start = f"{index}."
-    return {n.removeprefix(start): t for n, t in own.items() if n.startswith(start)}
+    return {n.removeprefix(start): t for n, t in at_site.items() if n.startswith(start)}
 
 
 def _built(name: str, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:
@@ -222,7 +222,7 @@ class RowHook(SiteHook):
         if index is None:
             return None
         result = y.clone()
-        for patch in index.unique().tolist():
+        for patch in sorted(set(index.tolist())):
             rows = (index == patch).nonzero()[:, 0]
             at = rows.to(y.device)
             for adapter in self._of_patch[patch]:
@@ -236,7 +236,8 @@ def site_context(model: nn.Module, site: str, y: torch.Tensor) -> ForwardContext
     rows = y.shape[0] if y.dim() > 2 or context is None else context.rows
     length = y.numel() // (rows * y.shape[-1])
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        encoder = next((n for n, m in model.named_modules() if m is model.get_encoder()), "")
+        whole: Any = model
+        encoder = next((n for n, m in model.named_modules() if m is whole.get_encoder()), "")
         inside = site == encoder or site.startswith(f"{encoder}.")
         context = encoder_context(model, rows) if inside else decoder_context(model, rows, length)
     if context is None:  # a part of the model was called by itself

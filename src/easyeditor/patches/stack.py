@@ -315,9 +315,10 @@ def _refuse_applied(stack: PatchStack, patch: Any) -> None:
 
 
 @cache
-def kind_of(patch_class: type) -> type:
+def kind_of(patch_class: Any) -> type:
     """The class that installs a patch of this class."""
-    return next(base for base in patch_class.__mro__ if "install" in vars(base))
+    kind: type = next(base for base in patch_class.__mro__ if "install" in vars(base))
+    return kind
 
 
 def _without(patches: dict[int, Any], patch: Any) -> dict[int, Any]:

@@ -53,7 +53,7 @@ class ForwardContext:
     patch_of_row: torch.Tensor | None = None
     phase: Phase = "prefill"
     start: int = 0
-    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+    decisions: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -90,7 +90,7 @@ class ForwardContext:
         In the decode phase the decision of the prefill phase is given again; rows that beam search
         has multiplied since then share their prompt's.
         """
-        known = self.decisions.get(key)
+        known: torch.Tensor | None = self.decisions.get(key)
         if self.phase == "prefill" or known is None:
             known = self.decisions[key] = decision()
         if len(known) != self.rows:
@@ -100,9 +100,7 @@ class ForwardContext:
     def only(self, rows: torch.Tensor) -> ForwardContext:
         """The context of some rows, which keep decisions of their own."""
         index = rows.to(self.mask.device)
-        part: dict[Any, torch.Tensor] = self.decisions.setdefault(  # type: ignore[assignment]
-            ("rows", *rows.tolist()), {}
-        )
+        part: dict[Any, Any] = self.decisions.setdefault(("rows", *rows.tolist()), {})
         of_row = self.patch_of_row
         return replace(
             self,
@@ -125,7 +123,7 @@ class _Generation:
 
     mask: torch.Tensor
     patch_of_row: torch.Tensor | None
-    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+    decisions: dict[Any, Any] = field(default_factory=dict)
 
     def context(self, mask: torch.Tensor, start: int) -> ForwardContext:
         rows = len(mask)
