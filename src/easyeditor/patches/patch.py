@@ -23,7 +23,7 @@ from easyeditor.registry import Registry
 
 P = TypeVar("P", bound="Patch")
 
-PATCHES = Registry(
+PATCHES: Registry[type[Patch]] = Registry(
     "kind of patch",
     PatchFormatError,
     {
@@ -32,6 +32,7 @@ PATCHES = Registry(
         "context": "easyeditor.patches.context:ContextPatch",
         "scope": "easyeditor.patches.scope:ScopePatch",
     },
+    group="easyeditor.patches",
 )
 """``name -> "module:class"``; a file names its kind, and only kinds that are listed are read."""
 
