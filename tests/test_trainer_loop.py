@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import easyeditor.methods.learning as learning
+import easyeditor.methods.training as by_name
 import outer
 from easyeditor import Case, Edit, EditTrainer, Probe
 from easyeditor.errors import DivergedError, UnknownMethodError
@@ -67,6 +67,9 @@ class Toy:
     def learner(cls, _lm: Any, config: TrainingHyperParams) -> Toy:
         return cls(config)
 
+    def prepare(self, cases: Any) -> None:
+        pass
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.module.weight], "lr": 0.5}, {"params": [self.own], "lr": 0.25}]
 
@@ -91,7 +94,7 @@ class Toy:
 def toy(monkeypatch, tmp_path):
     """Train it; returns the two numbers and the result."""
     known = Registry("method", UnknownMethodError, {"TOY": f"{__name__}:Toy"})
-    monkeypatch.setattr(learning, "METHODS", known)
+    monkeypatch.setattr(by_name, "METHODS", known)
     monkeypatch.setattr(Toy, "seen", [])
     monkeypatch.setattr(Toy, "poison", None)
 

@@ -23,7 +23,8 @@ from easyeditor.errors import (
     TrainingError,
     UnknownMethodError,
 )
-from easyeditor.methods.learning import TrainingHyperParams, learner_of
+from easyeditor.methods.learning import TrainingHyperParams
+from easyeditor.methods.training import learner_of
 from support import EDITS, Snapshot, lm, unsettle
 from training_child import CASES, config, trainer
 

@@ -8,7 +8,8 @@
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
     │   ├── PromptTooLongError                 it does not fit into the model's context
-    │   └── ContradictingEditsError            one prompt, two targets
+    │   ├── ContradictingEditsError            one prompt, two targets
+    │   └── EditFailed                         tried, and no change was found that carries it out
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
@@ -75,6 +76,10 @@ class PromptTooLongError(EditError):
 
 class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
+
+
+class EditFailed(EditError):
+    """An edit was tried and no change was found that carries it out; the model is unchanged."""
 
 
 class DataError(EasyEditError, ValueError):

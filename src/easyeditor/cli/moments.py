@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from easyeditor.bench.convergence import Row
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM
-    from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.methods.locate import LocateHyperParams
     from easyeditor.second_moments import Moments
 
 EXAMPLES = """

@@ -69,7 +69,7 @@ def train(
     if out is not None:
         places.check_folder(out, empty=False)
 
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
     settings = options.loaded_as(

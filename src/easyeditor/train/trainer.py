@@ -30,13 +30,8 @@ from easyeditor.folder_lock import FolderLock
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
-from easyeditor.methods.learning import (
-    Learner,
-    TrainingHyperParams,
-    examples,
-    learner_of,
-    training_class_of,
-)
+from easyeditor.methods.learning import Learner, TrainingHyperParams, examples
+from easyeditor.methods.training import learner_of, training_class_of
 from easyeditor.train.log import LOG, draw_curve
 
 if TYPE_CHECKING:
@@ -161,9 +156,7 @@ class EditTrainer:
             lm = self.load()
             self._check_same(lm, resume)
             learner = learner_of(lm, self.config)
-            prepare = getattr(learner, "prepare", None)
-            if prepare is not None:
-                prepare([*self.train_set, *self.val_set])
+            learner.prepare([*self.train_set, *self.val_set])
             arguments = arguments_of(
                 self.config, self.folder / CHECKPOINTS, on_cpu=lm.device.type == "cpu"
             )
