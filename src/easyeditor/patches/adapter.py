@@ -21,7 +21,8 @@ class Adapter(nn.Module):
     """Changes the output of the module it is put on; the model's own tensors stay as they are.
 
     A subclass takes its tensors and its settings as keyword arguments, registers every tensor as a
-    buffer or parameter of the argument's name, and is listed in :data:`~easyeditor.patches.kinds.ADAPTERS`.
+    buffer or parameter of the argument's name, and is listed in
+    :data:`~easyeditor.patches.kinds.ADAPTERS`.
     """
 
     name: ClassVar[str]

@@ -76,8 +76,8 @@ class Patch(ABC):
     """An edit as an object: applied to a model, taken back exactly, saved to a file.
 
     A subclass says how patches of its kind are put on a model and taken off (:meth:`install`), and
-    is listed in :data:`~easyeditor.patches.kinds.PATCHES`; the stack, files and the command line need no more. Two patches
-    are equal only if they are the same object.
+    is listed in :data:`~easyeditor.patches.kinds.PATCHES`; the stack, files and the command line
+    need no more. Two patches are equal only if they are the same object.
 
     Attributes:
         kind: the name of the kind in :data:`~easyeditor.patches.kinds.PATCHES`.
