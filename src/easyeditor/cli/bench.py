@@ -312,10 +312,10 @@ def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
     if output.out.is_terminal:
         show_table(made.table)
     else:
-        output.out.line(made.markdown())
-    output.out.line(f"Tables and plots: {made.out}")
+        output.out.print_line(made.markdown())
+    output.out.print_line(f"Tables and plots: {made.out}")
     if made.without:
-        output.out.line(made.without)
+        output.out.print_line(made.without)
 
 
 def show_table(table: Table) -> None:

@@ -153,7 +153,7 @@ def edit(
     if as_json:
         _print_json(method, model, known, result, lines, failures, saved)
     elif save == places.STREAM:
-        err.line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
+        err.print_line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
         _show(method, model, wanted, result, lines, saved)
     if not as_json:
@@ -354,10 +354,10 @@ def _show(
         mean = averages(result.metrics)
         rows.append(["mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}"])
     output.show("Scores", columns, rows, mean=int(len(cases) > 1))
-    output.out.line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
+    output.out.print_line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
         file, name = quoted(saved), quoted(model)
-        output.out.line(
+        output.out.print_line(
             f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
             f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )

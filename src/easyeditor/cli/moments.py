@@ -202,7 +202,7 @@ def _show(title: str, shown: Sequence[dict[str, Any]]) -> None:
     output.show(title, columns, rows)
     for line in shown:
         kept = line["file"] or "in no file: the folder cannot be written"
-        output.out.line(f"Layer {line['layer']}: {kept}")
+        output.out.print_line(f"Layer {line['layer']}: {kept}")
 
 
 def _short(value: float | None) -> str:

@@ -178,7 +178,7 @@ def apply(
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
     else:
-        output.out.line(
+        output.out.print_line(
             f"{count(edits, 'edit')} of {count(len(loaded), 'patch')} in {out}. Load it with "
             f'AutoModelForCausalLM.from_pretrained("{out}").'
         )
@@ -203,10 +203,10 @@ def export(
         told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
         output.print_json({**told, "relative_errors": made.errors})
         return
-    output.out.line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
+    output.out.print_line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
     for name, error in made.errors.items():
         said = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
-        output.out.line(f"  {name}: {said}")
+        output.out.print_line(f"  {name}: {said}")
 
 
 def show(
@@ -222,7 +222,7 @@ def show(
         return
     header, matrices = document, document["matrices"]
     more = document.get("memory", [])
-    output.out.line(f"{header['method']} patch for {header['model_name']}")
+    output.out.print_line(f"{header['method']} patch for {header['model_name']}")
     columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
     columns += [Column("id")] if more else []
     edits = []
@@ -243,9 +243,9 @@ def show(
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
-    output.out.line(f"Settings: {settings}")
+    output.out.print_line(f"Settings: {settings}")
     made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
-    output.out.line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
+    output.out.print_line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
 
 
 def _described(file: Path) -> dict[str, Any]:

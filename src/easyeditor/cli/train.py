@@ -132,7 +132,7 @@ def _show(
     output.show(f"{count(held_out, 'held-out case')}", columns, [numbers])
     where = f"Archive: {result.path}\nLog:     {result.log}\n"
     where += f"Curve:   {result.curve}\n" if result.curve else ""
-    output.out.line(
+    output.out.print_line(
         f"{count(result.steps, 'step')} in {result.seconds:.0f} s on {count(learnt, 'case')}.\n"
         f"{where}Use it:  {use} --prompt … --target …"
     )

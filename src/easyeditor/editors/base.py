@@ -6,27 +6,33 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast, get_type_hints
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from easyeditor.editors.apply_method import check_request
-from easyeditor.editors.journal import EditJournal
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
+from easyeditor.editors.options import (
+    EditOptions,
+    MeasuringOptions,
+    RequestOptions,
+    classic_options,
+    how_to_edit,
+    refuse_unknown,
+)
 from easyeditor.editors.requests import (
     RENAMED_CALLS,
     Nested,
     Texts,
     cases_of,
     make_cases,
-    translated,
 )
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
-from easyeditor.errors import EditError, HyperParamsError, RenamedCallError, did_you_mean
+from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -40,58 +46,6 @@ from easyeditor.patches.stack import applied_patches
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
-When = Literal["each", "end", "both"]
-
-
-class MeasuringOptions(TypedDict, total=False):
-    """How a request is measured.
-
-    Attributes:
-        evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
-            ``"both"`` (then ``post`` is after each, ``final`` at the end:
-            :func:`easyeditor.evaluate.aggregate.retention` compares them).
-        measures: what is asked beside the teacher-forced scores: free answers, long
-            continuations, perplexity.
-        train_ds: other edits to take demonstrations from, for methods that show some.
-    """
-
-    evaluate_when: When
-    measures: Measures | None
-    train_ds: Iterable[Case] | None
-
-
-class EditOptions(MeasuringOptions, total=False):
-    """How a request is carried out and measured.
-
-    Attributes:
-        keep_original_weight: see :meth:`BaseEditor.edit`.
-        verbose: log each edit's scores; True by default.
-        journal: where finished edits are kept, so that a later call goes on from them.
-    """
-
-    keep_original_weight: bool
-    verbose: bool
-    journal: EditJournal | None
-
-
-class RequestOptions(MeasuringOptions, total=False):
-    """What is asked beside the classic arguments, and how it is measured.
-
-    Attributes:
-        subject: what each fact is about; needed by locate-and-edit methods.
-        requests: instead of all the lists: one record per edit, with the fields of a file of edits
-            (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
-            portability``).
-        target_neg: what each prompt shall no longer say (:attr:`~easyeditor.edits.Edit.rejected`).
-        sequential_edit: True measures at the end of the sequence, False each edit alone.
-        test_generation: True measures the fluency of continuations of 100 tokens.
-    """
-
-    subject: Texts | None
-    target_neg: Texts | None
-    sequential_edit: bool | None
-    test_generation: bool
-    requests: Sequence[Mapping[str, Any]] | None
 
 
 class EditResult(NamedTuple):
@@ -257,7 +211,7 @@ class BaseEditor:
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
-        options, keep = _classic(options, keep_original_weight)
+        options, keep = classic_options(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -266,7 +220,7 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how = _how(keep, verbose, options)
+        how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), **how)
 
     def batch_edit(
@@ -290,7 +244,7 @@ class BaseEditor:
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        options, keep = _classic(options, keep_original_weight)
+        options, keep = classic_options(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -300,7 +254,7 @@ class BaseEditor:
             "portability_inputs": portability_inputs,
         }
         options.setdefault("evaluate_when", "end")
-        how = _how(keep, verbose, options)
+        how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), batch=True, **how)
 
     def edit_dataset(
@@ -317,14 +271,14 @@ class BaseEditor:
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        how = _how(keep_original_weight, verbose, options)
+        how = how_to_edit(keep_original_weight, verbose, options)
         return self.edit_cases(list(ds), batch=batch, **how)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
         """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
-        _refuse_unknown(options, EditOptions)
+        refuse_unknown(options, EditOptions)
         when = options.get("evaluate_when", "each")
         if when not in {"each", "end", "both"}:
             raise EditError(f"evaluate_when={when!r}: use 'each', 'end' or 'both'.")
@@ -395,19 +349,8 @@ def load_for(hparams: HyperParams, *, trust_remote_code: bool = False) -> LM:
     )
 
 
-NOT_MEASURING = {"subject", "requests", "target_neg"}
-"""Options that say what is asked."""
-
-
-def _classic(options: RequestOptions, keep: bool) -> tuple[RequestOptions, bool]:
-    """The options under this version's names, and ``keep_original_weight``."""
-    named = translated(options, keep)
-    keep = named.pop("keep_original_weight")
-    return cast(RequestOptions, named), keep
-
-
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
-    _refuse_unknown(options, RequestOptions)
+    refuse_unknown(options, RequestOptions)
     lists["subject"] = options.get("subject")
     lists["rejected"] = options.get("target_neg")
     requests = options.get("requests")
@@ -420,23 +363,6 @@ def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
     if given:
         raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
     return cases_of(requests)
-
-
-def _how(keep_original_weight: bool, verbose: bool, options: MeasuringOptions) -> EditOptions:
-    named = {name: value for name, value in options.items() if name not in NOT_MEASURING}
-    return cast(
-        EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
-    )
-
-
-def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    names = sorted(get_type_hints(known))
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise EditError(
-            f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
-            f"Known: {', '.join(names)}."
-        )
 
 
 def _check(hparams: object) -> None:
