@@ -29,6 +29,7 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.contexts import context_prefixes
+from easyeditor.associative.contrast import contrast_rows
 from easyeditor.associative.keys import keys_at, subject_rows
 from easyeditor.associative.solve import Factor, closed_form, double
 from easyeditor.associative.value_optimization import optimize_values
@@ -130,7 +131,9 @@ class ROME:
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
             weight = lm.projection(layer).weight
-            part = solve_rank_one(keys, found.delta[0], weight, factor, settings)
+            others = contrast_rows(lm, edits)
+            contrast = keys_at(lm, [layer], others)[layer].T if others else None
+            part = solve_rank_one(keys, found.delta[0], weight, factor, settings, contrast)
         entries = {lm.projection(layer).path: [part]}
         return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
 
@@ -141,6 +144,7 @@ def solve_rank_one(
     weight: torch.Tensor,
     factor: Factor,
     settings: ROMEHyperParams,
+    contrast: torch.Tensor | None = None,
 ) -> LowRank:
     """The change that stores δ under the keys, as ``settings.key`` says.
 
@@ -150,14 +154,16 @@ def solve_rank_one(
         weight: ``(d_in, d_out)``, the matrix being edited.
         factor: of the layer's second moment.
         settings: ``key`` and ``key_slack``.
+        contrast: ``(d_in, m)``, keys that the change shall leave alone (``"ridge"`` only).
     """
     bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
     residual = double(delta[None])  # v_star − W k for the key that v_star was made for
     drift = (double((bare - mean).T) @ double(weight)) + residual  # v_star − W k_mean
     if settings.key == "ridge":
-        slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, factor)))
+        solved = keys if contrast is None else torch.cat([keys, contrast], 1)
+        slack = torch.full((solved.shape[1],), settings.key_slack * float(_energy(bare, factor)))
         slack[0] = 0.0
-        u = closed_form(keys, factor, slack).sum(1, keepdim=True)
+        u = closed_form(solved, factor, slack)[:, : keys.shape[1]].sum(1, keepdim=True)
         v = residual
     elif settings.key == "paper":
         direction = factor.solve(mean)
