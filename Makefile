@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
+# Wheels only: a source distribution runs its own code while it is installed. These three of lm_eval's
+# requirements come as nothing else.
+WHEELS := --only-binary=:all: --no-binary=rouge_score,sqlitedict,word2number
 WORKERS ?= 2
 PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo test test-full lint matrix setup model encoder clean
+.PHONY: demo test test-full lint matrix catalog setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
@@ -31,6 +34,10 @@ matrix: .venv/dev encoder
 		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_matrix.py -k test_cell
 	$(BIN)/python tests/matrix/page.py build/matrix
 
+# What `easyedit methods`, `hparams` and `models` list without importing torch.
+catalog: .venv/dev
+	$(BIN)/python -m easyeditor.cli.catalog
+
 setup: .venv/dev model encoder
 
 # The embedded model, converted once into the user's cache.
@@ -42,16 +49,17 @@ encoder: .venv/demo
 	@$(BIN)/easyedit models fetch all-minilm-l6-v2
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv .venv
 
 # torch first and alone: the pinned build, never whatever another package would drag in.
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[gguf]"
+	$(PIP) install $(WHEELS) -c constraints.txt torch
+	$(PIP) install $(WHEELS) -c constraints.txt -e ".[gguf]"
 	@touch $@
 
 .venv/dev: .venv/demo
-	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install $(WHEELS) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:

@@ -12,8 +12,10 @@ from functools import partial
 
 import common
 from easyeditor.edits import Edit
+from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
+from easyeditor.methods.base import Need
 from easyeditor.second_moments import moments
 
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
@@ -23,7 +25,7 @@ BATCHES = {"ROME": (1,), "MEMIT": (1, 10, 100), "FT": (1,)}
 def main() -> None:
     lm = load("smollm2-135m", device="cpu")
     common.touch(lm.model)
-    lm.score([("warm", "up")])
+    score(lm, [("warm", "up")])
     size = common.model_mb(lm.model)
     told: dict[str, object] = {"model_mb": round(size)}
 
@@ -40,10 +42,11 @@ def main() -> None:
         for n in sizes:
             edits = [EIFFEL] if n == 1 else common.made_up_edits(n)
             made = method(settings)
-            if method.needs_subject:  # statistics on disk, not in memory; contexts not yet sampled
+            if Need.SUBJECT in method.needs:  # statistics on disk; contexts are sampled by the edit
                 made._factors.prepare(lm, settings.resolved(lm.n_layers).layers, settings)
             lm.memo.clear()
-            patch, seconds, extra = common.measured(partial(made.edit, lm, edits))
+            outcome, seconds, extra = common.measured(partial(made.edit, lm, edits))
+            patch = outcome.patch
             told[f"{name} {n}"] = {
                 "seconds": seconds,
                 "seconds_per_edit": seconds / n,

@@ -31,6 +31,7 @@ from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.evaluate.change import peak_memory
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.second_moments import moments
@@ -135,7 +136,7 @@ class Bench:
     def run(self, folder: Path, memit: list[int]) -> None:
         self.text, self.stats = folder / "text.txt", folder / f"moments-{self.name}"
         layers = MOMENT_LAYERS
-        self.measure("generate_warm_up", lambda: self.lm.generate(["The river is"], 8))
+        self.measure("generate_warm_up", lambda: generate(self.lm, ["The river is"], 8))
         gemm = matrix_rate(self.device)
         self.told["bf16_matrix_rate_tflops"] = round(gemm / 1e12, 2)
         tokens = 2000 if self.small else 10 * self.lm.projection(0).d_in
@@ -149,7 +150,8 @@ class Bench:
         rome = METHODS.get("ROME")(self.settings("ROME", mom2_n_tokens=tokens))
         first, second = common.made_up_edits(2)
         self.measure("rome_first_edit", lambda: rome.edit(self.lm, [first]))
-        self.measure("rome_one_edit", lambda: rome.edit(self.lm, [second]))
+        state = rome.initial_state(self.lm)
+        self.measure("rome_one_edit", lambda: rome.edit(self.lm, [second], state))
         ft = METHODS.get("FT")(self.settings("FT"))
         self.measure("ft_one_edit", lambda: ft.edit(self.lm, [first]))
         self.resumed_against_plain(rome.hyperparams)
@@ -158,7 +160,8 @@ class Bench:
             changes = {"layers": layers, "mom2_n_tokens": tokens, "memory_mb": room}
             method = METHODS.get("MEMIT")(self.settings("MEMIT", **changes))
             edits = common.made_up_edits(n)
-            self.measure(f"memit_{n}", partial(method.edit, self.lm, edits), n)
+            state = method.initial_state(self.lm)
+            self.measure(f"memit_{n}", partial(method.edit, self.lm, edits, state), n)
         self.share_of_peak(gemm, room)
 
     def room(self) -> int:

@@ -46,7 +46,7 @@ def measure(lm: LM, method: Any, fact: dict[str, Any]) -> dict[str, Any]:
     target = fact["target"]
     near, far = list(fact["locality"]), list(UNRELATED)
     before = first_words(lm, near + far)
-    patch = method.edit(lm, [Edit(fact["prompt"], target, fact["subject"])])
+    patch = method.edit(lm, [Edit(fact["prompt"], target, fact["subject"])]).patch
     with applied(lm.model, patch):
         pairs = [(prompt, target) for prompt in (fact["prompt"], *fact["rephrases"])]
         rewritten, *rephrased = [float(score.accuracy == 1) for score in lm.score(pairs)]

@@ -11,8 +11,7 @@ import sys
 
 import torch
 
-from easyeditor.associative import checkpoint, collect
-from easyeditor.second_moments import moments
+from easyeditor.second_moments import accumulate, checkpoint, moments
 from support import lm
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     text, folder, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
     checkpoint.EVERY = checkpoint.SELDOM = 0.0
-    collect.BUDGET = 32
+    accumulate.BUDGET = 32
     target, passes = lm("llama"), 0
 
     def count(_module: object, _args: object) -> None:

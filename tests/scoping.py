@@ -19,6 +19,7 @@ from easyeditor.encoders.network_config import config_of, tokenizer_json
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.encoders.tokenizer_compat import signature
 from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.inference import generate, score
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.reference import ModelReference, header_digest
 from easyeditor.patches.scope import Remembered, Scope, ScopePatch
@@ -63,7 +64,7 @@ def remembering(lm: LM, edits: Sequence[Edit], shared: Scope) -> ScopePatch:
 
 def answers(lm: LM, prompts: Sequence[str]) -> tuple[list[object], list[str]]:
     """Scores and continuations, each from one call."""
-    return lm.score([(prompt, "Italy well") for prompt in prompts]), lm.generate(prompts, 5)
+    return score(lm, [(prompt, "Italy well") for prompt in prompts]), generate(lm, prompts, 5)
 
 
 def counterfactual(lm: LM, family: str) -> LM:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from easyeditor import LM, Edit
+from easyeditor.lm.inference import score
 
 EDITS = (
     Edit("The mother tongue of Anna Lind is", "Italy", subject="Anna Lind"),
@@ -139,3 +140,13 @@ def failing_at(module: nn.Module, call: int) -> Callable[[], int]:
 
     module.register_forward_pre_hook(hook)
     return lambda: passes
+
+
+def logprobs(lm: LM, pairs: Sequence[Any]) -> list[tuple[float, ...]]:
+    """Log-probability (nats) of each token of each answer."""
+    return [scores.logprobs for scores in score(lm, pairs)]
+
+
+def argmaxes(lm: LM, pairs: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The most probable token at each position of each answer, under teacher forcing."""
+    return [scores.argmax for scores in score(lm, pairs)]

@@ -8,6 +8,7 @@ import pytest
 import tiny
 from easyeditor import Case, Edit
 from easyeditor.lm import FAMILIES, LM
+from support import logprobs
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -26,10 +27,10 @@ def test_the_example_method_edits(world):
     lm = LM(tiny.model("llama"), tiny.tokenizer())
     prompt = "The Eiffel Tower is located in the city of"
     edit = Edit(prompt, "Rome", subject="The Eiffel Tower")
-    before = lm.logprobs([(prompt, "Rome")])[0]
-    patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit])
+    before = logprobs(lm, [(prompt, "Rome")])[0]
+    patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit]).patch
     patch.apply(lm.model)
-    assert sum(lm.logprobs([(prompt, "Rome")])[0]) > sum(before)
+    assert sum(logprobs(lm, [(prompt, "Rome")])[0]) > sum(before)
     assert patch.info.hyperparams["layers"] == [1]
 
 

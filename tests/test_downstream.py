@@ -17,6 +17,7 @@ import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams
 from easyeditor.errors import DownstreamError, MissingExtraError
 from easyeditor.evaluate.downstream import downstream
+from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 
 FOLDER = Path(__file__).parent / "data" / "downstream"
@@ -41,7 +42,7 @@ def by_hand(lm):
     """Accuracy of the cities by the library's own scores: sums of log-probabilities."""
     right = 0
     for item in ITEMS:
-        scores = lm.score([(item["question"], choice) for choice in item["choices"]])
+        scores = score(lm, [(item["question"], choice) for choice in item["choices"]])
         sums = [sum(score.logprobs) for score in scores]
         right += sums.index(max(sums)) == item["answer"]
     return right / len(ITEMS)

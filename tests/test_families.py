@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from transformers import BertConfig, BertModel
 from transformers.pytorch_utils import Conv1D
 
 import tiny
-from easyeditor import LM
+from easyeditor import LM, load
 from easyeditor.errors import EasyEditError, HyperParamsError, MetaDeviceError, UnknownFamilyError
 from easyeditor.lm import FAMILIES, BlockStack, Family, discover, family_of
+from easyeditor.lm.inference import score
+from easyeditor.methods.ft import FT, FTHyperParams
 from support import EDITS, lm, logits, projected, same_bits, shared_lm
 
 
@@ -107,6 +110,11 @@ FOUND = {
     "codegen": replace(FAMILIES["gptj"].decoder, attn_in=("attn.qkv_proj",)),
     "olmo3": LLAMA,
     "glm": replace(LLAMA, up=("mlp.gate_up_proj",)),
+    "glm4": replace(LLAMA, up=("mlp.gate_up_proj",)),
+    "arcee": replace(LLAMA, up=("mlp.up_proj",)),
+    "apertus": replace(LLAMA, up=("mlp.up_proj",)),
+    **dict.fromkeys(("cohere2", "exaone4", "ernie4_5", "seed_oss", "helium"), LLAMA),
+    "hunyuan_v1_dense": LLAMA,
     "nemotron": replace(LLAMA, up=("mlp.up_proj",)),
     "gpt_bigcode": FAMILIES["gpt2"].decoder,
     "xglm": BlockStack(
@@ -168,6 +176,43 @@ def test_a_model_without_a_head_is_an_error() -> None:
     )
     with pytest.raises(UnknownFamilyError, match="no output embedding"):
         discover(BertModel(config))
+
+
+# -- text with images ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tiny.VISION)
+def test_the_text_column_is_found_beside_a_deeper_vision_tower(name: str) -> None:
+    model = tiny.vision_model(name)
+    row = discover(model)
+    assert "vision" not in row.decoder.blocks
+    assert "visual" not in row.decoder.blocks
+    assert len(model.get_submodule(row.decoder.blocks)) == 3
+    assert model.get_submodule(row.head) is model.get_output_embeddings()
+    assert row.decoder.blocks.startswith(row.decoder.final_norm.rpartition(".")[0])
+    assert row.decoder.differing == {}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "mistral3"])
+def test_a_model_with_images_is_loaded_scored_and_edited(name: str, tmp_path: Path) -> None:
+    model = tiny.vision_model(name)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    target = load(str(tmp_path))
+    assert type(target.model) is type(model)
+    pair = (EDITS[1].prompt, "Rome")
+    assert score(target, [pair]) == score(LM(model, tiny.tokenizer()), [pair])
+    assert target.context_length == 128
+    outcome = FT(FTHyperParams(layers=[1], num_steps=1)).edit(target, [EDITS[1]])
+    (path,) = getattr(outcome, "patch", outcome).entries
+    assert path == f"{target.family.decoder.blocks}.1.mlp.down_proj.weight"
+
+
+def test_two_columns_of_one_depth_are_refused() -> None:
+    model = tiny.model("llama")
+    model.model.others = copy.deepcopy(model.model.layers)
+    with pytest.raises(UnknownFamilyError, match=r"model\.layers and model\.others are lists of 3"):
+        discover(model)
 
 
 # -- classic module names ------------------------------------------------------------------------

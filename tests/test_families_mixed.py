@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import tiny
-from easyeditor import LM, Edit
+from easyeditor import LM, BaseEditor, Edit
 from easyeditor.errors import HyperParamsError, UnknownFamilyError, UnsupportedModelError
 from easyeditor.lm import discover
+from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
+from easyeditor.methods.ike import IKEHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.stack import pop, push
@@ -120,23 +122,37 @@ def test_a_memory_per_expert_in_a_list_is_routed_too() -> None:
 def test_a_batch_says_what_each_row_says_alone(name: str) -> None:
     target = shared_lm(name)
     pairs = [(edit.prompt, "Rome") for edit in EDITS] + [(EDITS[0].prompt, "Paris river")]
-    alone = [target.score([pair])[0].logprobs for pair in pairs]
-    together = [scores.logprobs for scores in target.score(pairs)]
+    alone = [score(target, [pair])[0].logprobs for pair in pairs]
+    together = [scores.logprobs for scores in score(target, pairs)]
     for a, b in zip(alone, together, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
     prompts = [edit.prompt for edit in EDITS]
-    assert target.generate(prompts, 5) == [target.generate([p], 5)[0] for p in prompts]
+    assert generate(target, prompts, 5) == [generate(target, [p], 5)[0] for p in prompts]
 
 
 def test_an_unknown_architecture_is_scored_and_continued() -> None:
     target = lm("bart")
     assert target.encoder_decoder
-    assert len(target.score([(EDIT.prompt, "Rome")])[0].logprobs) > 0
-    assert len(target.generate([EDIT.prompt], 3)) == 1
+    assert len(score(target, [(EDIT.prompt, "Rome")])[0].logprobs) > 0
+    assert len(generate(target, [EDIT.prompt], 3)) == 1
     before = Snapshot(target.model)
     with pytest.raises(UnknownFamilyError, match="change no weight work all the same"):
         edited(target, rome(1))
     assert before.differences(target.model) == []
+
+
+@pytest.mark.parametrize("name", ["bart", "mixtral", "mamba"])
+def test_a_method_that_changes_no_weight_needs_no_row(name: str) -> None:
+    model = tiny.model(name)
+    before = Snapshot(model)
+    settings = IKEHyperParams(use_icl_examples=False)
+    editor = BaseEditor.from_pretrained(model, tiny.tokenizer(), settings)
+    metrics, _, patch = editor.edit(
+        prompts=[EDIT.prompt.text], target_new=[EDIT.target], keep_original_weight=True
+    )
+    assert len(metrics) == 1
+    assert patch.info.method == "IKE"
+    assert before.differences(model) == []
 
 
 # -- edits ---------------------------------------------------------------------------------------
@@ -145,11 +161,11 @@ def test_an_unknown_architecture_is_scored_and_continued() -> None:
 @every_family
 def test_fine_tuning_keeps_the_contract(name: str, tmp_path: Path) -> None:
     target = lm(name)
-    before, said = Snapshot(target.model), target.score([(EDIT.prompt, "Rome")])
+    before, said = Snapshot(target.model), score(target, [(EDIT.prompt, "Rome")])
     patch = edited(target, ft())
     assert before.differences(target.model) == []
     push(target.model, patch)
-    with_patch = target.score([(EDIT.prompt, "Rome")])
+    with_patch = score(target, [(EDIT.prompt, "Rome")])
     changed = dict(target.model.named_parameters())[next(iter(patch.entries))].detach().clone()
     assert with_patch != said
     pop(target.model, patch)

@@ -9,6 +9,7 @@ import torch
 
 import tiny
 from easyeditor import LM, IKEHyperParams, MENDHyperParams, SERACHyperParams, load
+from easyeditor.lm.inference import score
 from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.archive import Archive
 from easyeditor.methods.ike import IKE
@@ -73,7 +74,7 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
     lm = big(where, folder, tmp_path)
     before, clean = untouched(lm), logits(lm.model)
     method = MEND(MENDHyperParams(archive=archives["MEND"]))
-    patch = method.edit(lm, EDITS[:2])
+    patch = method.edit(lm, EDITS[:2]).patch
     assert still(lm, before)
     exact = where in {"cpu", "disk"}
     numbers = load(str(folder), device="cpu") if exact else unquantized(lm, folder)
@@ -101,13 +102,13 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
 def test_serac(where, folder, archives, tmp_path):
     lm = big(where, folder, tmp_path)
     before, asked = untouched(lm), [near for near, _ in NEAR]
-    clean = lm.score([(prompt, "Italy well") for prompt in asked])
+    clean = score(lm, [(prompt, "Italy well") for prompt in asked])
     wanted = [(again, edit.target) for again, edit in zip(AGAIN, EDITS, strict=True)]
-    assert not any(s.argmax == s.target for s in lm.score(wanted))
-    patch = SERAC(SERACHyperParams(archive=archives["SERAC"])).edit(lm, EDITS)
+    assert not any(s.argmax == s.target for s in score(lm, wanted))
+    patch = SERAC(SERACHyperParams(archive=archives["SERAC"])).edit(lm, EDITS).patch
     patch.apply(lm.model)
-    assert all(s.argmax == s.target for s in lm.score(wanted))
-    assert lm.score([(prompt, "Italy well") for prompt in asked]) == clean
+    assert all(s.argmax == s.target for s in score(lm, wanted))
+    assert score(lm, [(prompt, "Italy well") for prompt in asked]) == clean
     patch.revert(lm.model)
     assert still(lm, before)
 
@@ -116,10 +117,10 @@ def test_serac(where, folder, archives, tmp_path):
 def test_ike(where, folder, tmp_path):
     lm = big(where, folder, tmp_path)
     before, prompt = untouched(lm), EDITS[0].prompt
-    patch = IKE(IKEHyperParams(use_icl_examples=False)).edit(lm, EDITS[:1])
-    clean = lm.score([(prompt, "Rome")])
+    patch = IKE(IKEHyperParams(use_icl_examples=False)).edit(lm, EDITS[:1]).patch
+    clean = score(lm, [(prompt, "Rome")])
     patch.apply(lm.model)
-    assert lm.score([(prompt, "Rome")]) != clean
+    assert score(lm, [(prompt, "Rome")]) != clean
     patch.revert(lm.model)
-    assert lm.score([(prompt, "Rome")]) == clean
+    assert score(lm, [(prompt, "Rome")]) == clean
     assert still(lm, before)

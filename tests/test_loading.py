@@ -14,6 +14,7 @@ import tiny
 from easyeditor import load
 from easyeditor.errors import EasyEditError, ModelLoadError, UnsupportedModelError
 from easyeditor.lm import model_cache
+from easyeditor.lm.inference import score
 from easyeditor.lm.loading import ModelSpec, pick_device, save
 from easyeditor.lm.model import LM
 from easyeditor.lm.unwrapping import public_name, unwrap
@@ -114,7 +115,7 @@ def test_a_token_without_a_row_is_refused_by_name() -> None:
     tokenizer.pad_token = "<pad>"
     lm = LM(tiny.model("llama"), tokenizer)
     with pytest.raises(ModelLoadError, match=r"'Zorbia'.*resize_token_embeddings"):
-        lm.score([("The capital of Zorbia is", "Paris")])
+        score(lm, [("The capital of Zorbia is", "Paris")])
 
 
 def test_an_edited_checkpoint_is_written_in_the_precision_it_was_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tiny
 from easyeditor import Case, MENDHyperParams, MENDTrainingHparams, Probe
 from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
 from easyeditor.lm.hooks import substituting
+from easyeditor.lm.inference import score
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.mend.settings import sites_of
@@ -22,7 +23,7 @@ from support import Interrupt, Snapshot, failing_at, lm, same_bits, shared_lm, u
 def alone(target, learner, case):
     """The edited weights of one case, as the model stores them, by way of the patch."""
     folder = Path(learner.config.results_dir)
-    patch = MEND(MENDHyperParams(archive=str(folder))).edit(target, [case.edit])
+    patch = MEND(MENDHyperParams(archive=str(folder))).edit(target, [case.edit]).patch
     weights = {}
     for path in patch.entries:
         weight = target.model.get_parameter(path).detach().float().clone()
@@ -50,9 +51,9 @@ def test_the_loss_is_what_the_patches_do(family, tmp_path):
             base = target.target_logits([row]).log_softmax(-1)
             with substituting(target.model, alone(target, learner, case)):
                 after = target.target_logits([row]).log_softmax(-1)
-                score = target.score([(again.prompt, case.edit.target)])[0]
-        edits.append(-score.mean_logprob)
-        hits.append(score.accuracy)
+                scores = score(target, [(again.prompt, case.edit.target)])[0]
+        edits.append(-scores.mean_logprob)
+        hits.append(scores.accuracy)
         drifts.append(float((base.exp() * (base - after)).sum(-1).mean()))
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     assert float(told["edit_nll"]) == pytest.approx(mean(edits), rel=1e-3)

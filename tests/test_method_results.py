@@ -13,6 +13,7 @@ from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at
 from easyeditor.associative.value_optimization import OptimizedValues, optimize_values
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import score
 from easyeditor.methods.base import Method
 from easyeditor.patches.weight import WeightPatch
 from quick import Maker, batch_of, edit_with
@@ -118,7 +119,7 @@ def loss(target: LM, edits: Sequence[Edit], objective: str) -> float:
     for edit in edits:
         prompt = str(edit.prompt)
         if objective == "target_new" or target.encoder_decoder:
-            losses.append(-target.score([(prompt, edit.target)])[0].mean_logprob)
+            losses.append(-score(target, [(prompt, edit.target)])[0].mean_logprob)
             continue
         ids = target.tokenizer(prompt)["input_ids"]
         labels = target.tokenizer(" " + edit.target)["input_ids"]

@@ -17,12 +17,21 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
-from easyeditor.associative import checkpoint, collect, kept, sampled, sums
-from easyeditor.associative.solve import Factor
+from easyeditor.associative.solve import Cholesky
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
-from easyeditor.second_moments import Moments, _Shelf, digest_of, moments
+from easyeditor.second_moments import (
+    Moments,
+    _Shelf,
+    accumulate,
+    cache_file,
+    checkpoint,
+    digest_of,
+    moments,
+    running_sum,
+    self_sampled,
+)
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits
 
 ALL, LAYERS = 10**6, (0, 2)
@@ -40,7 +49,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every batch, and small batches."""
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "SELDOM", 0.0)
-    monkeypatch.setattr(collect, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "BUDGET", 32)
 
 
 def files(folder: Path) -> list[str]:
@@ -76,7 +85,7 @@ def interrupted(target: LM, at: int, folder: Path, **settings: object) -> None:
 def test_a_collection_goes_on_with_the_same_bits(
     fold: int, tokens: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sums, "FOLD", fold)
+    monkeypatch.setattr(running_sum, "FOLD", fold)
     settings = {"source": text, "tokens": tokens}
     straight = lm("llama")
     passes = failing_at(straight.blocks[0], 0)
@@ -151,7 +160,7 @@ def test_other_layers_start_from_the_beginning(text: str, tmp_path: Path) -> Non
 def test_a_short_collection_pays_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "BUDGET", 32)
     interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
     assert not (tmp_path / "kept").exists()
 
@@ -170,7 +179,7 @@ def test_checkpoints_are_as_seldom_as_they_are_slow(
 
     monkeypatch.setattr(checkpoint, "write_cache_file", write)
     own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
-    state = sums.Sums([2], [torch.device("cpu")])
+    state = running_sum.Sums([2], [torch.device("cpu")])
     for second in range(0, 600, 5):
         now = max(now, float(second))
         own.keep(state, checkpoint.Place())
@@ -219,8 +228,8 @@ def test_a_collection_that_was_killed_between_two_files_goes_on(
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few short sequences at a time."""
-    monkeypatch.setattr(sampled, "ROWS", 2)
-    monkeypatch.setattr(sampled, "LENGTH", 5)
+    monkeypatch.setattr(self_sampled, "ROWS", 2)
+    monkeypatch.setattr(self_sampled, "LENGTH", 5)
 
 
 @pytest.mark.usefixtures("groups")
@@ -296,19 +305,19 @@ def method(request: pytest.FixtureRequest, text: str, tmp_path: Path) -> Maker:
 def factored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The widths of what is factored while the test runs."""
     seen: list[int] = []
-    real = Factor.of.__func__
+    real = Cholesky.of.__func__
 
-    def of(kind: type[Factor], moment: torch.Tensor, **more: bool) -> Factor:
+    def of(kind: type[Cholesky], moment: torch.Tensor, **more: bool) -> Cholesky:
         seen.append(len(moment))
         return real(kind, moment, **more)
 
-    monkeypatch.setattr(Factor, "of", classmethod(of))
+    monkeypatch.setattr(Cholesky, "of", classmethod(of))
     return seen
 
 
 def patch_of(make: Maker) -> dict[str, torch.Tensor]:
     """What a new process would make: a method and a model that know nothing of earlier ones."""
-    patch = make().edit(lm("llama"), EDITS[:1])
+    patch = make().edit(lm("llama"), EDITS[:1]).patch
     parts = {path: own[0] for path, own in patch.entries.items()}
     return {f"{path}.{name}": getattr(p, name) for path, p in parts.items() for name in "uv"}
 
@@ -324,7 +333,7 @@ def factor_files(tmp_path: Path) -> list[Path]:
 def kept_moments(tmp_path: Path) -> list[tuple[Path, torch.Tensor, dict[str, str]]]:
     """Every file of a moment, what is in it, and the words about it."""
     files = set((tmp_path / "stats").iterdir()) - set(factor_files(tmp_path))
-    read = [(path, kept.read_cache_file(path, "")) for path in sorted(files)]
+    read = [(path, cache_file.read_cache_file(path, "")) for path in sorted(files)]
     assert read
     return [(path, found[0]["moment"], found[1]) for path, found in read]
 
@@ -334,9 +343,9 @@ def test_preparing_factors_and_an_edit_does_not(
 ) -> None:
     """What factoring takes must not come on top of what an edit holds."""
     target, made = lm("llama"), method()
-    made.prepare(target)
+    made.initial_state(target)
     assert len(factored) == len(factor_files(tmp_path)) > 0
-    assert not made._factors._kept
+    assert not made._factors._factors
     factored.clear()
     made.edit(target, EDITS[:1])
     assert factored == []
@@ -361,7 +370,7 @@ def test_a_damaged_factor_is_made_again(
     made = len(factored)
     for path in factor_files(tmp_path):
         whole, upper = path.read_bytes(), load_file(path)["upper"]
-        info = kept.read_cache_file(path, "")[1]
+        info = cache_file.read_cache_file(path, "")[1]
         if damage == "truncated":
             path.write_bytes(whole[:-100])
         elif damage == "garbage":
@@ -421,7 +430,7 @@ def test_a_moment_whose_file_states_no_digest_finds_its_factor(
 def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:
     keys = torch.randn(40, 160, generator=torch.Generator().manual_seed(1))
     c = keys @ keys.T
-    apart = Factor.of(c)
-    inside = Factor.of(c, overwrite=True)
+    apart = Cholesky.of(c)
+    inside = Cholesky.of(c, overwrite=True)
     assert same_bits(inside.upper, apart.upper)
     assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from easyeditor.associative import sums as module
+from easyeditor.second_moments import running_sum as module
 from easyeditor.second_moments.running_sum import Sums, add_products, strips, whole
 from support import same_bits
 

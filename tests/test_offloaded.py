@@ -20,6 +20,7 @@ from easyeditor.evaluate.change import sizes
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
+from easyeditor.lm.inference import generate
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
@@ -88,7 +89,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 def some_patch(lm: LM, layer: int, seed: int = 0) -> WeightPatch:
     """A rank-one change that no method made."""
     made = METHODS.get("FT")(FTHyperParams(layers=[layer], num_steps=1))
-    info = made.edit(lm, EDITS[:1]).info
+    info = made.edit(lm, EDITS[:1]).patch.info
     p = lm.projection(layer)
     draw = torch.Generator().manual_seed(seed)
     part = LowRank(
@@ -105,7 +106,7 @@ def test_an_edit_is_the_plain_models(name, where, tmp_path, stats_dir):
     assert all(p.is_meta for p in lm.model.parameters())
     before, files_before, maps_before = weights(lm.model), files(tmp_path), maps(lm.model)
     wanted = method(name, stats_dir).edit(plain, EDITS[:1])
-    patch = method(name, stats_dir).edit(lm, EDITS[:1])
+    patch = method(name, stats_dir).edit(lm, EDITS[:1]).patch
     for path in wanted.entries:
         assert same_bits(patch.dense(path), wanted.dense(path))
         assert patch.dense(path).abs().max() > 0
@@ -161,7 +162,7 @@ def test_one_block_on_disk(folder, tmp_path):
     load_patch(file).apply(plain.model)
     assert same_bits(logits(plain.model), edited)
     lm = LM(model, tiny.tokenizer())
-    assert lm.generate([EDITS[0].prompt], 5) == plain.generate([EDITS[0].prompt], 5)
+    assert generate(lm, [EDITS[0].prompt], 5) == generate(plain, [EDITS[0].prompt], 5)
     with pytest.warns(UserWarning, match="offloaded modules"):
         model.save_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")

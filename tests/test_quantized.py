@@ -24,11 +24,12 @@ from easyeditor.errors import (
 )
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import generate
 from easyeditor.lm.quantized import dequantized, quantized_layers
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
-from support import EDITS, Snapshot, logits, same_bits
+from support import EDITS, Snapshot, logits, logprobs, same_bits
 from test_offloaded import method, some_patch
 
 SCHEMES = ("8bit", "4bit")
@@ -85,11 +86,11 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     assert len(before) == 3 * 7
     snapshot = Snapshot(lm.model)
     more = {"mom2_update_weight": 1} if name == "MEMIT" else {}
-    patch = method(name, stats_dir, **more).edit(lm, EDITS[:1])
+    patch = method(name, stats_dir, **more).edit(lm, EDITS[:1]).patch
     assert snapshot.differences(lm.model) == []
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]
-    said = sum(lm.logprobs(asked)[0])
+    said = sum(logprobs(lm, asked)[0])
     reads = {path: weight_handle(lm.model, path).read_weight() for path in patch.entries}
     patch.apply(lm.model)
     for path in patch.entries:  # the exact change, rounded once
@@ -99,8 +100,8 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
         assert same_bits(layer.weight.data, exact)
     assert len(quantized_layers(lm.model)) == 3 * 7
     if name != "KN":  # which on random weights moves anything
-        assert sum(lm.logprobs(asked)[0]) > said + 0.1
-    assert lm.generate([EDITS[0].prompt], 3)[0]
+        assert sum(logprobs(lm, asked)[0]) > said + 0.1
+    assert generate(lm, [EDITS[0].prompt], 3)[0]
     loaded = load_patch(save_patch(patch, tmp_path / "p.safetensors"))
     loaded.apply(load(str(folders["llama"]), device="cpu").model)  # the unquantized model
     patch.revert(lm.model)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import tiny
-from easyeditor import LM, Edit
+from easyeditor import LM, Edit, Generate
 from easyeditor.errors import DownstreamError, PatchMismatchError, PatchStateError
 from easyeditor.evaluate.downstream import downstream
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.forward.batching import scored_sequences
-from easyeditor.lm.forward.prefix_cache import LEAST, Prefix, groups
+from easyeditor.lm.forward.prefix_cache import MIN_PREFIX_TOKENS, Prefix, shared_prefix_groups
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.routing import Rerouted
-from easyeditor.lm.sampling import continuations
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.patch import PatchInfo, merge
 from easyeditor.patches.route import RoutePatch
@@ -27,6 +27,10 @@ from support import Snapshot, lm, shared_lm
 ASKED = ["Berlin is the capital of", "She plays the piano", "Rome is the capital of"]
 PAIRS = [(prompt, answer) for prompt in ASKED for answer in ("Italy", "well")]
 FRONT = "You can see the river. "
+
+
+def sampled(lm, prompts, n_tokens):
+    return generate(lm, [Generate(prompt, n_tokens, seed=0) for prompt in prompts])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +50,8 @@ class Detour(RoutePatch):
 
     def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
         return [
-            Rerouted(FRONT + p, self.other) if p.startswith(self.words) else None for p in prompts
+            Rerouted(FRONT + str(p), self.other) if str(p).startswith(self.words) else None
+            for p in prompts
         ]
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -66,23 +71,23 @@ def patch(target: LM, *words: str, other: LM | None = None) -> Detour:
 def test_routed_prompts_are_answered_elsewhere_and_the_others_to_the_bit(family: str) -> None:
     target = lm(family)
     other = LM(tiny.model(family, seed=5), tiny.tokenizer())
-    plain, said = target.score(PAIRS), target.generate(ASKED, 6)
-    long = continuations(target, ASKED, 6)
+    plain, said = score(target, PAIRS), generate(target, ASKED, 6)
+    long = sampled(target, ASKED, 6)
     for who in (None, other):
         own = patch(target, "Berlin", other=who)
         own.apply(target.model)
         asked = who or lm(family)
-        expected = asked.score([(FRONT + ASKED[0], answer) for answer in ("Italy", "well")])
-        scores, told = target.score(PAIRS), target.generate(ASKED, 6)
+        expected = score(asked, [(FRONT + ASKED[0], answer) for answer in ("Italy", "well")])
+        scores, told = score(target, PAIRS), generate(target, ASKED, 6)
         assert scores[2:] == plain[2:]
         for got, want in zip(scores[:2], expected, strict=True):
             assert got.logprobs == pytest.approx(want.logprobs, abs=1e-5)
             assert got.logprobs != pytest.approx(plain[0].logprobs, abs=1e-4)
         assert told[1:] == said[1:]
-        assert told[0] == asked.generate([FRONT + ASKED[0]], 6)[0]
-        assert continuations(target, ASKED, 6)[1:] == long[1:]
+        assert told[0] == generate(asked, [FRONT + ASKED[0]], 6)[0]
+        assert sampled(target, ASKED, 6)[1:] == long[1:]
         own.revert(target.model)
-        assert target.score(PAIRS) == plain
+        assert score(target, PAIRS) == plain
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -94,7 +99,7 @@ def test_the_models_own_generate_goes_the_same_way(family: str) -> None:
     own = patch(target, "Berlin")
     own.apply(target.model)
     routed = target.model.generate(**fed, do_sample=False)
-    wanted = target.generate(ASKED, 5)
+    wanted = generate(target, ASKED, 5)
     start = 0 if family == "t5" else batch.ids.shape[1]
     told = [target.tokenizer.decode(row[start:], skip_special_tokens=True) for row in routed]
     assert told == wanted
@@ -112,8 +117,8 @@ def test_a_copy_is_routed_and_the_original_is_not() -> None:
     assert type(twin) is type(target.model)
     assert twin.lm_head.weight.data_ptr() == target.model.lm_head.weight.data_ptr()
     copied = LM(twin, target.tokenizer)
-    assert copied.generate(ASKED, 4)[0] == target.generate([FRONT + ASKED[0]], 4)[0]
-    assert copied.generate(ASKED, 4)[1:] == target.generate(ASKED, 4)[1:]
+    assert generate(copied, ASKED, 4)[0] == generate(target, [FRONT + ASKED[0]], 4)[0]
+    assert generate(copied, ASKED, 4)[1:] == generate(target, ASKED, 4)[1:]
     again = edited_copy(twin, patch(target, "She"))
     assert len(stack_of(again).patches) == 2
     assert "generate" in vars(again)
@@ -124,19 +129,19 @@ def test_a_copy_is_routed_and_the_original_is_not() -> None:
 def test_patches_of_one_kind_act_as_one_and_come_off_in_any_order() -> None:
     target = lm("llama")
     first, second = patch(target, "Berlin"), patch(target, "Rome")
-    plain = target.generate(ASKED, 4)
-    routed = [target.generate([FRONT + prompt], 4)[0] for prompt in ASKED]
+    plain = generate(target, ASKED, 4)
+    routed = [generate(target, [FRONT + prompt], 4)[0] for prompt in ASKED]
     first.apply(target.model)
     second.apply(target.model)
-    assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+    assert generate(target, ASKED, 4) == [routed[0], plain[1], routed[2]]
     first.revert(target.model)
-    assert target.generate(ASKED, 4) == [plain[0], plain[1], routed[2]]
+    assert generate(target, ASKED, 4) == [plain[0], plain[1], routed[2]]
     with applied(target.model, first):
-        assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+        assert generate(target, ASKED, 4) == [routed[0], plain[1], routed[2]]
     second.revert(target.model)
-    assert target.generate(ASKED, 4) == plain
+    assert generate(target, ASKED, 4) == plain
     merge([first, second]).apply(target.model)
-    assert target.generate(ASKED, 4) == [routed[0], plain[1], routed[2]]
+    assert generate(target, ASKED, 4) == [routed[0], plain[1], routed[2]]
 
 
 def test_what_cannot_be_routed() -> None:
@@ -165,9 +170,9 @@ def test_a_shared_beginning_changes_no_score(family: str, monkeypatch: pytest.Mo
     """MPT has too few positions here; sliding windows fall back to whole passes."""
     target = shared_lm(family)
     pairs = [(LONG + prompt, answer) for prompt, answer in PAIRS]
-    fast = target.score(pairs)
-    monkeypatch.setattr("easyeditor.lm.forward.prefix_cache.LEAST", 10_000)
-    slow = target.score(pairs)
+    fast = score(target, pairs)
+    monkeypatch.setattr("easyeditor.lm.forward.prefix_cache.MIN_PREFIX_TOKENS", 10_000)
+    slow = score(target, pairs)
     for mine, its in zip(fast, slow, strict=True):
         assert mine.logprobs == pytest.approx(its.logprobs, abs=2e-4)
         assert mine.argmax == its.argmax
@@ -182,15 +187,17 @@ def test_what_is_shared_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "call",
         lambda self, batch, **m: seen.append(batch.ids.numel()) or call(self, batch, **m),
     )
-    target.score([(LONG + prompt, "Italy") for prompt in ASKED])
+    score(target, [(LONG + prompt, "Italy") for prompt in ASKED])
     whole = sum(len(target.text.row(LONG + prompt, "Italy").ids) for prompt in ASKED)
     assert sum(seen) < whole / 2
     rows = [target.text.row(LONG + prompt, "Italy") for prompt in ASKED]
     plan = scored_sequences(rows)
-    ((shared, own),) = groups(plan, [0] * len(plan))
-    assert shared >= LEAST
+    ((shared, own),) = shared_prefix_groups(plan, [0] * len(plan))
+    assert shared >= MIN_PREFIX_TOKENS
     assert sorted(own) == [0, 1, 2]
-    assert [length for length, _ in groups(plan, [0, 1, 2])] == [0]  # of different changes
+    assert [length for length, _ in shared_prefix_groups(plan, [0, 1, 2])] == [
+        0
+    ]  # of different changes
     with target.at_rest(), torch.no_grad():
         assert Prefix(target, plan[0].ids[:shared]).usable
         window = lm("mistral")

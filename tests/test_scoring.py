@@ -10,20 +10,19 @@ import torch
 
 import support
 import tiny
-from easyeditor import LM
+from easyeditor import LM, Generate
 from easyeditor.errors import DivergedError
 from easyeditor.evaluate.query import Measures, observe
-from easyeditor.lm import model as model_module
-from easyeditor.lm import sampling
+from easyeditor.lm import inference, sampling
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
     TokenScores,
     batches_by_length,
     scored_sequences,
 )
-from easyeditor.lm.sampling import continuations
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Row
-from support import shared_lm
+from support import argmaxes, logprobs, shared_lm
 
 PAIRS = [
     ("Berlin is the capital of", "Germany"),
@@ -39,6 +38,10 @@ PAIRS = [
 ]
 NOISE = 3e-5  # in float32, of log-probabilities down to -25
 PROMPTS = list(dict.fromkeys(prompt for prompt, _ in PAIRS))
+
+
+def continuations(lm, prompts, n_tokens, seed=0):
+    return generate(lm, [Generate(prompt, n_tokens, seed) for prompt in prompts])
 
 
 class Counted:
@@ -87,16 +90,16 @@ def agree(scores, lm, prompt, answer):
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 @pytest.mark.parametrize("budget", [2048, 40], ids=["one pass", "many passes"])
 def test_together_as_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(model_module, "TOKEN_BUDGET", budget)
+    monkeypatch.setattr(inference, "TOKEN_BUDGET", budget)
     lm = shared_lm(family)
-    found = lm.score(PAIRS)
+    found = score(lm, PAIRS)
     for scores, pair in zip(found, PAIRS, strict=True):
         agree(scores, lm, *pair)
     assert found[5] == found[0]
-    assert lm.logprobs(PAIRS) == [scores.logprobs for scores in found]
-    assert lm.argmax(PAIRS) == [scores.argmax for scores in found]
+    assert logprobs(lm, PAIRS) == [scores.logprobs for scores in found]
+    assert argmaxes(lm, PAIRS) == [scores.argmax for scores in found]
     for scores, pair in zip(found, PAIRS, strict=True):
-        (own,) = lm.score([pair])
+        (own,) = score(lm, [pair])
         assert own.logprobs == pytest.approx(scores.logprobs, abs=NOISE)
         assert own.argmax == scores.argmax
 
@@ -107,7 +110,7 @@ def test_the_tokenizers_padding_side_does_not_matter(family, side):
     tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.padding_side = side
     lm = LM(tiny.model(family), tokenizer)
-    for scores, pair in zip(lm.score(PAIRS), PAIRS, strict=True):
+    for scores, pair in zip(score(lm, PAIRS), PAIRS, strict=True):
         agree(scores, lm, *pair)
 
 
@@ -115,21 +118,21 @@ def test_a_tokenizer_without_padding():
     tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.pad_token = None
     lm = LM(tiny.model("gpt2"), tokenizer)
-    for scores, pair in zip(lm.score(PAIRS), PAIRS, strict=True):
+    for scores, pair in zip(score(lm, PAIRS), PAIRS, strict=True):
         agree(scores, lm, *pair)
 
 
 def test_the_order_of_the_questions_does_not_matter():
     lm = shared_lm("gpt2")
-    there, back = lm.score(PAIRS), lm.score(PAIRS[::-1])[::-1]
+    there, back = score(lm, PAIRS), score(lm, PAIRS[::-1])[::-1]
     for a, b in zip(there, back, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=NOISE)
         assert a.argmax == b.argmax
 
 
 def test_nothing_is_asked():
-    assert shared_lm("llama").score([]) == []
-    assert shared_lm("llama").generate([]) == []
+    assert score(shared_lm("llama"), []) == []
+    assert generate(shared_lm("llama"), []) == []
     assert continuations(shared_lm("llama"), [], 5) == []
 
 
@@ -139,7 +142,7 @@ def test_a_prompt_is_run_once_for_all_its_answers():
     first = {lm.text.row(prompt, answer).target for answer in answers}
     assert {len(target) for target in first} == {1}
     with Counted(lm) as counted:
-        lm.score([(prompt, answer) for answer in answers])
+        score(lm, [(prompt, answer) for answer in answers])
     assert (counted.passes, counted.rows) == (1, 1)
     assert counted.tokens == len(lm.text.row(prompt).ids)
 
@@ -149,7 +152,7 @@ def test_the_beginning_of_a_passage_is_not_run_again():
     lm, words = shared_lm("llama"), ["Berlin", "is", "the", "capital", "of", "Germany", "and"]
     pairs = [(" ".join(words[:i]), words[i]) for i in range(1, len(words))]
     with Counted(lm) as counted:
-        found = lm.score(pairs)
+        found = score(lm, pairs)
     whole = lm.text.row(" ".join(words[:-1]), words[-1])
     assert (counted.rows, counted.tokens) == (1, len(whole.ids) - 1)
     for scores, pair in zip(found, pairs, strict=True):
@@ -159,12 +162,12 @@ def test_the_beginning_of_a_passage_is_not_run_again():
 def test_an_encoder_is_run_for_every_answer():
     lm, prompt = shared_lm("t5"), "Berlin is the capital of"
     with Counted(lm) as counted:
-        lm.score([(prompt, "Germany"), (prompt, "Italy"), (prompt, "Italy")])
+        score(lm, [(prompt, "Germany"), (prompt, "Italy"), (prompt, "Italy")])
     assert (counted.passes, counted.rows) == (1, 2)
 
 
 def test_budgets_are_kept(monkeypatch):
-    monkeypatch.setattr(model_module, "TOKEN_BUDGET", 30)
+    monkeypatch.setattr(inference, "TOKEN_BUDGET", 30)
     lm = shared_lm("llama")
     seen = []
 
@@ -172,7 +175,7 @@ def test_budgets_are_kept(monkeypatch):
         seen.append(tuple(given["input_ids"].shape))
 
     handle = lm.model.register_forward_pre_hook(note, with_kwargs=True)
-    lm.score(PAIRS)
+    score(lm, PAIRS)
     handle.remove()
     assert len(seen) > 1
     assert all(rows * length <= 30 or rows == 1 for rows, length in seen)
@@ -184,8 +187,8 @@ def test_the_model_is_left_as_it_was(family):
     lm = support.lm(family)
     support.unsettle(lm.model)
     before = support.Snapshot(lm.model)
-    lm.score(PAIRS)
-    lm.generate(PROMPTS, 3)
+    score(lm, PAIRS)
+    generate(lm, PROMPTS, 3)
     continuations(lm, PROMPTS, 3)
     observe(lm, [], Measures(4, 4, heldout="Some text."))
     assert before.differences(lm.model) == []
@@ -194,10 +197,10 @@ def test_the_model_is_left_as_it_was(family):
 def test_a_model_in_training_is_read_in_evaluation():
     """Dropout of one half would make two readings differ."""
     lm = support.lm("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
-    expected = lm.score(PAIRS)
+    expected = score(lm, PAIRS)
     lm.model.train()
-    assert lm.score(PAIRS) == expected
-    assert lm.generate(PROMPTS, 3) == shared_lm("gpt2").generate(PROMPTS, 3)
+    assert score(lm, PAIRS) == expected
+    assert generate(lm, PROMPTS, 3) == generate(shared_lm("gpt2"), PROMPTS, 3)
     assert lm.model.training
 
 
@@ -207,8 +210,8 @@ def test_a_failing_pass_leaves_the_model_as_it_was():
     before = support.Snapshot(lm.model)
     handle = lm.model.model.layers[1].register_forward_pre_hook(fails)
     for ask in (
-        lambda: lm.score(PAIRS),
-        lambda: lm.generate(PROMPTS, 3),
+        lambda: score(lm, PAIRS),
+        lambda: generate(lm, PROMPTS, 3),
         lambda: continuations(lm, PROMPTS, 3),
     ):
         with pytest.raises(support.Interrupt):
@@ -264,7 +267,7 @@ def test_passages_by_hand():
 def test_only_beginnings_are_shared(texts, fed):
     found = scored_sequences(rows(*texts))
     assert sorted(p.ids for p in found) == fed
-    assert sorted(i for p in found for i, _ in p.asks) == list(range(len(texts)))
+    assert sorted(i for p in found for i, _ in p.rows) == list(range(len(texts)))
 
 
 def test_every_row_is_read_where_its_own_pass_would_be():
@@ -279,7 +282,7 @@ def test_every_row_is_read_where_its_own_pass_would_be():
     seen = set()
     for passage in found:
         assert list(passage.positions) == sorted(set(passage.positions))
-        for i, own in passage.asks:
+        for i, own in passage.rows:
             seen.add(i)
             fed = asked[i].ids[:-1]
             assert passage.ids[: len(fed)] == fed
@@ -304,10 +307,10 @@ def test_cut_keeps_to_both_budgets():
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom", "mistral", "t5"])
 @pytest.mark.parametrize("budget", [8192, 40], ids=["one batch", "many batches"])
 def test_answers_together_as_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(model_module, "GENERATION_BUDGET", budget)
+    monkeypatch.setattr(inference, "GENERATION_BUDGET", budget)
     lm = shared_lm(family)
-    found = lm.generate([*PROMPTS, PROMPTS[0]], 8)
-    assert found == [lm.generate([prompt], 8)[0] for prompt in [*PROMPTS, PROMPTS[0]]]
+    found = generate(lm, [*PROMPTS, PROMPTS[0]], 8)
+    assert found == [generate(lm, [prompt], 8)[0] for prompt in [*PROMPTS, PROMPTS[0]]]
     assert len(set(found)) > 2
 
 
@@ -332,7 +335,7 @@ def test_continuations_follow_their_seed():
 
 def test_the_most_probable_is_what_is_left_of_one_choice():
     lm = shared_lm("gpt2")
-    assert continuations(lm, PROMPTS, 8, top_k=1) == lm.generate(PROMPTS, 8)
+    assert sampling.continuations(lm, PROMPTS, 8, top_k=1) == generate(lm, PROMPTS, 8)
 
 
 def test_continuations_are_drawn_from_the_best_five():
@@ -361,13 +364,13 @@ def test_the_end_of_a_text_ends_it():
     torch.nn.init.zeros_(lm.model.lm_head.bias)
     lm.model.lm_head.bias.data[2] = 100.0
     assert continuations(lm, PROMPTS, 8) == [""] * len(PROMPTS)
-    assert lm.generate(PROMPTS, 8) == [""] * len(PROMPTS)
+    assert generate(lm, PROMPTS, 8) == [""] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_says_no_numbers_is_heard_all_the_same(value):
     lm = support.lm("gpt2")
     lm.model.transformer.h[2].mlp.c_proj.bias.data[:] = value
-    assert len(continuations(lm, PROMPTS, 4)) == len(lm.generate(PROMPTS, 4)) == len(PROMPTS)
+    assert len(continuations(lm, PROMPTS, 4)) == len(generate(lm, PROMPTS, 4)) == len(PROMPTS)
     with pytest.raises(DivergedError, match="not numbers"):  # nothing is to be learnt from it
         sampling.sample(lm, ["The"], 4, generator=torch.Generator())

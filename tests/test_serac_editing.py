@@ -11,17 +11,18 @@ import pytest
 import serac_training
 from easyeditor import BaseEditor, Edit, SERACHyperParams, load_patch, save_patch
 from easyeditor.errors import ContradictingEditsError
+from easyeditor.lm.inference import generate, score
 from easyeditor.methods.serac.serac import SERAC
 from learning_cases import CASES
 from scripting import document, refused, sets
 from serac_training import PROMPTS, QUICK
-from support import EDITS, Snapshot, lm
+from support import EDITS, Snapshot, argmaxes, lm
 
 archives, encoder = serac_training.archives, serac_training.encoder
 
 
 def answers(target):
-    return target.score([(p, "Italy well") for p in PROMPTS]), target.generate(PROMPTS, 4)
+    return score(target, [(p, "Italy well") for p in PROMPTS]), generate(target, PROMPTS, 4)
 
 
 # -- editing ----------------------------------------------------------------------------------
@@ -57,14 +58,14 @@ def test_edits_accumulate_in_one_memory(archives: dict[str, Path], tmp_path: Pat
     first = editor.edit_cases(CASES[:1]).patch
     rest = editor.batch_edit([e.prompt for e in EDITS[1:]], [e.target for e in EDITS[1:]]).patch
     wanted = [target.text.row(e.prompt, e.target).target for e in EDITS]
-    assert editor.lm.argmax([(e.prompt, e.target) for e in EDITS]) == wanted
-    assert first.ids + rest.ids == SERAC(settings).edit(target, EDITS).ids
+    assert argmaxes(editor.lm, [(e.prompt, e.target) for e in EDITS]) == wanted
+    assert first.ids + rest.ids == SERAC(settings).edit(target, EDITS).patch.ids
     editor.undo(first)
-    said = editor.lm.argmax([(e.prompt, e.target) for e in EDITS])
+    said = argmaxes(editor.lm, [(e.prompt, e.target) for e in EDITS])
     assert said[1:] == wanted[1:]
-    assert said[0] == lm("gpt2").argmax([(EDITS[0].prompt, EDITS[0].target)])[0]
+    assert said[0] == argmaxes(lm("gpt2"), [(EDITS[0].prompt, EDITS[0].target)])[0]
     rest.without(rest.ids[0])  # leaves what is applied alone
-    assert editor.lm.argmax([(e.prompt, e.target) for e in EDITS]) == said
+    assert argmaxes(editor.lm, [(e.prompt, e.target) for e in EDITS]) == said
 
 
 def test_each_alone_and_the_original_untouched(archives: dict[str, Path]) -> None:
@@ -84,7 +85,7 @@ def test_each_alone_and_the_original_untouched(archives: dict[str, Path]) -> Non
 
 def test_a_saved_edit(archives: dict[str, Path], tmp_path: Path) -> None:
     target = lm("t5")
-    patch = SERAC(SERACHyperParams(archive=str(archives["t5"].parent))).edit(target, EDITS)
+    patch = SERAC(SERACHyperParams(archive=str(archives["t5"].parent))).edit(target, EDITS).patch
     file = save_patch(patch, tmp_path / "edit.safetensors")
     patch.apply(target.model)
     fresh = lm("t5")
@@ -95,13 +96,12 @@ def test_a_saved_edit(archives: dict[str, Path], tmp_path: Path) -> None:
 def test_an_archive_serves_every_model_of_its_tokenizer(archives: dict[str, Path]) -> None:
     target = lm("gptj")
     method = SERAC(SERACHyperParams(archive=str(archives["gpt2"])))
-    patch = method.edit(target, EDITS)
+    patch = method.edit(target, EDITS).patch
     patch.apply(target.model)
-    assert target.argmax([(e.prompt, e.target) for e in EDITS]) == [
+    assert argmaxes(target, [(e.prompt, e.target) for e in EDITS]) == [
         target.text.row(e.prompt, e.target).target for e in EDITS
     ]
-    method.reset()
-    assert method.edit(lm("gpt2"), EDITS).ids == patch.ids
+    assert method.edit(lm("gpt2"), EDITS).patch.ids == patch.ids
 
 
 def test_contradicting_edits(archives: dict[str, Path]) -> None:

@@ -18,13 +18,13 @@ from easyeditor.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from easyeditor.methods.learning import learner_of
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.serac import SERAC
+from easyeditor.methods.training import learner_of
 from easyeditor.patches.scope import TEMPLATE, told
 from learning_cases import AGAIN, CASES
 from serac_training import PROMPTS, train
-from support import EDITS, Snapshot, lm, same_bits, unsettle
+from support import EDITS, Snapshot, argmaxes, lm, logprobs, same_bits, unsettle
 from test_scope_patch import other_tokenizer
 
 encoder = serac_training.encoder
@@ -77,7 +77,7 @@ def test_the_loss_is_what_it_says(encoder: str) -> None:
         outside.append(-math.log(1 - math.exp(-nearest)))
     asked = [(told(TEMPLATE, e, e.prompt), e.target) for e in EDITS]
     asked += [(told(TEMPLATE, e, q), e.target) for e, q in zip(EDITS, AGAIN, strict=True)]
-    nll = [-sum(s) / len(s) for s in learner.small.logprobs(asked)]
+    nll = [-sum(s) / len(s) for s in logprobs(learner.small, asked)]
     close = {"rel": 1e-4, "abs": 1e-5}
     assert float(found["scope_in"]) == pytest.approx(sum(inside) / 3, **close)
     assert float(found["scope_out"]) == pytest.approx(sum(outside) / len(PROMPTS), **close)
@@ -167,9 +167,9 @@ def test_any_model_of_the_tokenizer_may_answer(encoder: str, tmp_path: Path) -> 
     target = lm("llama")
     name = small_in(tmp_path, "gptj", tiny.tokenizer())
     done = train(target, tmp_path, encoder, small_name=name)
-    patch = SERAC(SERACHyperParams(archive=str(done.path))).edit(target, EDITS)
+    patch = SERAC(SERACHyperParams(archive=str(done.path))).edit(target, EDITS).patch
     patch.apply(target.model)
-    assert target.argmax([(e.prompt, e.target) for e in EDITS]) == [
+    assert argmaxes(target, [(e.prompt, e.target) for e in EDITS]) == [
         target.text.row(e.prompt, e.target).target for e in EDITS
     ]
 

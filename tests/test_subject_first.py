@@ -102,7 +102,7 @@ def test_memit_stores_it_beside_other_facts_and_leaves_other_subjects(target, ki
         context_template_length_params=[[3, 2]],
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in target.model.named_parameters()}
-    patch = method_class(settings).edit(target, [LATER, FIRST])
+    patch = method_class(settings).edit(target, [LATER, FIRST]).patch
     pairs = [(FIRST.prompt, FIRST.target), (LATER.prompt, LATER.target)]
     plain = [sum(each) for each in target.logprobs(pairs)]
     with applied(target.model, patch):
@@ -117,7 +117,7 @@ def test_rome_leaves_the_contrast_keys_nearly_alone(target):
         layers=[1], mom2_adjustment=False, v_num_grad_steps=10, kl_factor=0.0,
         context_template_length_params=[[3, 2]],
     )  # fmt: skip
-    patch = method_class(settings).edit(target, [FIRST])
+    patch = method_class(settings).edit(target, [FIRST]).patch
     (part,) = next(iter(patch.entries.values()))
     bare = keys_at(target, [1], subject_rows(target, FIRST, [""]))[1]
     others = keys_at(target, [1], contrast_rows(target, [FIRST]))[1]

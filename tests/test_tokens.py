@@ -25,10 +25,10 @@ from easyeditor import LM, Edit
 from easyeditor.associative.contexts import SEEDS, context_prefixes
 from easyeditor.associative.keys import subject_rows
 from easyeditor.errors import ModelLoadError, SubjectNotFoundError
-from easyeditor.lm import Row
-from easyeditor.lm import model as model_module
+from easyeditor.lm import Row, inference
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Text, pad
-from support import EDITS, lm, shared_lm
+from support import EDITS, argmaxes, lm, logprobs, shared_lm
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 PROMPT = "The Eiffel Tower is located in the city of"
@@ -239,7 +239,7 @@ def test_a_t5_prompt_keeps_its_end_and_the_target_has_none() -> None:
 def test_t5_scores_are_the_models_own_loss() -> None:
     target = t5()
     pairs = [(PROMPT, "Rome"), ("She plays", "the piano very well"), ("Berlin", "is")]
-    for (prompt, answer), scores in zip(pairs, target.score(pairs), strict=True):
+    for (prompt, answer), scores in zip(pairs, score(target, pairs), strict=True):
         labels = target.tokenizer(answer, return_tensors="pt")["input_ids"][:, :-1]
         inputs = target.tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -289,15 +289,15 @@ def score_alone(target: LM, row: Row) -> tuple[list[float], list[int]]:
 @pytest.mark.parametrize("family", tiny.CAUSAL)
 def test_scores_do_not_depend_on_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = shared_lm(family)
-    together = target.score([*PAIRS, PAIRS[0]])
+    together = score(target, [*PAIRS, PAIRS[0]])
     assert together[-1] == together[0]
-    assert target.logprobs(PAIRS) == [scores.logprobs for scores in together[:3]]
-    assert target.argmax(PAIRS) == [scores.argmax for scores in together[:3]]
-    monkeypatch.setattr(model_module, "TOKEN_BUDGET", 1)
-    for pair, scores, one in zip(PAIRS, together, target.score(PAIRS), strict=False):
-        logprobs, argmax = score_alone(target, target.text.row(*pair))
+    assert logprobs(target, PAIRS) == [scores.logprobs for scores in together[:3]]
+    assert argmaxes(target, PAIRS) == [scores.argmax for scores in together[:3]]
+    monkeypatch.setattr(inference, "TOKEN_BUDGET", 1)
+    for pair, scores, one in zip(PAIRS, together, score(target, PAIRS), strict=False):
+        expected, argmax = score_alone(target, target.text.row(*pair))
         for got in (scores, one):
-            assert got.logprobs == pytest.approx(logprobs, abs=1e-4)
+            assert got.logprobs == pytest.approx(expected, abs=1e-4)
             assert list(got.argmax) == argmax
 
 
@@ -321,10 +321,10 @@ def test_either_side_of_padding_gives_the_same_logits(family: str) -> None:
 def test_generation_in_a_batch_says_what_scoring_says(family: str) -> None:
     target = shared_lm(family)
     prompts = [prompt for prompt, _ in PAIRS]
-    together = target.generate(prompts, max_new_tokens=4)
-    assert together == [target.generate([prompt], max_new_tokens=4)[0] for prompt in prompts]
-    first = [read(target.text, best[:1]) for best in target.argmax(PAIRS)]
-    assert target.generate(prompts, max_new_tokens=1) == first
+    together = generate(target, prompts, max_new_tokens=4)
+    assert together == [generate(target, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    first = [read(target.text, best[:1]) for best in argmaxes(target, PAIRS)]
+    assert generate(target, prompts, max_new_tokens=1) == first
 
 
 # -- chat ----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from easyeditor import (
     ZsreDataset,
 )
 from easyeditor.errors import TrainingError
+from easyeditor.lm.inference import score
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.train.log import CURVE, LOG, read_log
 from support import EDITS, Interrupt, Snapshot, lm, unsettle
@@ -58,7 +59,8 @@ def breaking(monkeypatch, call: int, error: type[BaseException] = Interrupt) -> 
 def test_it_leaves_an_archive_a_log_and_a_curve(whole):
     folder = whole.path.parent
     assert folder.parts[-2:] == ("MEND", "tiny")
-    assert {p.name for p in folder.iterdir()} == {whole.path.name, LOG, CURVE, "training.json"}
+    left = {whole.path.name, LOG, CURVE, "training.json", "training.lock"}
+    assert {p.name for p in folder.iterdir()} == left
     assert whole.curve == folder / CURVE
     assert whole.curve.read_bytes().startswith(b"\x89PNG")
     assert whole.log == folder / LOG
@@ -89,9 +91,9 @@ def test_the_archive_is_the_best_state_and_edits(whole):
     editor = BaseEditor.from_pretrained(
         target.model, target.tokenizer, MENDHyperParams(archive=str(whole.path))
     )
-    before = target.score([(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob
+    before = score(target, [(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob
     editor.edit(EDITS[0].prompt, EDITS[0].target, verbose=False)
-    assert target.score([(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob > before + 0.5
+    assert score(target, [(EDITS[0].prompt, EDITS[0].target)])[0].mean_logprob > before + 0.5
 
 
 def test_the_model_and_the_generators_are_left_as_they_were(tmp_path):
@@ -153,8 +155,8 @@ def test_the_classic_lines_run_as_they_were_written(tmp_path, monkeypatch, folde
     write_presets(tmp_path / "hparams")
     monkeypatch.chdir(tmp_path)
     records = [
-        {"src": c.edit.prompt, "alt": c.edit.target, "answers": ["Danish"], "pred": "x"}
-        | {"rephrase": c.probes[0].prompt, "loc": "nq question: she plays", "loc_ans": "piano"}
+        {"src": c.edit.prompt.text, "alt": c.edit.target, "answers": ["Danish"], "pred": "x"}
+        | {"rephrase": c.probes[0].prompt.text, "loc": "nq question: she plays", "loc_ans": "piano"}
         for c in CASES
     ]
     Path("train.json").write_text(json.dumps(records))

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -101,6 +102,15 @@ UNLISTED: dict[str, dict[str, object]] = {
     "codegen": {**GPT2_LIKE, "rotary_dim": 4},
     "olmo3": {**USUAL, "sliding_window": 6},
     "glm": USUAL,
+    "glm4": USUAL,
+    "cohere2": {**USUAL, "sliding_window": 6},
+    "exaone4": {**USUAL, "sliding_window": 6},
+    "arcee": USUAL,
+    "apertus": USUAL,
+    "ernie4_5": USUAL,
+    "seed_oss": USUAL,
+    "helium": USUAL,
+    "hunyuan_v1_dense": USUAL,
     "nemotron": USUAL,
     "gpt_bigcode": GPT2_LIKE,
     "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 3, "attention_heads": 4},
@@ -201,6 +211,58 @@ MIXED: dict[str, dict[str, object]] = {
     },
 }
 
+# Text with images: a small text column and a vision tower that is deeper.
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+QWEN_TEXT = {
+    **USUAL,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+}
+VISION: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object]]] = {
+    "gemma3": (
+        {**USUAL, "sliding_window": 6, "query_pre_attn_scalar": 8},
+        TOWER,
+        {"mm_tokens_per_image": 1},
+    ),
+    "qwen2_5_vl": (
+        QWEN_TEXT,
+        {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "depth": 6,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "patch_size": 4,
+            "fullatt_block_indexes": [1],
+        },
+        {},
+    ),
+    "mistral3": (
+        {"model_type": "mistral", **USUAL},
+        {"model_type": "pixtral", **TOWER, "head_dim": 8},
+        {},
+    ),
+    "llava": (
+        {"model_type": "llama", **USUAL},
+        {"model_type": "clip_vision_model", **TOWER, "projection_dim": 16},
+        {},
+    ),
+    "blip-2": (
+        {"model_type": "opt", **CONFIGS["opt"]},
+        TOWER,
+        {
+            "qformer_config": {**TOWER, "encoder_hidden_size": 16, "num_hidden_layers": 3},
+            "num_query_tokens": 2,
+        },
+    ),
+}
+
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -238,3 +300,14 @@ def model(
             if parameter.dim() > 1:
                 parameter.data.mul_(4)
     return built
+
+
+def vision_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """A fresh tiny vision-language model of the class that the loader takes for it."""
+    special = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "bos_token_id": 1}
+    text, tower, more = VISION[name]
+    text = {**text, **special, "eos_token_id": 2}
+    config = AutoConfig.for_model(name, text_config=text, vision_config=tower, **more)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForImageTextToText.from_config(config).eval()

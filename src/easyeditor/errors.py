@@ -7,11 +7,14 @@
     │   ├── SubjectNotFoundError               the subject does not occur in the prompt
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
-    │   └── ContradictingEditsError            one prompt, two targets
+    │   ├── PromptTooLongError                 it does not fit into the model's context
+    │   ├── ContradictingEditsError            one prompt, two targets
+    │   └── EditFailed                         tried, and no change was found that carries it out
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
     ├── UnknownMethodError (LookupError)       no method of that name
+    ├── UnknownScorerError (LookupError)       no metric of that name
     ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
     ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
@@ -67,8 +70,16 @@ class EmptyTargetError(EditError):
     """The target holds nothing to learn."""
 
 
+class PromptTooLongError(EditError):
+    """Prompt and answer have more tokens than the model's context holds."""
+
+
 class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
+
+
+class EditFailed(EditError):
+    """An edit was tried and no change was found that carries it out; the model is unchanged."""
 
 
 class DataError(EasyEditError, ValueError):
@@ -85,6 +96,10 @@ class HyperParamsFileError(HyperParamsError, OSError):
 
 class UnknownMethodError(EasyEditError, LookupError):
     """No editing method of that name."""
+
+
+class UnknownScorerError(EasyEditError, LookupError):
+    """No scorer of that name."""
 
 
 class UnknownFamilyError(EasyEditError, LookupError):

@@ -47,7 +47,7 @@ def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         line = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
         digest.update(line.encode("utf-8", "surrogatepass"))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -67,9 +67,25 @@ def write_tensor_file(
     try:
         with written_whole(file) as beside:
             save_file(whole, beside, metadata=metadata)
+            _sort_metadata(beside)
     except SafetensorError as error:  # its own error, also for a full disk
         raise OSError(f"{file} cannot be written: {error}") from error
     return file
+
+
+def _sort_metadata(file: Path) -> None:
+    """Write the metadata in the order of its keys: safetensors writes it in a random one.
+
+    So equal contents are equal files, to the bit.
+    """
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # as written, and padded as safetensors pads it
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 def read_tensor_file(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from easyeditor.edits import Case
 from easyeditor.lm import LM
+from easyeditor.lm.inference import score
 from zoo import world
 
 Pairs = Sequence[tuple[str, str]]
@@ -13,7 +14,7 @@ Pairs = Sequence[tuple[str, str]]
 
 def right(lm: LM, pairs: Pairs) -> float:
     """Share of ``(prompt, answer)`` whose every answer token is the most probable one."""
-    scores = lm.score(pairs)
+    scores = score(lm, pairs)
     return sum(s.argmax == s.target for s in scores) / len(scores)
 
 

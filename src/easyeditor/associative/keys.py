@@ -12,10 +12,12 @@ import torch
 
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectRequiredError
+from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
-from easyeditor.lm.model import LM, chunks
+from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
+from easyeditor.patches.stack import without_patches
 
 TOKENS = 256
 """Padded tokens per forward pass."""
@@ -78,7 +80,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
         for layer, projection in zip(ordered, projections, strict=True)
     }
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, TOKENS, 1 << 30):
+        for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_inputs(modules) as inputs, stopping():
                 lm.call(batch)
@@ -92,7 +94,7 @@ def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
     found = torch.empty(0)
     with lm.at_rest(), torch.no_grad():
-        for chunk in chunks(rows, TOKENS, 1 << 30):
+        for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
                 lm.call(batch)
@@ -115,7 +117,7 @@ def write_scale(lm: LM, layer: int) -> float | None:
 
     1 for a plain residual stream, the multiplier where there is one (Granite), and None where a
     norm comes between (Gemma 2 and 3, OLMo 2): then no vector added at the block's output can be
-    written exactly. Measured on the model, once per layer.
+    written exactly. Measured on the unedited model, once per layer.
     """
     key = ("write scale", layer)
     if key not in lm.memo:
@@ -131,7 +133,7 @@ def write_scale(lm: LM, layer: int) -> float | None:
                 lm.call(batch)
             return hidden_of(found[0])[0, last].float().cpu()
 
-        with lm.at_rest(), torch.no_grad():
+        with without_patches(lm.model), lm.at_rest(), torch.no_grad():
             plain = output(torch.zeros(1, width))
             delta = direction * plain.norm() / direction.norm()
             once, twice = output(delta) - plain, output(2 * delta) - plain

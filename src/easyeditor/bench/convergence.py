@@ -20,8 +20,9 @@ from easyeditor.editors.base import BaseEditor
 from easyeditor.edits import Case
 from easyeditor.errors import HyperParamsError
 from easyeditor.evaluate.aggregate import averages
+from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import LocateHyperParams
+from easyeditor.methods.locate import LocateHyperParams
 from easyeditor.second_moments import (
     Moments,
     condition_number,
@@ -87,7 +88,7 @@ def known_facts(lm: LM, n: int) -> list[Case]:
     Only what a model says can be changed in it.
     """
     cases = list(open_dataset("worldfacts"))[::STRIDE]
-    said = lm.score([(case.edit.prompt.text, str(case.edit.ground_truth)) for case in cases])
+    said = score(lm, [(case.edit.prompt.text, str(case.edit.ground_truth)) for case in cases])
     found = [case for case, score in zip(cases, said, strict=True) if score.accuracy == 1]
     step = max(1, len(found) // max(1, n))
     return found[::step][:n]

@@ -58,19 +58,12 @@ def working(message: str, *, long: bool = True) -> Iterator[None]:
         yield
 
 
-def load_model(
-    name: str,
-    *,
-    device: int | str | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
-    **more: Any,
-) -> LM:
-    """Load a model for reading."""
+def load_model(name: str, **how: Any) -> LM:
+    """Load a model for reading; ``how`` are fields of ``ModelSpec``."""
     with loading(name):
         from easyeditor.lm.loading import load
 
-        return load(name, device=device, dtype=dtype, quantization=quantization, **more)
+        return load(name, **how)
 
 
 @contextmanager
@@ -162,11 +155,13 @@ def snapshot(
     lm: LM, case: Case, *, max_new_tokens: int
 ) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
     """Scores and free continuations of everything :func:`asked` shows."""
+    from easyeditor.lm.inference import generate, score
+
     rows = asked(case)
     pairs = list(dict.fromkeys((p, a) for _, p, new, old in rows for a in (new, old) if a))
     prompts = list(dict.fromkeys(p for _, p, _, _ in rows))
-    scores = dict(zip(pairs, lm.score(pairs), strict=True))
-    texts = dict(zip(prompts, lm.generate(prompts, max_new_tokens), strict=True))
+    scores = dict(zip(pairs, score(lm, pairs), strict=True))
+    texts = dict(zip(prompts, generate(lm, prompts, max_new_tokens), strict=True))
     return scores, texts
 
 

@@ -20,9 +20,11 @@ LONG_TARGET = 30
 
 def known_already(lm: LM, cases: Sequence[Case]) -> list[Case]:
     """The cases whose one edit says what the model says anyway: every token is the argmax."""
+    from easyeditor.lm.inference import score
+
     alone = [case for case in cases if not case.also]
-    scores = lm.score([(case.edit.prompt, case.edit.target) for case in alone])
-    return [case for case, score in zip(alone, scores, strict=True) if score.accuracy == 1.0]
+    scores = score(lm, [(case.edit.prompt, case.edit.target) for case in alone])
+    return [case for case, each in zip(alone, scores, strict=True) if each.accuracy == 1.0]
 
 
 def warn_repeated_subjects(cases: Sequence[Case]) -> None:

@@ -85,12 +85,12 @@ class Consistency:
         return float((both[0] @ both[1].T).toarray()[0, 0])  # rows have unit length
 
 
-def perplexity(lm: LM, text: str, *, owner: int = 0) -> float:
+def perplexity(lm: LM, text: str, *, patch: int | None = None) -> float:
     """Exp of the mean negative log-likelihood per token, in windows of 256 tokens.
 
     The alarm that one edit broke the model. Each window is read on its own, so the number is
     higher than with a long context. NaN for an encoder-decoder, which does not continue text.
-    ``owner`` as for ``LM.score``.
+    ``patch`` says which change is asked about where the model carries several at once.
     """
     if lm.encoder_decoder:
         return math.nan
@@ -102,8 +102,8 @@ def perplexity(lm: LM, text: str, *, owner: int = 0) -> float:
     total, count = 0.0, 0
     with lm.at_rest(), torch.inference_mode():
         for row in rows:  # few and long: nothing is gained by batching
-            lm.owners = [owner]
-            logits = lm.target_logits([row]).float()
+            of_row = None if patch is None else [patch]
+            logits = lm.target_logits([row], patch_of_row=of_row).float()
             wanted = torch.tensor(row.target, device=logits.device)
             total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
             count += len(row.target)

@@ -203,11 +203,12 @@ def _auto_class(config: Any) -> Any:
     """The Auto class for a configuration: text-to-text, text alone, or text with images."""
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    images_only = (
-        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-    )
-    return AutoModelForImageTextToText if images_only else AutoModelForCausalLM
+    kind = type(config)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind].__name__
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or whole in (config.architectures or ()):
+            return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _tokenizer(where: str, trust: bool) -> Any:

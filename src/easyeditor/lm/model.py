@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -13,38 +13,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import ModelLoadError
+from easyeditor.errors import ModelLoadError, UnknownFamilyError
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.classic_names import check_module_names
 from easyeditor.lm.discovery import family_of
 from easyeditor.lm.families import BlockStack, Family
-from easyeditor.lm.forward.batching import (
-    ScoredSequence,
-    TokenScores,
-    batches_by_length,
-    scored_sequences,
-)
-from easyeditor.lm.forward.prefix_cache import Prefix, cut_after, groups
+from easyeditor.lm.forward.context import ForwardContext, forward_context, last_token
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.quantized import keep_readable
-from easyeditor.lm.routing import answer_via_routers, attach_tokenizer, routers_of
 from easyeditor.lm.structure import (
     down_projection,
     down_weight,
     mlp_projections,
     weights_named,
 )
-from easyeditor.lm.tokens import Batch, Row, Text, pad
+from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
 from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
 from easyeditor.lm.weights import require_weights, weight_handle
-
-TOKEN_BUDGET = 2048
-"""Padded tokens per forward pass in evaluation."""
-LOGIT_BUDGET = 8 * 2**20
-"""Logits (numbers, not bytes) held at once."""
-GENERATION_BUDGET = 8192
-"""Tokens, prompts and continuations together, in one batch of generation."""
 
 
 class LM:
@@ -59,8 +45,6 @@ class LM:
         checkpoint_dtype: the precision of the checkpoint it was loaded from, where that is known.
         text: the rules that turn prompts into tokens.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
-        owners: which of several changes each row of the batch being run asks about; read by
-            whoever lets the model carry several at once.
         memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
 
     Raises:
@@ -82,7 +66,6 @@ class LM:
             tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
         )
         self.memo: dict[Any, Any] = {}
-        self.owners: list[int] = []
         self.in_encoder = False
         self._embedding_rows = embedding_rows(model)
         attach_tokenizer(model, tokenizer)
@@ -110,6 +93,14 @@ class LM:
     def context_length(self) -> int | None:
         """The largest number of positions the configuration allows; None: no limit."""
         return context_length(self.model.config)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a text, padding included."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = named if isinstance(named, (list, tuple)) else [named]
+        ends = [*listed, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
+        return frozenset(token for token in ends if token is not None)
 
     @property
     def stateful(self) -> bool:
@@ -161,8 +152,14 @@ class LM:
 
     @property
     def n_layers(self) -> int:
-        """Number of these blocks."""
-        return len(self.blocks)
+        """Number of these blocks; the configuration's where nobody knows where they are."""
+        try:
+            return len(self.blocks)
+        except UnknownFamilyError:
+            n = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
+            if not isinstance(n, int):
+                raise
+            return n
 
     @property
     def head(self) -> nn.Module:
@@ -242,7 +239,8 @@ class LM:
         Raises:
             HyperParamsError: they name other modules than this model's.
         """
-        check_module_names(self.model, self.family, claims)
+        if claims:
+            check_module_names(self.model, self.family, claims)
 
     # -- forward passes -------------------------------------------------------------------
 
@@ -279,11 +277,49 @@ class LM:
             )
         return pad(sequences, self.text.pad_id, self.device, left=left)
 
-    def call(self, batch: Batch, **more: Any) -> Any:
+    def call(
+        self,
+        batch: Batch,
+        *,
+        prompt_end: Sequence[int] | None = None,
+        patch_of_row: Sequence[int] | None = None,
+        **more: Any,
+    ) -> Any:
         """One forward pass of the model's own code, with positions where it takes them.
 
-        A decoder that is not told what to read gets its first position.
+        A decoder that gets no ``decoder_input_ids`` reads its first position.
+
+        Args:
+            batch: the tokens; with a cache in ``more``, its mask covers the cached ones, too.
+            prompt_end: per row the column of the mask with the prompt's last token; by default
+                the row's last token. Adapters read it (:mod:`easyeditor.lm.forward.context`).
+            patch_of_row: per row which of several changes it asks about.
+            **more: of the model's forward.
         """
+        with self._context(batch, prompt_end, patch_of_row, more.get("past_key_values")):
+            return self._call(batch, more)
+
+    def _context(
+        self,
+        batch: Batch,
+        prompt_end: Sequence[int] | None,
+        patch_of_row: Sequence[int] | None,
+        cache: Any,
+    ) -> AbstractContextManager[None]:
+        if prompt_end is None and patch_of_row is None:
+            return nullcontext()  # what encloses the pass says it, or it follows from the mask
+        end = last_token(batch.mask) if prompt_end is None else torch.tensor(prompt_end)
+        return forward_context(
+            self.model,
+            ForwardContext(
+                batch.mask,
+                end.to(batch.mask.device),
+                None if patch_of_row is None else torch.tensor(patch_of_row),
+                start=0 if cache is None else int(cache.get_seq_length()),
+            ),
+        )
+
+    def _call(self, batch: Batch, more: dict[str, Any]) -> Any:
         if self.encoder_decoder and "decoder_input_ids" not in more:
             more["decoder_input_ids"] = self.decoder_inputs([()] * len(batch.ids))
         arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
@@ -318,182 +354,12 @@ class LM:
                 [torch.arange(row.prompt_length - 1, len(row.ids) - 1) for row in rows]
             )
             batch = self.pad([row.ids[:-1] for row in rows])
+        ends = [len(row.ids) - 1 if self.encoder_decoder else row.prompt_length - 1 for row in rows]
         with gathering(self.head, index, positions):
-            logits: torch.Tensor = self.call(batch, **more).logits
+            logits: torch.Tensor = self.call(batch, prompt_end=ends, **more).logits
         return logits[0]
-
-    def score(
-        self, pairs: Sequence[tuple[str, str]], owners: Sequence[int] | None = None
-    ) -> list[TokenScores]:
-        """Score each ``(prompt, answer)`` under teacher forcing; few, length-sorted forwards.
-
-        Equal pairs are computed once, a causal model runs a prompt once for all its answers, and
-        a long beginning of several prompts once for all of them. The model may be in training
-        mode; it is read in evaluation mode. ``owners`` says for each pair which of several changes
-        it asks about, where the model carries several at once.
-        """
-        asked = list(zip(pairs, owners or [0] * len(pairs), strict=True))
-        unique = list(dict.fromkeys(asked))
-        questions, whose = [pair for pair, _ in unique], [owner for _, owner in unique]
-        if routers_of(self.model):
-            answers = [answer for _, answer in questions]
-            scores = answer_via_routers(
-                self,
-                [prompt for prompt, _ in questions],
-                lambda own: self._score([questions[i] for i in own], [whose[i] for i in own]),
-                lambda who, own, prompts: who._score(
-                    [(p, answers[i]) for i, p in zip(own, prompts, strict=True)], [0] * len(own)
-                ),
-            )
-        else:
-            scores = self._score(questions, whose)
-        by_question = dict(zip(unique, scores, strict=True))
-        return [by_question[question] for question in asked]
-
-    def _score(self, pairs: Sequence[tuple[str, str]], whose: Sequence[int]) -> list[TokenScores]:
-        """:meth:`score` of this model itself, for pairs that all differ."""
-        rows = [self.text.row(prompt, answer) for prompt, answer in pairs]
-        if self.encoder_decoder:  # the decoder's input differs from answer to answer
-            plan = [
-                ScoredSequence(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
-                for i, row in enumerate(rows)
-            ]
-        else:
-            plan = scored_sequences(rows, whose)
-        own = [whose[p.asks[0][0]] for p in plan]
-        found: dict[int, TokenScores] = {}
-        with self.at_rest(), torch.inference_mode():
-            for logits, chunk in self._read(plan, rows, own):
-                found.update(_picked(logits, [plan[k] for k in chunk], rows))
-        return [found[i] for i in range(len(rows))]
-
-    def _read(
-        self, plan: Sequence[ScoredSequence], rows: Sequence[Row], whose: Sequence[int]
-    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-        """Logits of every read of some passages, chunk by chunk until all are done."""
-        alone = list(range(len(plan)))
-        if not self.encoder_decoder:
-            alone = []
-            for shared, own in groups(plan, whose):
-                prefix = Prefix(self, plan[own[0]].ids[:shared]) if shared else None
-                if prefix is None or not prefix.usable:
-                    alone += own
-                    continue
-                for chunk in cut_after(plan, own, shared):
-                    self.owners = [whose[k] for k in chunk]
-                    with gathering(self.head, *_reads([plan[k] for k in chunk], shared)):
-                        logits = prefix.call([plan[k].ids[shared:] for k in chunk]).logits[0]
-                    yield logits.float(), chunk
-        vocabulary = self.model.config.get_text_config().vocab_size
-        lengths = [len(plan[k].ids) for k in alone]
-        positions = [len(plan[k].positions) for k in alone]
-        for part in batches_by_length(lengths, positions, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
-            chunk = [alone[i] for i in part]
-            self.owners = [whose[k] for k in chunk]
-            if self.encoder_decoder:
-                logits = self.target_logits([rows[plan[k].asks[0][0]] for k in chunk])
-            else:
-                with gathering(self.head, *_reads([plan[k] for k in chunk])):
-                    logits = self.call(self.pad([plan[k].ids for k in chunk])).logits[0]
-            yield logits.float(), chunk
-
-    def logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
-        """Log-probability (nats) of each token of each answer."""
-        return [scores.logprobs for scores in self.score(pairs)]
-
-    def argmax(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
-        """The most probable token at each position of each answer, under teacher forcing."""
-        return [scores.argmax for scores in self.score(pairs)]
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int = 20,
-        owners: Sequence[int] | None = None,
-        **options: Any,
-    ) -> list[str]:
-        """Continuations (no prompt) by the model's own ``generate``; greedy unless asked.
-
-        Equal prompts are continued once (unless sampled); the batches are left-padded. ``owners``
-        as for :meth:`score`.
-        """
-        wanted = list(zip(prompts, owners or [0] * len(prompts), strict=True))
-        sampled = bool(options.get("do_sample"))
-        asked = wanted if sampled else list(dict.fromkeys(wanted))
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
-        if routers_of(self.model):
-            told = answer_via_routers(
-                self,
-                [prompt for prompt, _ in asked],
-                lambda own: self._generate([asked[i] for i in own], settings),
-                lambda who, _, prompts: who._generate([(p, 0) for p in prompts], settings),
-            )
-        else:
-            told = self._generate(asked, settings)
-        if sampled:
-            return told
-        by_question = dict(zip(asked, told, strict=True))
-        return [by_question[question] for question in wanted]
-
-    def _generate(self, asked: Sequence[tuple[str, int]], settings: dict[str, Any]) -> list[str]:
-        """:meth:`generate` of this model itself, for prompts with their owners."""
-        ids = [self.text.row(prompt).ids for prompt, _ in asked]
-        lengths = [len(row) + settings["max_new_tokens"] for row in ids]
-        told = [""] * len(asked)
-        # The class's own, whatever stands for it on a model that is asked through routers.
-        generate = type(self.model).generate
-        with self.at_rest(), torch.inference_mode():
-            for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
-                batch = self.pad([ids[i] for i in chunk], left=True)
-                self.owners = [asked[i][1] for i in chunk]
-                out = generate(
-                    self.model,
-                    input_ids=batch.ids,
-                    attention_mask=batch.mask,
-                    pad_token_id=self.text.pad_id,
-                    **settings,
-                )
-                start = 0 if self.encoder_decoder else batch.ids.shape[1]
-                for i, made in zip(chunk, out, strict=True):
-                    told[i] = self.tokenizer.decode(made[start:], skip_special_tokens=True)
-        return told
 
 
 def _path(model: nn.Module, module: nn.Module) -> str:
     """Of a module's weight."""
     return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
-
-
-def _reads(plan: Sequence[ScoredSequence], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and position of every read, where ``shared`` tokens come before."""
-    rows = [k for k, p in enumerate(plan) for _ in p.positions]
-    return torch.tensor(rows), torch.tensor([read - shared for p in plan for read in p.positions])
-
-
-def _picked(
-    logits: torch.Tensor, plan: Sequence[ScoredSequence], rows: Sequence[Row]
-) -> Iterator[tuple[int, TokenScores]]:
-    """The scores that a chunk's logits hold, with the number of their row."""
-    norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
-    at: list[int] = []
-    start = 0
-    for p in plan:
-        at += [start + k for _, own in p.asks for k in own]
-        start += len(p.positions)
-    asked = [i for p in plan for i, _ in p.asks]
-    targets = [token for i in asked for token in rows[i].target]
-    place = torch.tensor(at, device=logits.device)
-    picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
-    values, done = picked.tolist(), 0
-    for i in asked:
-        end = done + len(rows[i].target)
-        argmax = tuple(best[k] for k in at[done:end])
-        yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)
-        done = end
-
-
-def chunks(rows: Sequence[Row], tokens: int, positions: int) -> Iterator[list[int]]:
-    """:func:`batches_by_length` for rows, each read at its target's tokens."""
-    return batches_by_length(
-        [len(row.ids) for row in rows], [len(row.target) for row in rows], tokens, positions
-    )

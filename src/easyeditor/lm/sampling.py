@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from easyeditor.edits import Prompt
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.batching import batches_by_length
+from easyeditor.lm.forward.context import generation_context
 from easyeditor.lm.forward.prefix_cache import takes_cache
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import answer_via_routers, routers_of
 
 BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch."""
@@ -42,65 +44,43 @@ def sample(
 
 def continuations(
     lm: LM,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt | str],
     n_tokens: int,
-    owners: Sequence[int] | None = None,
+    patch_of_row: Sequence[int] | None = None,
     *,
     top_k: int = 5,
     seed: int = 0,
 ) -> list[str]:
-    """``n_tokens`` sampled after each prompt, up to an end-of-sequence token (no prompt).
+    """``n_tokens`` sampled after each prompt, up to an end-of-sequence token; the prompt left out.
 
-    Every prompt has a random stream of its own, so what it gets does not depend on what else is in
-    the batch. An encoder-decoder continues greedily. ``owners`` as for ``LM.score``.
+    Every prompt has a random stream of its own, so its continuation does not depend on what else
+    is in the batch. Of a causal model, without routers: :func:`easyeditor.lm.inference.generate`.
     """
-    if lm.encoder_decoder:
-        return lm.generate(prompts, n_tokens, owners)
-    whose = owners or [0] * len(prompts)
-
-    def told_by(who: LM, asked: Sequence[str], owners: Sequence[int]) -> list[str]:
-        return _continued(who, asked, n_tokens, owners, top_k, seed)
-
-    if not routers_of(lm.model):
-        return told_by(lm, prompts, whose)
-    return answer_via_routers(
-        lm,
-        prompts,
-        lambda own: told_by(lm, [prompts[i] for i in own], [whose[i] for i in own]),
-        lambda who, own, asked: told_by(who, asked, [0] * len(own)),
-    )
-
-
-def _continued(
-    lm: LM, prompts: Sequence[str], n_tokens: int, whose: Sequence[int], top_k: int, seed: int
-) -> list[str]:
     rows = [lm.text.row(prompt).ids for prompt in prompts]
-    told = [""] * len(rows)
-    end = lm.tokenizer.eos_token_id
-    for chunk in batches_by_length(
-        [len(row) + n_tokens for row in rows], [0] * len(rows), BUDGET, 1
-    ):
+    texts = [""] * len(rows)
+    ends = lm.end_tokens
+    lengths = [len(row) + n_tokens for row in rows]
+    for chunk in batches_by_length(lengths, [0] * len(rows), BUDGET, 1):
         streams = [_stream(prompts[i], seed) for i in chunk]
-        lm.owners = [whose[i] for i in chunk]
+        of_row = None if patch_of_row is None else torch.tensor([patch_of_row[i] for i in chunk])
 
         def draw(logits: torch.Tensor, streams: Sequence[torch.Generator] = streams) -> list[int]:
             best = logits.topk(top_k)
-            chances = best.values.softmax(-1)
-            # A wrecked model says something, too: whatever comes first.
-            chances[chances.isnan().any(-1)] = torch.eye(1, top_k)
+            probabilities = best.values.softmax(-1)
+            # A wrecked model writes, too: its first token.
+            probabilities[probabilities.isnan().any(-1)] = torch.eye(1, top_k)
             places = [
-                torch.multinomial(p, 1, generator=own)
-                for p, own in zip(chances, streams, strict=True)
+                torch.multinomial(p, 1, generator=stream)
+                for p, stream in zip(probabilities, streams, strict=True)
             ]
             return best.indices.gather(1, torch.stack(places))[:, 0].tolist()
 
-        made_ids = _sample(lm, [rows[i] for i in chunk], n_tokens, draw)
-        for i, ids in zip(chunk, made_ids, strict=True):
-            made = list(ids[len(rows[i]) :])
-            if end in made:
-                made = made[: made.index(end)]
-            told[i] = lm.tokenizer.decode(made, skip_special_tokens=True)
-    return told
+        sampled = _sample(lm, [rows[i] for i in chunk], n_tokens, draw, patch_of_row=of_row)
+        for i, ids in zip(chunk, sampled, strict=True):
+            written = list(ids[len(rows[i]) :])
+            end = next((k for k, token in enumerate(written) if token in ends), len(written))
+            texts[i] = lm.tokenizer.decode(written[:end], skip_special_tokens=True)
+    return texts
 
 
 def _among_all(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> list[int]:
@@ -116,7 +96,7 @@ def _among_all(logits: torch.Tensor, top_k: int | None, generator: torch.Generat
     return chosen[:, 0].tolist()
 
 
-def _stream(prompt: str, seed: int) -> torch.Generator:
+def _stream(prompt: Prompt | str, seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -127,14 +107,16 @@ def _sample(
     n_tokens: int,
     draw: Callable[[torch.Tensor], list[int]],
     progress: Callable[[int], object] | None = None,
+    patch_of_row: torch.Tensor | None = None,
 ) -> list[tuple[int, ...]]:
     batch = lm.pad(rows, left=True)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
     made = [list(row) for row in rows]
     every, last = torch.arange(len(rows)), torch.full((len(rows),), -1)
     cached = takes_cache(lm.model)
-    more: dict[str, object] = {"use_cache": cached}
-    with lm.at_rest(), torch.inference_mode():
+    more: dict[str, Any] = {"use_cache": cached}
+    context = generation_context(lm.model, batch.mask, patch_of_row)
+    with lm.at_rest(), torch.inference_mode(), context:
         for _ in range(n_tokens):
             with gathering(lm.head, every, last):
                 out = lm.call(type(batch)(ids, mask, positions), **more)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from easyeditor.edits import Prompt
 from easyeditor.errors import ModelLoadError
 from easyeditor.subjects import locate_subject
 
+_TOKENIZER = "easyedit_tokenizer"
 MARK = "@@content@@"
 """Stands for the user's words while a chat template is asked where it puts them."""
 
@@ -172,3 +174,13 @@ class Text:
         if span is None:
             return None
         return max(i for i, (low, high) in enumerate(offsets) if low < span[1] and high > span[0])
+
+
+def attach_tokenizer(model: nn.Module, tokenizer: Any) -> None:
+    """Leave the tokenizer with the model; its own ``generate`` needs it while it is routed."""
+    setattr(model, _TOKENIZER, tokenizer)
+
+
+def tokenizer_of(model: nn.Module) -> Any:
+    """The tokenizer that was left with the model, or None."""
+    return getattr(model, _TOKENIZER, None)

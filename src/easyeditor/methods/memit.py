@@ -24,17 +24,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.contrast import contrast_rows, read_after_subject
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
-from easyeditor.associative.solve import Factor, closed_form, key_energy
-from easyeditor.associative.value_optimization import optimize_values
+from easyeditor.associative.solve import KeyMetric, closed_form, key_energy
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import Factors, LocateHyperParams
+from easyeditor.methods.base import Method, Need, Outcome
+from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
 from easyeditor.patches.stack import applied, stack_of
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
@@ -92,32 +91,37 @@ class MEMITHyperParams(LocateHyperParams):
     protect_edits: bool = False
 
 
-class MEMIT:
+class MEMIT(Method[ContextState]):
     """Any number of facts in one batch, spread over several layers. Needs the subjects."""
 
-    name: ClassVar[str] = "MEMIT"
-    title: ClassVar[str] = "mass-editing memory in a transformer, arXiv 2210.07229"
-    hyperparams_class: ClassVar[type[MEMITHyperParams]] = MEMITHyperParams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = True
+    name = "MEMIT"
+    title = "mass-editing memory in a transformer, arXiv 2210.07229"
+    hyperparams_class = MEMITHyperParams
+    state_class = ContextState
+    needs = frozenset({Need.SUBJECT})
+
+    hyperparams: MEMITHyperParams
 
     def __init__(self, hyperparams: MEMITHyperParams) -> None:
-        self.hyperparams = hyperparams
+        super().__init__(hyperparams)
         self._factors = Factors()
 
-    def reset(self) -> None:
-        """Forget the factored moments."""
-        self._factors.clear()
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
 
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and collect the moments."""
+    def initial_state(self, lm: LM) -> ContextState:
+        """Sample the contexts, and make sure that the moments are in their cache."""
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
-        context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
         _, layers, _ = _where(lm, [int(layer) for layer in settings.layers])
         self._factors.prepare(lm, layers, settings)
+        return ContextState(settings.contexts(lm))
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """The patch for all ``edits``: one low-rank change per layer, of rank ``len(edits)``.
 
         Raises:
@@ -135,9 +139,7 @@ class MEMIT:
         settings = settings.replace(layers=layers)
         watch = Stopwatch()
         with watch("contexts"):
-            contexts = context_prefixes(
-                lm, settings.context_template_length_params, seed=settings.seed
-            )
+            contexts = state.contexts if state else settings.contexts(lm)
             earlier = _carried(lm, edits) if settings.protect_edits else []
             together = (*earlier, *edits)
             rows = [row for edit in together for row in subject_rows(lm, edit, contexts)]
@@ -146,28 +148,20 @@ class MEMIT:
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
-            found = optimize_values(
-                lm,
-                site,
-                edits,
-                contexts,
-                settings.search(),
-                resume=settings.resume,
-                memory=settings.memory,
-            )
+            optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
-        z = found.origin + found.delta
-        with ExitStack() as carried:
+        z = optimized.origin + optimized.delta
+        with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
                 with watch("solve"):
                     keys = keys_at(lm, [layer], rows)[layer].view(len(together), len(contexts), -1)
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
-                    factor = self._factors.get(lm, layer, settings)
+                    metric = self._factors.get(lm, layer, settings)
                 with watch("solve"):
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
-                    u = _directions(keys, opening, others, factor, settings)[:, len(earlier) :]
-                    del factor  # large, and the next layer has its own
+                    u = _directions(keys, opening, others, metric, settings)[:, len(earlier) :]
+                    del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
                     projection = lm.projection(layer)
                     entries[projection.path] = [part]
@@ -175,9 +169,9 @@ class MEMIT:
                         step = weight_patch(
                             lm, self.name, (), settings, {projection.path: [part]}, {}
                         )
-                        carried.enter_context(applied(lm.model, step))
+                        lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:
@@ -213,7 +207,7 @@ def _directions(
     keys: torch.Tensor,
     opening: Sequence[int],
     contrast: torch.Tensor | None,
-    factor: Factor,
+    metric: KeyMetric,
     settings: MEMITHyperParams,
 ) -> torch.Tensor:
     """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
@@ -226,14 +220,14 @@ def _directions(
         keys: ``(edits, contexts, d_in)``, the bare prompt's first.
         opening: the edits whose subject is the first token of the bare prompt.
         contrast: ``(m, d_in)``, keys with a residual of zero.
-        factor: of the layer's second moment.
+        metric: of the layer's keys, ``C⁻¹``.
         settings: ``key`` and ``mom2_update_weight``.
     """
     weight, each = settings.mom2_update_weight, keys
     if settings.key == "averaged" and keys.shape[1] > 1:
         each = (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
     if not opening:
-        u = closed_form(each.flatten(0, 1).T, factor, weight)
+        u = closed_form(each.flatten(0, 1).T, metric, weight)
         return u.view(len(u), len(keys), -1).sum(2)
     at = torch.tensor(opening, device=keys.device)
     bare, rest = keys[at, 0], keys[at, 1:]
@@ -246,13 +240,13 @@ def _directions(
     slack = torch.full((len(solved),), weight, dtype=torch.float64, device=keys.device)
     share = torch.ones(len(at), dtype=torch.float64, device=keys.device)
     if rest.shape[1]:
-        elsewhere = key_energy(rest.flatten(0, 1), factor).view(len(at), -1).mean(1)
-        share = (key_energy(bare, factor) / elsewhere).clamp(max=1).to(share)
+        elsewhere = key_energy(rest.flatten(0, 1), metric).view(len(at), -1).mean(1)
+        share = (key_energy(bare, metric) / elsewhere).clamp(max=1).to(share)
     slack[bare_at] *= share
     if contrast is not None:
         solved = torch.cat([solved, contrast])
         slack = torch.cat([slack, (weight * share.mean()).expand(len(contrast))])
-    u = closed_form(solved.T, factor, slack)[:, : len(owner)]
+    u = closed_form(solved.T, metric, slack)[:, : len(owner)]
     return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u)
 
 

@@ -66,12 +66,12 @@ class ContextPatch(RoutePatch):
         told = tuple(replace(context, vector=()) for context in latest.values())
         return cls(told, info.with_edits(own))
 
-    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
+    def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """Every prompt with its context in front."""
         fronts = self._fronts(prompts)
         return [Rerouted(f"{front}Prompt: {p}") for front, p in zip(fronts, prompts, strict=True)]
 
-    def _fronts(self, prompts: Sequence[str]) -> list[str]:
+    def _fronts(self, prompts: Sequence[Prompt | str]) -> list[str]:
         if len(self.contexts) > 1 and self.sentences is not None:
             facts = torch.tensor([context.vector for context in self.contexts])
             nearest = (self.sentences.encode(prompts) @ facts.T).argmax(1).tolist()

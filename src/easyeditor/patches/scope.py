@@ -196,7 +196,7 @@ class ScopePatch(RoutePatch):
             self.scope.answers.check_tokenizer(tokenizer)
         super().apply(model, force=force)
 
-    def scores(self, lm: LM, prompts: Sequence[str]) -> list[tuple[str, float]]:
+    def scores(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[tuple[str, float]]:
         """Per prompt the nearest edit's id and how similar it is, 0 to 1.
 
         Raises:
@@ -206,7 +206,7 @@ class ScopePatch(RoutePatch):
             raise PatchStateError("The memory is empty; there is nothing to compare with.")
         return [(self.memory[i].id, value) for i, value in self._nearest(lm, prompts)]
 
-    def reroute(self, lm: LM, prompts: Sequence[str]) -> list[Rerouted | None]:
+    def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """The counterfactual model with the nearest edit, for prompts in its scope."""
         if not self._counting or not prompts:
             return [None] * len(prompts)
@@ -219,7 +219,7 @@ class ScopePatch(RoutePatch):
             found.append(Rerouted(text, self.scope.answers.beside(lm)))
         return found
 
-    def _nearest(self, lm: LM, prompts: Sequence[str]) -> list[tuple[int, float]]:
+    def _nearest(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[tuple[int, float]]:
         queries = self.scope.vectors(prompts, lm.device)
         best = similarities(queries, self.vectors[self._counting]).max(1)
         indices = [self._counting[i] for i in best.indices.tolist()]
@@ -243,7 +243,7 @@ class ScopePatch(RoutePatch):
     def edit_rows(self) -> list[dict[str, Any]]:
         """The id of every edit, by which it can be forgotten."""
         ids = {(line.prompt, line.target): line.id for line in self.memory}
-        return [{"id": ids.get((edit.prompt, edit.target))} for edit in self.info.edits]
+        return [{"id": ids.get((edit.prompt.text, edit.target))} for edit in self.info.edits]
 
     @classmethod
     def load(

@@ -99,9 +99,7 @@ def _keys(
     return found
 
 
-def _fed(
-    lm: LM, sequences: Sequence[Sequence[int]]
-) -> tuple[Batch, dict[str, torch.Tensor], torch.Tensor]:
+def _fed(lm: LM, sequences: Sequence[Sequence[int]]) -> tuple[Batch, dict[str, Any], torch.Tensor]:
     """A batch, what else the call needs, and which of the edited column's positions are real.
 
     Where a decoder is edited the encoder reads the first half and the decoder the second.

@@ -37,47 +37,58 @@ class ScoredSequence:
 
     Attributes:
         ids: what is fed.
-        reads: the positions whose prediction is wanted, ascending.
-        asks: for every row read from here its number and, per target token, an index into
-            ``positions``.
+        positions: where a prediction is read, ascending.
+        rows: for every row that is read from this sequence its number and, per target token, an
+            index into ``positions``.
     """
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
-    asks: tuple[tuple[int, tuple[int, ...]], ...]
+    rows: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def scored_sequences(
-    rows: Sequence[Row], owners: Sequence[int] | None = None
+    rows: Sequence[Row],
+    patch_of_row: Sequence[int] | None = None,
+    *,
+    by_prompt: bool = False,
 ) -> list[ScoredSequence]:
     """The fewest sequences that answer all rows of a causal model; the last target is not fed.
 
-    Rows of different ``owners`` (changes of the model that they ask about) share nothing.
+    Args:
+        rows: prompts with targets.
+        patch_of_row: which change each row asks about; rows of different ones share nothing.
+        by_prompt: share sequences only between rows whose prompts end at the same token, because
+            the model decides by where a prompt ends.
     """
-    whose = owners or [0] * len(rows)
-    inputs = [(whose[i], row.ids[:-1]) for i, row in enumerate(rows)]
-    guests: dict[int, list[int]] = {}
+    patches = patch_of_row or [0] * len(rows)
+    keys = [
+        (patches[i], row.prompt_length if by_prompt else 0, row.ids[:-1])
+        for i, row in enumerate(rows)
+    ]
+    members: dict[int, list[int]] = {}
     host = -1
-    # In this order everything a sequence begins stands right behind it, so its host is the next.
-    for i in sorted(range(len(rows)), key=inputs.__getitem__, reverse=True):
-        owner, ids = inputs[i]
-        if host < 0 or inputs[host][0] != owner or inputs[host][1][: len(ids)] != ids:
+    # In this order every sequence stands right behind the ones it begins, so its host is the next.
+    for i in sorted(range(len(rows)), key=keys.__getitem__, reverse=True):
+        *group, ids = keys[i]
+        if host < 0 or list(keys[host][:2]) != group or keys[host][2][: len(ids)] != ids:
             host = i
-        guests.setdefault(host, []).append(i)
+        members.setdefault(host, []).append(i)
     return [
-        _passage(inputs[host][1], {i: _reads(rows[i]) for i in own}) for host, own in guests.items()
+        _sequence(keys[host][2], {i: _target_positions(rows[i]) for i in group})
+        for host, group in members.items()
     ]
 
 
-def _reads(row: Row) -> range:
+def _target_positions(row: Row) -> range:
     return range(row.prompt_length - 1, len(row.ids) - 1)
 
 
-def _passage(ids: tuple[int, ...], wanted: dict[int, range]) -> ScoredSequence:
-    positions = tuple(sorted({read for own in wanted.values() for read in own}))
-    place = {read: k for k, read in enumerate(positions)}
-    asks = tuple((i, tuple(place[read] for read in own)) for i, own in wanted.items())
-    return ScoredSequence(ids, positions, asks)
+def _sequence(ids: tuple[int, ...], wanted: dict[int, range]) -> ScoredSequence:
+    positions = tuple(sorted({position for span in wanted.values() for position in span}))
+    place = {position: k for k, position in enumerate(positions)}
+    rows = tuple((i, tuple(place[position] for position in span)) for i, span in wanted.items())
+    return ScoredSequence(ids, positions, rows)
 
 
 def batches_by_length(
@@ -95,3 +106,9 @@ def batches_by_length(
         read += positions[i]
     if chunk:
         yield chunk
+
+
+def row_batches(rows: Sequence[Row], most_tokens: int, most_reads: int) -> Iterator[list[int]]:
+    """:func:`batches_by_length` for rows, each read at its target's tokens."""
+    lengths, reads = [len(row.ids) for row in rows], [len(row.target) for row in rows]
+    return batches_by_length(lengths, reads, most_tokens, most_reads)

@@ -1,4 +1,7 @@
-"""Long beginnings that several token sequences share are run once; their keys and values stay."""
+"""Prefix caching: a long beginning that several token sequences share is run once.
+
+Its keys and values are handed to every sequence; only what follows is run for each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -16,14 +19,12 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from easyeditor.lm.forward.batching import ScoredSequence, batches_by_length
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch
 
-if TYPE_CHECKING:
-    from easyeditor.lm.model import LM
-
-LEAST = 48
-"""Tokens that a shared beginning must have to be worth a pass of its own."""
-BUDGET = 8192
+MIN_PREFIX_TOKENS = 48
+"""Shorter shared beginnings are not worth a pass of their own."""
+CACHED_TOKENS = 8192
 """Tokens whose keys and values are held at once, the shared ones once per row."""
 
 
@@ -32,7 +33,9 @@ def takes_cache(model: PreTrainedModel) -> bool:
     return "past_key_values" in inspect.signature(model.forward).parameters
 
 
-def prefill(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
+def prefill(
+    lm: LM, sequences: Sequence[Sequence[int]], patch_of_row: Sequence[int] | None = None
+) -> Any:
     """The model's cache after one pass of these sequences, padded on the left; no logits.
 
     None where the model has no such cache.
@@ -40,40 +43,56 @@ def prefill(lm: LM, sequences: Sequence[Sequence[int]]) -> Any:
     if not takes_cache(lm.model):
         return None
     with unread(lm):
-        out = lm.call(lm.pad(sequences, left=True), use_cache=True)
+        batch = lm.pad(sequences, left=True)
+        out = lm.call(batch, patch_of_row=patch_of_row, use_cache=True)
     return getattr(out, "past_key_values", None)
 
 
 def unread(lm: LM) -> AbstractContextManager[None]:
-    """Inside, a pass computes the logits of one token alone: they are not what it is run for."""
+    """Inside, a pass computes the logits of one token alone, for passes that only fill a cache."""
     zero = torch.zeros(1, dtype=torch.long)
     return gathering(lm.head, zero, zero)
 
 
 class Prefix:
-    """Beginnings of sequences, run once; unusable where the model cannot hand them on.
+    """The key/value cache of one or several prefixes, to be continued by any number of rows.
 
     Attributes:
-        length: in tokens; of the longest.
+        length: tokens of the longest prefix.
+        usable: whether the model keeps a plain key/value cache; recurrent states and sliding
+            windows cannot be handed to several rows.
     """
 
-    def __init__(self, lm: LM, *shared_prefixes: Sequence[int]) -> None:
-        self._lm, self._mask = lm, lm.pad(shared_prefixes, left=True).mask
+    def __init__(
+        self,
+        lm: LM,
+        *prefixes: Sequence[int],
+        patch_of_row: Sequence[int] | None = None,
+    ) -> None:
+        self._lm, self._mask = lm, lm.pad(prefixes, left=True).mask
         self.length = self._mask.shape[1]
-        cache = prefill(lm, shared_prefixes)
+        cache = prefill(lm, prefixes, patch_of_row)
         layers = cache.layers if type(cache) is DynamicCache else ()
-        # Recurrent states and windows cannot be handed to several rows like this.
         plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
         self.usable = bool(layers) and plain
         self._cache = cache if self.usable else None
 
-    def call(self, rests: Sequence[Sequence[int]], whose: Sequence[int] = ()) -> Any:
+    def call(
+        self,
+        rests: Sequence[Sequence[int]],
+        prefix_of_row: Sequence[int] = (),
+        *,
+        patch_of_row: Sequence[int] | None = None,
+    ) -> Any:
         """One forward pass of what follows in each row.
 
-        Row i follows the beginning ``whose[i]``; without ``whose`` all follow the first.
+        Args:
+            rests: the tokens after the prefix.
+            prefix_of_row: which prefix each row follows; by default all follow the first.
+            patch_of_row: as in :meth:`LM.call`.
         """
         lm, n, before = self._lm, len(rests), self._mask
-        rest, rows = lm.pad(rests), torch.tensor(whose or [0] * len(rests), device=lm.device)
+        rest, rows = lm.pad(rests), torch.tensor(prefix_of_row or [0] * n, device=lm.device)
         past = before[rows].sum(1)
         mask = torch.cat([before[rows], rest.mask], 1)
         batch = Batch(rest.ids, mask, rest.positions + past[:, None])
@@ -85,34 +104,39 @@ class Prefix:
                 each.expand(n, -1, -1, -1) if len(each) == 1 else each[rows.to(each.device)]
                 for each in (layer.keys, layer.values)
             )
-        return lm.call(batch, past_key_values=cache, use_cache=True)
+        return lm.call(batch, patch_of_row=patch_of_row, past_key_values=cache, use_cache=True)
 
 
-def groups(plan: Sequence[ScoredSequence], whose: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+def shared_prefix_groups(
+    plan: Sequence[ScoredSequence], patch_of: Sequence[int] | None = None
+) -> Iterator[tuple[int, list[int]]]:
     """``(shared prefix length, indices)`` of every sequence once; the unshared under 0.
 
-    A passage's reads lie behind what it shares.
+    No position that is read lies in the shared prefix, and sequences about different patches
+    share nothing.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
-    for i, passage in enumerate(plan):
-        start = passage.ids[:LEAST] if passage.positions[0] >= LEAST else ()
-        alike[(whose[i], start) if len(start) == LEAST else None].append(i)
+    for i, sequence in enumerate(plan):
+        long = sequence.positions[0] >= MIN_PREFIX_TOKENS
+        start = sequence.ids[:MIN_PREFIX_TOKENS] if long else ()
+        patch = 0 if patch_of is None else patch_of[i]
+        alike[(patch, start) if len(start) == MIN_PREFIX_TOKENS else None].append(i)
     alone = alike.pop(None, [])
-    for own in alike.values():
-        if len(own) == 1:
-            alone += own
+    for members in alike.values():
+        if len(members) == 1:
+            alone += members
             continue
-        rows = zip(*(plan[i].ids for i in own), strict=False)
-        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, rows))
-        yield min(shared, *(plan[i].positions[0] for i in own)), own
+        columns = zip(*(plan[i].ids for i in members), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        yield min(shared, *(plan[i].positions[0] for i in members)), members
     if alone:
         yield 0, sorted(alone)
 
 
-def cut_after(
-    plan: Sequence[ScoredSequence], own: Sequence[int], shared: int
+def batches_after_prefix(
+    plan: Sequence[ScoredSequence], members: Sequence[int], shared: int
 ) -> Iterator[list[int]]:
-    """Chunks of passages that run together after a shared beginning."""
-    lengths = [len(plan[i].ids) for i in own]
-    for chunk in batches_by_length(lengths, [0] * len(own), max(BUDGET, shared), 1):
-        yield [own[k] for k in chunk]
+    """Batches of sequences that run together after a shared prefix."""
+    lengths = [len(plan[i].ids) for i in members]
+    for chunk in batches_by_length(lengths, [0] * len(members), max(CACHED_TOKENS, shared), 1):
+        yield [members[k] for k in chunk]

@@ -18,6 +18,7 @@ from torch import nn
 
 from easyeditor.edits import Case, Edit
 from easyeditor.errors import HyperParamsError
+from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.archive import fill, read_archive
@@ -54,6 +55,9 @@ class SERACLearner:
         chat = lm.text.chat_template
         self.small = LM(self.nets.counterfactual, lm.tokenizer, chat_template=chat)
         self.nets.counterfactual.requires_grad_(not config.freeze_cntr)
+
+    def prepare(self, cases: Sequence[Case]) -> None:
+        """Nothing is computed beforehand: both networks change with every step."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The counterfactual model, the classifier's network, and the linear map on that."""
@@ -164,9 +168,9 @@ class SERACLearner:
         outside = [i for i in range(len(asked)) if i not in inside]
         template = self.config.template
         told_ = [(told(template, cases[i].edit, asked[i][0]), asked[i][1]) for i in inside]
-        after = dict(zip(inside, self.small.score(told_), strict=True))
+        after = dict(zip(inside, score(self.small, told_), strict=True))
         asked_base = inside if kept else outside  # what stays with the base is kept anyway
-        base = dict(zip(asked_base, self.lm.score([asked[i] for i in asked_base]), strict=True))
+        base = dict(zip(asked_base, score(self.lm, [asked[i] for i in asked_base]), strict=True))
         total = float(len(outside)) if kept else 0.0
         for i in inside if kept else range(len(asked)):
             wanted = base[i].argmax if kept else (after.get(i) or base[i]).target
