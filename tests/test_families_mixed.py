@@ -13,7 +13,7 @@ from easyeditor.errors import HyperParamsError, UnknownFamilyError, UnsupportedM
 from easyeditor.lm import discover
 from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
-from easyeditor.methods.ike import IKEHyperParams
+from easyeditor.methods.ike.ike import IKEHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.stack import pop, push
