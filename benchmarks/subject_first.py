@@ -17,6 +17,7 @@ from typing import Any
 
 import common
 from easyeditor.edits import Edit
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
@@ -38,7 +39,7 @@ UNRELATED = (
 
 def first_words(lm: LM, prompts: Sequence[str]) -> list[str]:
     """The most likely next token of each prompt."""
-    return [lm.generate([prompt], max_new_tokens=1)[0] for prompt in prompts]
+    return [generate(lm, [prompt], max_new_tokens=1)[0] for prompt in prompts]
 
 
 def measure(lm: LM, method: Any, fact: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def measure(lm: LM, method: Any, fact: dict[str, Any]) -> dict[str, Any]:
     patch = method.edit(lm, [Edit(fact["prompt"], target, fact["subject"])]).patch
     with applied(lm.model, patch):
         pairs = [(prompt, target) for prompt in (fact["prompt"], *fact["rephrases"])]
-        rewritten, *rephrased = [float(score.accuracy == 1) for score in lm.score(pairs)]
+        rewritten, *rephrased = [float(each.accuracy == 1) for each in score(lm, pairs)]
         same = [a == b for a, b in zip(before, first_words(lm, near + far), strict=True)]
     return {
         "id": fact["id"],

@@ -11,6 +11,7 @@ from easyeditor.associative.keys import fact_at, keys_at, subject_rows
 from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.edits import Edit
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.inference import score
 from easyeditor.methods import METHODS
 from easyeditor.patches.stack import applied
 from support import CONTEXTS, EDITS, lm
@@ -104,9 +105,9 @@ def test_memit_stores_it_beside_other_facts_and_leaves_other_subjects(target, ki
     before = {name: p.detach().clone() for name, p in target.model.named_parameters()}
     patch = method_class(settings).edit(target, [LATER, FIRST]).patch
     pairs = [(FIRST.prompt, FIRST.target), (LATER.prompt, LATER.target)]
-    plain = [sum(each) for each in target.logprobs(pairs)]
+    plain = [sum(each.logprobs) for each in score(target, pairs)]
     with applied(target.model, patch):
-        edited = [sum(each) for each in target.logprobs(pairs)]
+        edited = [sum(each.logprobs) for each in score(target, pairs)]
     assert all(a > b + 0.2 for a, b in zip(edited, plain, strict=True))
     assert all((p == before[name]).all() for name, p in target.model.named_parameters())
 
