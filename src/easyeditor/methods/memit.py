@@ -163,7 +163,7 @@ class MEMIT(Method[ContextState]):
                     u = _directions(keys, opening, others, metric, settings)[:, len(earlier) :]
                     del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
-                    projection = lm.projection(layer)
+                    projection = lm.down_map(layer)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
