@@ -1,13 +1,16 @@
 """A Hugging Face network as plain data, and built again from it: for files that hold networks.
 
 The configuration and the tokenizer are JSON; weights lie beside them as tensors. Nothing in such a
-file is run as code.
+file is run as code, and a network that the file's tensors cannot fill is refused before memory is
+taken for it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +23,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+Tensors = Mapping[str, Sequence[int]]
+"""Shapes of a file's tensors by name."""
+BUFFER_NUMBERS = 2**26
+"""Constants (masks, rotary tables) that a network may make beside its weights."""
+_COUNTS = re.compile(r"layer|block|depth|expert|attention_types")
+
 
 def config_of(model: PreTrainedModel) -> dict[str, Any]:
     """The whole configuration as JSON types; where it was loaded from is left out."""
@@ -28,23 +37,27 @@ def config_of(model: PreTrainedModel) -> dict[str, Any]:
     return config
 
 
-def language_model(config: Mapping[str, Any]) -> PreTrainedModel:
+def language_model(config: Mapping[str, Any], tensors: Tensors | None = None) -> PreTrainedModel:
     """A float32 model of this configuration that answers; its weights are yet to be filled in.
 
+    Args:
+        config: as :func:`config_of` gives it.
+        tensors: of the file that describes the network, which must hold enough numbers for it;
+            None for a configuration that comes from no file.
+
     Raises:
-        KeyError, TypeError, ValueError: no such configuration.
+        ValueError: no such configuration, or a network that ``tensors`` cannot fill.
     """
-    made = _config(config)
-    return _fresh(AutoModelForSeq2SeqLM if made.is_encoder_decoder else AutoModelForCausalLM, made)
+    return _built(config, tensors, None)
 
 
-def reader(config: Mapping[str, Any]) -> PreTrainedModel:
+def reader(config: Mapping[str, Any], tensors: Tensors | None = None) -> PreTrainedModel:
     """The same for a model that gives hidden states, no answers.
 
     Raises:
-        KeyError, TypeError, ValueError: no such configuration.
+        ValueError: see :func:`language_model`.
     """
-    return _fresh(AutoModel, _config(config))
+    return _built(config, tensors, AutoModel)
 
 
 def tokenizer_json(tokenizer: Any) -> str:
@@ -56,13 +69,60 @@ def tokenizer_json(tokenizer: Any) -> str:
     return text
 
 
-def _config(config: Mapping[str, Any]) -> Any:
-    values = dict(config)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-def _fresh(auto: Any, config: Any) -> PreTrainedModel:
-    # The numbers drawn here are replaced at once; nobody's generator shall notice.
-    with torch.random.fork_rng():
-        model: PreTrainedModel = auto.from_config(config)
+def _built(config: Mapping[str, Any], tensors: Tensors | None, auto: Any) -> PreTrainedModel:
+    try:
+        values = dict(config)
+        if tensors is not None:
+            _check_depth(values, len(tensors))
+        made = AutoConfig.for_model(values.pop("model_type"), **values)
+        if auto is None:
+            auto = AutoModelForSeq2SeqLM if made.is_encoder_decoder else AutoModelForCausalLM
+        if tensors is not None:
+            _check_size(tensors, auto, made)
+        # The numbers drawn here are replaced at once; nobody's generator shall notice.
+        with torch.random.fork_rng():
+            model: PreTrainedModel = auto.from_config(made)
+    except Exception as error:  # a damaged configuration makes transformers raise anything
+        raise ValueError(f"its network cannot be built: {error!r}") from error
     return model.float().eval()
+
+
+def _check_depth(values: Mapping[str, Any], tensors: int) -> None:
+    """Compare counts of layers and experts with the number of tensors: each has at least one.
+
+    Raises:
+        ValueError: there are more.
+    """
+    deep = {key: n for key, n in _integers(values) if _COUNTS.search(key) and n > tensors}
+    if deep:
+        raise ValueError(f"{deep} for a file of {tensors} tensors")
+
+
+def _check_size(tensors: Tensors, auto: Any, config: Any) -> None:
+    """Compare what the configuration asks for with what the file holds; nothing is allocated.
+
+    Raises:
+        ValueError: it asks for more.
+    """
+    with torch.device("meta"), torch.random.fork_rng():
+        shape = auto.from_config(config)
+    held = sum(math.prod(size) for size in tensors.values())
+    wanted = sum(p.numel() for p in shape.parameters())
+    extra = sum(b.numel() for b in shape.buffers())
+    if wanted > held or extra > max(BUFFER_NUMBERS, held):
+        raise ValueError(
+            f"it describes a network of {wanted} weights and {extra} constants; the file holds "
+            f"{held} numbers"
+        )
+
+
+def _integers(values: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer of a nested configuration with its key."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _integers(value, str(name))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _integers(value, key)
+    elif isinstance(values, int) and not isinstance(values, bool):
+        yield key, values

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from easyeditor.edits import Prompt
-from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
+from easyeditor.encoders.network_config import Tensors, config_of, reader, tokenizer_json
 from easyeditor.errors import ModelLoadError
 from easyeditor.lm import embedded
 from easyeditor.lm.forward.batching import batches_by_length
@@ -64,8 +64,10 @@ class TextEncoder(nn.Module):
         elif not Path(where).is_dir():
             where = name
         try:
-            model = AutoModel.from_pretrained(str(where), dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(str(where))
+            model = AutoModel.from_pretrained(
+                str(where), dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(where), trust_remote_code=False)
             rules = tokenizer_json(tokenizer)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
@@ -77,8 +79,10 @@ class TextEncoder(nn.Module):
         return cls(model, rules, tokenizer.pad_token_id or 0).eval()
 
     @classmethod
-    def built(cls, description: Mapping[str, Any]) -> TextEncoder:
+    def built(cls, description: Mapping[str, Any], tensors: Tensors | None = None) -> TextEncoder:
         """What :attr:`description` describes; the weights are yet to be filled in.
+
+        ``tensors`` are the shapes in the file that describes it, which must suffice for it.
 
         Raises:
             KeyError, TypeError, ValueError: it describes none.
@@ -88,7 +92,7 @@ class TextEncoder(nn.Module):
             Tokenizer.from_str(rules)
         except Exception as error:  # the library raises nothing more particular
             raise ValueError(f"no tokenizer: {error}") from None
-        return cls(reader(description["config"]), rules, pad_id).eval()
+        return cls(reader(description["config"], tensors), rules, pad_id).eval()
 
     @property
     def description(self) -> dict[str, Any]:

@@ -107,4 +107,6 @@ class ContextPatch(RoutePatch):
         if not contexts or len(contexts) != len(info.edits):
             raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
         name = data["encoder"]
-        return cls(contexts, info, None if name is None else Sentences(str(name)), extras)
+        return cls(
+            contexts, info, None if name is None else Sentences(str(name), from_file=True), extras
+        )

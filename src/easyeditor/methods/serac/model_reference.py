@@ -124,16 +124,17 @@ class ModelReference:
         """
         if self._model is None:
             self.check()
-            model = language_model(self.config)
             with safe_open(self.file, framework="pt") as opened:
                 weights = {
                     name.removeprefix(self.prefix): opened.get_tensor(name)
                     for name in opened.keys()  # noqa: SIM118
                     if name.startswith(self.prefix)
                 }
+            shapes = {name: tensor.shape for name, tensor in weights.items()}
             try:
+                model = language_model(self.config, shapes)
                 model.load_state_dict(weights)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise PatchFormatError(f"{self.file} holds another model: {reason}") from None
             self._model = model

@@ -101,8 +101,9 @@ def nets_of(archive: Archive, lm: LM) -> Nets:
     try:
         described: Mapping[str, Any] = archive.more
         tokenizer = str(described["tokenizer"])
-        classifier = TextEncoder.built(described["classifier"])
-        counterfactual = language_model(described[SMALL])
+        shapes = {name: tensor.shape for name, tensor in archive.tensors.items()}
+        classifier = TextEncoder.built(described["classifier"], shapes)
+        counterfactual = language_model(described[SMALL], shapes)
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(
             f"The archive {archive.file} does not describe its networks: {error!r}. Train again."
