@@ -25,6 +25,11 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.protected_keys import (
+    keys_as_extras,
+    protected_keys,
+    without_stored_keys,
+)
 from easyeditor.associative.solve import closed_form
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -34,8 +39,8 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
-from easyeditor.patches.stack import applied, stack_of
-from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
+from easyeditor.patches.stack import applied
+from easyeditor.patches.weight import Dense, LowRank, Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -47,10 +52,10 @@ class MEMITHyperParams(LocateHyperParams):
     ``key`` says what an edit's answer is stored under: ``"averaged"``, as published, one key (the
     bare prompt's and the mean of the contexts' count alike), or ``"ridge"``, every context's own,
     each with the slack λ: rephrases follow more often, for a system contexts times as large.
-    ``protect_edits`` (not in the paper) keeps what earlier edits of a sequence wrote. It reads them
-    from the patches that the model carries, so an edit that is undone is no longer protected, and
-    one that is made anew (the same subject) gives way. Every batch runs their prompts again, up to
-    the edited layers, and holds keys × d_in × 2 numbers in float64 for them.
+    ``protect_edits`` (not in the paper) leaves the outputs for earlier edits' keys unchanged. Each
+    edit stores its keys in its patch (keys × d_in numbers per layer), and later edits read those of
+    the patches that the model carries: an edit that is undone is no longer protected, and one whose
+    subject is edited anew is replaced. Only edits of patches that store no keys are run again.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -85,7 +90,7 @@ class MEMITHyperParams(LocateHyperParams):
     v_num_grad_steps: int = Field(25, ge=1)
     clamp_norm_factor: float = Field(0.75, gt=0)
     context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
-    mom2_update_weight: float = Field(15000, gt=0)
+    mom2_update_weight: float = Field(15000, ge=0)
     batch_size: int = Field(100, ge=1)
     key: Literal["averaged", "ridge"] = "averaged"
     protect_edits: bool = False
@@ -140,27 +145,33 @@ class MEMIT(Method[ContextState]):
         watch = Stopwatch()
         with watch("contexts"):
             contexts = state.contexts if state else settings.contexts(lm)
-            earlier = _carried(lm, edits) if settings.protect_edits else []
-            rows = [row for edit in (*earlier, *edits) for row in subject_rows(lm, edit, contexts)]
+            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
             optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
+        stored: dict[str, torch.Tensor] = {}
         z = optimized.origin + optimized.delta
         with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
+                projection = lm.projection(layer)
                 with watch("solve"):
-                    keys = _keys(lm, layer, rows, len(earlier) + len(edits), settings.key)
+                    keys = _keys(lm, layer, rows, len(edits), settings.key)
+                    system = keys.flatten(0, 1)
+                    if settings.protect_edits:
+                        stored[projection.path] = keys
+                        earlier = _earlier_keys(lm, layer, edits, contexts, settings.key)
+                        system = torch.cat([*(k.to(keys) for k in earlier), system])
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     metric = self._factors.get(lm, layer, settings)
                 with watch("solve"):
-                    u = closed_form(keys.flatten(0, 1).T, metric, settings.mom2_update_weight)
-                    u = u.view(len(u), len(keys), -1).sum(2)[:, len(earlier) :]
+                    u = closed_form(system.T, metric, settings.mom2_update_weight)
+                    u = u[:, len(system) - keys.shape[0] * keys.shape[1] :]
+                    u = u.reshape(len(u), len(keys), -1).sum(2)
                     del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
-                    projection = lm.projection(layer)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -168,19 +179,24 @@ class MEMIT(Method[ContextState]):
                         )
                         lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
+        extras = keys_as_extras(edits, stored)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras))
 
 
-def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:
-    """The edits that the model carries, oldest first, less those whose subject is edited anew."""
-    anew = {edit.subject for edit in new}
-    carried = [
-        edit
-        for patch in stack_of(lm.model).patches
-        if isinstance(patch, WeightPatch)
-        for edit in patch.info.edits
-    ]
-    return [edit for edit in carried if edit.subject is not None and edit.subject not in anew]
+def _earlier_keys(
+    lm: LM, layer: int, new: Sequence[Edit], contexts: Sequence[str], kind: str
+) -> list[torch.Tensor]:
+    """Keys of the edits that the model carries, each ``(n, d_in)``: stored ones, then read ones."""
+    path = lm.projection(layer).path
+    found = []
+    stored = protected_keys(lm.model, path, new)
+    if stored is not None:
+        found.append(stored)
+    others = without_stored_keys(lm.model, path, new)
+    if others:
+        rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
+        found.append(_keys(lm, layer, rows, len(others), kind).flatten(0, 1))
+    return found
 
 
 def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
