@@ -20,8 +20,8 @@ from easyeditor.errors import (
     PatchFormatError,
 )
 from easyeditor.lm.inference import generate, score
-from easyeditor.methods.ike import IKE
-from easyeditor.patches.context import ContextPatch
+from easyeditor.methods.ike.ike import IKE
+from easyeditor.methods.ike.patch import ContextPatch
 from scripting import DONE, document, refused
 from support import Snapshot, lm, logprobs
 

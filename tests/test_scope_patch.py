@@ -24,10 +24,10 @@ from easyeditor.errors import (
     PatchMismatchError,
     PatchStateError,
 )
+from easyeditor.methods.serac.patch import Remembered, Scope, ScopePatch, distances, told
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import KEY
 from easyeditor.patches.patch import merge
-from easyeditor.patches.scope import Remembered, Scope, ScopePatch, distances, told
 from easyeditor.patches.stack import is_patched
 from scoping import answers, classifier, counterfactual, remembering, scope, small, written
 from support import EDITS, Snapshot, lm

@@ -17,7 +17,6 @@ from easyeditor.lm.model import LM
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import WeightPatch
 
 Measures = EvalOptions
 """The former name of :class:`EvalOptions`, which the editors' arguments keep."""
@@ -68,9 +67,8 @@ def observe_each(
     """
     options = options or EvalOptions()
     asking = scorers(options) if all_scorers is None else all_scorers
-    weights = [p for p in patches if p is None or isinstance(p, WeightPatch)]
-    if len(weights) == len(patches) and can_apply_per_row(lm, weights):
-        with applied_per_row(lm, weights):
+    if can_apply_per_row(lm, patches):
+        with applied_per_row(lm, patches):
             groups = [queries_of(asking, [case]) for case in cases]
             return _ask(lm, groups, options, per_patch=True)
     replies = []

@@ -155,7 +155,7 @@ class MEMIT(Method[ContextState]):
         z = optimized.origin + optimized.delta
         with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
-                projection = lm.projection(layer)
+                projection = lm.down_map(layer)
                 with watch("solve"):
                     keys = _keys(lm, layer, rows, len(edits), settings.key)
                     system = keys.flatten(0, 1)
@@ -187,7 +187,7 @@ def _earlier_keys(
     lm: LM, layer: int, new: Sequence[Edit], contexts: Sequence[str], kind: str
 ) -> list[torch.Tensor]:
     """Keys of the edits that the model carries, each ``(n, d_in)``: stored ones, then read ones."""
-    path = lm.projection(layer).path
+    path = lm.down_map(layer).path
     found = []
     stored = protected_keys(lm.model, path, new)
     if stored is not None:

@@ -118,9 +118,9 @@ class ROME(Method[ContextState]):
             metric = self._factors.get(lm, layer, settings)
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
-            weight = lm.projection(layer).weight
+            weight = lm.down_map(layer).weight
             part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings)
-        entries = {lm.projection(layer).path: [part]}
+        entries = {lm.down_map(layer).path: [part]}
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from easyeditor.edits import Edit, to_json
 from easyeditor.errors import PatchFormatError
 from easyeditor.lm.fingerprint import Fingerprint
-from easyeditor.patches.patch import PATCHES, Patch, PatchInfo
+from easyeditor.patches.kinds import PATCHES
+from easyeditor.patches.patch import Patch, PatchInfo
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
 FORMAT = 2

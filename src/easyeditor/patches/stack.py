@@ -63,18 +63,20 @@ class Carried:
 
     def plus(self, patch: Any) -> Carried:
         """With one more on top."""
-        kind = kind_of(type(patch))
-        new = {id(patch): patch}
+        kind, new = kind_of(type(patch)), {id(patch): patch}
+        former = self.by_kind.get(kind, {})
+        together = self.all | new
+        alike = together if len(former) == len(self.all) else former | new
         from_files = self.from_files | new if patch.info.digest else self.from_files
-        kinds = {**self.by_kind, kind: self.by_kind.get(kind, {}) | new}
-        return Carried(self.all | new, kinds, from_files)
+        return Carried(together, {**self.by_kind, kind: alike}, from_files)
 
     def minus(self, patch: Any) -> Carried:
         """Without one."""
         kind = kind_of(type(patch))
-        kinds = {**self.by_kind, kind: _without(self.by_kind[kind], patch)}
-        kinds = {name: some for name, some in kinds.items() if some}
-        return Carried(_without(self.all, patch), kinds, _without(self.from_files, patch))
+        rest, former = _without(self.all, patch), self.by_kind[kind]
+        alike = rest if former is self.all else _without(former, patch)
+        kinds = {name: some for name, some in {**self.by_kind, kind: alike}.items() if some}
+        return Carried(rest, kinds, _without(self.from_files, patch))
 
     def of_kind(self, kind: type) -> tuple[Any, ...]:
         """The patches of one kind."""
@@ -313,9 +315,10 @@ def _refuse_applied(stack: PatchStack, patch: Any) -> None:
 
 
 @cache
-def kind_of(patch_class: type) -> type:
+def kind_of(patch_class: Any) -> type:
     """The class that installs a patch of this class."""
-    return next(base for base in patch_class.__mro__ if "install" in vars(base))
+    kind: type = next(base for base in patch_class.__mro__ if "install" in vars(base))
+    return kind
 
 
 def _without(patches: dict[int, Any], patch: Any) -> dict[int, Any]:

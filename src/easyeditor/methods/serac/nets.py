@@ -18,9 +18,9 @@ from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
+from easyeditor.methods.serac.model_reference import ModelReference, header_digest
+from easyeditor.methods.serac.patch import Scope
 from easyeditor.methods.serac.settings import SERACTrainingHparams
-from easyeditor.patches.reference import ModelReference, header_digest
-from easyeditor.patches.scope import Scope
 
 NAME = "SERAC"
 SMALL = "counterfactual"
