@@ -175,5 +175,5 @@ def test_a_state_of_another_patch_is_refused(editor_of, tmp_path) -> None:
 def test_a_name_that_is_taken_or_an_entry_that_names_no_class() -> None:
     with pytest.raises(UnknownMethodError, match="'ROME' is registered already"):
         METHODS.add("rome", "toys.steer:Steer")
-    with pytest.raises(UnknownMethodError, match="package.module:ClassName"):
+    with pytest.raises(UnknownMethodError, match=r"package\.module:ClassName"):
         METHODS.add("OTHER", "toys.steer")
