@@ -18,19 +18,19 @@ from easyeditor.patches.stack import applied_patches
 
 
 def keys_as_extras(
-    edits: Sequence[Edit], keys: Mapping[str, torch.Tensor]
+    edits: Sequence[Edit], keys: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
     """The extras of a patch that stores the keys of its edits.
 
     Args:
         edits: those of the patch; each has a subject.
-        keys: ``{parameter path: (edits, keys of one edit, d_in)}``.
+        keys: by parameter path the keys ``(n, d_in)``, and the edit each belongs to ``(n,)``.
     """
+    ids = torch.tensor([_subject_id(edit) for edit in edits])
     extras = {}
-    for path, stacked in keys.items():
-        extras[f"keys:{path}"] = stacked.flatten(0, 1).float().cpu()
-        ids = torch.tensor([_subject_id(edit) for edit in edits])
-        extras[f"subjects:{path}"] = ids.repeat_interleave(stacked.shape[1])
+    for path, (vectors, owner) in keys.items():
+        extras[f"keys:{path}"] = vectors.float().cpu()
+        extras[f"subjects:{path}"] = ids[owner.cpu()]
     return extras
 
 

@@ -71,7 +71,7 @@ def _check_there(paths: list[Path]) -> None:
             raise PatchFormatError(f"No patch file {str(path)!r}.")
 
 
-def _load(paths: list[Path]) -> list[Patch]:
+def _load(paths: list[Path], encoder: str | None = None) -> list[Patch]:
     _check_there(paths)
     for i, path in enumerate(paths):
         if any(path == other or _same_file(path, other) for other in paths[:i]):
@@ -82,7 +82,7 @@ def _load(paths: list[Path]) -> list[Patch]:
     loaded = []
     for path in paths:
         with places.input_file(path, ".safetensors") as file:
-            loaded.append(load_patch(file))
+            loaded.append(load_patch(file, encoder=encoder))
     return loaded
 
 
@@ -224,6 +224,10 @@ def show(
         ]
         columns = [Column(name, text=name == "weight") for name in names]
         output.show("Matrices (d_in, d_out)", columns, cells)
+    elif header.get("parts"):
+        parts = header["parts"]
+        cells = [[str(value) for value in row.values()] for row in parts]
+        output.show("Parts", [Column(str(name), text=True) for name in parts[0]], cells)
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
@@ -237,10 +241,14 @@ def _described(file: Path) -> dict[str, Any]:
     from easyeditor.patches.files import header_of, load_patch
 
     patch = load_patch(file)
+    rows = patch.rows()
     matrices = {
-        row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in patch.rows()
+        row["weight"]: {k: v for k, v in row.items() if k != "weight"}
+        for row in rows
+        if "weight" in row
     }
-    document = {**header_of(patch), "matrices": matrices}
+    others = [row for row in rows if "weight" not in row]
+    document = {**header_of(patch), "matrices": matrices, **({"parts": others} if others else {})}
     rows = patch.edit_rows()
     if rows:
         document["memory"] = [
@@ -257,6 +265,10 @@ def generate(
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
     model: options.PatchModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A sentence encoder you trust, for patches made with one of your own."),
+    ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
@@ -269,7 +281,7 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
-    loaded = _load(patch or [])
+    loaded = _load(patch or [], encoder)
     model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(
