@@ -43,11 +43,6 @@ class EventLog(JsonLog):
             if there < last["of"]:
                 self.drop_last(there)
 
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """The records, oldest first."""
-        return self.records
-
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add these records: on disk when this returns, all of them or none.
 

@@ -293,8 +293,8 @@ def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None)
     from easyeditor.bench.cluster import RayExecutor
 
     address = None if ray == LOCAL else ray
-    with RayExecutor(partial(load_for, first), plan, workers, address) as crew:
-        carry_out(lm, plan, out, crew)
+    with RayExecutor(partial(load_for, first), plan, workers, address) as executor:
+        carry_out(lm, plan, out, executor)
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
