@@ -143,7 +143,7 @@ def test_a_worker_that_cannot_load_the_model(ray, opened, tmp_path):
 
 
 class Played:
-    """As much of Ray as the executor uses, in this process: calls happen when they are waited for."""
+    """The part of Ray the executor uses, in this process: calls happen when waited for."""
 
     class Error(Exception):
         cause = None
