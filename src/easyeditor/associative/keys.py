@@ -38,11 +38,11 @@ def subject_of(edit: Edit) -> str:
 
 
 def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
-    """``prefix + prompt`` for each context, cut after the subject's last token.
+    """``prefix + prompt`` for each context, cut after the token where the fact is read.
 
     Later tokens cannot change what a causal model reads there, so they are not run; an
-    encoder-decoder is given the whole prompt. ``subject_last`` of a row is where the fact is read:
-    in a decoder that is its first position, where the whole prompt comes together.
+    encoder-decoder is given the whole prompt. ``subject_last`` of a row is that position, see
+    :func:`fact_at`.
     """
     rows = []
     for context in contexts:
@@ -53,9 +53,18 @@ def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
 
 
 def fact_at(lm: LM, row: Row) -> int:
-    """The position of the edited column that stands for the row's subject."""
+    """The position of the edited column that stands for the row's subject.
+
+    It is the subject's last token, or the decoder's first position where a decoder is edited behind
+    an encoder. A causal model gives its first position no part in what the text says: nearly every
+    head rests there (an attention sink, arXiv 2309.17453), and a vector added to it is lost beside
+    its huge activations. So a subject that is the very first token (a tokenizer without BOS) is
+    read one token later, unless the prompt ends there.
+    """
     assert row.subject_last is not None
-    return 0 if lm.encoder_decoder and not lm.in_encoder else row.subject_last
+    if lm.encoder_decoder:
+        return row.subject_last if lm.in_encoder else 0
+    return min(max(row.subject_last, 1), row.prompt_length - 1)
 
 
 def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, torch.Tensor]:

@@ -1,16 +1,14 @@
 """A Hugging Face network as plain data, and built again from it: for files that hold networks.
 
 The configuration and the tokenizer are JSON; weights lie beside them as tensors. Nothing in such a
-file is run as code, and a network that the file's tensors cannot fill is refused before memory is
-taken for it.
+file is run as code.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,12 +21,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-Tensors = Mapping[str, Sequence[int]]
-"""Shapes of a file's tensors by name."""
-BUFFER_NUMBERS = 2**26
-"""Constants (masks, rotary tables) that a network may make beside its weights."""
-_COUNTS = re.compile(r"layer|block|depth|expert|attention_types")
-
 
 def config_of(model: PreTrainedModel) -> dict[str, Any]:
     """The whole configuration as JSON types; where it was loaded from is left out."""
@@ -37,27 +29,33 @@ def config_of(model: PreTrainedModel) -> dict[str, Any]:
     return config
 
 
-def language_model(config: Mapping[str, Any], tensors: Tensors | None = None) -> PreTrainedModel:
+def language_model(
+    config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
     """A float32 model of this configuration that answers; its weights are yet to be filled in.
 
     Args:
-        config: as :func:`config_of` gives it.
-        tensors: of the file that describes the network, which must hold enough numbers for it;
-            None for a configuration that comes from no file.
+        config: from :func:`config_of`; keys that name code are not followed.
+        weights: what it will be filled from. A configuration from a file is held against them
+            before anything of its size is allocated.
 
     Raises:
-        ValueError: no such configuration, or a network that ``tensors`` cannot fill.
+        ValueError: no such configuration, or a network of another size than the weights.
     """
-    return _built(config, tensors, None)
+    built = _config(config, weights)
+    auto = AutoModelForSeq2SeqLM if built.is_encoder_decoder else AutoModelForCausalLM
+    return _fresh(auto, built, weights)
 
 
-def reader(config: Mapping[str, Any], tensors: Tensors | None = None) -> PreTrainedModel:
+def reader(
+    config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
     """The same for a model that gives hidden states, no answers.
 
     Raises:
         ValueError: see :func:`language_model`.
     """
-    return _built(config, tensors, AutoModel)
+    return _fresh(AutoModel, _config(config, weights), weights)
 
 
 def tokenizer_json(tokenizer: Any) -> str:
@@ -69,60 +67,61 @@ def tokenizer_json(tokenizer: Any) -> str:
     return text
 
 
-def _built(config: Mapping[str, Any], tensors: Tensors | None, auto: Any) -> PreTrainedModel:
+COUNTED = re.compile(r"(layers?|blocks|experts|labels|depths?|stages)$")
+"""Settings that say how often a part is repeated: each of them has a tensor of its own."""
+FEW = 64
+MAX_POSITIONS = 2**22
+MAX_SPARE = 4
+"""A network may have so many times the numbers of its weights: tied ones, an unused decoder."""
+NAMES_CODE = ("auto_map", "custom_pipelines")
+CHOSEN_HERE = ("_attn_implementation", "attn_implementation", "experts_implementation")
+
+
+def _config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> Any:
+    values = {k: v for k, v in config.items() if not k.startswith(CHOSEN_HERE)}
+    if weights is not None:
+        _check_counts(values, len(weights))
+    named = [key for key in NAMES_CODE if key in values]
+    if named:
+        raise ValueError(f"its configuration names code ({named[0]})")
     try:
-        values = dict(config)
-        if tensors is not None:
-            _check_depth(values, len(tensors))
-        made = AutoConfig.for_model(values.pop("model_type"), **values)
-        if auto is None:
-            auto = AutoModelForSeq2SeqLM if made.is_encoder_decoder else AutoModelForCausalLM
-        if tensors is not None:
-            _check_size(tensors, auto, made)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # each architecture has its own way to dislike a value
+        raise ValueError(f"no configuration of a network: {error!r}") from None
+
+
+def _check_counts(values: Any, tensors: int, key: str = "", depth: int = 0) -> None:
+    """Refuse counts that the tensors of a file cannot bear out, before anything is built."""
+    if depth > FEW:
+        raise ValueError("its configuration is nested too deep")
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            _check_counts(value, tensors, str(name), depth + 1)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            _check_counts(value, tensors, key, depth + 1)
+    elif isinstance(values, int) and not isinstance(values, bool):
+        repeated = COUNTED.search(key) is not None and values > max(tensors, FEW)
+        if repeated or ("position" in key and values > MAX_POSITIONS):
+            raise ValueError(f"{key} is {values}, with {tensors} tensors in the file")
+
+
+def _fresh(auto: Any, config: Any, weights: Mapping[str, torch.Tensor] | None) -> PreTrainedModel:
+    try:
+        if weights is not None:
+            with torch.device("meta"):
+                _check_size(auto.from_config(config, trust_remote_code=False), weights)
         # The numbers drawn here are replaced at once; nobody's generator shall notice.
         with torch.random.fork_rng():
-            model: PreTrainedModel = auto.from_config(made)
-    except Exception as error:  # a damaged configuration makes transformers raise anything
-        raise ValueError(f"its network cannot be built: {error!r}") from error
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"no network of its configuration: {error}") from None
     return model.float().eval()
 
 
-def _check_depth(values: Mapping[str, Any], tensors: int) -> None:
-    """Compare counts of layers and experts with the number of tensors: each has at least one.
-
-    Raises:
-        ValueError: there are more.
-    """
-    deep = {key: n for key, n in _integers(values) if _COUNTS.search(key) and n > tensors}
-    if deep:
-        raise ValueError(f"{deep} for a file of {tensors} tensors")
-
-
-def _check_size(tensors: Tensors, auto: Any, config: Any) -> None:
-    """Compare what the configuration asks for with what the file holds; nothing is allocated.
-
-    Raises:
-        ValueError: it asks for more.
-    """
-    with torch.device("meta"), torch.random.fork_rng():
-        shape = auto.from_config(config)
-    held = sum(math.prod(size) for size in tensors.values())
-    wanted = sum(p.numel() for p in shape.parameters())
-    extra = sum(b.numel() for b in shape.buffers())
-    if wanted > held or extra > max(BUFFER_NUMBERS, held):
-        raise ValueError(
-            f"it describes a network of {wanted} weights and {extra} constants; the file holds "
-            f"{held} numbers"
-        )
-
-
-def _integers(values: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer of a nested configuration with its key."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _integers(value, str(name))
-    elif isinstance(values, list):
-        for value in values:
-            yield from _integers(value, key)
-    elif isinstance(values, int) and not isinstance(values, bool):
-        yield key, values
+def _check_size(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Hold a network that takes no memory yet against the weights it is for."""
+    described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    there = sum(tensor.numel() for tensor in weights.values())
+    if described > MAX_SPARE * there + MAX_POSITIONS:
+        raise ValueError(f"it describes {described} numbers, and the file holds {there}")

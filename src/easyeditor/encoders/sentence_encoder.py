@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,57 +13,57 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from easyeditor.edits import Prompt
-from easyeditor.errors import MissingExtraError, ModelLoadError
+from easyeditor.errors import MissingExtraError, ModelLoadError, PatchStateError
 from easyeditor.files import written_whole
 from easyeditor.lm import embedded
 from easyeditor.paths import cache_dir
 
 BATCH = 64
-TRUSTED = "EASYEDITOR_ENCODER"
-"""The environment variable in which a user names an encoder that files may name."""
 
 
 class Sentences:
     """A sentence encoder of ``sentence-transformers``, by hub name, folder, or embedded.
 
     ``all-MiniLM-L6-v2``, also under ``sentence-transformers/``, is the embedded one, which needs
-    no hub. Nothing is loaded before the first sentence, and no code that lies with an encoder is
-    run.
-
-    Args:
-        name: which encoder.
-        from_file: the name was read from a file, so only the embedded encoder is taken, and any
-            other if the user names it in the environment (``EASYEDITOR_ENCODER``).
+    no hub. Nothing is loaded before the first sentence. An encoder may bring code of its own, so a
+    name that somebody else has written (in a patch file) is not followed, ``trusted`` being False.
 
     Raises (when it is first used):
+        PatchStateError: it is not the embedded one, and not trusted.
         MissingExtraError: sentence-transformers is not installed.
-        ModelLoadError: no such encoder, one that brings code, or one that only a file names.
+        ModelLoadError: no such encoder.
     """
 
-    def __init__(self, name: str = embedded.ENCODER, *, from_file: bool = False) -> None:
+    def __init__(self, name: str = embedded.ENCODER, *, trusted: bool = True) -> None:
         self.name = name
-        self._from_file = from_file
+        self.embedded = name.removeprefix("sentence-transformers/").lower() == embedded.ENCODER
+        self.trusted = trusted or self.embedded
+
+    def check_trusted(self) -> None:
+        """Make sure that the user has named this encoder.
+
+        Raises:
+            PatchStateError: only a file has named it.
+        """
+        if not self.trusted:
+            raise PatchStateError(
+                f"The patch compares sentences with the encoder {self.name!r}, which is not part "
+                "of EasyEdit, and an encoder may run code of its own. If you trust it, name it: "
+                "load_patch(path, encoder=...), or --encoder on the command line."
+            )
 
     @cached_property
     def _encoder(self) -> Any:
-        where = self.name
-        if self.name.lower().rpartition("/")[2] == embedded.ENCODER:
-            where = str(embedded.folder(embedded.ENCODER))
-        elif self._from_file and os.environ.get(TRUSTED) != self.name:
-            raise ModelLoadError(
-                f"The file names the sentence encoder {self.name!r}. An encoder is loaded on the "
-                f"word of a file only if it is {embedded.ENCODER!r}, as another may bring code. If "
-                f"you trust it, set {TRUSTED}={self.name!r} in the environment."
-            )
-        _check_modules(Path(where))
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise MissingExtraError.of(
                 "sentence-transformers", "retrieval", "Retrieval by similarity"
             ) from None
+        self.check_trusted()
+        where = str(embedded.folder(embedded.ENCODER)) if self.embedded else self.name
         try:
-            return SentenceTransformer(where, device="cpu", trust_remote_code=False)
+            return SentenceTransformer(where, device="cpu")
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise ModelLoadError(
@@ -98,28 +96,6 @@ class Sentences:
             with written_whole(file) as beside:
                 save_file({"vectors": kept}, beside)
         return kept
-
-
-def _check_modules(folder: Path) -> None:
-    """Refuse an encoder in a folder whose parts are classes from elsewhere.
-
-    Raises:
-        ModelLoadError: ``modules.json`` names a class outside sentence-transformers.
-    """
-    file = folder / "modules.json"
-    if not file.is_file():
-        return
-    try:
-        kinds = [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{file} cannot be read: {error!r}.") from error
-    foreign = [kind for kind in kinds if not kind.startswith("sentence_transformers.")]
-    if foreign:
-        raise ModelLoadError(
-            f"The sentence encoder in {folder} is built of {', '.join(foreign)}, code that comes "
-            "with it, which is not run. Use one whose parts are all of sentence-transformers, or "
-            f"{embedded.ENCODER!r}."
-        )
 
 
 def _read(file: Path) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from easyeditor.edits import Prompt
-from easyeditor.encoders.network_config import Tensors, config_of, reader, tokenizer_json
+from easyeditor.encoders.network_config import config_of, reader, tokenizer_json
 from easyeditor.errors import ModelLoadError
 from easyeditor.lm import embedded
 from easyeditor.lm.forward.batching import batches_by_length
@@ -79,20 +79,28 @@ class TextEncoder(nn.Module):
         return cls(model, rules, tokenizer.pad_token_id or 0).eval()
 
     @classmethod
-    def built(cls, description: Mapping[str, Any], tensors: Tensors | None = None) -> TextEncoder:
+    def built(
+        cls, description: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> TextEncoder:
         """What :attr:`description` describes; the weights are yet to be filled in.
 
-        ``tensors`` are the shapes in the file that describes it, which must suffice for it.
+        Args:
+            description: from :attr:`description`.
+            weights: what it will be filled from; see
+                :func:`~easyeditor.encoders.network_config.reader`.
 
         Raises:
-            KeyError, TypeError, ValueError: it describes none.
+            KeyError, TypeError, ValueError: it describes none, or one of another size.
         """
         rules, pad_id = str(description["tokenizer"]), int(description["pad_id"])
         try:
             Tokenizer.from_str(rules)
-        except Exception as error:  # the library raises nothing more particular
+        except BaseException as error:
+            # The library raises nothing more particular, and its panics are no Exceptions.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise ValueError(f"no tokenizer: {error}") from None
-        return cls(reader(description["config"], tensors), rules, pad_id).eval()
+        return cls(reader(description["config"], weights), rules, pad_id).eval()
 
     @property
     def description(self) -> dict[str, Any]:

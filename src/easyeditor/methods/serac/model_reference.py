@@ -130,9 +130,8 @@ class ModelReference:
                     for name in opened.keys()  # noqa: SIM118
                     if name.startswith(self.prefix)
                 }
-            shapes = {name: tensor.shape for name, tensor in weights.items()}
             try:
-                model = language_model(self.config, shapes)
+                model = language_model(self.config, weights)
                 model.load_state_dict(weights)
             except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]

@@ -259,8 +259,7 @@ class ScopePatch(RoutePatch):
             for name, tensor in tensors.items()
             if name.startswith(CLASSIFIER)
         }
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        classifier = TextEncoder.built(data["classifier"], shapes)
+        classifier = TextEncoder.built(data["classifier"], weights)
         try:
             classifier.load_state_dict(weights)
         except RuntimeError as error:
