@@ -23,17 +23,7 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.patch import Patch
 from quick import Maker, batch_of, edit_with
 from support import EDITS, Interrupt, Snapshot, bits, failing_at, lm, same_bits, unsettle
-
-FAMILIES = {
-    "llama": "linear layers",
-    "gpt2": "Conv1D",
-    "opt": "a flat MLP",
-    "bloom": "the residual added in the MLP",
-    "gemma2": "a norm after the MLP",
-    "mistral": "a sliding window",
-    "gptj": "attention and MLP in parallel",
-    "t5": "encoder and decoder",
-}
+from tiers import STRUCTURAL
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Setting:
 
 
 SETTINGS = [
-    *(Setting(case.name, family) for case in CASES for family in FAMILIES),
+    *(Setting(case.name, family) for case in CASES for family in STRUCTURAL),
     *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
     *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
 ]
@@ -180,7 +170,7 @@ def passes_until_failure(setting: Setting, place: str, call: int, make_method: M
     return passes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STRUCTURAL)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_an_edit_that_fails_at_first_or_at_last_changes_nothing(
     name: str,

@@ -67,9 +67,25 @@ def write_tensor_file(
     try:
         with written_whole(file) as beside:
             save_file(whole, beside, metadata=metadata)
+            _sort_metadata(beside)
     except SafetensorError as error:  # its own error, also for a full disk
         raise OSError(f"{file} cannot be written: {error}") from error
     return file
+
+
+def _sort_metadata(file: Path) -> None:
+    """Order the keys of a file's metadata: safetensors writes them as a hash map yields them.
+
+    Equal content gives equal bytes then. The header keeps its length, so no tensor moves.
+    """
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def read_tensor_file(
