@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo test test-full lint matrix setup model encoder clean
+.PHONY: demo test test-full lint matrix catalog setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
@@ -33,6 +33,10 @@ matrix: .venv/dev encoder
 	EASYEDITOR_MATRIX=build/matrix EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_matrix.py -k test_cell
 	$(BIN)/python tests/matrix/page.py build/matrix
+
+# What `easyedit methods`, `hparams` and `models` list without importing torch.
+catalog: .venv/dev
+	$(BIN)/python -m easyeditor.cli.catalog
 
 setup: .venv/dev model encoder
 

@@ -15,6 +15,7 @@ from easyeditor.edits import Edit
 from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
+from easyeditor.methods.base import Need
 from easyeditor.second_moments import moments
 
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
@@ -41,10 +42,11 @@ def main() -> None:
         for n in sizes:
             edits = [EIFFEL] if n == 1 else common.made_up_edits(n)
             made = method(settings)
-            if method.needs_subject:  # statistics on disk, not in memory; contexts not yet sampled
+            if Need.SUBJECT in method.needs:  # statistics on disk; contexts are sampled by the edit
                 made._factors.prepare(lm, settings.resolved(lm.n_layers).layers, settings)
             lm.memo.clear()
-            patch, seconds, extra = common.measured(partial(made.edit, lm, edits))
+            outcome, seconds, extra = common.measured(partial(made.edit, lm, edits))
+            patch = outcome.patch
             told[f"{name} {n}"] = {
                 "seconds": seconds,
                 "seconds_per_edit": seconds / n,

@@ -16,7 +16,9 @@ import torch
 
 import common
 from easyeditor.data.open import open_dataset
-from easyeditor.evaluate.query import questions
+from easyeditor.edits import Score
+from easyeditor.evaluate.query import queries_of
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -44,7 +46,8 @@ def main() -> None:
     lm = load("smollm2-135m", device="cpu")
     common.touch(lm.model)
     cases = list(open_dataset(args.data, size=args.cases))
-    pairs = [pair for case in cases for pair in questions(case)]
+    queries = queries_of(scorers(), cases)
+    pairs = [(str(query.prompt), query.answer) for query in queries if isinstance(query, Score)]
     score(lm, pairs[:4])
     one_by_one(lm, pairs[:4])
     slow, fast = [], []

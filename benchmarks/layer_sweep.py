@@ -30,7 +30,7 @@ from easyeditor.evaluate.query import observe, observe_each
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import Factors
+from easyeditor.methods.locate import Factors
 from easyeditor.methods.rome import solve_rank_one
 from easyeditor.patches.weight import Part, WeightPatch, weight_patch
 

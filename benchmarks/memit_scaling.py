@@ -26,13 +26,15 @@ def main() -> None:
     size = common.model_mb(lm.model)
     more = {} if args.contexts else {"context_template_length_params": ()}
     method = MEMIT(MEMITHyperParams.preset("smollm2-135m", batch_size=max(args.sizes), **more))
-    method.edit(lm, common.made_up_edits(2))  # statistics, contexts, first calls
+    state = method.initial_state(lm)
+    method.edit(lm, common.made_up_edits(2), state)  # statistics, first calls
     told: dict[str, object] = {"model_mb": round(size), "contexts": "preset" if not more else 1}
     for n in args.sizes:
         edits = common.made_up_edits(n)
-        patch, seconds, extra = common.measured(partial(method.edit, lm, edits))
-        parts = [part for own in patch.entries.values() for part in own]
-        held = sum(4 * getattr(p, k).numel() for p in parts for k in type(p).__slots__)
+        outcome, seconds, extra = common.measured(partial(method.edit, lm, edits, state))
+        patch = outcome.patch
+        parts = [part for entry in patch.entries.values() for part in entry]
+        held = sum(4 * part.numbers for part in parts)
         told[str(n)] = {
             "seconds_per_edit": round(seconds / n, 3),
             "phases_per_edit": {k: round(v / n, 4) for k, v in patch.info.seconds.items()},
@@ -41,7 +43,7 @@ def main() -> None:
             "patch_mb": round(held / 2**20, 1),
         }
         print(n, told[str(n)], flush=True)
-        del patch
+        del patch, outcome
     common.write("memit_scaling", told)
 
 

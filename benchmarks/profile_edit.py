@@ -25,18 +25,16 @@ from easyeditor.editors import metric_recorder as sheet
 from easyeditor.edits import Case, Probe
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS, memit, rome
-from easyeditor.methods import base as shared
+from easyeditor.methods import locate as shared
 from easyeditor.patches import stack
 from meter import Counting, Meter, copy_rate, matrix_rate
 
 SEAMS = [
-    (rome, "context_prefixes", "contexts"),
-    (memit, "context_prefixes", "contexts"),
+    (shared, "context_prefixes", "contexts"),
     (shared, "moments", "moments"),
     (shared, "factor_of", "factor"),
     (shared, "factor_once", "factor"),
-    (rome, "find_values", "value steps"),
-    (memit, "find_values", "value steps"),
+    (shared, "optimize_values", "value steps"),
     (values, "micro_batches", "prefix"),
     (rome, "keys_at", "keys"),
     (memit, "keys_at", "keys"),

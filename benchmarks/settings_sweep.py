@@ -41,7 +41,7 @@ def rome(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Rep
 def memit(lm: LM, cases: Sequence[Case], changes: dict[str, Any]) -> Sequence[Replies]:
     """All cases on the model that holds all edits."""
     settings = MEMITHyperParams.preset("smollm2-135m", **changes)
-    patch = MEMIT(settings).edit(lm, [case.edit for case in cases])
+    patch = MEMIT(settings).edit(lm, [case.edit for case in cases]).patch
     with applied(lm.model, patch):
         return [observe(lm, cases)] * len(cases)
 

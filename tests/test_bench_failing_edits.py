@@ -15,6 +15,7 @@ from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
 from easyeditor.errors import DivergedError, EditError
 from easyeditor.evaluate.aggregate import flatten
+from easyeditor.methods.base import Outcome
 from easyeditor.methods.ft import FT
 from easyeditor.patches.weight import Dense
 
@@ -25,10 +26,10 @@ def diverging(monkeypatch, *prompts, error=DivergedError):
     """Edits of these prompts fail."""
     real = FT.edit
 
-    def edit(self, lm, edits):
+    def edit(self, lm, edits, state=None):
         if any(edit.prompt in prompts for edit in edits):
             raise error("FT's loss became NaN.")
-        return real(self, lm, edits)
+        return real(self, lm, edits, state)
 
     monkeypatch.setattr(FT, "edit", edit)
 
@@ -41,7 +42,7 @@ def test_an_edit_that_diverges_is_a_result(protocol, which, monkeypatch, tmp_pat
     run(lm, wanted, tmp_path)
     found = [r for r in records(tmp_path) if r["stage"] == "post"]
     for i, record in enumerate(found):
-        assert record.get("error") == ("FT's loss became NaN." if i in which else None)
+        assert record.get("error") == ("failed: FT's loss became NaN." if i in which else None)
         if i in which:
             assert record["change"] == {}
             assert record["hparams"]["num_steps"] == 3
@@ -61,7 +62,7 @@ def test_a_sequence_goes_on_from_an_edit_that_diverged(which, monkeypatch, tmp_p
     diverging(monkeypatch, *(CASES[i].edit.prompt for i in which))
     lm, wanted = benching.lm(), plan("sequential")
     whole = run(lm, wanted, tmp_path / "whole")
-    out, real = tmp_path / "out", Worker.do
+    out, real = tmp_path / "out", Worker.run_task
     while not (out / "FT").exists() or len(records(out)) < 6:  # two tasks, then death
 
         def two(self, task, left=iter("ab")):  # noqa: B008
@@ -80,14 +81,14 @@ def wild(monkeypatch, *prompts):
     """Edits of these prompts leave weights so large that what the model says is not a number."""
     real = FT.edit
 
-    def edit(self, lm, edits):
-        made = real(self, lm, edits)
-        if all(edit.prompt not in prompts for edit in edits):
-            return made
-        entries = {
-            path: (Dense(part.delta.sign() * 3e38),) for path, (part,) in made.entries.items()
-        }
-        return replace(made, entries=entries)
+    def edit(self, lm, edits, state=None):
+        patch = real(self, lm, edits, state).patch
+        if any(edit.prompt in prompts for edit in edits):
+            entries = {
+                path: (Dense(part.delta.sign() * 3e38),) for path, (part,) in patch.entries.items()
+            }
+            patch = replace(patch, entries=entries)
+        return Outcome(patch)
 
     monkeypatch.setattr(FT, "edit", edit)
 

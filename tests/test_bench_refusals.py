@@ -12,7 +12,7 @@ import benching
 import outer
 import tiny
 from benching import CASES, MEASURES, contents, plan, records, tables
-from easyeditor import LM, Case, Edit
+from easyeditor import LM, Case, Edit, FTHyperParams
 from easyeditor.bench.run_dir import RunDirectory
 from easyeditor.bench.runner import run
 from easyeditor.errors import (
@@ -59,6 +59,17 @@ TWICE = [CASES[0], Case(CASES[0].id, CASES[1].edit)]
 def test_a_plan_that_cannot_be_carried_out(changes, why):
     with pytest.raises(BenchError, match=why):
         plan(**changes)
+
+
+@pytest.mark.parametrize("label", ["FT-M", "ft-m", "FT-L"])
+def test_a_label_that_names_a_variant_is_that_variant(label):
+    wanted = FTHyperParams.variants[label.upper()]["objective_optimization"]
+    other = {"target_new": "prompt_last", "prompt_last": "target_new"}[wanted]
+    plan(methods={label: FTHyperParams(objective_optimization=wanted), "mine": FTHyperParams()})
+    with pytest.raises(
+        BenchError, match=f"'{label}' is the name of objective_optimization={wanted}"
+    ):
+        plan(methods={label: FTHyperParams(objective_optimization=other)})
 
 
 class CountingId(str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cases import BY_NAME, CASES
 from easyeditor.methods import METHODS
-from easyeditor.methods.learning import training_class_of
+from easyeditor.methods.training import training_class_of
 
 
 def test_every_method_has_one_row() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import outer
 import tiny
 from easyeditor import load_patch
+from easyeditor.cli import catalog
 from easyeditor.cli.info import write_presets
 from easyeditor.hyperparams import KNOWN_MODELS
 from easyeditor.lm.families import FAMILIES
@@ -285,6 +286,13 @@ def test_generate_before_and_after(easyedit, folder, patches):
 
 
 # -- what there is ----------------------------------------------------------------------------
+
+
+def test_the_catalogue_says_what_the_classes_say():
+    stored = json.loads(catalog.FILE.read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(catalog.describe())), (
+        "methods, presets or families changed; run: make catalog"
+    )
 
 
 def test_methods(easyedit):

@@ -12,7 +12,7 @@ from support import EDITS, Snapshot
 
 def patch_of(lm, layer, edit: Edit = EDITS[0]):
     kind = METHODS.get("FT")
-    return kind(kind.hyperparams_class(layers=[layer], num_steps=2)).edit(lm, [edit])
+    return kind(kind.hyperparams_class(layers=[layer], num_steps=2)).edit(lm, [edit]).patch
 
 
 @pytest.mark.parametrize("order", ["original first", "copy first"])

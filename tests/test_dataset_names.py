@@ -115,6 +115,16 @@ def test_the_hub_may_be_a_mirror(source, monkeypatch):
         open_dataset("zsre")
 
 
+@pytest.mark.parametrize("offline", ["", "1"])
+def test_the_password_of_a_mirror_is_not_shown(source, monkeypatch, offline):
+    source("https://huggingface.co/datasets/a/b.json")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:pass-word@127.0.0.1:9/")
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    with pytest.raises(DataError, match=r"from https://\*\*\*@127\.0\.0\.1:9/datasets") as error:
+        open_dataset("zsre")
+    assert "pass-word" not in str(error.value)
+
+
 def test_sources():
     known = fetch.sources()
     assert {"counterfact", "zsre", "knowedit/zsre", "mquake"} <= set(known)

@@ -50,7 +50,7 @@ def test_spread_models_are_edited_and_undone(method):
     kind = METHODS.get(method)
     more = {} if method == "FT" else {"mom2_adjustment": False, "v_num_grad_steps": 3}
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
-    patch = kind(kind.hyperparams_class(layers=[1], **more)).edit(lm, [EDIT])
+    patch = kind(kind.hyperparams_class(layers=[1], **more)).edit(lm, [EDIT]).patch
     patch.apply(lm.model)
     assert any(not torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
     patch.revert(lm.model)

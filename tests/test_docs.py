@@ -28,7 +28,7 @@ def test_the_example_method_edits(world):
     prompt = "The Eiffel Tower is located in the city of"
     edit = Edit(prompt, "Rome", subject="The Eiffel Tower")
     before = logprobs(lm, [(prompt, "Rome")])[0]
-    patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit])
+    patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit]).patch
     patch.apply(lm.model)
     assert sum(logprobs(lm, [(prompt, "Rome")])[0]) > sum(before)
     assert patch.info.hyperparams["layers"] == [1]

@@ -299,9 +299,9 @@ def test_batch_edit(method, keep, size, monkeypatch):
     before, asked = outer.bits(editor.model), []
     real = editor.method.edit
 
-    def counted(lm, edits):
+    def counted(lm, edits, state):
         asked.append([edit.target for edit in edits])
-        return real(lm, edits)
+        return real(lm, edits, state)
 
     monkeypatch.setattr(editor.method, "edit", counted)
     result = editor.batch_edit(PROMPTS, TARGETS, subject=SUBJECTS, keep_original_weight=keep)

@@ -32,11 +32,11 @@ def test_a_failure_in_the_middle_takes_everything_back(keep, error, monkeypatch)
     before, calls = outer.bits(editor.model), []
     real = editor.method.edit
 
-    def third_fails(lm, edits):
+    def third_fails(lm, edits, state):
         calls.append(edits)
         if len(calls) == 3:
             raise error("stop")
-        return real(lm, edits)
+        return real(lm, edits, state)
 
     monkeypatch.setattr(editor.method, "edit", third_fails)
     with pytest.raises(error):

@@ -12,8 +12,8 @@ import classic
 import outer
 import tiny
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
-from easyeditor.editors import apply_method as making
 from easyeditor.editors import metric_recorder as sheet
+from easyeditor.editors import session
 from easyeditor.errors import (
     ContradictingEditsError,
     DataError,
@@ -186,7 +186,9 @@ def test_a_dataset_in_batches(file):
     editor = outer.editor("MEMIT", batch_size=2)
     batches = []
     real = editor.method.edit
-    editor.method.edit = lambda lm, edits: batches.append(len(edits)) or real(lm, edits)
+    editor.method.edit = lambda lm, edits, state: (
+        batches.append(len(edits)) or real(lm, edits, state)
+    )
     editor.edit_dataset(open_dataset(file), batch=True)
     assert batches == [2, 1]
 
@@ -253,8 +255,7 @@ def test_edits_of_a_case_are_made_one_on_the_other_where_they_go_one_by_one():
 
 @pytest.mark.parametrize("method", ["FT", "MEMIT"])
 def test_edits_of_a_case_are_made_at_once_where_they_can(method):
-    case, lists = outer.editor(method), outer.editor(method, batch_size=2)
-    case.method = outer.editor(method, batch_size=2).method
+    case, lists = (outer.editor(method, batch_size=2) for _ in range(2))
     case.edit_cases([TWO])
     lists.batch_edit(PROMPTS[:2], TARGETS[:2], subject=SUBJECTS[:2])
     assert outer.changed(case.model, outer.bits(lists.model)) == []
@@ -266,11 +267,11 @@ def test_an_edit_of_a_case_that_fails_takes_the_case_back(method, monkeypatch):
     before = outer.bits(editor.model)
     real, made = editor.method.edit, []
 
-    def last_fails(lm, edits):
+    def last_fails(lm, edits, state):
         made.extend(edits)
         if TWO.also[0] in edits:
             raise DivergedError("stop")
-        return real(lm, edits)
+        return real(lm, edits, state)
 
     monkeypatch.setattr(editor.method, "edit", last_fails)
     for keep in (True, False):
@@ -284,7 +285,7 @@ def test_an_edit_of_a_case_that_fails_takes_the_case_back(method, monkeypatch):
 
 @pytest.mark.parametrize("method", ["ROME", "MEMIT"])
 def test_every_edit_of_a_case_needs_its_subject(method, monkeypatch):
-    monkeypatch.setattr(making, "make_patch", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(session, "outcome_of", lambda *_: pytest.fail("worked"))
     case = Case("c", TWO.edit, also=(Edit(PROMPTS[1], TARGETS[1]),))
     with pytest.raises(SubjectRequiredError, match="Eiffel"):
         outer.editor(method).edit_cases([case])

@@ -114,9 +114,12 @@ def test_t5_learns_and_is_measured():
 def test_probes_do_not_reach_the_method(monkeypatch):
     editor, given = outer.editor(), []
     real = editor.method.edit
-    monkeypatch.setattr(
-        editor.method, "edit", lambda lm, edits: given.append(edits) or real(lm, edits)
-    )
+
+    def seen(lm, edits, state):
+        given.append(edits)
+        return real(lm, edits, state)
+
+    monkeypatch.setattr(editor.method, "edit", seen)
     case = Case("a", Edit(PROMPT, TARGET), (Probe("Anna Lind is", ("Danish",), "locality/n"),))
     editor.edit_cases([case])
     assert given == [[case.edit]]

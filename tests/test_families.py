@@ -110,6 +110,11 @@ FOUND = {
     "codegen": replace(FAMILIES["gptj"].decoder, attn_in=("attn.qkv_proj",)),
     "olmo3": LLAMA,
     "glm": replace(LLAMA, up=("mlp.gate_up_proj",)),
+    "glm4": replace(LLAMA, up=("mlp.gate_up_proj",)),
+    "arcee": replace(LLAMA, up=("mlp.up_proj",)),
+    "apertus": replace(LLAMA, up=("mlp.up_proj",)),
+    **dict.fromkeys(("cohere2", "exaone4", "ernie4_5", "seed_oss", "helium"), LLAMA),
+    "hunyuan_v1_dense": LLAMA,
     "nemotron": replace(LLAMA, up=("mlp.up_proj",)),
     "gpt_bigcode": FAMILIES["gpt2"].decoder,
     "xglm": BlockStack(

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import tiny
-from easyeditor import LM, Edit
+from easyeditor import LM, BaseEditor, Edit
 from easyeditor.errors import HyperParamsError, UnknownFamilyError, UnsupportedModelError
 from easyeditor.lm import discover
 from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
+from easyeditor.methods.ike import IKEHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.stack import pop, push
@@ -138,6 +139,20 @@ def test_an_unknown_architecture_is_scored_and_continued() -> None:
     with pytest.raises(UnknownFamilyError, match="change no weight work all the same"):
         edited(target, rome(1))
     assert before.differences(target.model) == []
+
+
+@pytest.mark.parametrize("name", ["bart", "mixtral", "mamba"])
+def test_a_method_that_changes_no_weight_needs_no_row(name: str) -> None:
+    model = tiny.model(name)
+    before = Snapshot(model)
+    settings = IKEHyperParams(use_icl_examples=False)
+    editor = BaseEditor.from_pretrained(model, tiny.tokenizer(), settings)
+    metrics, _, patch = editor.edit(
+        prompts=[EDIT.prompt.text], target_new=[EDIT.target], keep_original_weight=True
+    )
+    assert len(metrics) == 1
+    assert patch.info.method == "IKE"
+    assert before.differences(model) == []
 
 
 # -- edits ---------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
+import tiny
 from easyeditor import load
 from easyeditor.errors import MissingExtraError
-from easyeditor.lm import embedded
+from easyeditor.lm import embedded, gguf_cache
 
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
@@ -29,6 +31,32 @@ def test_a_missing_package_is_named(
     with pytest.raises(MissingExtraError, match=f"needs the package {package}.*easyeditor\\[gguf"):
         load(where)
     assert not (tmp_path / "cache").exists()
+
+
+def test_two_files_in_one_folder_are_unpacked_once_each_and_named_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def convert(file: Path, folder: Path, dtype: str, name: str) -> Path:
+        calls.append(f"{name} {dtype}")
+        tiny.model("llama", getattr(torch, dtype), seed=len(calls)).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+        return folder
+
+    monkeypatch.setattr(gguf_cache, "convert", convert)
+    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF" + name.encode())
+    first, again, second = (load(str(tmp_path / n)) for n in ("a.gguf", "a.gguf", "b.gguf"))
+    half = load(str(tmp_path / "a.gguf"), dtype="bfloat16")
+    assert calls == ["a.gguf float32", "b.gguf float32", "a.gguf bfloat16"]
+    assert (first.name, second.name, half.name) == ("a.gguf", "b.gguf", "a.gguf")
+    assert half.model.dtype == torch.bfloat16
+    assert "unpacking a.gguf once, to float32" in caplog.text
+    weights = [lm.model.lm_head.weight for lm in (first, again, second)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_extra_brings_all_that_is_asked_for() -> None:

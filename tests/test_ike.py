@@ -75,7 +75,7 @@ def front(patch: ContextPatch, target: LM, prompt: str = "Q") -> str:
 
 def test_the_fact_alone_is_one_line_and_the_question() -> None:
     target = lm("gpt2")
-    patch = ike(use_icl_examples=False).edit(target, [EDIT])
+    patch = ike(use_icl_examples=False).edit(target, [EDIT]).patch
     assert front(patch, target, "You can see") == (
         "New Fact: Berlin is the capital of Italy\nPrompt: You can see"
     )
@@ -86,7 +86,7 @@ def test_demonstrations_are_the_nearest_of_three_kinds_the_nearest_last(sentence
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=8)
     method.use_corpus(CORPUS)
-    said = front(method.edit(target, [Edit("c3 4 is", "X")]), target)
+    said = front(method.edit(target, [Edit("c3 4 is", "X")]).patch, target)
     shown = said.split("\n\n")
     assert shown.pop() == "New Fact: c3 4 is X\nPrompt: Q"
     nearest = [text.split("\n")[0] for text in reversed(shown)]
@@ -104,7 +104,7 @@ def test_a_fact_is_no_example_of_itself(sentences) -> None:
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=32)
     method.use_corpus(CORPUS)
-    said = front(method.edit(target, [Edit("c3 is", "X")]), target)
+    said = front(method.edit(target, [Edit("c3 is", "X")]).patch, target)
     assert said.count("New Fact: c3") == 1
     assert said.count("New Fact:") == len(CORPUS)
 
@@ -114,7 +114,7 @@ def test_a_corpus_without_probes_shows_what_it_has(sentences, groups) -> None:
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=4)
     method.use_corpus([case("c1", *groups), case("c2", *groups)])
-    said = front(method.edit(target, [EDIT]), target)
+    said = front(method.edit(target, [EDIT]).patch, target)
     asked = "rephrase of c1 new c1" if groups else "Prompt: c1 is new c1"
     assert asked in said
 
@@ -124,7 +124,7 @@ def test_only_what_fits_is_shown(sentences, caplog) -> None:
     method = ike(sentences, k=8)
     method.use_corpus(CORPUS)
     with caplog.at_level("INFO", logger="easyeditor"):
-        said = front(method.edit(target, [EDIT]), target)
+        said = front(method.edit(target, [EDIT]).patch, target)
     assert 1 < said.count("New Fact:") < 9
     assert len(target.text.row(said, "answer").ids) < 230
     assert "demonstrations fit" in caplog.text
@@ -148,10 +148,10 @@ def test_of_several_facts_the_nearest_is_told(sentences) -> None:
     method = ike(sentences, k=1)
     method.use_corpus(CORPUS)
     edits = [Edit("c1 or", "one"), Edit("c7 or", "seven")]
-    patch = method.edit(target, edits)
+    patch = method.edit(target, edits).patch
     assert "New Fact: c7 or seven\nPrompt: 6" in front(patch, target, "6")
     assert "c7 or seven" not in front(patch, target, "2")
-    alone = [method.edit(target, [edit]) for edit in edits]
+    alone = [method.edit(target, [edit]).patch for edit in edits]
     assert front(ContextPatch.merge(alone), target, "6") == front(patch, target, "6")
 
 
@@ -159,8 +159,8 @@ def test_without_an_encoder_all_facts_are_told_and_the_later_one_counts() -> Non
     target = lm("gpt2")
     method = ike(use_icl_examples=False)
     first, second = (
-        method.edit(target, [EDIT, OTHER]),
-        method.edit(target, [Edit(EDIT.prompt, "X")]),
+        method.edit(target, [EDIT, OTHER]).patch,
+        method.edit(target, [Edit(EDIT.prompt, "X")]).patch,
     )
     both = ContextPatch.merge([first, second])
     assert front(both, target) == (
@@ -173,8 +173,11 @@ def test_facts_with_and_without_vectors_are_all_told(sentences, tmp_path) -> Non
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=1)
     method.use_corpus(CORPUS)
-    alone = ike(use_icl_examples=False).edit(target, [OTHER])
-    for order in ([method.edit(target, [EDIT]), alone], [alone, method.edit(target, [EDIT])]):
+    alone = ike(use_icl_examples=False).edit(target, [OTHER]).patch
+    for order in (
+        [method.edit(target, [EDIT]).patch, alone],
+        [alone, method.edit(target, [EDIT]).patch],
+    ):
         both = ContextPatch.merge(order)
         loaded = load_patch(save_patch(both, tmp_path / "both.safetensors"))
         for patch in (both, loaded):
@@ -187,7 +190,7 @@ def test_a_file_of_it_says_the_same(sentences, tmp_path) -> None:
     target = lm("gpt2", n_positions=2048)
     method = ike(sentences, k=2)
     method.use_corpus(CORPUS)
-    patch = method.edit(target, [EDIT, Edit("c7 or", "seven")])
+    patch = method.edit(target, [EDIT, Edit("c7 or", "seven")]).patch
     loaded = load_patch(save_patch(patch, tmp_path / "ike.safetensors"))
     assert isinstance(loaded, ContextPatch)
     assert loaded.contexts == patch.contexts
@@ -200,7 +203,7 @@ def test_a_file_of_it_says_the_same(sentences, tmp_path) -> None:
 )
 def test_a_damaged_file_is_refused(tmp_path, data, monkeypatch) -> None:
     target = lm("gpt2")
-    patch = ike(use_icl_examples=False).edit(target, [EDIT])
+    patch = ike(use_icl_examples=False).edit(target, [EDIT]).patch
     monkeypatch.setattr(
         ContextPatch,
         "dump",

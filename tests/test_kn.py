@@ -157,7 +157,7 @@ def test_rows_gain_the_new_and_lose_the_old_direction(name: str) -> None:
     target = lm(name)
     new, old = ("R", "P") if target.encoder_decoder else ("Rome", "Paris")
     edit = Edit(EIFFEL.prompt, new, ground_truth=old)
-    patch = method(lambda_old=0.5, lambda_new=2.0).edit(target, [edit])
+    patch = method(lambda_old=0.5, lambda_new=2.0).edit(target, [edit]).patch
     row = target.text.row(edit.prompt, old)
     (new_token,), (old_token,) = target.text.row(edit.prompt, new).target, row.target
     unit = torch.nn.functional.normalize(target.head.weight.detach(), dim=1)
@@ -179,7 +179,7 @@ def test_rows_gain_the_new_and_lose_the_old_direction(name: str) -> None:
 def test_erasing_sets_the_rows_to_zero() -> None:
     for name in ("llama", "gpt2", "t5"):
         target = lm(name)
-        patch = method(mode="erase").edit(target, EDITS[:1])
+        patch = method(mode="erase").edit(target, EDITS[:1]).patch
         before = {layer: target.projection(layer).weight.clone() for layer in range(3)}
         patch.apply(target.model)
         for layer, old in before.items():
@@ -232,7 +232,7 @@ def test_the_embedded_model_says_the_new_answer(known: list[Edit], truth: bool) 
     for fact in known:
         edit = Edit(fact.prompt, fact.target, ground_truth=fact.ground_truth if truth else None)
         old, new = (probability(target, edit.prompt, a) for a in (fact.ground_truth, edit.target))
-        patch = KN(KNHyperParams.preset("smollm2-135m")).edit(target, [edit])
+        patch = KN(KNHyperParams.preset("smollm2-135m")).edit(target, [edit]).patch
         patch.apply(target.model)
         assert probability(target, edit.prompt, edit.target) > max(10 * new, 0.1)
         assert probability(target, edit.prompt, fact.ground_truth) < old / 2
@@ -244,7 +244,7 @@ def test_the_embedded_model_forgets(known: list[Edit]) -> None:
     target = load("smollm2-135m", device="cpu")
     for edit in known:
         old = probability(target, edit.prompt, edit.ground_truth)
-        patch = KN(KNHyperParams.preset("smollm2-135m", mode="erase")).edit(target, [edit])
+        patch = KN(KNHyperParams.preset("smollm2-135m", mode="erase")).edit(target, [edit]).patch
         patch.apply(target.model)
         assert probability(target, edit.prompt, edit.ground_truth) < old
         patch.revert(target.model)
@@ -262,7 +262,7 @@ def test_every_family_that_knows_its_world_says_another_answer_or_none(name: str
             {"layers": [-2, -1], "lambda_new": 1.0, "lambda_old": 1.0},
             {"mode": "erase", "adaptive_threshold": 0.05},
         ):
-            patch = KN(KNHyperParams(**settings)).edit(target, [case.edit])
+            patch = KN(KNHyperParams(**settings)).edit(target, [case.edit]).patch
             patch.apply(target.model)
             now_new, now_old = (scores.mean_logprob for scores in score(target, answers))
             patch.revert(target.model)
@@ -285,7 +285,9 @@ def test_all_layers_unless_some_are_listed() -> None:
     assert KNHyperParams().resolved(3).layers == (0, 1, 2)
     assert KNHyperParams(layers=-1).resolved(3).layers == (2,)
     assert KNHyperParams(layers=[]).resolved(2).layers == (0, 1)
-    assert method(layers=[2]).edit(shared_lm("llama"), EDITS[:1]).info.hyperparams["layers"] == [2]
+    assert method(layers=[2]).edit(shared_lm("llama"), EDITS[:1]).patch.info.hyperparams[
+        "layers"
+    ] == [2]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def test_a_head_of_another_width() -> None:
 
 def test_a_saved_patch_does_the_same(tmp_path) -> None:
     target = lm("gpt2")
-    patch = method().edit(target, EDITS[:1])
+    patch = method().edit(target, EDITS[:1]).patch
     loaded = load_patch(save_patch(patch, tmp_path / "kn.safetensors"))
     for path in patch.entries:
         assert same_bits(patch.dense(path), loaded.dense(path))

@@ -75,7 +75,7 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
     lm = big(where, folder, tmp_path)
     before, clean = untouched(lm), logits(lm.model)
     method = MEND(MENDHyperParams(archive=archives["MEND"]))
-    patch = method.edit(lm, EDITS[:2])
+    patch = method.edit(lm, EDITS[:2]).patch
     assert still(lm, before)
     exact = where in {"cpu", "disk"}
     numbers = load(str(folder), device="cpu") if exact else unquantized(lm, folder)
@@ -106,7 +106,7 @@ def test_serac(where, folder, archives, tmp_path):
     clean = score(lm, [(prompt, "Italy well") for prompt in asked])
     wanted = [(again, edit.target) for again, edit in zip(AGAIN, EDITS, strict=True)]
     assert not any(s.argmax == s.target for s in score(lm, wanted))
-    patch = SERAC(SERACHyperParams(archive=archives["SERAC"])).edit(lm, EDITS)
+    patch = SERAC(SERACHyperParams(archive=archives["SERAC"])).edit(lm, EDITS).patch
     patch.apply(lm.model)
     assert all(s.argmax == s.target for s in score(lm, wanted))
     assert score(lm, [(prompt, "Italy well") for prompt in asked]) == clean
@@ -118,7 +118,7 @@ def test_serac(where, folder, archives, tmp_path):
 def test_ike(where, folder, tmp_path):
     lm = big(where, folder, tmp_path)
     before, prompt = untouched(lm), EDITS[0].prompt
-    patch = IKE(IKEHyperParams(use_icl_examples=False)).edit(lm, EDITS[:1])
+    patch = IKE(IKEHyperParams(use_icl_examples=False)).edit(lm, EDITS[:1]).patch
     clean = score(lm, [(prompt, "Rome")])
     patch.apply(lm.model)
     assert score(lm, [(prompt, "Rome")]) != clean

@@ -51,7 +51,7 @@ def memit(target: LM, edits: Sequence[Edit]) -> WeightPatch:
 
 
 def ft(target: LM, edits: Sequence[Edit]) -> WeightPatch:
-    return FT(FTHyperParams(layers=[0, 1], num_steps=3, lr=1e-2)).edit(target, edits)
+    return FT(FTHyperParams(layers=[0, 1], num_steps=3, lr=1e-2)).edit(target, edits).patch
 
 
 METHODS = {"rome": rome, "memit": memit, "ft": ft}

@@ -45,7 +45,7 @@ def change(patch: WeightPatch) -> torch.Tensor:
 @pytest.fixture
 def applied() -> tuple[LM, WeightPatch]:
     model = lm("llama")
-    first = memit().edit(model, FIRST)
+    first = memit().edit(model, FIRST).patch
     first.apply(model.model)
     return model, first
 
@@ -53,7 +53,7 @@ def applied() -> tuple[LM, WeightPatch]:
 def test_earlier_edits_keep_what_they_wrote(applied: tuple[LM, WeightPatch]) -> None:
     model, _ = applied
     before = Snapshot(model.model)
-    free, careful = (memit(protect_edits=on).edit(model, LATER) for on in (False, True))
+    free, careful = (memit(protect_edits=on).edit(model, LATER).patch for on in (False, True))
     assert not before.differences(model.model)
     assert moved(model, careful, FIRST) < 1e-3 * moved(model, free, FIRST)
     assert moved(model, careful, LATER) == pytest.approx(moved(model, free, LATER), rel=1e-3)
@@ -63,19 +63,23 @@ def test_earlier_edits_keep_what_they_wrote(applied: tuple[LM, WeightPatch]) -> 
 
 def test_without_earlier_edits_it_changes_nothing() -> None:
     model = lm("llama")
-    assert same_bits(*(change(memit(protect_edits=on).edit(model, LATER)) for on in (False, True)))
+    assert same_bits(
+        *(change(memit(protect_edits=on).edit(model, LATER).patch) for on in (False, True))
+    )
 
 
 def test_an_edit_that_is_undone_is_not_protected(applied: tuple[LM, WeightPatch]) -> None:
     model, first = applied
     first.revert(model.model)
-    assert same_bits(*(change(memit(protect_edits=on).edit(model, LATER)) for on in (False, True)))
+    assert same_bits(
+        *(change(memit(protect_edits=on).edit(model, LATER).patch) for on in (False, True))
+    )
 
 
 def test_the_same_subject_edited_anew_gives_way(applied: tuple[LM, WeightPatch]) -> None:
     model, _ = applied
     anew = (Edit(FIRST[0].prompt, "Rome", subject=FIRST[0].subject), *LATER)
-    patch = memit(protect_edits=True).edit(model, anew)
+    patch = memit(protect_edits=True).edit(model, anew).patch
     assert moved(model, patch, FIRST[:1]) > 1e3 * moved(model, patch, FIRST[1:])
 
 
@@ -84,9 +88,9 @@ def test_every_context_has_its_own_key(applied: tuple[LM, WeightPatch], on: bool
     """With next to no slack the answer is stored under each, and not only under their mean."""
     model, _ = applied
     made = {
-        key: memit(key=key, context_template_length_params=[[3, 2]], protect_edits=on).edit(
-            model, LATER
-        )
+        key: memit(key=key, context_template_length_params=[[3, 2]], protect_edits=on)
+        .edit(model, LATER)
+        .patch
         for key in ("averaged", "ridge")
     }
     contexts = context_prefixes(model, ((3, 2),))

@@ -28,7 +28,7 @@ def test_without_an_archive_it_says_how_to_train_one():
     with pytest.raises(HyperParamsError, match="easyedit train --method mend"):
         method.edit(target, EDITS)
     with pytest.raises(HyperParamsError, match="easyedit train --method mend"):
-        method.prepare(target)
+        method.initial_state(target)
     assert before.differences(target.model) == []
 
 
@@ -50,7 +50,7 @@ def spoilt(archive: Path, folder: Path, how: str) -> Path:
         elif how == "no header":
             save_file(tensors, file)
         elif how == "a patch":
-            patch = MEND(MENDHyperParams(archive=str(archive))).edit(lm("gpt2"), EDITS)
+            patch = MEND(MENDHyperParams(archive=str(archive))).edit(lm("gpt2"), EDITS).patch
             save_patch(patch, file)
         elif how == "empty folder":
             return folder
@@ -133,11 +133,11 @@ def test_an_archive_of_the_same_class_with_other_weights_is_refused(archive):
 
 
 def test_an_archive_works_in_another_precision_and_on_a_patched_model(archive):
-    assert MEND(MENDHyperParams(archive=str(archive))).edit(lm("gpt2", torch.bfloat16), EDITS)
+    assert MEND(MENDHyperParams(archive=str(archive))).edit(lm("gpt2", torch.bfloat16), EDITS).patch
     target = lm("gpt2")
     method = MEND(MENDHyperParams(archive=str(archive)))
-    method.edit(target, EDITS[:1]).apply(target.model)
-    assert method.edit(target, EDITS[1:])
+    method.edit(target, EDITS[:1]).patch.apply(target.model)
+    assert method.edit(target, EDITS[1:]).patch
 
 
 def test_saving_keeps_what_is_there_when_it_fails(tmp_path, monkeypatch):

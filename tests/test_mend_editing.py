@@ -42,7 +42,7 @@ def test_an_edit_makes_its_target_likelier(family, dtype, tmp_path):
     before = Snapshot(target.model)
     method = MEND(MENDHyperParams(archive=str(learner.save(tmp_path))))
     for edit in EDITS:
-        patch = method.edit(target, [edit])
+        patch = method.edit(target, [edit]).patch
         assert before.differences(target.model) == []
         first = score(target, [(edit.prompt, edit.target)])[0].mean_logprob
         patch.apply(target.model)
@@ -57,9 +57,9 @@ def test_a_batch_is_the_sum_of_its_edits_from_one_backward_pass(archive, monkeyp
     calls = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (calls.append(1), grad(*a, **k))[1])
-    whole = method.edit(target, EDITS)
+    whole = method.edit(target, EDITS).patch
     assert len(calls) == 1
-    singles = [method.edit(target, [edit]) for edit in EDITS]
+    singles = [method.edit(target, [edit]).patch for edit in EDITS]
     assert whole.info.edits == EDITS
     for path in whole.entries:
         total = sum(patch.dense(path) for patch in singles)
@@ -79,7 +79,7 @@ def test_lr_scale_scales_the_patch(archive):
 
 def test_the_patch_says_what_made_it_and_survives_its_file(archive, tmp_path):
     target = lm("gpt2")
-    patch = MEND(MENDHyperParams(archive=str(archive))).edit(target, EDITS[:1])
+    patch = MEND(MENDHyperParams(archive=str(archive))).edit(target, EDITS[:1]).patch
     loaded = load_patch(save_patch(patch, tmp_path / "p.safetensors"))
     assert loaded.info == patch.info
     assert list(loaded.info.hyperparams["layers"]) == [0, 1, 2]
@@ -92,11 +92,11 @@ def test_an_archive_is_found_by_its_folder_and_read_again_after_reset(archive, t
     folder.mkdir()
     shutil.copy(archive, folder / NAME)
     method = MEND(MENDHyperParams(archive=str(folder)))
-    first = method.edit(lm("gpt2"), EDITS)
+    target = lm("gpt2")
+    first = method.edit(target, EDITS).patch
     (folder / NAME).unlink()
-    second = method.edit(lm("gpt2"), EDITS)
+    second = method.edit(target, EDITS).patch
     assert all(torch.equal(first.dense(path), second.dense(path)) for path in first.entries)
-    method.reset()
     with pytest.raises(ArchiveError, match="no archive"):
         method.edit(lm("gpt2"), EDITS)
 
@@ -126,7 +126,7 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(archive, place):
     def attempt(call):
         target = lm("gpt2")
         method = MEND(MENDHyperParams(archive=str(archive)))
-        method.prepare(target)
+        method.initial_state(target)
         unsettle(target.model)
         passes = failing_at(target.head if place == "head" else target.blocks[1], call)
         before, state = Snapshot(target.model), torch.get_rng_state()
@@ -173,7 +173,7 @@ def test_the_scores_of_a_training_are_those_of_the_patches_it_leads_to(tmp_path)
         asked = [(case.edit.prompt, case.edit.target), (again.prompt, case.edit.target)]
         asked.append((near.prompt, near.answers[0]))
         unedited = score(target, asked[2:])[0].argmax
-        with applied(target.model, method.edit(target, [case.edit])):
+        with applied(target.model, method.edit(target, [case.edit]).patch):
             scores = score(target, asked)
         told["rewrite"].append(scores[0].accuracy)
         told["rephrase"].append(scores[1].accuracy)

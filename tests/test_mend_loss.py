@@ -24,7 +24,7 @@ from tiers import tiered
 def alone(target, learner, case):
     """The edited weights of one case, as the model stores them, by way of the patch."""
     folder = Path(learner.config.results_dir)
-    patch = MEND(MENDHyperParams(archive=str(folder))).edit(target, [case.edit])
+    patch = MEND(MENDHyperParams(archive=str(folder))).edit(target, [case.edit]).patch
     weights = {}
     for path in patch.entries:
         weight = target.model.get_parameter(path).detach().float().clone()

@@ -72,7 +72,7 @@ def test_named_weights_are_edited_and_no_others(tmp_path):
     target = lm("gpt2")
     learner = stirred(target, inner_params=[DOWN])
     file = learner.save(tmp_path)
-    patch = MEND(MENDHyperParams(archive=str(file), inner_params=[DOWN])).edit(target, EDITS)
+    patch = MEND(MENDHyperParams(archive=str(file), inner_params=[DOWN])).edit(target, EDITS).patch
     assert set(patch.entries) == {DOWN}
     for other in ({"inner_params": [DOWN.replace("2", "1")]}, {"layers": [0]}):
         with pytest.raises(HyperParamsError, match="was trained to edit"):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
-from easyeditor.associative.solve import Factor
+from easyeditor.associative.solve import Cholesky
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
@@ -305,19 +305,19 @@ def method(request: pytest.FixtureRequest, text: str, tmp_path: Path) -> Maker:
 def factored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The widths of what is factored while the test runs."""
     seen: list[int] = []
-    real = Factor.of.__func__
+    real = Cholesky.of.__func__
 
-    def of(kind: type[Factor], moment: torch.Tensor, **more: bool) -> Factor:
+    def of(kind: type[Cholesky], moment: torch.Tensor, **more: bool) -> Cholesky:
         seen.append(len(moment))
         return real(kind, moment, **more)
 
-    monkeypatch.setattr(Factor, "of", classmethod(of))
+    monkeypatch.setattr(Cholesky, "of", classmethod(of))
     return seen
 
 
 def patch_of(make: Maker) -> dict[str, torch.Tensor]:
     """What a new process would make: a method and a model that know nothing of earlier ones."""
-    patch = make().edit(lm("llama"), EDITS[:1])
+    patch = make().edit(lm("llama"), EDITS[:1]).patch
     parts = {path: own[0] for path, own in patch.entries.items()}
     return {f"{path}.{name}": getattr(p, name) for path, p in parts.items() for name in "uv"}
 
@@ -343,9 +343,9 @@ def test_preparing_factors_and_an_edit_does_not(
 ) -> None:
     """What factoring takes must not come on top of what an edit holds."""
     target, made = lm("llama"), method()
-    made.prepare(target)
+    made.initial_state(target)
     assert len(factored) == len(factor_files(tmp_path)) > 0
-    assert not made._factors._kept
+    assert not made._factors._factors
     factored.clear()
     made.edit(target, EDITS[:1])
     assert factored == []
@@ -430,7 +430,7 @@ def test_a_moment_whose_file_states_no_digest_finds_its_factor(
 def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> None:
     keys = torch.randn(40, 160, generator=torch.Generator().manual_seed(1))
     c = keys @ keys.T
-    apart = Factor.of(c)
-    inside = Factor.of(c, overwrite=True)
+    apart = Cholesky.of(c)
+    inside = Cholesky.of(c, overwrite=True)
     assert same_bits(inside.upper, apart.upper)
     assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()

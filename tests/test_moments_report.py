@@ -94,7 +94,7 @@ def test_a_decoder_that_reads_half_of_the_text_reaches_every_size(
 
 def test_a_patched_model_has_no_moments_of_any_size(settings: ROMEHyperParams, long: str) -> None:
     target = lm("llama")
-    patch = ROME(settings.replace(mom2_adjustment=False)).edit(target, EDITS[:1])
+    patch = ROME(settings.replace(mom2_adjustment=False)).edit(target, EDITS[:1]).patch
     patch.apply(target.model)
     before = Snapshot(target.model)
     with pytest.raises(MomentsError, match="carries patches"):

@@ -89,7 +89,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 def some_patch(lm: LM, layer: int, seed: int = 0) -> WeightPatch:
     """A rank-one change that no method made."""
     made = METHODS.get("FT")(FTHyperParams(layers=[layer], num_steps=1))
-    info = made.edit(lm, EDITS[:1]).info
+    info = made.edit(lm, EDITS[:1]).patch.info
     p = lm.projection(layer)
     draw = torch.Generator().manual_seed(seed)
     part = LowRank(
@@ -106,7 +106,7 @@ def test_an_edit_is_the_plain_models(name, where, tmp_path, stats_dir):
     assert all(p.is_meta for p in lm.model.parameters())
     before, files_before, maps_before = weights(lm.model), files(tmp_path), maps(lm.model)
     wanted = method(name, stats_dir).edit(plain, EDITS[:1])
-    patch = method(name, stats_dir).edit(lm, EDITS[:1])
+    patch = method(name, stats_dir).edit(lm, EDITS[:1]).patch
     for path in wanted.entries:
         assert same_bits(patch.dense(path), wanted.dense(path))
         assert patch.dense(path).abs().max() > 0

@@ -80,9 +80,12 @@ def test_bars_say_what_they_are_worth(tmp_path):
     records = [runs.record(0), runs.record(1, post=runs.half(0.0))]
     found = drawn(runs.write(tmp_path / "x", {"ROME": records}))
     panels = {axis.get_title(loc="left"): axis for axis in found["scores"].axes}
-    assert {"S", "ES", "PS", "NS", "rewrite acc", "locality: neighborhood"} <= set(panels)
-    assert texts(panels["ES"]) == ["0.0", "50.0"]
-    assert [bar.get_width() for bar in panels["ES"].patches] == [0.0, 50.0]
+    assert {"NS: neighbours unchanged", "rewrite accuracy", "locality: neighborhood"} <= set(panels)
+    assert all(panels)
+    assert all(axis.get_xlim() == (0, 100) for axis in panels.values())
+    assert found["scores"].get_suptitle()
+    assert texts(panels["ES: new answer likelier"]) == ["0.0", "50.0"]
+    assert [bar.get_width() for bar in panels["ES: new answer likelier"].patches] == [0.0, 50.0]
     assert texts(panels["locality: neighborhood"]) == ["75.0"]
     peak, extra = found["memory"].axes
     assert (texts(peak), texts(extra)) == (["101"], ["10"])

@@ -86,7 +86,7 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     assert len(before) == 3 * 7
     snapshot = Snapshot(lm.model)
     more = {"mom2_update_weight": 1} if name == "MEMIT" else {}
-    patch = method(name, stats_dir, **more).edit(lm, EDITS[:1])
+    patch = method(name, stats_dir, **more).edit(lm, EDITS[:1]).patch
     assert snapshot.differences(lm.model) == []
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]

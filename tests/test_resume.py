@@ -75,7 +75,7 @@ def assert_same_search(a: OptimizedValues, b: OptimizedValues) -> None:
 def test_the_search_finds_the_same(family: str, site: Site) -> None:
     target = shared_lm(family)
     found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
-    assert target.memo["resumable", site, True]
+    assert target.memo["resumable", site, True, 0]
     plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     assert_same_search(found, plain)

@@ -14,8 +14,8 @@ import serac_training
 from easyeditor import SERACHyperParams, SERACTrainingHparams
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.methods.archive import KEY, NAME, read_archive
-from easyeditor.methods.learning import learner_of
 from easyeditor.methods.serac.serac import SERAC
+from easyeditor.methods.training import learner_of
 from easyeditor.patches.scope import TEMPLATE
 from easyeditor.patches.stack import is_patched
 from support import EDITS, Snapshot, lm, same_bits
@@ -35,7 +35,7 @@ def test_without_an_archive() -> None:
     with pytest.raises(HyperParamsError, match=r"no archive=.*easyedit train --method serac"):
         SERAC(SERACHyperParams()).edit(target, EDITS)
     with pytest.raises(HyperParamsError, match="no archive="):
-        SERAC(SERACHyperParams()).prepare(target)
+        SERAC(SERACHyperParams()).initial_state(target)
     assert before.differences(target.model) == []
 
 
@@ -94,10 +94,10 @@ def test_an_unreadable_archive(archives: dict[str, Path], tmp_path: Path) -> Non
 
 def test_networks_that_are_named_are_held_against_the_archive(archives: dict[str, Path]) -> None:
     target, archive = lm("gpt2"), str(archives["gpt2"])
-    SERAC(SERACHyperParams(archive=archive, cls_name="./cache/Tiny-GPT2/")).prepare(target)
+    SERAC(SERACHyperParams(archive=archive, cls_name="./cache/Tiny-GPT2/")).initial_state(target)
     wrong = SERACHyperParams(archive=archive, cls_name="distilbert-base-cased")
     with pytest.raises(HyperParamsError, match=r"tiny-gpt2.*not 'distilbert-base-cased'"):
-        SERAC(wrong).prepare(target)
+        SERAC(wrong).initial_state(target)
 
 
 def test_learning_goes_on_only_from_what_fits(archives: dict[str, Path], encoder: str) -> None:

@@ -59,7 +59,7 @@ def test_edits_accumulate_in_one_memory(archives: dict[str, Path], tmp_path: Pat
     rest = editor.batch_edit([e.prompt for e in EDITS[1:]], [e.target for e in EDITS[1:]]).patch
     wanted = [target.text.row(e.prompt, e.target).target for e in EDITS]
     assert argmaxes(editor.lm, [(e.prompt, e.target) for e in EDITS]) == wanted
-    assert first.ids + rest.ids == SERAC(settings).edit(target, EDITS).ids
+    assert first.ids + rest.ids == SERAC(settings).edit(target, EDITS).patch.ids
     editor.undo(first)
     said = argmaxes(editor.lm, [(e.prompt, e.target) for e in EDITS])
     assert said[1:] == wanted[1:]
@@ -85,7 +85,7 @@ def test_each_alone_and_the_original_untouched(archives: dict[str, Path]) -> Non
 
 def test_a_saved_edit(archives: dict[str, Path], tmp_path: Path) -> None:
     target = lm("t5")
-    patch = SERAC(SERACHyperParams(archive=str(archives["t5"].parent))).edit(target, EDITS)
+    patch = SERAC(SERACHyperParams(archive=str(archives["t5"].parent))).edit(target, EDITS).patch
     file = save_patch(patch, tmp_path / "edit.safetensors")
     patch.apply(target.model)
     fresh = lm("t5")
@@ -96,13 +96,12 @@ def test_a_saved_edit(archives: dict[str, Path], tmp_path: Path) -> None:
 def test_an_archive_serves_every_model_of_its_tokenizer(archives: dict[str, Path]) -> None:
     target = lm("gptj")
     method = SERAC(SERACHyperParams(archive=str(archives["gpt2"])))
-    patch = method.edit(target, EDITS)
+    patch = method.edit(target, EDITS).patch
     patch.apply(target.model)
     assert argmaxes(target, [(e.prompt, e.target) for e in EDITS]) == [
         target.text.row(e.prompt, e.target).target for e in EDITS
     ]
-    method.reset()
-    assert method.edit(lm("gpt2"), EDITS).ids == patch.ids
+    assert method.edit(lm("gpt2"), EDITS).patch.ids == patch.ids
 
 
 def test_contradicting_edits(archives: dict[str, Path]) -> None:

@@ -18,9 +18,9 @@ from easyeditor.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
-from easyeditor.methods.learning import learner_of
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.serac import SERAC
+from easyeditor.methods.training import learner_of
 from easyeditor.patches.scope import TEMPLATE, told
 from learning_cases import AGAIN, CASES
 from serac_training import PROMPTS, train
@@ -167,7 +167,7 @@ def test_any_model_of_the_tokenizer_may_answer(encoder: str, tmp_path: Path) -> 
     target = lm("llama")
     name = small_in(tmp_path, "gptj", tiny.tokenizer())
     done = train(target, tmp_path, encoder, small_name=name)
-    patch = SERAC(SERACHyperParams(archive=str(done.path))).edit(target, EDITS)
+    patch = SERAC(SERACHyperParams(archive=str(done.path))).edit(target, EDITS).patch
     patch.apply(target.model)
     assert argmaxes(target, [(e.prompt, e.target) for e in EDITS]) == [
         target.text.row(e.prompt, e.target).target for e in EDITS

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import tiny
 from easyeditor import LM
-from easyeditor.associative.solve import Factor, closed_form
+from easyeditor.associative.solve import Cholesky, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.methods.rome import ROME, ROMEHyperParams
@@ -62,7 +62,7 @@ def dense(keys: torch.Tensor, c: torch.Tensor, slack: torch.Tensor) -> torch.Ten
 @pytest.mark.parametrize("identity", [True, False])
 def test_the_small_system_solves_the_large_one(n: int, slack: float | str, identity: bool) -> None:
     keys, c = random(24, n), torch.eye(24).double() if identity else moment(24)
-    factor = Factor.identity() if identity else Factor.of(c)
+    factor = Cholesky.identity() if identity else Cholesky.of(c)
     given: float | torch.Tensor = 0.0
     if isinstance(slack, str):
         given = torch.linspace(0 if slack == "one exact" else 0.1, 2.0, n, dtype=torch.float64)
@@ -80,33 +80,33 @@ def test_the_small_system_solves_the_large_one(n: int, slack: float | str, ident
 def test_a_positive_slack_is_the_ridge_of_the_memit_paper() -> None:
     keys, c, strength = random(24, 5), moment(24), 15.0
     wanted = torch.linalg.solve(strength * c + keys @ keys.T, keys)
-    found = closed_form(keys, Factor.of(c), strength)
+    found = closed_form(keys, Cholesky.of(c), strength)
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_the_same_exact_key_twice_is_one_constraint() -> None:
     key, other, c = random(24, 1), random(24, 1, seed=5), moment(24)
-    twice = closed_form(torch.cat([key, key, other], 1), Factor.of(c), 0.0)
-    once = closed_form(torch.cat([key, other], 1), Factor.of(c), 0.0)
+    twice = closed_form(torch.cat([key, key, other], 1), Cholesky.of(c), 0.0)
+    once = closed_form(torch.cat([key, other], 1), Cholesky.of(c), 0.0)
     torch.testing.assert_close(twice[:, 0] + twice[:, 1], once[:, 0], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(twice[:, 2], once[:, 1], rtol=1e-6, atol=1e-9)
 
 
 def test_the_factor_applies_the_inverse() -> None:
     c, keys = moment(24), random(24, 3)
-    found = Factor.of(c.float()).solve(keys.float())
+    found = Cholesky.of(c.float()).solve(keys.float())
     assert found.dtype == torch.float64
     assert (c @ found - keys).norm() < 1e-3 * keys.norm()
-    assert torch.equal(Factor.identity().solve(keys), keys)
+    assert torch.equal(Cholesky.identity().solve(keys), keys)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 23])
 def test_a_moment_of_too_few_tokens_can_be_factored(rank: int) -> None:
     few, key = random(24, rank), random(24, 1, seed=9)
-    solved = Factor.of(few @ few.T / rank).solve(key)
+    solved = Cholesky.of(few @ few.T / rank).solve(key)
     assert solved.isfinite().all()
     assert float(key.T @ solved) > 0
-    assert float(few[:, :1].T @ Factor.of(few @ few.T / rank).solve(few[:, :1])) < rank + 1e-6
+    assert float(few[:, :1].T @ Cholesky.of(few @ few.T / rank).solve(few[:, :1])) < rank + 1e-6
 
 
 # -- moments -------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ def test_a_patched_model_is_refused_unless_its_moments_are_there(
     collect: Collect, rome: ROME
 ) -> None:
     target = lm("llama")
-    patch = rome.edit(target, EDITS[:1])
+    patch = rome.edit(target, EDITS[:1]).patch
     patch.apply(target.model)
     before = Snapshot(target.model)
     with pytest.raises(MomentsError, match="carries patches"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from math import exp, log2
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import outer
 import support
 import tiny
-from easyeditor import LM, Case, Edit, Probe
+from easyeditor import LM, Case, Edit, Generate, Probe, Score
 from easyeditor.errors import MissingExtraError
 from easyeditor.evaluate import change
 from easyeditor.evaluate import generation_metrics as text
@@ -28,7 +29,8 @@ from easyeditor.evaluate.generation_metrics import (
     perplexity,
 )
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.query import Measures, Replies, observe
+from easyeditor.evaluate.query import EvalOptions, Replies, observe
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.patches.patch import merge
 from easyeditor.patches.weight import Dense, LowRank, weight_patch
@@ -306,41 +308,48 @@ CASE = Case(
     generation=("P", "R1"),
     references=("paris rome",),
 )
+OPTIONS = EvalOptions(answer_tokens=3, continuation_tokens=5)
+
+
+def written(**answers):
+    return {Generate(prompt, 3): text for prompt, text in answers.items()}
+
+
 HALF, TENTH = math.log(0.5), math.log(0.1)
 BEFORE = Replies(
     {
-        ("P", "new"): scores(TENTH, argmax=[7]),
-        ("P", "true"): scores(HALF),
-        ("R1", "new"): scores(TENTH),
-        ("R1", "true"): scores(HALF),
-        ("R2", "new"): scores(HALF),
-        ("R2", "true"): scores(TENTH),
-        ("N", "near"): scores(HALF, HALF, argmax=[3, 4]),
-        ("N", "new"): scores(TENTH),
-        ("N", "true"): scores(TENTH),
-        ("M", "new"): scores(HALF),
-        ("M", "true"): scores(TENTH),
-        ("D", "far"): scores(TENTH),
-        ("D", "new"): scores(HALF),
-        ("D", "true"): scores(TENTH),
-        ("H", "hop"): scores(HALF, HALF, argmax=[0, 9]),
+        Score("P", "new"): scores(TENTH, argmax=[7]),
+        Score("P", "true"): scores(HALF),
+        Score("R1", "new"): scores(TENTH),
+        Score("R1", "true"): scores(HALF),
+        Score("R2", "new"): scores(HALF),
+        Score("R2", "true"): scores(TENTH),
+        Score("N", "near"): scores(HALF, HALF, argmax=[3, 4]),
+        Score("N", "new"): scores(TENTH),
+        Score("N", "true"): scores(TENTH),
+        Score("M", "new"): scores(HALF),
+        Score("M", "true"): scores(TENTH),
+        Score("D", "far"): scores(TENTH),
+        Score("D", "new"): scores(HALF),
+        Score("D", "true"): scores(TENTH),
+        Score("H", "hop"): scores(HALF, HALF, argmax=[0, 9]),
     }
 )
 AFTER = Replies(
     {**BEFORE.scores}
     | {
-        ("P", "new"): scores(math.log(0.8)),
-        ("R1", "new"): scores(0.0, math.log(0.81), argmax=[0, 5]),
-        ("N", "near"): scores(HALF, HALF, argmax=[3, 5]),
+        Score("P", "new"): scores(math.log(0.8)),
+        Score("R1", "new"): scores(0.0, math.log(0.81), argmax=[0, 5]),
+        Score("N", "near"): scores(HALF, HALF, argmax=[3, 5]),
     },
-    answers={"P": "It is new.\nReally true", "R1": "New", "R2": "true", "H": "a jump"},
-    continuations={"P": "a b c", "R1": "paris rome"},
+    written(P="It is new.\nReally true", R1="New", R2="true", H="a jump")
+    | {Generate("P", 5, 0): "a b c", Generate("R1", 5, 0): "paris rome"},
     perplexity=12.5,
 )
 
 
 def test_summary_by_hand():
-    found = summarise(CASE, BEFORE, AFTER, Measures(continuations=2), Consistency(REFERENCES))
+    found = summarise(CASE, BEFORE, AFTER, scorers(OPTIONS, [CASE]))
     assert found == {
         "rewrite_acc": 1.0,
         "rewrite_prob": {
@@ -403,7 +412,7 @@ def test_several_edits_of_a_case_count_alike():
 
 
 def test_fewer_continuations_than_prompts():
-    found = summarise(CASE, BEFORE, AFTER, Measures(continuations=1), Consistency(REFERENCES))
+    found = summarise(CASE, BEFORE, AFTER, scorers(replace(OPTIONS, continuations=1), [CASE]))
     assert found["fluency"] == pytest.approx(1 / 3)
     assert found["consistency"] == 0.0
 
@@ -411,12 +420,11 @@ def test_fewer_continuations_than_prompts():
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_everything_is_asked_that_is_summarised(family):
     lm = shared_lm(family)
-    measures = Measures(3, 5, 1, heldout="You can see the river from here.")
-    seen = observe(lm, [CASE], measures)
+    options = EvalOptions(3, 5, 1, heldout="You can see the river from here.")
+    seen = observe(lm, [CASE], options)
     assert set(seen.scores) == set(BEFORE.scores)
-    assert set(seen.answers) == set(AFTER.answers)
-    assert set(seen.continuations) == {"P"}
-    found = summarise(CASE, seen, seen, measures, Consistency(REFERENCES))
+    assert set(seen.texts) == {*written(P="", R1="", R2="", H=""), Generate("P", 5, 0)}
+    found = summarise(CASE, seen, seen, scorers(options, [CASE]))
     assert set(found) == {
         *("rewrite_acc", "rewrite_prob", "rewrite_success", "rewrite_diff", "rephrase_acc"),
         *("rephrase_success", "rephrase_diff", "locality", "portability", "generation"),
@@ -431,7 +439,8 @@ def test_a_chat_is_read_to_the_end_of_its_turn():
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     lm = LM(tiny.model("llama"), tokenizer, chat_template=True)
     assert observe(lm, [CASE]).chat
-    told = Replies(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"}, chat=True)
-    line = Replies(AFTER.scores, {**AFTER.answers, "P": "It is:\nnew"})
-    assert summarise(CASE, BEFORE, told)["generation"]["rewrite_acc"] == 1.0
-    assert summarise(CASE, BEFORE, line)["generation"]["rewrite_acc"] == 0.0
+    texts = {**AFTER.texts, **written(P="It is:\nnew")}
+    turn, line = Replies(AFTER.scores, texts, chat=True), Replies(AFTER.scores, texts)
+    asking = scorers(OPTIONS, [CASE])
+    assert summarise(CASE, BEFORE, turn, asking)["generation"]["rewrite_acc"] == 1.0
+    assert summarise(CASE, BEFORE, line, asking)["generation"]["rewrite_acc"] == 0.0

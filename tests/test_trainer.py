@@ -60,7 +60,8 @@ def breaking(monkeypatch, call: int, error: type[BaseException] = Interrupt) -> 
 def test_it_leaves_an_archive_a_log_and_a_curve(whole):
     folder = whole.path.parent
     assert folder.parts[-2:] == ("MEND", "tiny")
-    assert {p.name for p in folder.iterdir()} == {whole.path.name, LOG, CURVE, "training.json"}
+    left = {whole.path.name, LOG, CURVE, "training.json", "training.lock"}
+    assert {p.name for p in folder.iterdir()} == left
     assert whole.curve == folder / CURVE
     assert whole.curve.read_bytes().startswith(b"\x89PNG")
     assert whole.log == folder / LOG

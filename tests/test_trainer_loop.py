@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import easyeditor.methods.learning as learning
+import easyeditor.methods.training as by_name
 import outer
 from easyeditor import Case, Edit, EditTrainer, Probe
 from easyeditor.errors import DivergedError, UnknownMethodError
@@ -67,12 +67,15 @@ class Toy:
     def learner(cls, _lm: Any, config: TrainingHyperParams) -> Toy:
         return cls(config)
 
+    def prepare(self, cases: Any) -> None:
+        pass
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.module.weight], "lr": 0.5}, {"params": [self.own], "lr": 0.25}]
 
     def loss(self, cases: Any) -> dict[str, torch.Tensor]:
         Toy.seen.append([case.id for case in cases])
-        wanted = torch.tensor([[float(len(case.edit.prompt))] for case in cases])
+        wanted = torch.tensor([[float(len(case.edit.prompt.text))] for case in cases])
         gap = self.module.weight - wanted + self.own
         scale = float("nan") if len(Toy.seen) == Toy.poison else 1.0
         return {"loss": scale * gap.square().mean(), "gap": gap.detach().mean()}
@@ -91,7 +94,7 @@ class Toy:
 def toy(monkeypatch, tmp_path):
     """Train it; returns the two numbers and the result."""
     known = Registry("method", UnknownMethodError, {"TOY": f"{__name__}:Toy"})
-    monkeypatch.setattr(learning, "METHODS", known)
+    monkeypatch.setattr(by_name, "METHODS", known)
     monkeypatch.setattr(Toy, "seen", [])
     monkeypatch.setattr(Toy, "poison", None)
 
@@ -106,7 +109,7 @@ def toy(monkeypatch, tmp_path):
 
 def test_groups_have_their_own_step_sizes(toy):
     (weight, own), _ = toy(batch_size=8)
-    mean = sum(len(case.edit.prompt) for case in CASES) / len(CASES)
+    mean = sum(len(case.edit.prompt.text) for case in CASES) / len(CASES)
     assert weight == pytest.approx(0.5 * 2 * mean, rel=1e-5)
     assert own == pytest.approx(0.25 * 2 * mean, rel=1e-5)
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +18,14 @@ from easyeditor.errors import (
     DataError,
     HyperParamsError,
     MissingExtraError,
+    OutputError,
+    TrainingBusyError,
     TrainingError,
     UnknownMethodError,
 )
-from easyeditor.methods.learning import TrainingHyperParams, learner_of
-from support import EDITS, lm
+from easyeditor.methods.learning import TrainingHyperParams
+from easyeditor.methods.training import learner_of
+from support import EDITS, Snapshot, lm, unsettle
 from training_child import CASES, config, trainer
 
 
@@ -89,3 +98,99 @@ def test_module_names_of_another_model_are_refused(tmp_path):
     settings = config(tmp_path, layer_module_tmp="model.layers.{}")
     with pytest.raises(HyperParamsError, match="layer_module_tmp"):
         EditTrainer(settings, CASES, CASES[:4], lm=lm("gpt2")).run()
+
+
+# -- one training per folder ------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from easyeditor.errors import TrainingBusyError
+from easyeditor.folder_lock import FolderLock
+with FolderLock(Path(sys.argv[1]), "training", TrainingBusyError):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_one_folder_is_refused(tmp_path, resume):
+    target = lm("gpt2")
+    unsettle(target.model)
+    before = Snapshot(target.model)
+    second = EditTrainer(config(tmp_path), CASES, CASES[:4], lm=target)
+    second.folder.mkdir(parents=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(second.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "held\n"
+    expected = (
+        rf"works in {second.folder} \(process {child.pid} on host .*, since 20.* UTC\)\. Wait"
+    )
+    for start in (second.check, second.run):
+        with pytest.raises(TrainingBusyError, match=expected):
+            start(resume=resume)
+    assert before.differences(target.model) == []
+    child.kill()
+    child.communicate()
+    second._lock().check_free()
+    with second._lock():
+        pass
+
+
+def test_the_lock_is_held_while_it_trains_and_given_back(tmp_path, monkeypatch):
+    first, second = trainer(tmp_path, max_iters=4), trainer(tmp_path, max_iters=4)
+    seen = []
+
+    def on_train(*_, **__):
+        with pytest.raises(TrainingBusyError, match=f"process {os.getpid()} on host"):
+            second.run()
+        seen.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("easyeditor.train.loop.Loop.train", on_train)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert seen
+    monkeypatch.undo()
+    second.check()
+
+
+# -- full disks -------------------------------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "MEND").touch()
+    for start in (trainer(tmp_path).check, trainer(tmp_path).run):
+        with pytest.raises(OutputError, match=r"archive.* cannot be written"):
+            start()
+
+
+def test_too_little_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OutputError, match=r"needs about .* Make room"):
+        trainer(tmp_path).run()
+
+
+@pytest.fixture
+def limited():
+    """Let no file of this process grow beyond a size: the kernel's own refusal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up(tmp_path, limited):
+    target = lm("gpt2")
+    unsettle(target.model)
+    before = Snapshot(target.model)
+    made = EditTrainer(config(tmp_path, max_iters=4), CASES, CASES[:4], lm=target)
+    limited(5_000)
+    with pytest.raises(OutputError, match=r"cannot write to .*tiny: .*There is no checkpoint yet"):
+        made.run()
+    assert before.differences(target.model) == []
+    limited(10**9)
+    assert made.run().path.is_file()

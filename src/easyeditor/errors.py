@@ -8,11 +8,13 @@
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
     │   ├── PromptTooLongError                 it does not fit into the model's context
-    │   └── ContradictingEditsError            one prompt, two targets
+    │   ├── ContradictingEditsError            one prompt, two targets
+    │   └── EditFailed                         tried, and no change was found that carries it out
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
     ├── UnknownMethodError (LookupError)       no method of that name
+    ├── UnknownScorerError (LookupError)       no metric of that name
     ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
     ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
@@ -76,6 +78,10 @@ class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
 
 
+class EditFailed(EditError):
+    """An edit was tried and no change was found that carries it out; the model is unchanged."""
+
+
 class DataError(EasyEditError, ValueError):
     """A file of edits that cannot be read; the message names file and record."""
 
@@ -90,6 +96,10 @@ class HyperParamsFileError(HyperParamsError, OSError):
 
 class UnknownMethodError(EasyEditError, LookupError):
     """No editing method of that name."""
+
+
+class UnknownScorerError(EasyEditError, LookupError):
+    """No scorer of that name."""
 
 
 class UnknownFamilyError(EasyEditError, LookupError):

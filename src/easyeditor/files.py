@@ -157,6 +157,21 @@ def write_or_rescue(write: Callable[[Path], object], path: Path) -> None:
     )
 
 
+def disk_error(error: Exception) -> OSError | None:
+    """What the operating system said, where ``error`` comes from it; else None.
+
+    safetensors and torch report a full disk as errors of their own.
+    """
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"(?:os error|code:) (\d+)", str(error))
+    if type(error).__name__ == "SafetensorError" and number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, RuntimeError) and re.search("StreamWriter|iostream", str(error)):
+        return OSError(errno.ENOSPC, "the file cannot be written to its end (a full disk?)")
+    return None
+
+
 @contextmanager
 def _scratch_folder(target: Path, given: Path) -> Iterator[Path]:
     """A new locked folder beside ``target``, deleted at the end; those of dead writers too."""
@@ -171,7 +186,7 @@ def _scratch_folder(target: Path, given: Path) -> Iterator[Path]:
     except OutputError:
         raise
     except Exception as error:
-        failure = _disk_error(error)
+        failure = disk_error(error)
         if failure is not None and (
             failure.errno in FULL_DISK or str(scratch) in str(failure.filename)
         ):
@@ -180,17 +195,6 @@ def _scratch_folder(target: Path, given: Path) -> Iterator[Path]:
     finally:
         lock.release()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _disk_error(error: Exception) -> OSError | None:
-    """What the operating system said, where ``error`` comes from it."""
-    if isinstance(error, OSError):
-        return error
-    # safetensors reports a full disk as an error of its own, with the number in its text.
-    number = re.search(r"(?:os error|code:) (\d+)", str(error))
-    if type(error).__name__ == "SafetensorError" and number:
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    return None
 
 
 def _new_scratch(parent: Path, name: str) -> tuple[Path, FileLock]:

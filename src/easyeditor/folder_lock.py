@@ -49,10 +49,7 @@ class FolderLock:
         try:
             self._lock.acquire()
         except Timeout:
-            raise self._busy(
-                f"Another process works in {self.folder}{self._holder_text()}. "
-                f"{self._advice}".rstrip()
-            ) from None
+            raise self._busy_error() from None
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         try:
             self._holder.write_text(json.dumps(about) + "\n", encoding="utf-8")
@@ -60,12 +57,32 @@ class FolderLock:
             self._lock.release()
             raise
 
+    def check_free(self) -> None:
+        """Make sure that nobody holds the lock now; makes no files.
+
+        Raises:
+            EasyEditError: of class ``busy``: another process, or another thread, holds it.
+        """
+        if Path(self._lock.lock_file).exists():
+            try:
+                with self._lock:
+                    pass
+            except Timeout:
+                raise self._busy_error() from None
+            except OSError:
+                pass  # not ours to lock: acquire says so
+
     def release(self) -> None:
         """Let other processes work in the folder; does nothing where the lock is not held."""
         if self._lock.is_locked:
             with suppress(OSError):
                 self._holder.unlink()
             self._lock.release()
+
+    def _busy_error(self) -> EasyEditError:
+        return self._busy(
+            f"Another process works in {self.folder}{self._holder_text()}. {self._advice}".rstrip()
+        )
 
     def _holder_text(self) -> str:
         try:

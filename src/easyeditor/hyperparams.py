@@ -97,6 +97,8 @@ class HyperParams(BaseModel):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Model -> only what differs from the defaults."""
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Published names of variants of the method -> the settings each name stands for."""
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Classic fields that no longer mean anything; named in one log line, then dropped."""
 
@@ -200,6 +202,12 @@ class HyperParams(BaseModel):
         copy = type(self)(**{**self.model_dump(), **changes})
         copy._family_claims = {**self._family_claims, **copy._family_claims}
         return copy
+
+    @classmethod
+    def variant(cls, label: str) -> dict[str, Any]:
+        """The settings ``label`` stands for where it names one of ``variants``, else {}."""
+        by_name = {name.lower(): settings for name, settings in cls.variants.items()}
+        return by_name.get(label.lower(), {})
 
     def resolved(self: H, n_layers: int) -> H:
         """The same settings with absolute layer numbers, for a model of ``n_layers``."""

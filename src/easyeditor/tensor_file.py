@@ -47,7 +47,7 @@ def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         line = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
         digest.update(line.encode("utf-8", "surrogatepass"))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -74,18 +74,18 @@ def write_tensor_file(
 
 
 def _sort_metadata(file: Path) -> None:
-    """Order the keys of a file's metadata: safetensors writes them as a hash map yields them.
+    """Write the metadata in the order of its keys: safetensors writes it in a random one.
 
-    Equal content gives equal bytes then. The header keeps its length, so no tensor moves.
+    So equal contents are equal files, to the bit.
     """
-    with file.open("r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:
-            stream.seek(8)
-            stream.write(text.ljust(length))
+        if len(text) <= size:  # as written, and padded as safetensors pads it
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 def read_tensor_file(

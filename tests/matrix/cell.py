@@ -78,7 +78,7 @@ def measure(
 
 def training(row: MatrixRow, family: str, folder: Path) -> Any:
     """The training settings of one cell."""
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     model = str(models.FOLDER / family)
     settings = {k: model if v == ITSELF else v for k, v in (row.training or {}).items()}

@@ -1,7 +1,7 @@
-"""Prefixes put before a prompt, so that what is learnt does not hang on how a text begins.
+"""Prefixes that stand before a prompt while its value is optimised, for robustness to context.
 
-Sampled from the model itself, as in ROME (arXiv 2202.05262, section 3.1, "prefix. prompt"),
-with a generator of our own: no global random state is read or changed.
+Sampled from the unedited model, as in ROME (arXiv 2202.05262, section 3.1, "prefix. prompt"), with
+a separate random generator: no global random state is read or changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
+from easyeditor.patches.stack import without_patches
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
@@ -37,7 +38,7 @@ WRITTEN = (
     "For many years the house at the corner stood empty.",
     "Here is one more.",
 )
-"""Prefixes for encoder-decoders, which are no free writers; ours."""
+"""Prefixes for encoder-decoders, which are not trained to write freely."""
 
 
 def context_prefixes(
@@ -45,22 +46,19 @@ def context_prefixes(
 ) -> tuple[str, ...]:
     """The empty prefix, then for each ``(tokens, count)`` that many sampled ones, ``"text. "``.
 
-    An encoder-decoder, which is trained to fill in and not to go on, gets as many of ours.
-    ``((5, 10), (10, 10))`` are ROME's 20. They are sampled once per model and settings: a later
-    edit sees the prefixes of the model as it was first met.
+    An encoder-decoder, which is trained to fill in gaps and not to continue a text, gets as many
+    fixed sentences. ``((5, 10), (10, 10))`` are ROME's 20. They are sampled from the unedited model
+    whatever patches it carries, and not cached: equal models and settings give equal prefixes.
     """
     if lm.encoder_decoder:
         wanted = sum(count for _, count in lengths)
         return ("", *(f"{WRITTEN[i % len(WRITTEN)]} " for i in range(wanted)))
-    key = ("contexts", tuple(map(tuple, lengths)), seed)
-    if key not in lm.memo:
-        generator = torch.Generator().manual_seed(seed)
-        prefixes = [""]
+    generator = torch.Generator().manual_seed(seed)
+    prefixes = [""]
+    with without_patches(lm.model):
         for n_tokens, count in lengths:
             starts = [SEEDS[i % len(SEEDS)] for i in range(count)]
             for ids in sample(lm, starts, n_tokens, generator=generator, top_k=TOP_K):
                 text = lm.tokenizer.decode(ids, skip_special_tokens=True)
                 prefixes.append(" ".join(text.split()) + ". ")
-        lm.memo[key] = tuple(prefixes)
-    found: tuple[str, ...] = lm.memo[key]
-    return found
+    return tuple(prefixes)

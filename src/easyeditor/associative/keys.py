@@ -17,6 +17,7 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
+from easyeditor.patches.stack import without_patches
 
 TOKENS = 256
 """Padded tokens per forward pass."""
@@ -107,7 +108,7 @@ def write_scale(lm: LM, layer: int) -> float | None:
 
     1 for a plain residual stream, the multiplier where there is one (Granite), and None where a
     norm comes between (Gemma 2 and 3, OLMo 2): then no vector added at the block's output can be
-    written exactly. Measured on the model, once per layer.
+    written exactly. Measured on the unedited model, once per layer.
     """
     key = ("write scale", layer)
     if key not in lm.memo:
@@ -123,7 +124,7 @@ def write_scale(lm: LM, layer: int) -> float | None:
                 lm.call(batch)
             return hidden_of(found[0])[0, last].float().cpu()
 
-        with lm.at_rest(), torch.no_grad():
+        with without_patches(lm.model), lm.at_rest(), torch.no_grad():
             plain = output(torch.zeros(1, width))
             delta = direction * plain.norm() / direction.norm()
             once, twice = output(delta) - plain, output(2 * delta) - plain

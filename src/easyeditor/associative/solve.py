@@ -1,16 +1,21 @@
 r"""The one closed form behind ROME, EMMET and MEMIT.
 
-.. math:: \Delta = R\,(E + K^\top C^{-1} K)^{-1} K^\top C^{-1}
+.. math:: \Delta = R\,(E + K^\top M K)^{-1} K^\top M
 
-``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``C``
-the second moment of the layer's keys and ``E`` a diagonal of slacks: 0 makes a key exact, a larger
-one lets it give way (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229 eq. 14
-divided by λ). Only an ``n × n`` system is solved; ``C`` comes factored once.
+``K`` ``(d_in, n)`` are the keys, ``R`` ``(d_out, n)`` what each must additionally produce, ``M``
+the metric of the keys (:class:`KeyMetric`: the inverse of their second moment, or a projector) and
+``E`` a diagonal of regularizations: 0 makes a key exact, a larger one trades its exactness for a
+smaller change (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229 eq. 14 divided by
+λ). Only an ``n × n`` system is solved. Keys of earlier edits join ``K`` with ``R = 0``.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+
+from easyeditor.errors import HyperParamsError
 
 BLOCK = 2048
 """Rows and columns that are turned into float64 at once."""
@@ -26,11 +31,65 @@ def double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(home(tensor.device)).double()
 
 
-class Factor:
+class KeyMetric(Protocol):
+    """The matrix ``M`` ``(d_in, d_in)`` in which the closed form measures keys.
+
+    ``C⁻¹`` in ROME, MEMIT and EMMET (:class:`Cholesky`), the projector ``P`` onto directions that
+    keys hardly use in AlphaEdit (:class:`NullSpace`), the identity in SimIE, UltraEdit and MALMEN
+    (``Cholesky.identity()``). It must be symmetric and positive semi-definite.
+    """
+
+    def solve(self, keys: torch.Tensor) -> torch.Tensor:
+        """``M K`` for ``K`` ``(d_in, n)``, in float64."""
+        ...
+
+
+class NullSpace:
+    """The projector ``P = U Uᵀ`` onto the null space of the keys' second moment (AlphaEdit).
+
+    ``U`` holds the eigenvectors of ``C`` with an eigenvalue of at most ``threshold`` (arXiv
+    2410.02355, section 3.1; 0.02 there). A change ``Δᵀ = P K …`` adds nothing to the output for
+    keys in the span of the other eigenvectors. The trap: the threshold is in the units of ``C``,
+    so it depends on the model.
+    """
+
+    def __init__(self, basis: torch.Tensor) -> None:
+        self._basis = basis
+
+    @classmethod
+    def of(cls, moment: torch.Tensor, threshold: float = 2e-2) -> NullSpace:
+        """The null space of a symmetric positive semi-definite ``(d_in, d_in)`` matrix.
+
+        Raises:
+            HyperParamsError: no eigenvalue is as small as the threshold, so nothing could be
+                edited.
+        """
+        values, vectors = torch.linalg.eigh(double(moment))
+        if not bool((values <= threshold).any()):
+            raise HyperParamsError(
+                f"threshold={threshold}: the smallest eigenvalue of the second moment is "
+                f"{float(values[0]):.3g}, so no direction is left to edit. Choose a larger one; "
+                f"{float(values[len(values) // 2]):.3g} keeps half of the directions."
+            )
+        return cls(vectors[:, values <= threshold])
+
+    @property
+    def dimensions(self) -> int:
+        """How many directions may be changed."""
+        return self._basis.shape[1]
+
+    def solve(self, keys: torch.Tensor) -> torch.Tensor:
+        """``P K`` for ``K`` ``(d_in, n)``, in float64."""
+        k = double(keys)
+        basis = self._basis.to(k.device)
+        return basis @ (basis.T @ k)
+
+
+class Cholesky:
     """Cholesky factor of ``C + ridge·I``, ready to apply ``C⁻¹``.
 
     Found and applied in float64, kept in float32: that changes ``C`` by its own rounding, and
-    whatever ``C`` is, exact keys stay exact. ``Factor.identity()`` stands for ``C = I`` (no
+    whatever ``C`` is, exact keys stay exact. ``Cholesky.identity()`` stands for ``C = I`` (no
     second-moment adjustment). The ridge is a thousandth of a percent of the mean diagonal, raised
     tenfold until the factorisation succeeds.
     """
@@ -39,12 +98,12 @@ class Factor:
         self._lower = lower
 
     @classmethod
-    def identity(cls) -> Factor:
+    def identity(cls) -> Cholesky:
         """``C = I``."""
         return cls(None)
 
     @classmethod
-    def of(cls, moment: torch.Tensor, *, overwrite: bool = False) -> Factor:
+    def of(cls, moment: torch.Tensor, *, overwrite: bool = False) -> Cholesky:
         """Factor a symmetric positive semi-definite ``(d_in, d_in)`` matrix.
 
         ``overwrite`` lets the factor take the memory of the matrix, whose numbers are then gone:
@@ -94,17 +153,17 @@ class Factor:
 
 
 def closed_form(
-    keys: torch.Tensor, factor: Factor, regularization: float | torch.Tensor
+    keys: torch.Tensor, metric: KeyMetric, regularization: float | torch.Tensor
 ) -> torch.Tensor:
-    """``U = C⁻¹ K (E + Kᵀ C⁻¹ K)⁻¹`` of shape ``(d_in, n)``, so that ``Δᵀ = U Rᵀ``.
+    """``U = M K (E + Kᵀ M K)⁻¹`` of shape ``(d_in, n)``, so that ``Δᵀ = U Rᵀ``.
 
     Args:
         keys: ``(d_in, n)``.
-        factor: of the second moment.
-        regularization: one number for all keys or ``(n,)``, in units of ``Kᵀ C⁻¹ K``.
+        metric: ``M``, as something that multiplies keys.
+        regularization: one number for all keys or ``(n,)``, in units of ``Kᵀ M K``.
     """
     k = double(keys)
-    solved = factor.solve(k)
+    solved = metric.solve(k)
     small = k.T @ solved
     diagonal = torch.as_tensor(regularization, dtype=small.dtype, device=small.device)
     small.diagonal().add_(diagonal)

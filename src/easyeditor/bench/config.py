@@ -89,6 +89,8 @@ class BenchmarkConfig:
             signs = any(sign in label for sign in "/\\\0") or label in {"", ".", ".."}
             if signs or len(label.encode(errors="surrogatepass")) > MAX_LABEL_BYTES:
                 raise BenchError(f"A label names a folder and a table row; {label!r} cannot.")
+        for label, settings in self.methods.items():
+            _check_variant(label, settings)
         if self.protocol == "batch" and self.batch_size > 1:
             for label, settings in self.methods.items():
                 if METHODS.get(settings.alg_name).max_batch == 1:
@@ -147,6 +149,16 @@ class BenchmarkConfig:
             "downstream": list(self.downstream),
             "downstream_limit": self.downstream_limit,
         }
+
+
+def _check_variant(label: str, settings: HyperParams) -> None:
+    for name, value in settings.variant(label).items():
+        given = getattr(settings, name)
+        if given != value:
+            raise BenchError(
+                f"The label {label!r} is the name of {name}={value}, but these settings have "
+                f"{name}={given}. Set {name}={value}, or choose another label."
+            )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

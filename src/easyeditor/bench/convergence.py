@@ -22,7 +22,7 @@ from easyeditor.errors import HyperParamsError
 from easyeditor.evaluate.aggregate import averages
 from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import LocateHyperParams
+from easyeditor.methods.locate import LocateHyperParams
 from easyeditor.second_moments import (
     Moments,
     condition_number,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PHASE_COLOURS = (*COLOURS[:6], "#882255", "#44AA99", "#AA4499", "#999933", "#332288", "#661100")
+"""Of parts of one bar: none is the grey of the rest, none occurs twice."""
 MARKS = "osD^vPX"
 GREY = "#8C8C8C"
 STYLE: dict[str, Any] = {
@@ -158,7 +160,7 @@ def draw_bars(axis: Axes, rows: Sequence[Row], column: Column, paint: Sequence[s
         end = max(0.0, ends[-1]) if math.isfinite(value) else 0.0
         axis.annotate(text, (end, y), **BEHIND)
     if column.scale == 100:
-        axis.set_xlim(0, 130)  # beyond 100 there is room for the figures
+        axis.set_xlim(0, 100)  # the layout leaves room for the figures behind a full bar
         axis.set_xticks(range(0, 101, 25))
     else:
         axis.set_xlim(0, 1.35 * max(ends) or 1)

@@ -1,7 +1,7 @@
-"""What depends on what in a run: lines of tasks, each task of a line after the one before it.
+"""Task chains of a run: the tasks of one chain run in order, chains are independent.
 
-Lines are independent, so any number of workers may take them. A line writes what its tasks
-brought before it hands out the next, and starts behind what was finished by an earlier process.
+Any number of workers may take chains. A chain writes the result of a task before it hands out the
+next, and starts behind what an earlier process finished.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Protocol
 from easyeditor.bench.config import BenchmarkConfig, CaseRange
 from easyeditor.bench.run_dir import EventLog, RunDirectory, finished
 from easyeditor.bench.worker import Result, Task
+from easyeditor.editors.state_file import load_state, save_state, state_file
 from easyeditor.errors import BenchError, PatchFormatError
+from easyeditor.methods import METHODS
+from easyeditor.methods.base import State
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch
 
@@ -38,17 +41,17 @@ class BaselineJob:
     """One chunk of what the unedited model says."""
 
     def __init__(self, event_log: EventLog, unit: CaseRange) -> None:
-        self._journal, self._unit = event_log, unit
+        self._event_log, self._unit = event_log, unit
         self.weight = unit.stop - unit.start
 
     def next(self) -> Task | None:
         """See :class:`JobChain`."""
-        known = any(line["chunk"] == self._unit.number for line in self._journal.lines)
+        known = any(line["chunk"] == self._unit.number for line in self._event_log.lines)
         return None if known else Task("before", self._unit)
 
     def done(self, _task: Task, result: Result) -> None:
         """See :class:`JobChain`."""
-        self._journal.append(result.records)
+        self._event_log.append(result.records)
 
 
 class IndependentJob:
@@ -57,7 +60,7 @@ class IndependentJob:
     def __init__(
         self, event_log: EventLog, unit: CaseRange, done: bool, keep: Path | None = None
     ) -> None:
-        self._journal, self._unit, self._keep = event_log, unit, keep
+        self._event_log, self._unit, self._keep = event_log, unit, keep
         self._open = not done
         self.weight = unit.stop - unit.start
 
@@ -69,15 +72,15 @@ class IndependentJob:
         """See :class:`JobChain`."""
         if self._keep is not None and result.total is not None:
             _keep(result.total, self._keep)
-        self._journal.append(result.records)
+        self._event_log.append(result.records)
         self._open = False
 
 
 class SequentialJob:
     """A sequence: every unit on top of those before it, then everything is measured again.
 
-    The change so far is saved before the records of its last step, so whatever is recorded can be
-    gone on from.
+    The change so far, and the method's state after it, are saved before the records of the last
+    step, so a run that is killed goes on from whatever is recorded.
 
     Raises:
         BenchError: records or the change so far were taken away.
@@ -86,7 +89,7 @@ class SequentialJob:
     def __init__(
         self, folder: RunDirectory, event_log: EventLog, label: str, plan: BenchmarkConfig
     ) -> None:
-        self._folder, self._journal, self._label = folder, event_log, label
+        self._folder, self._event_log, self._label = folder, event_log, label
         self._units = plan.units(label)
         self._whole = CaseRange(label, 0, 0, len(plan.cases))
         done = finished(event_log.lines)
@@ -96,14 +99,19 @@ class SequentialJob:
         if steps != list(range(self._step)) or self._measured > (self._step == len(self._units)):
             raise self._broken(f"{event_log.path} lacks records from its middle")
         self._total: Patch | None = None
+        self._state: State | None = None
         failed = [line for line in event_log.lines if line.get("error")]
         if self._step and not self._measured and len(failed) < len(event_log.lines):
+            file = self._file(self._step)
             try:
-                self._total = load_patch(self._file(self._step))
+                self._total = load_patch(file)
+                state_class = METHODS.get(plan.methods[label].alg_name).state_class
+                self._state = load_state(state_class, self._total, file)
             except PatchFormatError as error:
                 raise self._broken(str(error).removesuffix(".")) from None
-        for left in (*event_log.path.parent.glob("*.part"), self._file(self._step - 1)):
-            left.unlink(missing_ok=True)  # of a process that died
+        for part in event_log.path.parent.glob("*.part"):  # of a process that died
+            part.unlink(missing_ok=True)
+        _remove(self._file(self._step - 1))
         self.weight = len(plan.cases)
 
     def _broken(self, why: str) -> BenchError:
@@ -118,20 +126,20 @@ class SequentialJob:
     def next(self) -> Task | None:
         """See :class:`JobChain`."""
         if self._step < len(self._units):
-            return Task("edit", self._units[self._step], self._total)
-        return None if self._measured else Task("final", self._whole, self._total)
+            return Task("edit", self._units[self._step], self._total, self._state)
+        return None if self._measured else Task("final", self._whole, self._total, self._state)
 
     def done(self, task: Task, result: Result) -> None:
         """See :class:`JobChain`."""
         if task.kind == "final":
-            self._journal.append(result.records)
+            self._event_log.append(result.records)
             self._measured = True
             return
-        self._total = result.total
+        self._total, self._state = result.total, result.state
         if result.total is not None:
-            _keep(result.total, self._file(self._step + 1))
-        self._journal.append(result.records)
-        self._file(self._step).unlink(missing_ok=True)
+            _keep(result.total, self._file(self._step + 1), result.state)
+        self._event_log.append(result.records)
+        _remove(self._file(self._step))
         self._step += 1
 
 
@@ -141,12 +149,12 @@ class Downstream:
     weight = 1
 
     def __init__(self, event_log: EventLog, label: str, patch: Path | None) -> None:
-        self._journal, self._patch = event_log, patch
+        self._event_log, self._patch = event_log, patch
         self._unit = CaseRange(label, 0, 0, 0)
 
     def next(self) -> Task | None:
         """See :class:`JobChain`."""
-        if any(line["label"] == self._unit.label for line in self._journal.lines):
+        if any(line["label"] == self._unit.label for line in self._event_log.lines):
             return None
         if self._patch is None or not self._patch.is_file():  # unedited, or every edit failed
             return Task("downstream", self._unit)
@@ -154,11 +162,17 @@ class Downstream:
 
     def done(self, _task: Task, result: Result) -> None:
         """See :class:`JobChain`."""
-        self._journal.append([{"label": self._unit.label, "tasks": result.records[0]}])
+        self._event_log.append([{"label": self._unit.label, "tasks": result.records[0]}])
 
 
-def _keep(patch: Patch, file: Path) -> None:
+def _remove(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    state_file(file).unlink(missing_ok=True)
+
+
+def _keep(patch: Patch, file: Path, state: State | None = None) -> None:
     try:
+        save_state(state, patch, file)  # first: a change in its place has its state
         save_patch(patch, file)
     except OSError as error:
         raise BenchError(

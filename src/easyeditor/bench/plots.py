@@ -12,6 +12,7 @@ from easyeditor.bench.drawing import (
     COLOURS,
     GREY,
     MARKS,
+    PHASE_COLOURS,
     colours,
     draw_bars,
     draw_line,
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROBABILITY = {"rewrite_prob/target_new": "P(new)", "rewrite_prob/ground_truth": "P(true)"}
+TITLES = {
+    "S": "S: harmonic mean of ES, PS, NS",
+    "ES": "ES: new answer likelier",
+    "PS": "PS: … in other words",
+    "NS": "NS: neighbours unchanged",
+    "rewrite_acc": "rewrite accuracy",
+    "rephrase_acc": "rephrase accuracy",
+}
 AGEING = {
     "S": "S",
     "NS": "NS",
@@ -57,7 +66,9 @@ def figures(runs: Sequence[Run], table: Table) -> dict[str, Figure]:
         "scores": scores(table),
         "probability": probability_shift(table.rows),
         "time": seconds(table.rows),
-        "memory": bars(table.rows, [c for c in table.columns if c.key.startswith("memory/")]),
+        "memory": bars(
+            table.rows, [c for c in table.columns if c.key.startswith("memory/")], "Peak of memory"
+        ),
         "retention": ageing(runs),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -67,11 +78,11 @@ def scores(table: Table) -> Figure | None:
     """Every score of every row with its interval."""
     left_out = ("EM", "PM", "NM", "fluency", "consistency", "_success")  # no shares, or shown as NS
     kept = [c for c in table.columns if c.scale == 100 and not c.key.endswith(left_out)]
-    return bars(table.rows, kept)
+    return bars(table.rows, kept, "Scores in percent, mean over the cases with 95 % interval")
 
 
 @styled()
-def bars(rows: Sequence[Row], columns: Sequence[Column]) -> Figure | None:
+def bars(rows: Sequence[Row], columns: Sequence[Column], title: str = "") -> Figure | None:
     """One panel per column, one bar per row; the unedited model is grey.
 
     Raises:
@@ -85,7 +96,9 @@ def bars(rows: Sequence[Row], columns: Sequence[Column]) -> Figure | None:
     for axis, column in zip(axes, columns, strict=True):
         draw_bars(axis, rows, column, colours(rows))
         name_rows(axis, names, visible=axis.get_subplotspec().is_first_col())
-        axis.set_title(written(column.title), loc="left")
+        axis.set_title(written(TITLES.get(column.key, column.title), 26), loc="left")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -138,11 +151,12 @@ def seconds(rows: Sequence[Row]) -> Figure | None:
     left = [0.0] * len(rows)
     for i, key in enumerate(phases):
         width = [row.numbers[key].value if key in row.numbers else 0.0 for row in rows]
-        look: dict[str, Any] = {"color": COLOURS[i % 7], "hatch": ("", "///", "...")[i // 7 % 3]}
+        hatch = ("", "///", "...")[i // len(PHASE_COLOURS) % 3]
+        look: dict[str, Any] = {"color": PHASE_COLOURS[i % len(PHASE_COLOURS)], "hatch": hatch}
         label = written(key.removeprefix("seconds/"))
         edit.barh(range(len(rows)), width, 0.62, left, label=label, edgecolor="w", zorder=2, **look)
         left = [a + b for a, b in zip(left, width, strict=True)]
-    draw_bars(evaluate, rows, Column(EVALUATE, "", "", 1, 2), [COLOURS[0]] * len(rows))
+    draw_bars(evaluate, rows, Column(EVALUATE, "", "", 1, 2), [GREY] * len(rows))
     name_rows(edit, names)
     name_rows(evaluate, names, visible=False)
     edit.set_title("seconds per edit", loc="left")

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from easyeditor.bench.config import BenchmarkConfig, CaseRange
 from easyeditor.bench.observations import to_json
-from easyeditor.editors.apply_method import check_request, make_patch
-from easyeditor.editors.metric_recorder import request_of
+from easyeditor.editors.apply_method import check_request
+from easyeditor.editors.metric_recorder import CaseSummary, request_of
+from easyeditor.editors.session import Attempt, EditSession
 from easyeditor.edits import Case
-from easyeditor.errors import DivergedError
-from easyeditor.evaluate.change import Peak, peak_memory, sizes
-from easyeditor.evaluate.generation_metrics import Consistency
-from easyeditor.evaluate.metrics import summarise
+from easyeditor.evaluate.change import sizes
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
-    free_prompts,
     observe,
     observe_each,
-    open_prompts,
+    texts_of,
 )
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
-from easyeditor.methods.base import Method
+from easyeditor.methods.base import State
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 
@@ -37,29 +34,34 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is asked to do; ``total`` is what a sequence has changed so far."""
+    """What a worker is asked to do.
+
+    Attributes:
+        kind: which of its tasks.
+        unit: the cases.
+        total: the change that a sequence has made so far.
+        state: the method's state after that; None stands for the initial one.
+    """
 
     kind: Literal["before", "edit", "final", "downstream"]
     unit: CaseRange
     total: Patch | None = None
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it; ``total`` holds the edits of this task and, in a sequence, all before."""
+    """The outcome of a task.
+
+    Attributes:
+        records: one per case.
+        total: the edits of this task and, in a sequence, all before.
+        state: the method's state after them.
+    """
 
     records: list[Record]
     total: Patch | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What one call of a method gave, and took: seconds per case, memory; or why it failed."""
-
-    patch: Patch | None
-    spent: float
-    peak: Peak | None
-    error: str
+    state: State | None = None
 
 
 class Worker:
@@ -67,17 +69,15 @@ class Worker:
 
     def __init__(self, lm: LM, plan: BenchmarkConfig) -> None:
         self._lm, self._plan = lm, plan
-        self._methods = {
-            label: METHODS.get(settings.alg_name)(settings)
+        self._sessions = {
+            label: EditSession(lm, METHODS.get(settings.alg_name)(settings))
             for label, settings in plan.methods.items()
         }
-        self._consistency = _consistency(plan)
-        self._ready: set[str] = set()
-        self._before: Replies | None = None
+        self._summary = CaseSummary(plan.cases, plan.measures, None)
 
     def set_baseline(self, before: Replies) -> None:
-        """What the unedited model said; needed before anything is edited."""
-        self._before = before
+        """Take the unedited model's replies; needed before anything is edited."""
+        self._summary.before = before
 
     def run_task(self, task: Task) -> Result:
         """Carry out one task."""
@@ -85,7 +85,7 @@ class Worker:
             seen = observe(self._lm, self._cases(task.unit), self._measures(task.unit.number == 0))
             return Result([{"chunk": task.unit.number, **to_json(seen)}])
         if task.kind == "edit":
-            return self._edit(task.unit, task.total)
+            return self._edit(task)
         if task.kind == "final":
             return self._final(task)
         return self._downstream(task.total)
@@ -94,66 +94,65 @@ class Worker:
         return self._plan.cases[unit.start : unit.stop]
 
     def _measures(self, with_perplexity: bool) -> Measures:
-        own = self._plan.measures
-        if with_perplexity:
-            return own
-        return Measures(own.answer_tokens, own.continuation_tokens, own.continuations, "", own.seed)
+        measures = self._plan.measures
+        return measures if with_perplexity else replace(measures, heldout="")
 
-    def _edit(self, unit: CaseRange, total: Patch | None) -> Result:
-        lm, label, cases = self._lm, unit.label, self._cases(unit)
-        method = self._methods[label]
-        if label not in self._ready:  # from the unedited model, also when a sequence goes on
-            method.prepare(lm)
-            self._ready.add(label)
+    def _edit(self, task: Task) -> Result:
+        unit, cases = task.unit, self._cases(task.unit)
+        session = self._sessions[unit.label]
+        session.resume(task.state)
+        groups = [[case] for case in cases] if self._plan.protocol == "single" else [cases]
+        attempts = [
+            session.attempt(
+                [edit for case in group for edit in case.edits],
+                on=task.total,
+                memory=True,
+                failures=True,
+            )
+            for group in groups
+        ]
         if self._plan.protocol == "single":
-            alone = [self._make(method, [case]) for case in cases]
-            return Result(self._measured("post", unit, alone))
-        made = self._make(method, cases, total)
-        both = [p for p in (total, made.patch) if p is not None]
-        after = merge(both, compact=True) if both and self._plan.sequential else made.patch
-        return Result(self._measured("post", unit, [made], after), after)
-
-    def _make(self, method: Method, cases: Sequence[Case], on: Patch | None = None) -> _Made:
-        """One patch for these cases, on a model that carries ``on``."""
-        edits = [edit for case in cases for edit in case.edits]
-        error, patch = "", None
-        with ExitStack() as carried:
-            if on is not None:
-                carried.enter_context(applied(self._lm.model, on))
-            began = time.perf_counter()
-            with peak_memory(self._lm.device) as peak:
-                try:
-                    patch = make_patch(method, self._lm, edits)
-                except DivergedError as diverged:  # an edit that fails is a result, too
-                    error = str(diverged)
-            spent = time.perf_counter() - began
-        return _Made(patch, spent / len(cases), peak, error)
+            return Result(self._measured("post", unit, attempts))
+        patch, state = attempts[0].patch, attempts[0].state
+        both = [p for p in (task.total, patch) if p is not None]
+        after = merge(both, compact=True) if both and self._plan.sequential else patch
+        return Result(self._measured("post", unit, attempts, after), after, state)
 
     def _final(self, task: Task) -> Result:
-        made = _Made(task.total, 0.0, None, "")
-        return Result(self._measured("final", task.unit, [made], task.total))
+        attempt = Attempt(task.total, task.state)
+        return Result(self._measured("final", task.unit, [attempt], task.total))
 
     def _measured(
-        self, stage: str, unit: CaseRange, made: Sequence[_Made], carried: Patch | None = None
+        self,
+        stage: str,
+        unit: CaseRange,
+        attempts: Sequence[Attempt],
+        carried: Patch | None = None,
     ) -> list[Record]:
-        """Records of a unit: with one patch per case, or one for all and what is then carried."""
+        """Records of a unit, with one attempt per case or one for all.
+
+        Args:
+            stage: ``"post"`` or ``"final"``.
+            unit: the cases.
+            attempts: of the unit.
+            carried: the patch that the model carries while it is measured, if one for all.
+        """
         lm, plan, cases = self._lm, self._plan, self._cases(unit)
+        session = self._sessions[unit.label]
         # A sequence asks for free text once, at its end: a hundred times would take hours.
         measures = Measures() if plan.sequential and stage == "post" else plan.measures
         began = time.perf_counter()
         if plan.protocol == "single":
-            seen = observe_each(lm, cases, [own.patch for own in made], measures)
+            replies = observe_each(lm, cases, [attempt.patch for attempt in attempts], measures)
         else:
-            with ExitStack() as stack:
-                if carried is not None:
-                    stack.enter_context(applied(lm.model, carried))
-                seen = [observe(lm, cases, measures)] * len(cases)
-            made = [*made] * len(cases)
+            with session.carrying(carried):
+                replies = [observe(lm, cases, measures)] * len(cases)
+            attempts = [*attempts] * len(cases)
         asked = (time.perf_counter() - began) / len(cases)
-        described: dict[int, Record] = {}
-        for own in made:
-            if id(own) not in described:
-                described[id(own)] = self._described(stage, unit, own, asked, len(cases))
+        shared: dict[int, Record] = {}
+        for attempt in attempts:
+            if id(attempt) not in shared:
+                shared[id(attempt)] = self._shared(stage, unit, attempt, asked, len(cases))
         return [
             {
                 "stage": stage,
@@ -162,48 +161,41 @@ class Worker:
                 "position": unit.start + i,
                 "case_id": case.id,
                 "requested_rewrite": request_of(case),
-                **described[id(own)],
-                **self._halves(case, now),
-                "texts": _texts(case, now, measures),
+                **shared[id(attempt)],
+                "pre": self._summary.of(case),
+                "post": self._summary.of(case, after),
+                "texts": texts_of(case, after, measures),
             }
-            for i, (case, own, now) in enumerate(zip(cases, made, seen, strict=True))
+            for i, (case, attempt, after) in enumerate(zip(cases, attempts, replies, strict=True))
         ]
 
-    def _halves(self, case: Case, now: Replies) -> Record:
-        before, measures = self._before, self._plan.measures
-        assert before is not None
-        return {
-            "pre": summarise(case, before, before, measures, self._consistency),
-            "post": summarise(case, before, now, measures, self._consistency),
-        }
-
-    def _described(self, stage: str, unit: CaseRange, own: _Made, asked: float, n: int) -> Record:
-        """What the records of one patch share."""
-        lm, plan, patch = self._lm, self._plan, own.patch
-        seconds = {"edit": own.spent, "evaluate": asked}
+    def _shared(
+        self, stage: str, unit: CaseRange, attempt: Attempt, asked: float, n: int
+    ) -> Record:
+        """What the records of one patch, of ``n`` cases, share."""
+        lm, plan, patch = self._lm, self._plan, attempt.patch
+        per_patch = 1 if plan.protocol == "single" else n
+        seconds = {"edit": attempt.seconds / per_patch, "evaluate": asked}
         if patch is not None and stage == "post":
-            together = 1 if plan.protocol == "single" else n
-            seconds |= {phase: s / together for phase, s in patch.info.seconds.items()}
+            seconds |= {phase: s / per_patch for phase, s in patch.info.seconds.items()}
         settings = plan.methods[unit.label].resolved(lm.n_layers).model_dump(mode="json")
-        described: Record = {
+        record: Record = {
             "method": unit.label,
             "hparams": dict(patch.info.hyperparams) if patch is not None else settings,
             "fingerprint": fingerprint(lm.model).digest,
             "versions": versions(),
             "seed": plan.seed,
             "seconds": seconds,
-            "peak_memory_mb": own.peak.total_mb if own.peak else None,
-            "extra_memory_mb": own.peak.extra_mb if own.peak else None,
+            "peak_memory_mb": attempt.peak.total_mb if attempt.peak else None,
+            "extra_memory_mb": attempt.peak.extra_mb if attempt.peak else None,
             "change": sizes(lm, patch) if patch is not None else {},
         }
-        return {**described, "error": own.error} if own.error else described
+        return {**record, "error": f"failed: {attempt.error}"} if attempt.error else record
 
     def _downstream(self, total: Patch | None) -> Result:
         from easyeditor.evaluate.downstream import downstream
 
-        with ExitStack() as stack:
-            if total is not None:
-                stack.enter_context(applied(self._lm.model, total))
+        with nullcontext() if total is None else applied(self._lm.model, total):
             scores = downstream(
                 self._lm,
                 self._plan.downstream,
@@ -229,20 +221,4 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
             own = plan.cases[unit.start : unit.stop]
             for cases in [[case] for case in own] if plan.protocol == "single" else [own]:
                 check_request(method, cases)
-    _consistency(plan)
-
-
-def _consistency(plan: BenchmarkConfig) -> Consistency | None:
-    references = [text for case in plan.cases for text in case.references]
-    return Consistency(references) if plan.measures.continuation_tokens and references else None
-
-
-def _texts(case: Case, now: Replies, measures: Measures) -> dict[str, Any]:
-    texts: dict[str, Any] = {}
-    if now.answers:
-        texts["answers"] = {str(p): now.answers[p] for p in free_prompts(case)}
-    if now.continuations:
-        texts["continuations"] = {
-            str(p): now.continuations[p] for p in open_prompts(case, measures)
-        }
-    return texts
+    CaseSummary(plan.cases, plan.measures, None)

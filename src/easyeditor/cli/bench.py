@@ -127,6 +127,7 @@ def run(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Edit every case of a dataset with every method, and report the scores."""
@@ -243,10 +244,12 @@ def _entrants(
         if label in found:
             raise typer.BadParameter(f"{label!r} takes part twice; give it another label")
         settings = options.settings_of(method, model, None, [*changes, *own])
-        more: dict[str, Any] = {"device": device} if device is not None else {}
+        named = {change.partition("=")[0].strip() for change in (*changes, *own)}
+        variant = settings.variant(label)  # "FT-M=ft" means what FT-M stands for
+        more = {name: value for name, value in variant.items() if name not in named}
+        more |= {"device": device} if device is not None else {}
         if dtype is not None:
             more |= {"dtype": dtype, "fp16": False}
-        named = {change.partition("=")[0].strip() for change in (*changes, *own)}
         if "seed" in type(settings).model_fields and "seed" not in named:
             more["seed"] = seed
         found[label] = settings.replace(**more)

@@ -97,7 +97,7 @@ def _settings(folder: str) -> dict[str, Any]:
 def _class_of(folder: str) -> type[HyperParams]:
     kind, _, name = folder.rpartition("/")
     if kind == TRAINING:
-        from easyeditor.methods.learning import training_class_of
+        from easyeditor.methods.training import training_class_of
 
         return training_class_of(name)
     hyperparams: type[HyperParams] = METHODS.get(name).hyperparams_class
@@ -108,15 +108,16 @@ def _class_of(folder: str) -> type[HyperParams]:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.methods.base import Need
+    from easyeditor.methods.locate import LocateHyperParams
 
     kind = METHODS.get(name)
     return {
         "name": kind.name,
         "title": kind.title,
         "batch": kind.max_batch is None,
-        "needs_subject": kind.needs_subject,
-        "learns": hasattr(kind, "learner"),
+        "needs_subject": Need.SUBJECT in kind.needs,
+        "learns": kind.training_class is not None,
         "second_moments": issubclass(kind.hyperparams_class, LocateHyperParams),
         "presets": list(kind.hyperparams_class.presets),
     }

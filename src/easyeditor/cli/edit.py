@@ -82,6 +82,7 @@ def edit(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     save: Annotated[
         Path | None, typer.Option(help="Write the patch here; - for standard output.")
     ] = None,
@@ -112,6 +113,7 @@ def edit(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        trust_remote_code=trust_remote_code,
     )
     model = settings.model_name
     with output.loading(model):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from easyeditor.bench.convergence import Row
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM
-    from easyeditor.methods.base import LocateHyperParams
+    from easyeditor.methods.locate import LocateHyperParams
     from easyeditor.second_moments import Moments
 
 EXAMPLES = """
@@ -72,6 +72,7 @@ def moments(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Collect second moments, or show those that are there."""
@@ -84,7 +85,9 @@ def moments(
     from easyeditor.hyperparams import resolve_layers
 
     model = settings.model_name
-    settings = options.loaded_as(settings, device=device, dtype=dtype)
+    settings = options.loaded_as(
+        settings, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     with output.loading(model):
         from easyeditor.editors.base import load_for
 

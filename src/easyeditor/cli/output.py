@@ -58,19 +58,12 @@ def working(message: str, *, long: bool = True) -> Iterator[None]:
         yield
 
 
-def load_model(
-    name: str,
-    *,
-    device: int | str | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
-    **more: Any,
-) -> LM:
-    """Load a model for reading."""
+def load_model(name: str, **how: Any) -> LM:
+    """Load a model for reading; ``how`` are fields of ``ModelSpec``."""
     with loading(name):
         from easyeditor.lm.loading import load
 
-        return load(name, device=device, dtype=dtype, quantization=quantization, **more)
+        return load(name, **how)
 
 
 @contextmanager

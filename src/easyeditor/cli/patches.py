@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.text import Text
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.output import Column
+from easyeditor.cli.peek import peek
 from easyeditor.cli.terminal import count, visible
 from easyeditor.errors import (
     EditError,
@@ -64,10 +65,14 @@ def register(app: typer.Typer) -> None:
     add(app, generate, epilog=GENERATE_EXAMPLES)
 
 
-def _load(paths: list[Path]) -> list[Patch]:
+def _check_there(paths: list[Path]) -> None:
     for path in paths:  # before torch is imported
         if path != places.STREAM and not os.path.isfile(path):
             raise PatchFormatError(f"No patch file {str(path)!r}.")
+
+
+def _load(paths: list[Path]) -> list[Patch]:
+    _check_there(paths)
     for i, path in enumerate(paths):
         if any(path == other or _same_file(path, other) for other in paths[:i]):
             raise PatchStateError(f"{path} is named twice; an edit is applied once.")
@@ -126,6 +131,7 @@ def apply(
     model: options.PatchModel = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -133,7 +139,7 @@ def apply(
     places.check_folder(out)
     loaded = _weights(patches)
     model = _model_of(model, [*loaded])
-    lm = output.load_model(model, device=device, dtype=dtype)
+    lm = output.load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
     from easyeditor.lm.loading import save
     from easyeditor.lm.quantized import quantized_layers
@@ -191,27 +197,24 @@ def show(
     patch: Annotated[Path, typer.Argument(help="A patch file.")], as_json: options.Json = False
 ) -> None:
     """Say what a patch does, how it was made, and for which model."""
-    loaded = _load([patch])[0]
-
-    from easyeditor.patches.files import header_of
-
-    header = header_of(loaded)
-    rows = loaded.rows()
-    matrices = {row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in rows}
-    more = loaded.edit_rows()
+    _check_there([patch])
+    with places.input_file(patch, ".safetensors") as file:
+        known = peek(file)
+        document = known if known is not None else _described(file)
     if as_json:
-        pairs = zip(more, loaded.info.edits, strict=True) if more else ()
-        memory = [{**row, "prompt": edit.prompt.text, "target": edit.target} for row, edit in pairs]
-        known = {"memory": memory} if memory else {}
-        output.print_json({"path": str(patch), **header, "matrices": matrices, **known})
+        output.print_json({"path": str(patch), **document})
         return
+    header, matrices = document, document["matrices"]
+    more = document.get("memory", [])
     output.out.line(f"{header['method']} patch for {header['model_name']}")
     columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
-    columns += [Column(name) for name in (more[0] if more else ())]
+    columns += [Column("id")] if more else []
     edits = []
-    for i, edit in enumerate(loaded.info.edits):
-        cells = [str(edit.prompt), edit.subject or "", edit.ground_truth or "", edit.target]
-        edits.append(cells + ([str(value) for value in more[i].values()] if more else []))
+    for i, edit in enumerate(header["edits"]):
+        prompt = edit["prompt"] if isinstance(edit["prompt"], str) else edit["prompt"]["text"]
+        cells = [prompt, edit.get("subject"), edit.get("ground_truth"), edit["target"]]
+        cells += [more[i].get("id")] if more else []
+        edits.append([str(cell) if cell is not None else "" for cell in cells])
     output.show("Edits", columns, edits)
     if matrices:
         names = ("weight", "shape", "rank", "‖Δ‖")
@@ -229,6 +232,24 @@ def show(
     output.out.line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
 
 
+def _described(file: Path) -> dict[str, Any]:
+    """The same as :func:`~easyeditor.cli.peek.peek` for any patch, by the class of its kind."""
+    from easyeditor.patches.files import header_of, load_patch
+
+    patch = load_patch(file)
+    matrices = {
+        row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in patch.rows()
+    }
+    document = {**header_of(patch), "matrices": matrices}
+    rows = patch.edit_rows()
+    if rows:
+        document["memory"] = [
+            {**row, "prompt": str(edit.prompt), "target": edit.target}
+            for row, edit in zip(rows, patch.info.edits, strict=True)
+        ]
+    return document
+
+
 def generate(
     prompt: Annotated[
         str, typer.Argument(help="The text to continue; - reads it from standard input.")
@@ -239,12 +260,11 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Continue a prompt; with patches, before and after side by side."""
-    from easyeditor.lm.inference import generate as continued
-
     if prompt == str(places.STREAM):
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
@@ -252,7 +272,16 @@ def generate(
     loaded = _load(patch or [])
     model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
-    lm = output.load_model(model, device=device, dtype=dtype, quantization=scheme)
+    lm = output.load_model(
+        model,
+        device=device,
+        dtype=dtype,
+        quantization=scheme,
+        trust_remote_code=trust_remote_code,
+    )
+
+    from easyeditor.lm.inference import generate as continued
+
     texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
     if loaded:
         for one in loaded:

@@ -55,6 +55,7 @@ def train(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The folder that becomes OUT/METHOD/MODEL/…"),
@@ -68,10 +69,12 @@ def train(
     if out is not None:
         places.check_folder(out, empty=False)
 
-    from easyeditor.methods.learning import training_class_of
+    from easyeditor.methods.training import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
-    settings = options.loaded_as(settings, device=device, dtype=dtype)
+    settings = options.loaded_as(
+        settings, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     if out is not None:
         settings = settings.replace(results_dir=str(out))
     learn, held_out = _cases(data, val, share, settings.seed)

@@ -1,10 +1,17 @@
 """Files of edits → cases: one file per kind of dataset, imported when asked for."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from easyeditor.errors import DataError
 from easyeditor.registry import Registry
 
+if TYPE_CHECKING:
+    from easyeditor.data.dataset import CaseDataset
+
 # The order is the one in which a file is asked what it is; the most general comes last.
-DATASETS = Registry(
+DATASETS: Registry[type[CaseDataset]] = Registry(
     "kind of dataset",
     DataError,
     {

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from easyeditor.errors import DataError
 from easyeditor.files import written_whole
+from easyeditor.redaction import Redactor, public_url, url_secrets
 
 HERE = Path(__file__).parent
 SHIPPED = {"worldfacts": HERE / "worldfacts.json"}
@@ -69,7 +70,7 @@ def _is_set(value: str | None) -> bool:
 
 
 def _by_hand(name: str) -> str:
-    url = _url(name)
+    url = public_url(_url(name))
     file = url.rpartition("/")[2]
     return (
         f"Fetch it by hand from {url} and give the file: open_dataset({file!r}), or easyedit data "
@@ -102,6 +103,7 @@ def _download(name: str, file: Path) -> None:
                 _copy(answer, out, name)
             with part.open("rb") as head:
                 if head.read(64).lstrip()[:1] not in (b"[", b"{"):
-                    raise DataError(f"{_url(name)} gave no JSON. {_by_hand(name)}")
+                    raise DataError(f"{public_url(_url(name))} gave no JSON. {_by_hand(name)}")
     except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors
-        raise DataError(f"{name} could not be fetched ({error}). {_by_hand(name)}") from None
+        reason = Redactor(url_secrets(_url(name))).masked(str(error))
+        raise DataError(f"{name} could not be fetched ({reason}). {_by_hand(name)}") from None

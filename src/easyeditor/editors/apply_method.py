@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from easyeditor.associative.keys import subject_of
 from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import Method
+from easyeditor.methods.base import Method, Need, Outcome, S
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
 
 
-def check_request(method: Method, cases: Sequence[Case]) -> None:
+def check_request(method: Method[S], cases: Sequence[Case]) -> None:
     """Whatever can be known to be wrong before any work starts.
 
     Raises:
@@ -24,35 +24,24 @@ def check_request(method: Method, cases: Sequence[Case]) -> None:
     check_consistent(edit for case in cases for edit in case.edits)
     if len({id(case) for case in cases}) < len(cases):
         raise EditError("The same case is requested twice; request it once.")
-    if method.needs_subject:
+    if Need.SUBJECT in method.needs:
         for case in cases:
             for edit in case.edits:
                 subject_of(edit)
 
 
-def give_corpus(method: Method, cases: Iterable[Case]) -> None:
-    """Hand a training set to a method that takes demonstrations from one.
-
-    Raises:
-        EditError: this method takes none.
-        DataError: it is empty, or a record cannot be read.
-    """
-    take = getattr(method, "use_corpus", None)
-    if take is None:
-        raise EditError(f"{method.name} takes no train_ds: it learns from the edits alone.")
-    take(cases)
-
-
-def make_patch(method: Method, lm: LM, edits: Sequence[Edit]) -> Patch:
+def outcome_of(method: Method[S], lm: LM, edits: Sequence[Edit], state: S | None) -> Outcome[S]:
     """One patch for all ``edits``: at once where the method can, else one on top of the other.
 
     The model is bit-identical before and after.
     """
     if method.max_batch is None or len(edits) == 1:
-        return method.edit(lm, edits)
-    made: list[Patch] = []
-    with ExitStack() as carried:
+        return method.edit(lm, edits, state)
+    patches: list[Patch] = []
+    with ExitStack() as earlier:
         for edit in edits:
-            made.append(method.edit(lm, [edit]))
-            carried.enter_context(applied(lm.model, made[-1]))
-    return merge(made)
+            outcome = method.edit(lm, [edit], state)
+            patches.append(outcome.patch)
+            state = state if outcome.state is None else outcome.state
+            earlier.enter_context(applied(lm.model, outcome.patch))
+    return Outcome(merge(patches), state)

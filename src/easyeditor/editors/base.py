@@ -3,32 +3,79 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict, cast, get_type_hints
 
 from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
-from easyeditor.editors.apply_method import check_request, give_corpus, make_patch
+from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
 from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
+from easyeditor.editors.session import EditSession
+from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
-from easyeditor.errors import EditError, HyperParamsError
+from easyeditor.errors import EditError, HyperParamsError, did_you_mean
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
-from easyeditor.methods.base import Method
+from easyeditor.methods.base import Method, State
 from easyeditor.patches.copies import edited_copy
+from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
-from easyeditor.patches.stack import applied, collapse, stack_of
+from easyeditor.patches.stack import applied_patches
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
 When = Literal["each", "end", "both"]
+
+
+class MeasuringOptions(TypedDict, total=False):
+    """How a request is measured.
+
+    Attributes:
+        evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
+            ``"both"`` (then ``post`` is after each, ``final`` at the end:
+            :func:`easyeditor.evaluate.aggregate.retention` compares them).
+        measures: what is asked beside the teacher-forced scores: free answers, long
+            continuations, perplexity.
+        train_ds: other edits to take demonstrations from, for methods that show some.
+    """
+
+    evaluate_when: When
+    measures: Measures | None
+    train_ds: Iterable[Case] | None
+
+
+class EditOptions(MeasuringOptions, total=False):
+    """How a request is carried out and measured.
+
+    Attributes:
+        keep_original_weight: see :meth:`BaseEditor.edit`.
+        verbose: log each edit's scores; True by default.
+    """
+
+    keep_original_weight: bool
+    verbose: bool
+
+
+class RequestOptions(MeasuringOptions, total=False):
+    """What is asked beside the classic arguments, and how it is measured.
+
+    Attributes:
+        subject: what each fact is about; needed by locate-and-edit methods.
+        requests: instead of all the lists: one record per edit, with the fields of a file of edits
+            (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
+            portability``).
+    """
+
+    subject: Texts | None
+    requests: Sequence[Mapping[str, Any]] | None
 
 
 class EditResult(NamedTuple):
@@ -53,7 +100,8 @@ class BaseEditor:
 
     Attributes:
         lm: the model with its tokenizer.
-        method: computes the patches; keeps statistics between edits.
+        hparams: the method's settings.
+        session: the sequence of edits, with the method's state.
     """
 
     def __init__(self, lm: LM, hparams: HyperParams) -> None:
@@ -61,7 +109,13 @@ class BaseEditor:
         lm.check_claims(hparams.family_claims)
         self.lm = lm
         self.hparams = hparams
-        self.method: Method = METHODS.get(hparams.alg_name)(hparams)
+        self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
+        self._undo: list[_Undo] = []
+
+    @property
+    def method(self) -> Method[Any]:
+        """Computes the patches."""
+        return self.session.method
 
     @classmethod
     def from_hparams(cls, hparams: HyperParams) -> BaseEditor:
@@ -94,15 +148,50 @@ class BaseEditor:
     @property
     def applied(self) -> list[Patch]:
         """The patches the model carries now, oldest first."""
-        return [patch for patch in stack_of(self.model).patches if isinstance(patch, Patch)]
+        return [patch for patch in applied_patches(self.model) if isinstance(patch, Patch)]
 
     def undo(self, patch: Patch) -> None:
         """Take back an applied patch, whatever came after it; the other edits stay, bit for bit.
+
+        What a method keeps per edit goes with the patch. A running state (a mean over all edits)
+        is put back only if the patch was the latest edit.
 
         Raises:
             PatchStateError: it is not applied.
         """
         patch.revert(self.model)
+        if self._undo and self._undo[-1].patch is patch:
+            self.session.resume(self._undo[-1].state)
+        self._undo = [entry for entry in self._undo if entry.patch is not patch]
+
+    def save(self, patch: Patch, path: str | Path) -> Path:
+        """Write ``patch``, and the method's state beside it where it has one; returns its path.
+
+        :meth:`load` goes on from both. A patch without a state is a file like
+        :func:`~easyeditor.patches.files.save_patch`'s.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        save_state(self.session.state, patch, path)  # first: a patch in its place has its state
+        return save_patch(patch, path)
+
+    def load(self, path: str | Path) -> Patch:
+        """Apply a saved patch, and go on from the state that lies beside it.
+
+        Raises:
+            PatchFormatError: one of the files is missing or damaged, or the state belongs to
+                another patch.
+            PatchMismatchError: the patch was made for another model.
+        """
+        patch = load_patch(path)
+        state = load_state(self.method.state_class, patch, path)
+        before = self.session.state
+        patch.apply(self.model)
+        self._undo.append(_Undo(patch, before))
+        if state is not None:
+            self.session.resume(state)
+        return patch
 
     def edit(
         self,
@@ -114,12 +203,7 @@ class BaseEditor:
         portability_inputs: Mapping[str, Any] | None = None,
         keep_original_weight: bool = False,
         verbose: bool = True,
-        *,
-        subject: Texts | None = None,
-        requests: Sequence[Mapping[str, Any]] | None = None,
-        evaluate_when: When = "each",
-        measures: Measures | None = None,
-        train_ds: Iterable[Case] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> EditResult:
         """Make each prompt continue with its target, one edit after the other, and measure.
 
@@ -137,38 +221,21 @@ class BaseEditor:
                 alone, and returns a copy that shares all unedited tensors. False edits the
                 caller's model; edits accumulate.
             verbose: log each edit's scores.
-            subject: what each fact is about; needed by locate-and-edit methods.
-            requests: instead of all the lists: one record per edit, with the fields of a file of
-                edits (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
-                portability``).
-            evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
-                ``"both"`` (then ``post`` is after each, ``final`` at the end:
-                :func:`easyeditor.evaluate.aggregate.retention` compares them).
-            measures: what is asked beside the teacher-forced scores: free answers, long
-                continuations, perplexity.
-            train_ds: other edits to take demonstrations from, for methods that show some.
+            options: ``subject`` or ``requests``, and how to measure; see :class:`RequestOptions`.
 
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
-        cases = _requested(
-            requests,
-            prompts=prompts,
-            target_new=target_new,
-            ground_truth=ground_truth,
-            subject=subject,
-            rephrase_prompts=rephrase_prompts,
-            locality_inputs=locality_inputs,
-            portability_inputs=portability_inputs,
-        )
-        return self.edit_cases(
-            cases,
-            keep_original_weight=keep_original_weight,
-            verbose=verbose,
-            evaluate_when=evaluate_when,
-            measures=measures,
-            train_ds=train_ds,
-        )
+        lists = {
+            "prompts": prompts,
+            "target_new": target_new,
+            "ground_truth": ground_truth,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(_requested(lists, options), **how)
 
     def batch_edit(
         self,
@@ -180,39 +247,28 @@ class BaseEditor:
         portability_inputs: Mapping[str, Any] | None = None,
         keep_original_weight: bool = False,
         verbose: bool = True,
-        *,
-        subject: Texts | None = None,
-        requests: Sequence[Mapping[str, Any]] | None = None,
-        evaluate_when: When = "end",
-        measures: Measures | None = None,
-        train_ds: Iterable[Case] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> EditResult:
         """:meth:`edit` for methods that take several edits: ``hparams.batch_size`` at a time.
+
+        It is measured at the ``"end"`` unless ``evaluate_when`` says otherwise.
 
         Raises:
             EditError: the method makes one edit at a time, or see :meth:`edit`.
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        cases = _requested(
-            requests,
-            prompts=prompts,
-            target_new=target_new,
-            ground_truth=ground_truth,
-            subject=subject,
-            rephrase_prompts=rephrase_prompts,
-            locality_inputs=locality_inputs,
-            portability_inputs=portability_inputs,
-        )
-        return self.edit_cases(
-            cases,
-            keep_original_weight=keep_original_weight,
-            verbose=verbose,
-            evaluate_when=evaluate_when,
-            measures=measures,
-            train_ds=train_ds,
-            batch=True,
-        )
+        options.setdefault("evaluate_when", "end")
+        lists = {
+            "prompts": prompts,
+            "target_new": target_new,
+            "ground_truth": ground_truth,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(_requested(lists, options), batch=True, **how)
 
     def edit_dataset(
         self,
@@ -220,92 +276,66 @@ class BaseEditor:
         keep_original_weight: bool = False,
         verbose: bool = True,
         *,
-        evaluate_when: When = "each",
-        measures: Measures | None = None,
-        train_ds: Iterable[Case] | None = None,
         batch: bool = False,
+        **options: Unpack[MeasuringOptions],
     ) -> EditResult:
         """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
 
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        return self.edit_cases(
-            list(ds),
-            keep_original_weight=keep_original_weight,
-            verbose=verbose,
-            evaluate_when=evaluate_when,
-            measures=measures,
-            train_ds=train_ds,
-            batch=batch,
-        )
+        how = _how(keep_original_weight, verbose, options)
+        return self.edit_cases(list(ds), batch=batch, **how)
 
     def edit_cases(
-        self,
-        cases: Sequence[Case],
-        *,
-        keep_original_weight: bool = False,
-        verbose: bool = True,
-        evaluate_when: When = "each",
-        measures: Measures | None = None,
-        train_ds: Iterable[Case] | None = None,
-        batch: bool = False,
+        self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
         """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
-        if evaluate_when not in {"each", "end", "both"}:
-            raise EditError(f"evaluate_when={evaluate_when!r}: use 'each', 'end' or 'both'.")
+        _refuse_unknown(options, EditOptions)
+        when = options.get("evaluate_when", "each")
+        if when not in {"each", "end", "both"}:
+            raise EditError(f"evaluate_when={when!r}: use 'each', 'end' or 'both'.")
         check_request(self.method, cases)
+        train_ds = options.get("train_ds")
         if train_ds is not None:
-            give_corpus(self.method, train_ds)
-        size = int(getattr(self.hparams, "batch_size", 1)) if batch else 1
-        sheet = MetricRecorder(self.lm, cases, measures or Measures())
-        patches: list[Patch] = []
+            self.method.use_corpus(train_ds)
+        keep = not options.get("keep_original_weight", False)
+        size = self.method.batch_size if batch else 1
+        recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
+        session, before = self.session, self.session.state
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
                 for start in range(0, len(cases), size):
                     group = cases[start : start + size]
-                    began = time.perf_counter()
-                    patch = make_patch(self.method, self.lm, [e for c in group for e in c.edits])
-                    spent = time.perf_counter() - began
-                    with self._with(patch, patches, keep_original_weight):
-                        if evaluate_when != "end":
-                            sheet.fill("post", self.lm, group)
+                    attempt = session.attempt([edit for case in group for edit in case.edits])
+                    with session.measured(attempt, keep=keep):
+                        if when != "end":
+                            recorder.fill("post", self.lm, group)
                     progress.update(len(group))
                     for case in group:
-                        sheet[case]["time"] = spent / len(group)
-                        if verbose and evaluate_when != "end":
-                            log.info("%s", sheet[case])
-            edited, whole = self._finish(patches, keep_original_weight)
-            if evaluate_when != "each":
+                        recorder[case]["time"] = attempt.seconds / len(group)
+                        if options.get("verbose", True) and when != "end":
+                            log.info("%s", recorder[case])
+            whole = merge(session.patches)
+            edited = self.model if keep else edited_copy(self.model, whole)
+            if when != "each":
                 final = LM(edited, self.tokenizer, chat_template=self.lm.text.chat_template)
-                sheet.fill("post" if evaluate_when == "end" else "final", final, cases)
+                recorder.fill("post" if when == "end" else "final", final, cases)
         except BaseException:
-            for patch in patches:  # all or nothing: a half-made sequence is taken back
-                if any(patch is applied for applied in self.applied):
-                    patch.revert(self.model)
+            session.put_back(before)
             raise
-        return EditResult(list(sheet.metrics), edited, whole)
-
-    @contextmanager
-    def _with(self, patch: Patch, patches: list[Patch], keep: bool) -> Iterator[None]:
-        """The model carries the patch inside; after, only if edits accumulate."""
+        session.finish(whole)
         if keep:
-            with applied(self.model, patch):
-                yield
-            patches.append(patch)
-        else:
-            patch.apply(self.model, force=True)
-            patches.append(patch)
-            yield
+            self._undo.append(_Undo(whole, before))
+        return EditResult(list(recorder.metrics), edited, whole)
 
-    def _finish(self, patches: list[Patch], keep: bool) -> tuple[PreTrainedModel, Patch]:
-        """The model that holds every edit, and the one patch that stands for all of them."""
-        whole = merge(patches)
-        if keep:
-            return edited_copy(self.model, whole), whole
-        collapse(self.model, patches, whole)
-        patches[:] = [whole]
-        return self.model, whole
+
+@dataclass(frozen=True, slots=True)
+class _Undo:
+    """A patch that was applied, and the method's state before it."""
+
+    patch: Patch
+    state: State | None
 
 
 def load_for(hparams: HyperParams) -> LM:
@@ -324,7 +354,10 @@ def load_for(hparams: HyperParams) -> LM:
     )
 
 
-def _requested(requests: Sequence[Mapping[str, Any]] | None, **lists: Any) -> list[Case]:
+def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
+    _refuse_unknown(options, RequestOptions)
+    lists["subject"] = options.get("subject")
+    requests = options.get("requests")
     if requests is None:
         for name in ("prompts", "target_new"):
             if lists[name] is None:
@@ -334,6 +367,23 @@ def _requested(requests: Sequence[Mapping[str, Any]] | None, **lists: Any) -> li
     if given:
         raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
     return cases_of(requests)
+
+
+def _how(keep_original_weight: bool, verbose: bool, options: MeasuringOptions) -> EditOptions:
+    named = {name: value for name, value in options.items() if name not in {"subject", "requests"}}
+    return cast(
+        EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
+    )
+
+
+def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    names = sorted(get_type_hints(known))
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise EditError(
+            f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
+            f"Known: {', '.join(names)}."
+        )
 
 
 def _check(hparams: object) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyeditor.edits import Case
-from easyeditor.evaluate.generation_metrics import Consistency
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.query import Measures, observe
+from easyeditor.evaluate.query import Measures, Replies, observe
+from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,29 @@ class MetricDict(dict[str, Any]):
         raise KeyError(key)
 
 
+class CaseSummary:
+    """The metrics of cases, from the replies before an edit and after.
+
+    Args:
+        cases: all that will be summarised; consistency weighs words by their texts.
+        measures: what was asked.
+        before: the unedited model's replies.
+
+    Raises:
+        MissingExtraError: a measure needs a package that is not installed.
+    """
+
+    def __init__(self, cases: Sequence[Case], measures: Measures, before: Replies | None) -> None:
+        self.scorers = scorers(measures, cases)
+        self.before = before
+
+    def of(self, case: Case, after: Replies | None = None) -> dict[str, Any]:
+        """The metrics of one case; of the unedited model without ``after``."""
+        assert self.before is not None, "the unedited model was not asked yet"
+        after = self.before if after is None else after
+        return summarise(case, self.before, after, self.scorers)
+
+
 class MetricRecorder:
     """One :class:`MetricDict` per case; the unedited model is asked once, on construction.
 
@@ -33,27 +56,24 @@ class MetricRecorder:
 
     def __init__(self, lm: LM, cases: Sequence[Case], measures: Measures) -> None:
         self._measures = measures
-        references = [text for case in cases for text in case.references]
-        wanted = measures.continuation_tokens and references
-        self._consistency = Consistency(references) if wanted else None
-        self._before = observe(lm, cases, measures)
+        self._summary = CaseSummary(cases, measures, None)  # fails before any model is asked
+        self._summary.before = observe(lm, cases, measures, self._summary.scorers)
         self._number = {id(case): i for i, case in enumerate(cases)}
         self.metrics = [
             MetricDict(
-                case_id=case.id, requested_rewrite=request_of(case), time=0.0, pre=self._half(case)
+                case_id=case.id,
+                requested_rewrite=request_of(case),
+                time=0.0,
+                pre=MetricDict(self._summary.of(case)),
             )
             for case in cases
         ]
 
-    def _half(self, case: Case, now: Any = None) -> MetricDict:
-        seen = self._before if now is None else now
-        return MetricDict(summarise(case, self._before, seen, self._measures, self._consistency))
-
     def fill(self, key: str, lm: LM, cases: Sequence[Case]) -> None:
-        """Ask ``lm`` about ``cases`` and write what it says under ``key``."""
-        now = observe(lm, cases, self._measures)
+        """Ask ``lm`` about ``cases`` and write the metrics of its replies under ``key``."""
+        after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
-            self[case][key] = self._half(case, now)
+            self[case][key] = MetricDict(self._summary.of(case, after))
 
     def __getitem__(self, case: Case) -> MetricDict:
         return self.metrics[self._number[id(case)]]

@@ -9,12 +9,26 @@ from easyeditor.data.edits_file import case_of
 from easyeditor.data.fields import Fields
 from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError, EditError
+from easyeditor.evaluate.query import Measures
 
 Texts = str | Prompt | Sequence[str | Prompt]
 Nested = str | Prompt | Sequence[str | Prompt | Sequence[str | Prompt]]
 
 
+def _plain(value: Any) -> Any:
+    """Columns of NumPy, pandas and torch as lists; missing entries of a column as None."""
+    listed = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    if listed is not None and not isinstance(value, (str, Prompt)):
+        value = listed()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:  # a missing cell of pandas
+        return None
+    return value
+
+
 def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
+    value = _plain(value)
     if value is None:
         return [None] * (n or 0)
     if not isinstance(value, (str, Prompt, Sequence)) or isinstance(value, bytes):
@@ -34,6 +48,21 @@ def _several(name: str, value: Any) -> list[Any]:
     if not isinstance(value, (str, Prompt, Sequence)):
         raise EditError(f"{name}: {value!r} must be a text or a list, not {type(value).__name__}.")
     return [value] if isinstance(value, (str, Prompt)) else list(value)
+
+
+def _accepted(name: str, value: Any) -> tuple[Any, ...]:
+    """Accepted answers: one text, or a list of them, the scored one first."""
+    answers = tuple(_several(name, value))
+    if not answers:
+        raise EditError(f"{name}: an answer is missing; give a text, or a list of accepted ones.")
+    return answers
+
+
+def _truth(value: Any) -> str | None:
+    """The old answer: of a list of accepted ones the first."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value or None
 
 
 def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Probe]]:
@@ -56,7 +85,7 @@ def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Pr
             if len(own) != len(truth):
                 raise EditError(f"{where}, edit {i}: {len(own)} prompts but {len(truth)} answers.")
             found[i] += [
-                Probe(prompt, (answer,), f"{group}/{name}")
+                Probe(prompt, _accepted(where, answer), f"{group}/{name}")
                 for prompt, answer in zip(own, truth, strict=True)
             ]
     return found
@@ -70,8 +99,13 @@ def make_cases(
     rephrase_prompts: Nested | None = None,
     locality_inputs: Mapping[str, Any] | None = None,
     portability_inputs: Mapping[str, Any] | None = None,
+    rejected: Texts | None = None,
 ) -> list[Case]:
     """One case per prompt; every list must have one entry per prompt (an entry may be a list).
+
+    Columns of NumPy arrays and pandas data frames count as lists. An entry of ``ground_truth``
+    that is a list holds accepted answers; for a single prompt that is a text, so does the whole
+    list.
 
     Raises:
         EditError: lengths that do not match, wrong types, an edit that cannot be carried out.
@@ -81,14 +115,20 @@ def make_cases(
     if not n:
         raise EditError("There is nothing to edit: prompts is empty.")
     targets = _list("target_new", target_new, n)
-    truths = _list("ground_truth", ground_truth, n)
+    truths = _plain(ground_truth)
+    if isinstance(prompts, (str, Prompt)) and isinstance(truths, list):
+        truths = truths[:1]
+    truths = _list("ground_truth", truths, n)
+    negatives = _list("target_neg", rejected, n)
     subjects = _list("subject", subject, n)
     rephrases = _list("rephrase_prompts", rephrase_prompts, n)
     locality = _probes("locality", locality_inputs, n)
     portability = _probes("portability", portability_inputs, n)
     cases = []
     for i in range(n):
-        edit = Edit(asked[i], targets[i], subjects[i] or None, truths[i] or None)
+        edit = Edit(
+            asked[i], targets[i], subjects[i] or None, _truth(truths[i]), negatives[i] or None
+        )
         probes = [
             Probe(text, (edit.target,), "rephrase")
             for text in _several("rephrase_prompts", rephrases[i])
@@ -112,3 +152,60 @@ def cases_of(requests: Sequence[Mapping[str, Any]]) -> list[Case]:
         except DataError as error:
             raise EditError(f"requests[{i}]: {error}") from None
     return cases
+
+
+RENAMED = {
+    "rephrased_prompts": "rephrase_prompts",
+    "rephrase_prompt": "rephrase_prompts",
+    "keep_original_weights": "keep_original_weight",
+    "target": "target_new",
+    "targets": "target_new",
+    "subjects": "subject",
+    "locality_prompts": "locality_inputs",
+    "portability_prompts": "portability_inputs",
+    "loc_prompts": "locality_inputs (what must not change; no method here trains on other prompts)",
+    "eval_metric": "measures",
+    "metric_kwargs": "measures",
+    "pre_file": "nothing: the scores before an edit are always measured",
+}
+"""Arguments of other versions that do not exist here, and what takes their place."""
+RENAMED_CALLS = {
+    "generate_edit": "edit(..., measures=Measures(answer_tokens=...)), which also scores free text",
+    "normal_edit": "edit(...)",
+    "edit_requests": "edit(requests=[...])",
+    "batch_edit_requests": "batch_edit(requests=[...])",
+    "edit_evaluation": "edit(...), whose metrics hold the evaluation",
+}
+"""The same of methods of an editor."""
+
+
+def translated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of other versions of EasyEdit as those of this one.
+
+    ``sequential_edit=True`` measures at the end of a sequence, ``False`` each edit alone;
+    ``test_generation=True`` measures the fluency of continuations of 100 tokens; ``target_neg`` is
+    what shall no longer be said.
+
+    Raises:
+        EditError: an argument that has another name now, or contradicts another one.
+    """
+    changed = dict(options)
+    for name, now in RENAMED.items():
+        if name in changed:
+            raise EditError(f"There is no argument {name!r} any more: it is {now}.")
+    sequential = changed.pop("sequential_edit", None)
+    if sequential is not None:
+        name, value = ("evaluate_when", "end") if sequential else ("keep_original_weight", True)
+        if changed.setdefault(name, value) != value:
+            raise EditError(
+                f"sequential_edit={sequential!r} means {name}={value!r}, and {name}="
+                f"{changed[name]!r} was given, too; give one of them."
+            )
+    if changed.pop("test_generation", False):
+        if changed.get("measures") is not None:
+            raise EditError(
+                "Give measures or test_generation, not both; test_generation is "
+                "measures=Measures(continuation_tokens=100)."
+            )
+        changed["measures"] = Measures(continuation_tokens=100)
+    return changed

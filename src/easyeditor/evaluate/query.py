@@ -1,164 +1,121 @@
-"""Ask a model everything a set of cases wants to know, in few batched forward passes."""
+"""Ask a model everything a set of cases needs, in few batched forward passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TypeVar
 
-from easyeditor.edits import Case, Generate, Prompt
+from easyeditor.edits import Case, Generate, Score
 from easyeditor.evaluate.generation_metrics import perplexity
+from easyeditor.evaluate.replies import EvalOptions as EvalOptions
+from easyeditor.evaluate.replies import Replies as Replies
+from easyeditor.evaluate.scorers import scorers
+from easyeditor.evaluate.scorers.base import Scorer, scored
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.model import LM
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import WeightPatch
 
-Pair = tuple[Prompt, str]
-T = TypeVar("T")
-U = TypeVar("U")
+Measures = EvalOptions
+"""The former name of :class:`EvalOptions`, which the editors' arguments keep."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
-    """What is asked beside the scores under teacher forcing; nothing by default.
+def queries_of(all_scorers: Sequence[Scorer], cases: Iterable[Case]) -> list[Score | Generate]:
+    """Every query whose reply some scorer reads, once, in the order of the cases."""
+    return list(
+        dict.fromkeys(
+            query
+            for case in cases
+            for scorer, probe in scored(all_scorers, case)
+            for query in scorer.queries(probe, case)
+        )
+    )
 
-    Attributes:
-        answer_tokens: length of the greedy free answers to prompt, rephrases and portability
-            prompts; 0: none.
-        continuation_tokens: length of the sampled continuations that fluency and consistency are
-            read from (the papers: 100); 0: none.
-        continuations: how many of a case's generation prompts are continued.
-        heldout: running text for the perplexity; empty: none.
-        seed: of the sampling.
+
+def observe(
+    lm: LM,
+    cases: Sequence[Case],
+    options: EvalOptions | None = None,
+    all_scorers: Sequence[Scorer] | None = None,
+) -> Replies:
+    """The model's replies to every query of every case, each asked once.
+
+    Args:
+        lm: the model.
+        cases: what the scorers are asked about.
+        options: what is asked beside the scores.
+        all_scorers: who asks; by default every registered scorer.
     """
-
-    answer_tokens: int = 0
-    continuation_tokens: int = 0
-    continuations: int = 10
-    heldout: str = ""
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Replies:
-    """What a model said, independent of who asks.
-
-    Attributes:
-        scores: under teacher forcing, for each ``(prompt, answer)``.
-        answers: free greedy answers by prompt.
-        continuations: long sampled continuations by prompt.
-        perplexity: on the held-out text.
-        chat: whether prompts were wrapped by a chat template.
-    """
-
-    scores: Mapping[Pair, TokenScores]
-    answers: Mapping[Prompt, str] = field(default_factory=dict)
-    continuations: Mapping[Prompt, str] = field(default_factory=dict)
-    perplexity: float | None = None
-    chat: bool = False
-
-    def __getitem__(self, pair: Pair) -> TokenScores:
-        return self.scores[pair]
-
-
-def questions(case: Case) -> Iterator[Pair]:
-    """Every ``(prompt, answer)`` whose scores the metrics of this case read."""
-    edit = case.edit
-    for own in case.edits:
-        yield own.prompt, own.target
-    if edit.ground_truth:
-        yield edit.prompt, edit.ground_truth
-    for probe in case.probes:
-        yield probe.prompt, probe.answers[0]
-        if probe.group != "portability":
-            yield probe.prompt, edit.target
-            if edit.ground_truth:
-                yield probe.prompt, edit.ground_truth
-
-
-def free_prompts(case: Case) -> Iterator[Prompt]:
-    """The prompts that are answered freely: of the edit, its rephrases, its consequences."""
-    yield case.edit.prompt
-    yield from (probe.prompt for probe in case.probes if probe.group != "locality")
-
-
-def open_prompts(case: Case, measures: Measures) -> tuple[Prompt, ...]:
-    """The prompts that are continued at length."""
-    return (case.generation or (case.edit.prompt,))[: measures.continuations]
-
-
-def observe(lm: LM, cases: Sequence[Case], measures: Measures | None = None) -> Replies:
-    """Ask every question of every case once."""
-    return _ask(lm, [cases], measures or Measures())[0]
+    options = options or EvalOptions()
+    asking = scorers(options) if all_scorers is None else all_scorers
+    return _ask(lm, [queries_of(asking, cases)], options, per_patch=False)[0]
 
 
 def observe_each(
     lm: LM,
     cases: Sequence[Case],
     patches: Sequence[Patch | None],
-    measures: Measures | None = None,
+    options: EvalOptions | None = None,
+    all_scorers: Sequence[Scorer] | None = None,
 ) -> list[Replies]:
-    """Ask about each case on the model that holds only its own patch; all cases together.
+    """The replies about each case of the model that carries that case's patch alone.
 
-    Where that is not exact (see :mod:`easyeditor.patches.batched`) the patches are applied one
-    after the other.
+    All cases share forward passes. Where that is not exact (see :mod:`easyeditor.patches.batched`)
+    the patches are applied one after the other.
     """
-    wanted = measures or Measures()
-    weights = [p for p in patches if p is None or isinstance(p, WeightPatch)]
-    if len(weights) == len(patches) and can_apply_per_row(lm, weights):
-        with applied_per_row(lm, weights):
-            return _ask(lm, [[case] for case in cases], wanted)
-    seen = []
+    options = options or EvalOptions()
+    asking = scorers(options) if all_scorers is None else all_scorers
+    if can_apply_per_row(lm, patches):
+        with applied_per_row(lm, patches):
+            groups = [queries_of(asking, [case]) for case in cases]
+            return _ask(lm, groups, options, per_patch=True)
+    replies = []
     for case, patch in zip(cases, patches, strict=True):
         with nullcontext() if patch is None else applied(lm.model, patch):
-            seen.append(observe(lm, [case], wanted))
-    return seen
+            replies.append(observe(lm, [case], options, asking))
+    return replies
 
 
-def _ask(lm: LM, groups: Sequence[Sequence[Case]], wanted: Measures) -> list[Replies]:
-    """One observation per group; the rows of group ``i`` are owned by ``i``."""
-
-    def of_all(texts: Callable[[Case], Iterable[T]]) -> tuple[list[T], list[int]]:
-        found = [
-            (text, i)
-            for i, cases in enumerate(groups)
-            for text in dict.fromkeys(text for case in cases for text in texts(case))
-        ]
-        return [text for text, _ in found], [i for _, i in found]
-
-    def by_group(texts: Sequence[T], owners: Sequence[int], told: Sequence[U]) -> list[dict[T, U]]:
-        out: list[dict[T, U]] = [{} for _ in groups]
-        for text, i, said in zip(texts, owners, told, strict=True):
-            out[i][text] = said
-        return out
-
-    pairs, whose = of_all(questions)
-    scores = by_group(pairs, whose, score(lm, pairs, whose))
-    answers: list[dict[Prompt, str]] = [{} for _ in groups]
-    if wanted.answer_tokens:
-        prompts, whose = of_all(free_prompts)
-        answers = by_group(prompts, whose, generate(lm, prompts, wanted.answer_tokens, whose))
-    long: list[dict[Prompt, str]] = [{} for _ in groups]
-    if wanted.continuation_tokens:
-        prompts, whose = of_all(lambda case: open_prompts(case, wanted))
-        told = generate(
-            lm,
-            [Generate(p, wanted.continuation_tokens, wanted.seed) for p in prompts],
-            patch_of_query=whose,
-        )
-        long = by_group(prompts, whose, told)
-    chat = lm.text.chat_template
+def _ask(
+    lm: LM, groups: Sequence[Sequence[Score | Generate]], options: EvalOptions, *, per_patch: bool
+) -> list[Replies]:
+    """One set of replies per group; with ``per_patch`` group ``i`` asks about patch ``i``."""
+    scores = [
+        (query, i) for i, group in enumerate(groups) for query in group if isinstance(query, Score)
+    ]
+    texts = [(q, i) for i, group in enumerate(groups) for q in group if isinstance(q, Generate)]
+    of_score = [i for _, i in scores] if per_patch else None
+    of_text = [i for _, i in texts] if per_patch else None
+    by_score: list[dict[Score, TokenScores]] = [{} for _ in groups]
+    by_text: list[dict[Generate, str]] = [{} for _ in groups]
+    asked = [query for query, _ in scores]
+    for (query, i), result in zip(scores, score(lm, asked, of_score), strict=True):
+        by_score[i][query] = result
+    written = generate(lm, [query for query, _ in texts], patch_of_query=of_text)
+    for (text_query, i), text in zip(texts, written, strict=True):
+        by_text[i][text_query] = text
     return [
         Replies(
-            scores[i],
-            answers[i],
-            long[i],
-            perplexity(lm, wanted.heldout, patch=i) if wanted.heldout else None,
-            chat,
+            by_score[i],
+            by_text[i],
+            perplexity(lm, options.heldout, patch=i if per_patch else None)
+            if options.heldout
+            else None,
+            lm.text.chat_template,
         )
         for i in range(len(groups))
     ]
+
+
+def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, dict[str, str]]:
+    """What the model wrote about one case: ``answers`` and ``continuations`` by prompt."""
+    texts: dict[str, dict[str, str]] = {}
+    if options.answer_tokens:
+        prompts = [case.edit.prompt]
+        prompts += [probe.prompt for probe in case.probes if probe.group != "locality"]
+        texts["answers"] = {str(p): replies[options.answer(p)] for p in prompts}
+    if options.continuation_tokens:
+        texts["continuations"] = {str(q.prompt): replies[q] for q in options.long(case)}
+    return texts

@@ -16,8 +16,6 @@ def check_module_names(model: PreTrainedModel, family: Family, claims: Mapping[s
     Raises:
         HyperParamsError: some name other modules than this model's; all are listed.
     """
-    if not claims:
-        return
     if family.encoder is None:
         names = _names_of(family.decoder, family.head)
         # Classic files name a tied head by the embedding.

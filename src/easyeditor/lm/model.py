@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import ModelLoadError
+from easyeditor.errors import ModelLoadError, UnknownFamilyError
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.classic_names import check_module_names
 from easyeditor.lm.discovery import family_of
@@ -152,8 +152,14 @@ class LM:
 
     @property
     def n_layers(self) -> int:
-        """Number of these blocks."""
-        return len(self.blocks)
+        """Number of these blocks; the configuration's where nobody knows where they are."""
+        try:
+            return len(self.blocks)
+        except UnknownFamilyError:
+            n = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
+            if not isinstance(n, int):
+                raise
+            return n
 
     @property
     def head(self) -> nn.Module:
@@ -233,7 +239,8 @@ class LM:
         Raises:
             HyperParamsError: they name other modules than this model's.
         """
-        check_module_names(self.model, self.family, claims)
+        if claims:
+            check_module_names(self.model, self.family, claims)
 
     # -- forward passes -------------------------------------------------------------------
 

@@ -60,6 +60,14 @@ class EditedWeight:
     change: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A change of the carried patches: some are taken off, others are put on top."""
+
+    removed: tuple[Any, ...]
+    added: tuple[Any, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Journal:
     """What a model was before a change.
@@ -69,6 +77,7 @@ class Journal:
         weights: what every weight held that the change touches, ``{path: (handle, raw, record)}``;
             an entry is written before its weight is.
         lasting: whether the change is to last; a short one keeps what it needs to be taken back.
+        step: what the change is, where that is known; saves comparing all patches.
     """
 
     carried: tuple[Any, ...] = ()
@@ -76,6 +85,7 @@ class Journal:
         default_factory=dict
     )
     lasting: bool = True
+    step: Step | None = None
 
 
 class Originals:
@@ -142,6 +152,11 @@ def originals_of(model: nn.Module) -> Originals:
     """The model's, made on first use."""
     originals: Originals = vars(model).setdefault(_ATTRIBUTE, Originals())
     return originals
+
+
+def reset_originals(model: nn.Module) -> None:
+    """Take the weights as they are now for the unedited ones."""
+    vars(model)[_ATTRIBUTE] = Originals()
 
 
 def unedited(model: nn.Module, path: str, handle: WeightHandle) -> torch.Tensor | None:

@@ -1,9 +1,16 @@
 """The editing methods: one file each, imported when asked for."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from easyeditor.errors import UnknownMethodError
 from easyeditor.registry import Registry
 
-METHODS = Registry(
+if TYPE_CHECKING:
+    from easyeditor.methods.base import Method
+
+METHODS: Registry[type[Method[Any]]] = Registry(
     "method",
     UnknownMethodError,
     {
@@ -15,4 +22,5 @@ METHODS = Registry(
         "MEND": "easyeditor.methods.mend.mend:MEND",
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
     },
+    group="easyeditor.methods",
 )

@@ -1,13 +1,10 @@
 """FT: fine-tuning a few down-projections under a box, the baseline every editor is held against.
 
 Adam on the listed weights; after each step every number is put back to within ``norm_constraint``
-of where
-it was (an L∞ box). Two objectives: ``prompt_last`` (FT-L, the ROME paper's baseline, arXiv
-2202.05262,
-appendix E.1: all target tokens read at the last prompt position) and ``target_new`` (FT-M:
-cross-entropy
-over the target tokens, the honest one). The trap: without a box FT learns the fact and forgets the
-rest.
+of where it was (an L∞ box). Two objectives: ``prompt_last`` (FT-L, the ROME paper's baseline, arXiv
+2202.05262, appendix E.1: all target tokens read at the last prompt position) and ``target_new``
+(FT-M: cross-entropy over the target tokens). The trap: without a box FT learns the fact and forgets
+the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +23,8 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.projection import NamedWeight
 from easyeditor.lm.tokens import Row
 from easyeditor.lm.weights import weight_handle
-from easyeditor.patches.weight import Dense, WeightPatch, weight_patch
+from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.patches.weight import Dense, weight_patch
 from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
@@ -48,6 +46,11 @@ class FTHyperParams(HyperParams):
         "smollm2-135m": {"layers": [20], "objective_optimization": "target_new"},
     }
 
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "FT-L": {"objective_optimization": "prompt_last"},
+        "FT-M": {"objective_optimization": "target_new"},
+    }
+
     alg_name: str = "FT"
     layers: Layers = (0.66,)
     modules: tuple[str, ...] = ()
@@ -65,28 +68,24 @@ class FTHyperParams(HyperParams):
     append_eos: bool = False
 
 
-class FT:
+class FT(Method[State]):
     """Constrained fine-tuning; ``edit`` learns all it is given together.
 
     The trap: an editor hands over ``batch_size`` edits at a time, 1 by default, in sequence.
     """
 
-    name: ClassVar[str] = "FT"
-    title: ClassVar[str] = "constrained fine-tuning (FT-L, FT-M)"
-    hyperparams_class: ClassVar[type[FTHyperParams]] = FTHyperParams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = False
+    name = "FT"
+    title = "constrained fine-tuning (FT-L, FT-M)"
+    hyperparams_class = FTHyperParams
 
-    def __init__(self, hyperparams: FTHyperParams) -> None:
-        self.hyperparams = hyperparams
+    hyperparams: FTHyperParams
 
-    def reset(self) -> None:
-        """Nothing is kept between edits."""
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
 
-    def prepare(self, lm: LM) -> None:
-        """Nothing is needed beside the edits."""
-
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The dense patch that training on ``edits`` leads to; the model's weights are only read.
 
         Raises:
@@ -114,7 +113,7 @@ class FT:
         for p in projections:
             change = learnt.pop(p.path).detach().sub_(p.stored.float())
             entries[p.path] = [Dense((change.T if p.transposed else change).contiguous())]
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
     @staticmethod
     def _train(

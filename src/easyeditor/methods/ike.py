@@ -27,6 +27,7 @@ from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
+from easyeditor.methods.base import Method, Need, Outcome, State
 from easyeditor.patches.context import Context, ContextPatch
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.timing import Stopwatch
@@ -63,32 +64,30 @@ class IKEHyperParams(HyperParams):
     corpus: str | None = None
 
 
-class IKE:
+class IKE(Method[State]):
     """Any number of facts, told in the context. Needs no subject.
 
     A training set comes as ``hparams.corpus``, or by :meth:`use_corpus` (``train_ds`` of
     ``editor.edit``).
     """
 
-    name: ClassVar[str] = "IKE"
-    title: ClassVar[str] = "in-context knowledge editing, arXiv 2305.12740"
-    hyperparams_class: ClassVar[type[IKEHyperParams]] = IKEHyperParams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = False
+    name = "IKE"
+    title = "in-context knowledge editing, arXiv 2305.12740"
+    hyperparams_class = IKEHyperParams
+    needs = frozenset({Need.DEMONSTRATIONS})
+
+    hyperparams: IKEHyperParams
 
     def __init__(self, hyperparams: IKEHyperParams) -> None:
-        self.hyperparams = hyperparams
+        super().__init__(hyperparams)
         self._sentences = Sentences(hyperparams.sentence_model_name)
         self._corpus: list[Case] | None = None
 
-    def reset(self) -> None:
-        """Nothing is kept between edits but the corpus, which no edit changes."""
-
-    def prepare(self, lm: LM) -> None:
-        """Read and encode the corpus.
+    def initial_state(self, lm: LM) -> None:
+        """Read and encode the corpus, once; edits have no state.
 
         Raises:
-            DataError: it cannot be read, or holds nothing.
+            DataError: the corpus cannot be read, or holds nothing.
         """
         if self._corpus is None and self.hyperparams.corpus and self.hyperparams.use_icl_examples:
             self.use_corpus(open_dataset(self.hyperparams.corpus))
@@ -106,7 +105,7 @@ class IKE:
             raise DataError("The corpus for demonstrations holds no edits.")
         self._corpus = corpus
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> ContextPatch:
+    def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The context of every edit; the model is not run.
 
         Raises:
@@ -117,7 +116,7 @@ class IKE:
         check_consistent(edits)
         watch = Stopwatch()
         with watch("corpus"):
-            self.prepare(lm)
+            self.initial_state(lm)
         with watch("retrieve"):
             if self._corpus and self.hyperparams.use_icl_examples:
                 contexts, sentences = self._shown(lm, edits), self._sentences
@@ -126,7 +125,7 @@ class IKE:
                     log.warning("no corpus was given, so the fact is told without demonstrations")
                 contexts, sentences = [Context("", _said(edit)) for edit in edits], None
         info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
-        return ContextPatch(tuple(contexts), info, sentences)
+        return Outcome(ContextPatch(tuple(contexts), info, sentences))
 
     def _shown(self, lm: LM, edits: Sequence[Edit]) -> list[Context]:
         """Every edit with its demonstrations."""

@@ -38,13 +38,15 @@ from pydantic import BeforeValidator, Field
 
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.edits import Edit
-from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
+from easyeditor.errors import EditFailed, HyperParamsError, UnsupportedModelError
 from easyeditor.hyperparams import HyperParams, resolve_layers
 from easyeditor.interpret.integrated_gradients import Attribution, attribute
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.lm.weights import weight_handle
-from easyeditor.patches.weight import LowRank, Part, WeightPatch, weight_patch
+from easyeditor.methods.base import Method, Outcome
+from easyeditor.methods.locate import ContextState
+from easyeditor.patches.weight import LowRank, Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 K = TypeVar("K", bound="KNHyperParams")
@@ -95,30 +97,28 @@ class KNHyperParams(HyperParams):
         return self.replace(layers=resolve_layers(self.layers or tuple(range(n_layers)), n_layers))
 
 
-class KN:
+class KN(Method[ContextState]):
     """One fact in a handful of neurons. Needs no subject; the old answer is asked if not given."""
 
-    name: ClassVar[str] = "KN"
-    title: ClassVar[str] = "knowledge neurons, arXiv 2104.08696"
-    hyperparams_class: ClassVar[type[KNHyperParams]] = KNHyperParams
-    max_batch: ClassVar[int | None] = 1
-    needs_subject: ClassVar[bool] = False
+    name = "KN"
+    title = "knowledge neurons, arXiv 2104.08696"
+    hyperparams_class = KNHyperParams
+    state_class = ContextState
+    max_batch = 1
 
-    def __init__(self, hyperparams: KNHyperParams) -> None:
-        self.hyperparams = hyperparams
+    hyperparams: KNHyperParams
 
-    def reset(self) -> None:
-        """Nothing is kept between edits."""
-
-    def prepare(self, lm: LM) -> None:
+    def initial_state(self, lm: LM) -> ContextState:
         """Sample the prefixes, if any are asked for."""
-        _prefixes(lm, self.hyperparams)
+        return ContextState(_prefixes(lm, self.hyperparams))
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """The patch that makes the fact's neurons write the new answer.
 
         Raises:
-            EditError: no neuron raises the old answer's probability.
+            EditFailed: no neuron raises the old answer's probability.
             UnsupportedModelError: answers are read in another width than MLPs write.
             DivergedError: a probability is not a number.
         """
@@ -130,7 +130,7 @@ class KN:
         memory = None if settings.memory_mb is None else settings.memory_mb * 2**20
         watch = Stopwatch()
         with watch("contexts"):
-            prefixes = _prefixes(lm, settings)
+            prefixes = state.contexts if state else _prefixes(lm, settings)
         entries: dict[str, list[Part]] = {}
         for place, old, new in _changes(lm, edits[0], settings):
             with watch("attribution"):
@@ -141,14 +141,14 @@ class KN:
                     found.append(attribute(lm, asked, layers, steps=settings.steps, memory=memory))
             neurons = kept_neurons([own.scores for own in found], settings)
             if not neurons:
-                raise EditError(
+                raise EditFailed(
                     f"No neuron makes {lm.tokenizer.decode([old])!r} more probable after "
                     f"{edits[0].prompt!r}, so there is none to edit. Give as ground_truth what the "
                     "model says, or leave it out."
                 )
             for path, part in _parts(lm, neurons, found[0], old, new, settings).items():
                 entries.setdefault(path, []).append(part)
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def kept_neurons(

@@ -1,16 +1,10 @@
-"""The contract between a method that learns and whoever trains it.
+"""The contract between a method that is trained and its trainer.
 
-A method that learns trains a small module beside the model it will edit; the model itself is
-only read. The trainer knows nothing of any method: it asks :func:`learner_of` for a
-:class:`Learner`, minimises ``loss``, watches ``validate``, and has the result written by
-``save``. A method class that learns has ``training_class`` (its settings while training) and
-``learner(lm, settings)``, both class-level::
-
-    class SomeMethod:
-        training_class: ClassVar[type[TrainingHyperParams]] = SomeTrainingHparams
-
-        @classmethod
-        def learner(cls, lm: LM, config: SomeTrainingHparams) -> Learner: ...
+Such a method trains a small module beside the model it will edit; the model itself is only read.
+The trainer knows nothing of any method: it asks
+:func:`~easyeditor.methods.training.learner_of` for a :class:`Learner`, minimises ``loss``, watches
+``validate``, and has the result written by ``save``. A method declares its settings while training
+as :attr:`Method.training_class` and returns its learner from :meth:`Method.learner`.
 """
 
 from __future__ import annotations
@@ -24,10 +18,8 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from easyeditor.edits import Case, Probe
-from easyeditor.errors import DataError, TrainingError
+from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.model import LM
-from easyeditor.methods import METHODS
 
 
 class Learner(Protocol):
@@ -41,6 +33,10 @@ class Learner(Protocol):
     """
 
     module: nn.Module
+
+    def prepare(self, cases: Sequence[Case]) -> None:
+        """Compute once what never changes while these cases are trained on; may do nothing."""
+        ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimiser: ``{"params": [...], "lr": ...}``; every parameter that learns once."""
@@ -146,41 +142,6 @@ class TrainingHyperParams(HyperParams):
     seed: int = Field(0, ge=0)
     report_to: tuple[str, ...] = ()
     results_dir: str = "results"
-
-
-def trainable() -> list[str]:
-    """The names of the methods that learn."""
-    return [name for name in METHODS if hasattr(METHODS.get(name), "learner")]
-
-
-def training_class_of(method: str) -> type[TrainingHyperParams]:
-    """The settings with which a method is trained.
-
-    Raises:
-        UnknownMethodError: no such method.
-        TrainingError: it does not learn.
-    """
-    kind = METHODS.get(method)
-    if not hasattr(kind, "learner"):
-        raise TrainingError(
-            f"{METHODS.canonical(method)} needs no training: edit with it as it is. Methods that "
-            f"are trained: {', '.join(trainable()) or 'none'}."
-        )
-    found: type[TrainingHyperParams] = kind.training_class
-    return found
-
-
-def learner_of(lm: LM, config: TrainingHyperParams) -> Learner:
-    """What is to be trained for ``config.alg_name`` on this model.
-
-    Raises:
-        TrainingError: the method does not learn.
-        HyperParamsError: these are not settings of a training, or do not fit the model.
-    """
-    training_class_of(config.alg_name)
-    lm.check_claims(config.family_claims)
-    made: Learner = METHODS.get(config.alg_name).learner(lm, config)
-    return made
 
 
 def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False) -> list[Case]:

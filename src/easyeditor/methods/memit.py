@@ -24,17 +24,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
 from easyeditor.associative.solve import closed_form
-from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
-from easyeditor.methods.base import Factors, LocateHyperParams
+from easyeditor.methods.base import Method, Need, Outcome
+from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
 from easyeditor.patches.stack import applied, stack_of
 from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
@@ -92,32 +91,37 @@ class MEMITHyperParams(LocateHyperParams):
     protect_edits: bool = False
 
 
-class MEMIT:
+class MEMIT(Method[ContextState]):
     """Any number of facts in one batch, spread over several layers. Needs the subjects."""
 
-    name: ClassVar[str] = "MEMIT"
-    title: ClassVar[str] = "mass-editing memory in a transformer, arXiv 2210.07229"
-    hyperparams_class: ClassVar[type[MEMITHyperParams]] = MEMITHyperParams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = True
+    name = "MEMIT"
+    title = "mass-editing memory in a transformer, arXiv 2210.07229"
+    hyperparams_class = MEMITHyperParams
+    state_class = ContextState
+    needs = frozenset({Need.SUBJECT})
+
+    hyperparams: MEMITHyperParams
 
     def __init__(self, hyperparams: MEMITHyperParams) -> None:
-        self.hyperparams = hyperparams
+        super().__init__(hyperparams)
         self._factors = Factors()
 
-    def reset(self) -> None:
-        """Forget the factored moments."""
-        self._factors.clear()
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
 
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and collect the moments."""
+    def initial_state(self, lm: LM) -> ContextState:
+        """Sample the contexts, and make sure that the moments are in their cache."""
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
-        context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
         _, layers, _ = _where(lm, [int(layer) for layer in settings.layers])
         self._factors.prepare(lm, layers, settings)
+        return ContextState(settings.contexts(lm))
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """The patch for all ``edits``: one low-rank change per layer, of rank ``len(edits)``.
 
         Raises:
@@ -135,36 +139,26 @@ class MEMIT:
         settings = settings.replace(layers=layers)
         watch = Stopwatch()
         with watch("contexts"):
-            contexts = context_prefixes(
-                lm, settings.context_template_length_params, seed=settings.seed
-            )
+            contexts = state.contexts if state else settings.contexts(lm)
             earlier = _carried(lm, edits) if settings.protect_edits else []
             rows = [row for edit in (*earlier, *edits) for row in subject_rows(lm, edit, contexts)]
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
-            found = optimize_values(
-                lm,
-                site,
-                edits,
-                contexts,
-                settings.search(),
-                resume=settings.resume,
-                memory=settings.memory,
-            )
+            optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
-        z = found.origin + found.delta
-        with ExitStack() as carried:
+        z = optimized.origin + optimized.delta
+        with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
                 with watch("solve"):
                     keys = _keys(lm, layer, rows, len(earlier) + len(edits), settings.key)
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
-                    factor = self._factors.get(lm, layer, settings)
+                    metric = self._factors.get(lm, layer, settings)
                 with watch("solve"):
-                    u = closed_form(keys.flatten(0, 1).T, factor, settings.mom2_update_weight)
+                    u = closed_form(keys.flatten(0, 1).T, metric, settings.mom2_update_weight)
                     u = u.view(len(u), len(keys), -1).sum(2)[:, len(earlier) :]
-                    del factor  # large, and the next layer has its own
+                    del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
                     projection = lm.projection(layer)
                     entries[projection.path] = [part]
@@ -172,9 +166,9 @@ class MEMIT:
                         step = weight_patch(
                             lm, self.name, (), settings, {projection.path: [part]}, {}
                         )
-                        carried.enter_context(applied(lm.model, step))
+                        lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:

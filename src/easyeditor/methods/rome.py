@@ -1,10 +1,9 @@
 """ROME: rank-one model editing (Meng et al., arXiv 2202.05262).
 
 The MLP's down-projection ``W`` at one layer is read as a linear associative memory. ``k_star`` is
-its
-input at the subject's last token, ``v_star = W k_star + δ`` the output that makes the model answer
-with the target, and the edit is the rank-one change that stores the pair and disturbs as little as
-possible of what the second moment ``C`` says the layer is used for::
+its input at the subject's last token, ``v_star = W k_star + δ`` the output that makes the model
+answer with the target, and the edit is the rank-one change that stores the pair and disturbs as
+little as possible of what the second moment ``C`` says the layer is used for::
 
     W += (v_star − W k) uᵀ / (uᵀ k),    u = C⁻¹ k_star
 
@@ -28,17 +27,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.keys import keys_at, subject_rows
-from easyeditor.associative.solve import Factor, closed_form, double
-from easyeditor.associative.value_optimization import optimize_values
+from easyeditor.associative.solve import KeyMetric, closed_form, double
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
-from easyeditor.methods.base import Factors, LocateHyperParams
-from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
+from easyeditor.methods.base import Method, Need, Outcome
+from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
+from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
 
@@ -69,31 +67,32 @@ class ROMEHyperParams(LocateHyperParams):
     key_slack: float = Field(0.03, gt=0)
 
 
-class ROME:
+class ROME(Method[ContextState]):
     """One fact, one layer, one rank. Needs the subject."""
 
-    name: ClassVar[str] = "ROME"
-    title: ClassVar[str] = "rank-one model editing, arXiv 2202.05262"
-    hyperparams_class: ClassVar[type[ROMEHyperParams]] = ROMEHyperParams
-    max_batch: ClassVar[int | None] = 1
-    needs_subject: ClassVar[bool] = True
+    name = "ROME"
+    title = "rank-one model editing, arXiv 2202.05262"
+    hyperparams_class = ROMEHyperParams
+    state_class = ContextState
+    max_batch = 1
+    needs = frozenset({Need.SUBJECT})
+
+    hyperparams: ROMEHyperParams
 
     def __init__(self, hyperparams: ROMEHyperParams) -> None:
-        self.hyperparams = hyperparams
+        super().__init__(hyperparams)
         self._factors = Factors()
 
-    def reset(self) -> None:
-        """Forget the factored moments."""
-        self._factors.clear()
-
-    def prepare(self, lm: LM) -> None:
-        """Sample the contexts and collect the moments."""
+    def initial_state(self, lm: LM) -> ContextState:
+        """Sample the contexts, and make sure that the moments are in their cache."""
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
-        context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
         self._factors.prepare(lm, [int(settings.layers[0])], settings)
+        return ContextState(settings.contexts(lm))
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """The rank-one patch (rank two with ``key="joint"``) for one edit.
 
         Raises:
@@ -107,39 +106,29 @@ class ROME:
         settings = self.hyperparams.resolved(lm.n_layers)
         layer = int(settings.layers[0])
         watch = Stopwatch()
-        rows = subject_rows(lm, edits[0], [""])  # fails before any work when there is no subject
+        subject_rows(lm, edits[0], [""])  # fails before any work when there is no subject
         with watch("contexts"):
-            contexts = context_prefixes(
-                lm, settings.context_template_length_params, seed=settings.seed
-            )
+            contexts = state.contexts if state else settings.contexts(lm)
             rows = subject_rows(lm, edits[0], contexts)
         with watch("moments"):
             self._factors.prepare(lm, [layer], settings)
         with watch("values"):
-            found = optimize_values(
-                lm,
-                Site(layer, "down"),
-                edits,
-                contexts,
-                settings.search(),
-                resume=settings.resume,
-                memory=settings.memory,
-            )
+            optimized = values_of(lm, Site(layer, "down"), edits, contexts, settings)
         with watch("moments"):
-            factor = self._factors.get(lm, layer, settings)
+            metric = self._factors.get(lm, layer, settings)
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
             weight = lm.projection(layer).weight
-            part = solve_rank_one(keys, found.delta[0], weight, factor, settings)
+            part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings)
         entries = {lm.projection(layer).path: [part]}
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def solve_rank_one(
     keys: torch.Tensor,
     delta: torch.Tensor,
     weight: torch.Tensor,
-    factor: Factor,
+    metric: KeyMetric,
     settings: ROMEHyperParams,
 ) -> LowRank:
     """The change that stores δ under the keys, as ``settings.key`` says.
@@ -148,29 +137,29 @@ def solve_rank_one(
         keys: ``(d_in, contexts)`` float32, the bare prompt's first.
         delta: ``(d_out,)`` float32.
         weight: ``(d_in, d_out)``, the matrix being edited.
-        factor: of the layer's second moment.
+        metric: of the layer's keys, ``C⁻¹``.
         settings: ``key`` and ``key_slack``.
     """
     bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
     residual = double(delta[None])  # v_star − W k for the key that v_star was made for
     drift = (double((bare - mean).T) @ double(weight)) + residual  # v_star − W k_mean
     if settings.key == "ridge":
-        slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, factor)))
+        slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, metric)))
         slack[0] = 0.0
-        u = closed_form(keys, factor, slack).sum(1, keepdim=True)
+        u = closed_form(keys, metric, slack).sum(1, keepdim=True)
         v = residual
     elif settings.key == "paper":
-        direction = factor.solve(mean)
+        direction = metric.solve(mean)
         u = direction / (direction.T @ double(bare))
         v = residual
     elif settings.key == "averaged":
-        u, v = closed_form(mean, factor, 0.0), drift
+        u, v = closed_form(mean, metric, 0.0), drift
     else:
-        u = closed_form(torch.cat([bare, mean], 1), factor, 0.0)
+        u = closed_form(torch.cat([bare, mean], 1), metric, 0.0)
         v = torch.cat([residual, drift])
     return LowRank(u.float().contiguous(), v.float().contiguous())
 
 
-def _energy(key: torch.Tensor, factor: Factor) -> torch.Tensor:
+def _energy(key: torch.Tensor, metric: KeyMetric) -> torch.Tensor:
     """``kᵀ C⁻¹ k``: the unit in which slack is measured, so that it does not depend on scale."""
-    return (double(key).T @ factor.solve(key))[0, 0]
+    return (double(key).T @ metric.solve(key))[0, 0]

@@ -17,27 +17,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.lm.forward.context import patch_of_row
+from easyeditor.lm.forward.context import derive_contexts, has_adapters, patch_of_row
 from easyeditor.lm.model import LM
+from easyeditor.patches.module import ModulePatch, RowHook, adapters_at, sites_of
 from easyeditor.patches.parts import LowRank
 from easyeditor.patches.parts import WeightPart as Part
+from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import WeightPatch
 
 SHARE = 4
 """The changes may take one part in so many of the model's size."""
 
 
-def can_apply_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> bool:
+def can_apply_per_row(lm: LM, patches: Sequence[Patch | None]) -> bool:
     """Whether :func:`applied_per_row` is exact and small enough here."""
-    paths = {path for patch in patches if patch is not None for path in patch.entries}
+    if not all(p is None or isinstance(p, (WeightPatch, ModulePatch)) for p in patches):
+        return False
+    weights = [p for p in patches if isinstance(p, WeightPatch)]
+    paths = {path for patch in weights for path in patch.entries}
     named = dict(lm.model.named_parameters())
     owners = [lm.model.get_submodule(path.rpartition(".")[0]) for path in paths]
     plain = all(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in owners)
-    if not plain or any(named[path].dtype != torch.float32 for path in paths):
+    if not plain or not all(path in named and path.endswith(".weight") for path in paths):
+        return False
+    if any(named[path].dtype != torch.float32 for path in paths):
         return False
     if any(sum(p is named[path] for p in lm.model.parameters()) > 1 for path in paths):
         return False
-    size = sum(_numbers(parts) for p in patches if p is not None for parts in p.entries.values())
+    size = sum(_numbers(parts) for p in weights for parts in p.entries.values())
     return size * SHARE <= sum(p.numel() for p in named.values())
 
 
@@ -48,17 +55,28 @@ def _numbers(parts: Sequence[Part]) -> int:
 
 
 @contextmanager
-def applied_per_row(lm: LM, patches: Sequence[WeightPatch | None]) -> Iterator[None]:
+def applied_per_row(lm: LM, patches: Sequence[Patch | None]) -> Iterator[None]:
     """Rows whose ``patch_of_row`` is ``i`` are computed as if the model carried ``patches[i]``.
 
-    The weights are not touched. ``None``, and a pass that names no patches: the unedited model.
+    Nothing in the model is changed but its hooks. ``None``, and a pass that names no patches: the
+    model as it is.
     """
-    paths = dict.fromkeys(path for p in patches if p is not None for path in p.entries)
+    weights = [p.entries if isinstance(p, WeightPatch) else None for p in patches]
+    adapters = [p if isinstance(p, ModulePatch) else None for p in patches]
     with ExitStack() as stack:
-        for path in paths:
+        for path in dict.fromkeys(path for entries in weights for path in entries or ()):
             module = lm.model.get_submodule(path.rpartition(".")[0])
-            changes = [None if p is None else p.entries.get(path) for p in patches]
+            changes = [None if entries is None else entries.get(path) for entries in weights]
             handle = module.register_forward_hook(_adding(lm, changes))
+            stack.callback(handle.remove)
+        if any(adapters) and not has_adapters(lm.model):
+            stack.callback(derive_contexts, lm.model, False)
+            derive_contexts(lm.model, True)
+        for site in sites_of(adapters):
+            module = lm.model.get_submodule(site)
+            at_site = [() if p is None else adapters_at([p]).get(site, ()) for p in adapters]
+            hook = RowHook(lm.model, site, at_site)
+            handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
 

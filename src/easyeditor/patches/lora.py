@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from easyeditor.errors import PatchError
 from easyeditor.files import folder_written_whole
+from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import LowRank, WeightPatch
 
 DENSE_RANK = 64
@@ -37,8 +39,10 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         rank: for dense parts, the rank kept (64 by default); low-rank patches keep their own.
 
     Raises:
+        PatchError: it changes something else than matrices of linear layers.
         OutputError: the folder is not empty, or cannot be written.
     """
+    _check_linear(patch)
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     errors: dict[str, float] = {}
     for path, parts in patch.entries.items():
@@ -80,3 +84,17 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return LoraExport(place, most, errors)
+
+
+def _check_linear(patch: Patch) -> None:
+    odd = (
+        [path for path, shape in patch.shapes.items() if len(shape) != 2]
+        if isinstance(patch, WeightPatch)
+        else [f"a patch of {patch.kind!r}"]
+    )
+    if odd:
+        raise PatchError(
+            f"This patch cannot be a LoRA adapter: {odd[0]} is no change of a linear layer's "
+            "matrix. Use the patch as it is: load_patch(path).apply(model), or easyedit generate "
+            "--patch."
+        )

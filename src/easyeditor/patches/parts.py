@@ -184,7 +184,7 @@ class Rows:
         if index.dtype != torch.int64 or index.dim() != 1 or len(index) != len(values):
             return f"{tuple(values.shape)} values for an index of {tuple(index.shape)}"
         inside = ((index >= 0) & (index < self.size)).all()
-        if not inside or len(index.unique()) != len(index):
+        if not inside or len(set(index.tolist())) != len(index):
             return f"an index that is not of different rows below {self.size}"
         return ""
 

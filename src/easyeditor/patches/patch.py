@@ -23,14 +23,16 @@ from easyeditor.registry import Registry
 
 P = TypeVar("P", bound="Patch")
 
-PATCHES = Registry(
+PATCHES: Registry[type[Patch]] = Registry(
     "kind of patch",
     PatchFormatError,
     {
         "weights": "easyeditor.patches.weight:WeightPatch",
+        "modules": "easyeditor.patches.module:ModulePatch",
         "context": "easyeditor.patches.context:ContextPatch",
         "scope": "easyeditor.patches.scope:ScopePatch",
     },
+    group="easyeditor.patches",
 )
 """``name -> "module:class"``; a file names its kind, and only kinds that are listed are read."""
 

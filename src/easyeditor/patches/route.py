@@ -15,6 +15,7 @@ from torch import nn
 
 from easyeditor.edits import Prompt
 from easyeditor.errors import PatchStateError
+from easyeditor.lm.forward.context import generation_context, restore_generate
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals
 from easyeditor.lm.routing import Rerouted, rerouted, set_routers, tokenizer_of
@@ -45,6 +46,7 @@ class RoutePatch(Patch):
             vars(model)["generate"] = _Generate(model)
         elif isinstance(vars(model).get("generate"), _Generate):
             del vars(model)["generate"]
+            restore_generate(model)
 
     def rows(self) -> list[dict[str, Any]]:
         """No weight is changed."""
@@ -81,9 +83,11 @@ class _Generate:
             who = (turn and turn.lm) or lm
             ids = row if turn is None else torch.tensor(who.text.row(turn.prompt).ids)
             ids = ids.to(who.device)[None]
-            out = type(who.model).generate(
-                who.model, input_ids=ids, attention_mask=torch.ones_like(ids), **options
-            )[0]
+            alone = torch.ones_like(ids)
+            with generation_context(who.model, alone):
+                out = type(who.model).generate(
+                    who.model, input_ids=ids, attention_mask=alone, **options
+                )[0]
             new = out if who.encoder_decoder else out[ids.shape[1] :]
             new = new.to(full.device)
             made.append(new if lm.encoder_decoder else torch.cat([full, new]))

@@ -15,7 +15,7 @@ One thread at a time changes a model; others wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +25,7 @@ from torch import nn
 
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.locking import lock_of
-from easyeditor.lm.originals import Journal, Originals, originals_of
+from easyeditor.lm.originals import Journal, Originals, Step, originals_of
 
 _ATTRIBUTE = "easyedit_stack"
 
@@ -41,36 +41,46 @@ class Installable(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Carried:
-    """What a model carries: all patches, and those of each kind, oldest first."""
+    """What a model carries, oldest first: all patches, those of each kind, those from files.
 
-    patches: tuple[Any, ...] = ()
-    by_kind: dict[type, tuple[Any, ...]] = field(default_factory=dict)
+    Patches are keyed by their identity, so that one of many is found at once.
+    """
+
+    all: dict[int, Any] = field(default_factory=dict)
+    by_kind: dict[type, dict[int, Any]] = field(default_factory=dict)
+    from_files: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, patches: Sequence[Any]) -> Carried:
+    def of(cls, patches: Iterable[Any]) -> Carried:
         """Of any patches."""
-        kinds: dict[type, list[Any]] = {}
+        result = cls()
         for patch in patches:
-            kinds.setdefault(kind_of(type(patch)), []).append(patch)
-        return cls(
-            tuple(patches),
-            {kind: tuple(some) for kind, some in kinds.items()},
-        )
+            result.all[id(patch)] = patch
+            result.by_kind.setdefault(kind_of(type(patch)), {})[id(patch)] = patch
+            if patch.info.digest:
+                result.from_files[id(patch)] = patch
+        return result
 
     def plus(self, patch: Any) -> Carried:
         """With one more on top."""
-        kind = kind_of(type(patch))
-        of_kind = self.by_kind.get(kind, ())
-        return Carried((*self.patches, patch), {**self.by_kind, kind: (*of_kind, patch)})
+        kind, new = kind_of(type(patch)), {id(patch): patch}
+        former = self.by_kind.get(kind, {})
+        together = self.all | new
+        alike = together if len(former) == len(self.all) else former | new
+        from_files = self.from_files | new if patch.info.digest else self.from_files
+        return Carried(together, {**self.by_kind, kind: alike}, from_files)
 
     def minus(self, patch: Any) -> Carried:
         """Without one."""
         kind = kind_of(type(patch))
-        kinds = {**self.by_kind, kind: _without(self.by_kind[kind], patch)}
-        return Carried(
-            _without(self.patches, patch),
-            {k: of_kind for k, of_kind in kinds.items() if of_kind},
-        )
+        rest, former = _without(self.all, patch), self.by_kind[kind]
+        alike = rest if former is self.all else _without(former, patch)
+        kinds = {name: some for name, some in {**self.by_kind, kind: alike}.items() if some}
+        return Carried(rest, kinds, _without(self.from_files, patch))
+
+    def of_kind(self, kind: type) -> tuple[Any, ...]:
+        """The patches of one kind."""
+        return tuple(self.by_kind.get(kind, {}).values())
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +110,7 @@ class PatchStack:
     @property
     def patches(self) -> tuple[Any, ...]:
         """What is applied now, oldest first."""
-        return self.carried.patches
+        return tuple(self.carried.all.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchStack:
         """Copies of a model share the patches, and each can undo them."""
@@ -141,7 +151,7 @@ def push(model: nn.Module, patch: Installable) -> None:
     with lock_of(model):
         stack = stack_of(model)
         _refuse_applied(stack, patch)
-        _change(model, stack, stack.carried.plus(patch))
+        _change(model, stack, stack.carried.plus(patch), Step((), (patch,)))
 
 
 def pop(model: nn.Module, patch: Installable) -> None:
@@ -152,12 +162,12 @@ def pop(model: nn.Module, patch: Installable) -> None:
     """
     with lock_of(model):
         stack = stack_of(model)
-        if patch not in stack.patches:
+        if id(patch) not in stack.carried.all:
             raise PatchStateError(
                 "This patch is not applied to this model, so there is nothing to undo. "
                 f"Applied now: {len(stack.patches)} patches."
             )
-        _change(model, stack, stack.carried.minus(patch))
+        _change(model, stack, stack.carried.minus(patch), Step((patch,), ()))
 
 
 def collapse(model: nn.Module, old: Sequence[Installable], new: Installable) -> None:
@@ -180,7 +190,8 @@ def applied(model: nn.Module, patch: Installable) -> Iterator[None]:
         stack = stack_of(model)
         _refuse_applied(stack, patch)
         wanted = stack.carried.plus(patch)
-        with _temporarily(model, stack, wanted, lambda now: now.minus(patch)):
+        step = Step((), (patch,))
+        with _temporarily(model, stack, wanted, lambda now: now.minus(patch), step):
             yield
 
 
@@ -195,7 +206,7 @@ def without_patches(model: nn.Module) -> Iterator[None]:
         former = stack.carried
 
         def together(now: Carried) -> Carried:
-            return Carried.of((*former.patches, *now.patches))
+            return Carried.of((*former.all.values(), *now.all.values()))
 
         with _temporarily(model, stack, Carried(), together):
             yield
@@ -203,10 +214,14 @@ def without_patches(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _temporarily(
-    model: nn.Module, stack: PatchStack, wanted: Carried, after: Callable[[Carried], Carried]
+    model: nn.Module,
+    stack: PatchStack,
+    wanted: Carried,
+    after: Callable[[Carried], Carried],
+    step: Step | None = None,
 ) -> Iterator[None]:
     """``wanted`` inside; if the stack is changed inside, what ``after`` makes of that is left."""
-    change = _planned(model, stack, wanted, lasting=False)
+    change = _planned(model, stack, wanted, step, lasting=False)
     try:
         try:
             _carry(model, stack, wanted, change)
@@ -234,16 +249,22 @@ def _leave(
 
 
 def _planned(
-    model: nn.Module, stack: PatchStack, wanted: Carried, *, lasting: bool = True
+    model: nn.Module,
+    stack: PatchStack,
+    wanted: Carried,
+    step: Step | None = None,
+    *,
+    lasting: bool = True,
 ) -> Change:
     one, other = stack.carried.by_kind, wanted.by_kind
     kinds = tuple(k for k in {**one, **other} if one.get(k) is not other.get(k))
-    return Change(stack.carried, kinds, Journal(originals_of(model).carried, lasting=lasting))
+    journal = Journal(originals_of(model).carried, lasting=lasting, step=step)
+    return Change(stack.carried, kinds, journal)
 
 
-def _change(model: nn.Module, stack: PatchStack, wanted: Carried) -> None:
+def _change(model: nn.Module, stack: PatchStack, wanted: Carried, step: Step | None = None) -> None:
     """Let the model carry ``wanted`` for good, or change nothing."""
-    change = _planned(model, stack, wanted)
+    change = _planned(model, stack, wanted, step)
     try:
         try:
             _carry(model, stack, wanted, change)
@@ -260,7 +281,7 @@ def _carry(model: nn.Module, stack: PatchStack, wanted: Carried, change: Change)
     stack.unfinished = change
     originals.journal = change.journal
     for kind in change.kinds:
-        kind.install(model, wanted.by_kind.get(kind, ()), originals)  # type: ignore[attr-defined]
+        kind.install(model, wanted.of_kind(kind), originals)  # type: ignore[attr-defined]
     stack.carried = wanted
     stack.generation += 1
     stack.unfinished = None
@@ -274,8 +295,7 @@ def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
     originals.put_back(change.journal)
     originals.journal = Journal(originals.carried)
     for kind in change.kinds:
-        of_kind = change.former.by_kind.get(kind, ())
-        kind.install(model, of_kind, originals)  # type: ignore[attr-defined]
+        kind.install(model, change.former.of_kind(kind), originals)  # type: ignore[attr-defined]
     stack.carried = change.former
     stack.generation += 1
     stack.unfinished = None
@@ -283,10 +303,11 @@ def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
 
 
 def _refuse_applied(stack: PatchStack, patch: Any) -> None:
-    if patch in stack.patches:
+    carried = stack.carried
+    if id(patch) in carried.all:
         raise PatchStateError("This patch is applied to the model already; undo it first.")
-    same = next((one for one in stack.patches if patch.is_same_edit(one)), None)
-    if same is not None:
+    others = carried.all if patch.info.digest else carried.from_files
+    if any(patch.is_same_edit(other) for other in others.values()):
         raise PatchStateError(
             "This patch is applied to the model already, from the same file or as it was before it "
             "was saved; undo that one first."
@@ -294,11 +315,15 @@ def _refuse_applied(stack: PatchStack, patch: Any) -> None:
 
 
 @cache
-def kind_of(patch_class: type) -> type:
+def kind_of(patch_class: Any) -> type:
     """The class that installs a patch of this class."""
-    return next(base for base in patch_class.__mro__ if "install" in vars(base))
+    kind: type = next(base for base in patch_class.__mro__ if "install" in vars(base))
+    return kind
 
 
-def _without(patches: tuple[Any, ...], patch: Any) -> tuple[Any, ...]:
-    at = patches.index(patch)
-    return patches[:at] + patches[at + 1 :]
+def _without(patches: dict[int, Any], patch: Any) -> dict[int, Any]:
+    if id(patch) not in patches:
+        return patches
+    rest = patches.copy()
+    del rest[id(patch)]
+    return rest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
@@ -15,7 +14,7 @@ from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError, PatchMismatchError, PatchStateError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
-from easyeditor.lm.originals import Originals
+from easyeditor.lm.originals import Originals, Step
 from easyeditor.lm.weights import WeightHandle, weight_handle
 from easyeditor.patches.parts import (
     Dense,
@@ -73,13 +72,16 @@ class WeightPatch(Patch):
             PatchStateError: a weight was changed outside the stack.
             UnsupportedModelError: a weight is stored in a way that cannot be read.
         """
-        step = _step(originals.carried, tuple(patches))
+        wanted, journal = tuple(patches), originals.journal
+        step = journal.step if originals.carried is journal.carried else None
+        if step is None:
+            step = _step(originals.carried, wanted)
         handles = _handles(model, step.added)
         for path in dict.fromkeys(path for patch in step.removed for path in patch.entries):
             handles.setdefault(path, weight_handle(model, path))
         for path, handle in handles.items():
-            _update(model, path, handle, step, originals)
-        originals.carried = step.wanted
+            _update(model, path, handle, wanted, step, originals)
+        originals.carried = wanted
 
     @classmethod
     def merge(cls, patches: Sequence[WeightPatch], compact: bool = False) -> WeightPatch:
@@ -144,21 +146,10 @@ class WeightPatch(Patch):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What is to be taken off and put on to give the wanted patches; ``on_top``: at the end."""
-
-    wanted: tuple[WeightPatch, ...]
-    removed: tuple[WeightPatch, ...]
-    added: tuple[WeightPatch, ...]
-    on_top: bool
-
-
-def _step(old: tuple[WeightPatch, ...], new: tuple[WeightPatch, ...]) -> _Step:
-    """What differs between two sequences, between a common start and a common end."""
+def _step(old: tuple[WeightPatch, ...], new: tuple[WeightPatch, ...]) -> Step:
+    """How to come from one sequence of patches to another: all after a common start."""
     start = _common(old, new)
-    end = _common(old[start:][::-1], new[start:][::-1])
-    return _Step(new, old[start : len(old) - end], new[start : len(new) - end], end == 0)
+    return Step(old[start:], new[start:])
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -193,63 +184,36 @@ def _turned(model: nn.Module, path: str) -> bool:
 
 
 def _update(
-    model: nn.Module, path: str, handle: WeightHandle, step: _Step, originals: Originals
+    model: nn.Module,
+    path: str,
+    handle: WeightHandle,
+    wanted: tuple[WeightPatch, ...],
+    step: Step,
+    originals: Originals,
 ) -> None:
     """Write one weight with the parts of the wanted patches."""
     edited = originals.edited.get(path)
-    former: WeightSum = WeightSum((), _turned(model, path)) if edited is None else edited.change
-    off = [part for patch in step.removed for part in patch.entries.get(path, ())]
-    on = [part for patch in step.added for part in patch.entries.get(path, ())]
-    parts = _parts(path, former.parts, off, on, step)
-    if len(parts) == len(former.parts) and all(map(is_, parts, former.parts)):
-        former.parts = parts
+    former: WeightSum = WeightSum(path, _turned(model, path)) if edited is None else edited.change
+    removed = [part for patch in step.removed for part in patch.entries.get(path, ())]
+    added = [part for patch in step.added for part in patch.entries.get(path, ())]
+    if len(removed) == len(added) and all(map(is_, removed, added)):
+        former.patches = wanted  # other patches with the same parts
         return
     if edited is not None and originals.changed_outside(path, handle):
         raise PatchStateError(
-            f"{path} was changed outside the stack (an optimiser's step, load_state_dict) since "
-            f"{len(originals.carried)} patches were applied, and undoing or adding one would undo "
-            "that. Keep the weights as they are (adopt_weights(model): what is applied becomes "
-            "part of the model), or throw the change away (discard_changes(model))."
+            f"{path} was changed outside the stack (by an optimiser's step or load_state_dict, "
+            f"perhaps) while {len(originals.carried)} patches were applied, and undoing or adding "
+            "one would undo that change. Of easyeditor.patches.outside, adopt_weights(model) makes "
+            "the weights as they are now the unedited ones, and discard_changes(model) undoes the "
+            "change."
         )
-    if not parts:
+    if former.count + len(added) == len(removed):
         assert edited is not None
         originals.write(path, handle, edited.original, None)
         return
     original = handle.read(handle.raw if edited is None else edited.original)
-    stay = Counter(map(id, on)) & Counter(map(id, off))
-    new = former.changed(
-        parts,
-        _minus(off, stay),
-        _minus(on, stay),
-        original,
-        keep=not originals.journal.lasting,
-    )
+    new = former.changed(wanted, removed, added, original, give_away=originals.journal.lasting)
     originals.write(path, handle, new.weight(original).to(handle.dtype), new)
-
-
-def _parts(
-    path: str, former: tuple[Part, ...], off: Sequence[Part], on: Sequence[Part], step: _Step
-) -> tuple[Part, ...]:
-    """The parts of all wanted patches on one weight, in order."""
-    if step.on_top and not off:
-        return (*former, *on)
-    if len(step.removed) == 1 and not on and off and former.count(off[0]) == 1:
-        at = former.index(off[0])
-        if all(map(is_, former[at : at + len(off)], off)):
-            return former[:at] + former[at + len(off) :]
-    return tuple(part for patch in step.wanted for part in patch.entries.get(path, ()))
-
-
-def _minus(parts: Sequence[Part], less: Counter[int]) -> list[Part]:
-    """``parts`` without as many of each object as ``less`` counts."""
-    left = Counter(less)
-    result = []
-    for part in parts:
-        if left[id(part)]:
-            left[id(part)] -= 1
-        else:
-            result.append(part)
-    return result
 
 
 def weight_patch(

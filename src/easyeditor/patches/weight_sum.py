@@ -22,8 +22,9 @@ parts, and are computed again from the parts when they are lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -39,23 +40,41 @@ COARSER_BITS = 8
 """By which the quantum grows when they do not fit."""
 
 
+class Changing(Protocol):
+    """A patch that adds parts to weights."""
+
+    @property
+    def entries(self) -> Mapping[str, tuple[WeightPart, ...]]:
+        """``{parameter path: parts}``."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class WeightSum:
     """The parts on one weight, and their running sum.
 
     Attributes:
-        parts: in the order of the patches.
+        path: of the weight.
         transposed: whether the model stores the weight the other way round than the parts.
+        patches: all that the model carries, in order; some change this weight.
+        count: how many parts they have for it.
         finest: exponent of the finest quantum, once it is needed.
         bound: sum of the parts' largest numbers, each rounded up, in finest quanta.
         total: the parts' sum in quanta, or None where it has yet to be computed.
     """
 
-    parts: tuple[WeightPart, ...]
+    path: str
     transposed: bool
+    patches: Sequence[Changing] = ()
+    count: int = 0
     finest: int | None = None
     bound: int = 0
     total: torch.Tensor | None = field(default=None, repr=False)
+
+    def parts(self) -> Iterator[WeightPart]:
+        """The parts, in the order of the patches."""
+        for patch in self.patches:
+            yield from patch.entries.get(self.path, ())
 
     @property
     def exponent(self) -> int:
@@ -66,35 +85,36 @@ class WeightSum:
 
     def parts_only(self) -> WeightSum:
         """The same, with the integers to be computed again."""
-        return WeightSum(self.parts, self.transposed)
+        return WeightSum(self.path, self.transposed, self.patches, self.count)
 
     def changed(
         self,
-        parts: tuple[WeightPart, ...],
+        patches: Sequence[Changing],
         removed: Sequence[WeightPart],
         added: Sequence[WeightPart],
         original: torch.Tensor,
         *,
-        keep: bool = False,
+        give_away: bool,
     ) -> WeightSum:
-        """The sum of ``parts``, which are these without ``removed`` and with ``added``.
+        """The sum for ``patches``: these parts without ``removed`` and with ``added``.
 
-        Unless ``keep``, this sum gives its integers away, and computes them again when it is asked.
+        With ``give_away`` the new sum takes the integers over, and this one computes them again
+        when it is asked; else it gets a copy.
         """
-        if len(parts) <= FEW:
-            return WeightSum(parts, self.transposed)
-        if self.total is None:
-            return WeightSum(parts, self.transposed)
-        total = self.total.clone() if keep else self.total
-        if not keep:
+        count = self.count + len(added) - len(removed)
+        new = WeightSum(self.path, self.transposed, patches, count)
+        if count <= FEW or self.total is None:
+            return new
+        total = self.total if give_away else self.total.clone()
+        if give_away:
             self.total = None  # before it is written into
-        new = WeightSum(parts, self.transposed, self.finest, self.bound)
+        new.finest, new.bound = self.finest, self.bound
         changes = [(part, 1) for part in added] + [(part, -1) for part in removed]
         # One part, as a rule: it is multiplied out once for both steps.
         one = changes[0][0].dense(total.device) if len(changes) == 1 else None
         new.bound += sum(sign * new._largest(part, total.device, one) for part, sign in changes)
         if new.exponent != self.exponent:
-            return new._summed(original)
+            return new.parts_only()
         for part, sign in changes:
             new._add(part, sign, total, one)
         new.total = total
@@ -103,34 +123,32 @@ class WeightSum:
     def weight(self, original: torch.Tensor) -> torch.Tensor:
         """The unedited weight plus the parts, in float32 or better; a new tensor."""
         wide = torch.promote_types(original.dtype, torch.float32)
-        if len(self.parts) <= FEW:
-            total = original.to(wide, copy=True)
-            for part in self.parts:
+        if self.count <= FEW:
+            result = original.to(wide, copy=True)
+            for part in self.parts():
                 change = part.dense(original.device).to(wide)
-                total.add_(change.T if self.transposed else change)
-            return total
+                result.add_(change.T if self.transposed else change)
+            return result
         if self.total is None:
-            summed = self._summed(original)
-            self.finest, self.bound, self.total = summed.finest, summed.bound, summed.total
+            self._sum_up(original)
         assert self.total is not None
         change = self.total.double() * 2.0**self.exponent
         exact = original.to(change.device, torch.float64)
         exact = exact + (change.T if self.transposed else change)
         return exact.to(wide).to(original.device)
 
-    def _summed(self, original: torch.Tensor) -> WeightSum:
-        """The same with the integers computed anew from every part."""
+    def _sum_up(self, original: torch.Tensor) -> None:
+        """Compute the integers from every part."""
         device = _integer_device(original.device)
         largest = float(original.abs().max()) if original.numel() else 0.0
-        finest = math.frexp(largest)[1] - RESOLUTION_BITS
-        new = WeightSum(self.parts, self.transposed, finest)
-        new.bound = sum(new._largest(part, device) for part in self.parts)
-        shape = self.parts[0].shape
-        total = torch.zeros(shape, dtype=torch.int64, device=device)
-        for part in self.parts:
-            new._add(part, 1, total)
-        new.total = total
-        return new
+        self.finest = math.frexp(largest)[1] - RESOLUTION_BITS
+        self.bound = sum(self._largest(part, device) for part in self.parts())
+        total: torch.Tensor | None = None
+        for part in self.parts():
+            if total is None:
+                total = torch.zeros(part.shape, dtype=torch.int64, device=device)
+            self._add(part, 1, total)
+        self.total = total
 
     def _largest(
         self, part: WeightPart, device: torch.device, dense: torch.Tensor | None = None

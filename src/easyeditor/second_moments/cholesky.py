@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.associative.solve import Factor, home
+from easyeditor.associative.solve import Cholesky, home
 from easyeditor.second_moments import Moments, digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 
 WHAT = "factored second moments"
 
 
-def factor_of(made: Moments, device: torch.device) -> Factor:
+def factor_of(made: Moments, device: torch.device) -> Cholesky:
     """The Cholesky factor of ``made.matrix``, on ``device``: from its file, or made and kept.
 
     The one from the file has the bits, and the layout, of the one that was made, and the moment is
@@ -25,13 +25,13 @@ def factor_of(made: Moments, device: torch.device) -> Factor:
     ``made.matrix`` up, as there is no room for two.
     """
     if made.path is None:
-        return Factor.of(made.matrix.to(device), overwrite=True)
+        return Cholesky.of(made.matrix.to(device), overwrite=True)
     digest = made.digest or digest_of(made.matrix)
     file = _file(made.path, digest)
     upper = _read(file, made.matrix.shape, digest)
     if upper is not None:
-        return Factor(upper.to(home(device)).mT)
-    factor = Factor.of(made.matrix.contiguous().to(device), overwrite=True)
+        return Cholesky(upper.to(home(device)).mT)
+    factor = Cholesky.of(made.matrix.contiguous().to(device), overwrite=True)
     write_cache_file(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
     return factor
 

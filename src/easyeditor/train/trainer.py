@@ -9,25 +9,29 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.editors.base import load_for
 from easyeditor.edits import Case
-from easyeditor.errors import HyperParamsError, MissingExtraError, TrainingError
-from easyeditor.files import written_whole
+from easyeditor.errors import (
+    EasyEditError,
+    HyperParamsError,
+    MissingExtraError,
+    OutputError,
+    TrainingBusyError,
+    TrainingError,
+)
+from easyeditor.files import check_writable_place, disk_error, written_whole
+from easyeditor.folder_lock import FolderLock
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
-from easyeditor.methods.learning import (
-    Learner,
-    TrainingHyperParams,
-    examples,
-    learner_of,
-    training_class_of,
-)
+from easyeditor.methods.learning import Learner, TrainingHyperParams, examples
+from easyeditor.methods.training import learner_of, training_class_of
 from easyeditor.train.log import LOG, draw_curve
 
 if TYPE_CHECKING:
@@ -37,7 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SETTINGS, CHECKPOINTS = "training.json", "checkpoints"
+SETTINGS, CHECKPOINTS, LOCK = "training.json", "checkpoints", "training"
+CHECKPOINT_COPIES = 4
+"""Bytes a training needs, in sizes of what is trained: a checkpoint with Adam's two moments, and
+the archive."""
 FREE = frozenset({"device", "results_dir", "report_to", "log_interval", "model_name"})
 """Settings that do not change what is learnt, so a training may be taken up with others."""
 
@@ -125,23 +132,31 @@ class EditTrainer:
         Raises:
             MissingExtraError: accelerate, or a tracker's package, is not installed.
             HyperParamsError: there is no such tracker.
+            TrainingBusyError: another process trains in the folder; says which.
             TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse,
                 or it was started with other settings, data or model; FSDP of version 1.
+            OutputError: the folder cannot be written, or the disk is full; the last checkpoint
+                stands, and ``resume`` goes on from it.
             DivergedError: the loss left the finite numbers; the last checkpoint stands.
             ModelLoadError: the model cannot be read.
         """
-        began = time.perf_counter()
         self.check(resume=resume)
+        if not self.is_main:
+            return self._run(resume)
+        with self._writing(), self._lock():
+            self._check_unlocked(resume)  # what another process left between check and lock
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> TrainingResult:
         from easyeditor.train.loop import Loop, arguments_of, own_randomness
 
+        began = time.perf_counter()
         last = self._last_checkpoint()
         with own_randomness():
             lm = self.load()
             self._check_same(lm, resume)
             learner = learner_of(lm, self.config)
-            prepare = getattr(learner, "prepare", None)
-            if prepare is not None:
-                prepare([*self.train_set, *self.val_set])
+            learner.prepare([*self.train_set, *self.val_set])
             arguments = arguments_of(
                 self.config, self.folder / CHECKPOINTS, on_cpu=lm.device.type == "cpu"
             )
@@ -156,6 +171,8 @@ class EditTrainer:
                 self._trackers,
             )
             if self.is_main:
+                size = sum(p.numel() * p.element_size() for p in learner.module.parameters())
+                check_writable_place(self.folder / NAME, size=CHECKPOINT_COPIES * size)
                 self._note(lm)
             loop.train(resume_from_checkpoint=str(last) if resume else None)
             return self._finish(loop, learner, time.perf_counter() - began)
@@ -218,8 +235,38 @@ class EditTrainer:
         Raises:
             MissingExtraError: accelerate, or a tracker's package, is not installed.
             HyperParamsError: there is no such tracker.
+            TrainingBusyError: another process trains in the folder; says which.
             TrainingError: there is an unfinished run and ``resume`` is not set, or the reverse.
+            OutputError: the folder cannot be written.
         """
+        if self.is_main:
+            check_writable_place(self.folder / NAME)
+            self._lock().check_free()
+        self._check_unlocked(resume)
+
+    def _lock(self) -> FolderLock:
+        advice = "Wait for it, or choose another results_dir (--out)."
+        return FolderLock(self.folder, LOCK, TrainingBusyError, advice)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk as an error that says what stands and how to go on."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except Exception as error:
+            failure = None if isinstance(error, EasyEditError) else disk_error(error)
+            if failure is None:
+                raise
+            last = self._last_checkpoint()
+            stands = f"{last.name} is whole" if last else "There is no checkpoint yet"
+            how = "go on with run(resume=True) (--resume)" if last else "start again"
+            raise OutputError(
+                f"The training cannot write to {self.folder}: {failure.strerror or failure}. "
+                f"{stands}; make room and {how}."
+            ) from error
+
+    def _check_unlocked(self, resume: bool) -> None:
         _need_accelerate()
         from easyeditor.train.trackers import trackers
 

@@ -25,8 +25,10 @@ _CONTEXT = "easyedit_context"
 _DERIVED = "easyedit_derived_context"
 _HOOKS = "easyedit_context_hooks"
 _GENERATION = "easyedit_forward_generation"
+_DECODER_START = "easyedit_decoder_start"
 
 Phase = Literal["prefill", "decode"]
+PADS = ("pad", "eos")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +53,7 @@ class ForwardContext:
     patch_of_row: torch.Tensor | None = None
     phase: Phase = "prefill"
     start: int = 0
-    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+    decisions: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -88,7 +90,7 @@ class ForwardContext:
         In the decode phase the decision of the prefill phase is given again; rows that beam search
         has multiplied since then share their prompt's.
         """
-        known = self.decisions.get(key)
+        known: torch.Tensor | None = self.decisions.get(key)
         if self.phase == "prefill" or known is None:
             known = self.decisions[key] = decision()
         if len(known) != self.rows:
@@ -98,9 +100,7 @@ class ForwardContext:
     def only(self, rows: torch.Tensor) -> ForwardContext:
         """The context of some rows, which keep decisions of their own."""
         index = rows.to(self.mask.device)
-        part: dict[Any, torch.Tensor] = self.decisions.setdefault(  # type: ignore[assignment]
-            ("rows", *rows.tolist()), {}
-        )
+        part: dict[Any, Any] = self.decisions.setdefault(("rows", *rows.tolist()), {})
         of_row = self.patch_of_row
         return replace(
             self,
@@ -123,7 +123,7 @@ class _Generation:
 
     mask: torch.Tensor
     patch_of_row: torch.Tensor | None
-    decisions: dict[Any, torch.Tensor] = field(default_factory=dict)
+    decisions: dict[Any, Any] = field(default_factory=dict)
 
     def context(self, mask: torch.Tensor, start: int) -> ForwardContext:
         rows = len(mask)
@@ -201,44 +201,109 @@ def forward_generation(model: nn.Module) -> int:
 
 def derive_contexts(model: nn.Module, wanted: bool) -> None:
     """Give every pass of ``model`` a context from now on, or no longer; for who hooks adapters."""
+    vars(model)[_GENERATION] = forward_generation(model) + 1
     if wanted and not has_adapters(model):
         vars(model)[_HOOKS] = True
-        model.register_forward_pre_hook(_Deriving(), with_kwargs=True)
-        model.register_forward_hook(_Forgetting(), always_call=True)
+        deriving = _Deriving()
+        model.register_forward_pre_hook(deriving.before, with_kwargs=True)
+        model.register_forward_hook(deriving.after, always_call=True)
     elif not wanted:
         for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [k for k, h in hooks.items() if isinstance(h, (_Deriving, _Forgetting))]:
+            ours = [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", 0), _Deriving)]
+            for key in ours:
                 del hooks[key]
                 model._forward_pre_hooks_with_kwargs.pop(key, None)
                 model._forward_hooks_always_called.pop(key, None)
-        vars(model).pop(_HOOKS, None)
-        vars(model).pop(_DERIVED, None)
-    vars(model)[_GENERATION] = forward_generation(model) + 1
+        for name in (_HOOKS, _DERIVED):
+            vars(model).pop(name, None)
+    restore_generate(model)
+
+
+def restore_generate(model: nn.Module) -> None:
+    """Let the model's own ``generate`` say where its prompts end, if it carries adapters."""
+    stands = vars(model).get("generate")
+    if has_adapters(model) and stands is None:
+        vars(model)["generate"] = _GenerateInContext(model)
+    elif not has_adapters(model) and isinstance(stands, _GenerateInContext):
+        del vars(model)["generate"]
+
+
+def encoder_context(model: nn.Module, rows: int) -> ForwardContext | None:
+    """The context of an encoder's pass, which ``generate`` makes before any pass of the model."""
+    context, given = current_context(model), vars(model).get(_CONTEXT)
+    if context is None and isinstance(given, _Generation):
+        mask = given.mask
+        if len(mask) != rows:
+            mask = mask.repeat_interleave(rows // len(mask), 0)
+        context = given.context(mask, 0)
+    return None if context is None else replace(context, start=0, phase="prefill", decisions={})
+
+
+def decoder_context(model: nn.Module, rows: int, length: int) -> ForwardContext | None:
+    """The context of a decoder's pass: its prompt is its first position."""
+    context = current_context(model)
+    if context is None:
+        return None
+    start: int = vars(model).get(_DECODER_START, 0)
+    device = context.mask.device
+    return replace(
+        context,
+        mask=torch.ones(rows, start + length, dtype=torch.long, device=device),
+        prompt_end=torch.zeros(rows, dtype=torch.long, device=device),
+        phase="decode" if start else "prefill",
+        start=start,
+    )
+
+
+class _GenerateInContext:
+    """Stands for ``model.generate`` while the model carries adapters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, inputs: torch.Tensor | None = None, **options: Any) -> Any:
+        """What the model's own ``generate`` gives."""
+        model: Any = self._model
+        prompts = [inputs, options.get("input_ids"), options.get("inputs_embeds")]
+        given = next((each for each in prompts if each is not None), None)
+        if inputs is not None:
+            options["inputs"] = inputs
+        mask = options.get("attention_mask")
+        if given is None or isinstance(vars(model).get(_CONTEXT), _Generation):
+            return type(model).generate(model, **options)
+        if mask is None:
+            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+            pad, end = (getattr(model.generation_config, f"{k}_token_id", None) for k in PADS)
+            if pad is not None and pad != end and given.dim() == 2 and (given == pad).any():
+                mask = given.ne(pad).long()
+        with generation_context(model, mask):
+            return type(model).generate(model, **options)
 
 
 class _Deriving:
-    """A forward pre-hook: the context of a pass, from what was given or from its arguments."""
+    """Hooks of a model: the context of a pass, from what was given or from its arguments."""
 
     def __init__(self) -> None:
-        self._decisions: WeakKeyDictionary[Any, dict[Any, torch.Tensor]] = WeakKeyDictionary()
+        self._of_cache: WeakKeyDictionary[Any, tuple[torch.Tensor, dict[Any, torch.Tensor]]]
+        self._of_cache = WeakKeyDictionary()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _Deriving:
         return _Deriving()
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = vars(model).get(_CONTEXT)
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given, cache = vars(model).get(_CONTEXT), kwargs.get("past_key_values")
+        start = _cached(cache)
+        vars(model)[_DECODER_START] = start
         if isinstance(given, ForwardContext):
             vars(model)[_DERIVED] = given
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        read = ids if ids is not None else kwargs.get("inputs_embeds")
+        read = kwargs.get("input_ids", args[0] if args else None)
+        read = kwargs.get("inputs_embeds") if read is None else read
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            start = 0  # the prompt is the encoder's
+            state = kwargs.get("encoder_outputs")
+            read = state[0] if read is None and state is not None else read
         mask = kwargs.get("attention_mask")
-        cache = kwargs.get("past_key_values")
-        decoder = kwargs.get("decoder_input_ids")
-        start = _cached(cache)
-        if decoder is not None:  # of an encoder-decoder: the prompt is the encoder's
-            start = 0
-            read = ids if ids is not None else mask
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
             if read is None:
                 vars(model).pop(_DERIVED, None)
@@ -248,20 +313,18 @@ class _Deriving:
         if isinstance(given, _Generation):
             vars(model)[_DERIVED] = given.context(mask, start)
             return
-        decisions: dict[Any, torch.Tensor] = {}
-        if cache is not None:
-            decisions = self._decisions.setdefault(cache, decisions)
-        end = last_token(mask)
-        vars(model)[_DERIVED] = ForwardContext(
-            mask, end, None, "decode" if start and decisions else "prefill", start, decisions
-        )
+        known = self._of_cache.get(cache) if cache is not None and start else None
+        if known is None:
+            vars(model)[_DERIVED] = ForwardContext(mask, last_token(mask), start=start)
+        else:
+            end, decisions = known
+            vars(model)[_DERIVED] = ForwardContext(mask, end, None, "decode", start, decisions)
 
-
-class _Forgetting:
-    """A forward hook: the pass is over."""
-
-    def __call__(self, model: nn.Module, _args: Any, _output: Any) -> None:
-        vars(model).pop(_DERIVED, None)
+    def after(self, model: nn.Module, _args: Any, output: Any) -> None:
+        context = vars(model).pop(_DERIVED, None)
+        cache = getattr(output, "past_key_values", None)
+        if context is not None and cache is not None and context.phase == "prefill":
+            self._of_cache[cache] = (context.prompt_end, context.decisions)
 
 
 def _cached(cache: Any) -> int:

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import ModelOutput
 
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
+from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
@@ -359,7 +360,8 @@ def open_forward(
     if not resume:
         return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
-    proven = ("resumable", site, any(run.start for run in runs))
+    way = forward_generation(lm.model)  # adapters may change how the model can be run
+    proven = ("resumable", site, any(run.start for run in runs), way)
     if proven not in lm.memo:
         lm.memo[proven] = _agrees(lm, site, runs)
         if not lm.memo[proven]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
 from easyeditor.lm.model import LM
 
@@ -96,7 +97,8 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
 
     A batch in which nothing is padded cannot tell, and is not shared before another one has.
     """
-    if "shares its past" not in lm.memo:
+    key = ("shares its past", forward_generation(lm.model))
+    if key not in lm.memo:
         sample = _padded(sequences, heads, whose)
         if sample is None:
             return False
@@ -107,10 +109,10 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
             for a, b in zip(shared.layers, plain.layers, strict=True)
             for name in ("keys", "values")
         )
-        lm.memo["shares its past"] = agree
+        lm.memo[key] = agree
         if not agree:
             log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
-    trusted: bool = lm.memo["shares its past"]
+    trusted: bool = lm.memo[key]
     return trusted
 
 

@@ -8,7 +8,6 @@ archive, which belongs to one model; see :mod:`easyeditor.methods.mend.learner`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 
@@ -16,8 +15,9 @@ from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.gradients.factors import factors_of
 from easyeditor.lm.model import LM
-from easyeditor.methods.archive import Archive, read_archive
-from easyeditor.methods.learning import Learner
+from easyeditor.methods.archive import read_archive
+from easyeditor.methods.base import Method, Need, Outcome, State
+from easyeditor.methods.learning import Learner, TrainingHyperParams
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.methods.mend.settings import (
     USUAL,
@@ -25,48 +25,51 @@ from easyeditor.methods.mend.settings import (
     MENDTrainingHparams,
     sites_of,
 )
-from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
+from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
 
-class MEND:
+class MEND(Method[State]):
     """Any number of edits at once, each as if it were alone, summed. Needs a trained archive.
 
     The trap: the networks saw one edit at a time on the unedited model; many edits at once, or
     one on top of another, disturb each other more than they do in methods that solve for them.
     """
 
-    name: ClassVar[str] = "MEND"
-    title: ClassVar[str] = "learnt transformation of gradients, arXiv 2110.11309"
-    hyperparams_class: ClassVar[type[MENDHyperParams]] = MENDHyperParams
-    training_class: ClassVar[type[MENDTrainingHparams]] = MENDTrainingHparams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = False
+    name = "MEND"
+    title = "learnt transformation of gradients, arXiv 2110.11309"
+    hyperparams_class = MENDHyperParams
+    training_class = MENDTrainingHparams
+    needs = frozenset({Need.ARCHIVE})
+
+    hyperparams: MENDHyperParams
 
     def __init__(self, hyperparams: MENDHyperParams) -> None:
-        self.hyperparams = hyperparams
-        self._archive: Archive | None = None
-        self._learnt: tuple[LM, MENDLearner] | None = None
+        super().__init__(hyperparams)
+        self._cache: tuple[LM, MENDLearner] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
 
     @classmethod
-    def learner(cls, lm: LM, config: MENDTrainingHparams) -> Learner:
-        """What is trained beside ``lm``."""
+    def learner(cls, lm: LM, config: TrainingHyperParams) -> Learner:
+        """The networks that are trained beside ``lm``."""
+        assert isinstance(config, MENDTrainingHparams)
         return MENDLearner(lm, config)
 
-    def reset(self) -> None:
-        """Read the archive again at the next edit."""
-        self._archive, self._learnt = None, None
-
-    def prepare(self, lm: LM) -> None:
-        """Read the archive.
+    def initial_state(self, lm: LM) -> None:
+        """Read the archive, once per model; edits have no state.
 
         Raises:
-            HyperParamsError: none is given, or ``inner_params`` or ``layers`` are not its own.
+            HyperParamsError: none is given, or it was trained for other weights than
+                ``inner_params`` or ``layers`` name.
             ArchiveError: it cannot be read, or is of another method or model.
         """
         self._open(lm)
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> WeightPatch:
+    def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The low-rank patch the networks make of the gradient; the model is only read.
 
         Raises:
@@ -95,11 +98,11 @@ class MEND:
         settings = self.hyperparams.replace(
             layers=learnt.config.layers, inner_params=learnt.config.inner_params
         )
-        return weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
     def _open(self, lm: LM) -> MENDLearner:
-        if self._learnt is not None and self._learnt[0] is lm:
-            return self._learnt[1]
+        if self._cache is not None and self._cache[0] is lm:
+            return self._cache[1]
         settings = self.hyperparams
         if settings.archive is None:
             raise HyperParamsError(
@@ -107,9 +110,7 @@ class MEND:
                 "them. Train them once: easyedit train --method mend --data FILE --model MODEL, "
                 "or EditTrainer(config, train_set, val_set).run(); it says where the archive is."
             )
-        if self._archive is None:
-            self._archive = read_archive(settings.archive, self.name)
-        archive = self._archive
+        archive = read_archive(settings.archive, self.name)
         archive.check(lm, self.name)
         try:
             config = MENDTrainingHparams(**archive.hyperparams)
@@ -118,7 +119,7 @@ class MEND:
             raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None
         self._check_places(lm, learnt)
         learnt.fill(archive)
-        self._learnt = lm, learnt
+        self._cache = lm, learnt
         return learnt
 
     def _check_places(self, lm: LM, learnt: MENDLearner) -> None:

@@ -56,6 +56,9 @@ class SERACLearner:
         self.small = LM(self.nets.counterfactual, lm.tokenizer, chat_template=chat)
         self.nets.counterfactual.requires_grad_(not config.freeze_cntr)
 
+    def prepare(self, cases: Sequence[Case]) -> None:
+        """Nothing is computed beforehand: both networks change with every step."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The counterfactual model, the classifier's network, and the linear map on that."""
         config, classifier = self.config, self.nets.classifier

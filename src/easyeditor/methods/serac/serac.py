@@ -8,13 +8,13 @@ there by a small counterfactual model that is told the edit; both are trained on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import Archive, read_archive
-from easyeditor.methods.learning import Learner
+from easyeditor.methods.base import Method, Need, Outcome, State
+from easyeditor.methods.learning import Learner, TrainingHyperParams
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.nets import nets_of, scope_of
 from easyeditor.methods.serac.settings import SERACHyperParams, SERACTrainingHparams
@@ -23,35 +23,38 @@ from easyeditor.patches.scope import Remembered, Scope, ScopePatch
 from easyeditor.timing import Stopwatch
 
 
-class SERAC:
+class SERAC(Method[State]):
     """Any number of edits, each one line of a memory. Needs a trained archive.
 
     The memory is the patch's: patches that a model carries act as one memory, and each can be
     undone by itself.
     """
 
-    name: ClassVar[str] = "SERAC"
-    title: ClassVar[str] = "scope classifier and counterfactual model, arXiv 2206.06520"
-    hyperparams_class: ClassVar[type[SERACHyperParams]] = SERACHyperParams
-    training_class: ClassVar[type[SERACTrainingHparams]] = SERACTrainingHparams
-    max_batch: ClassVar[int | None] = None
-    needs_subject: ClassVar[bool] = False
+    name = "SERAC"
+    title = "scope classifier and counterfactual model, arXiv 2206.06520"
+    hyperparams_class = SERACHyperParams
+    training_class = SERACTrainingHparams
+    needs = frozenset({Need.ARCHIVE})
+
+    hyperparams: SERACHyperParams
 
     def __init__(self, hyperparams: SERACHyperParams) -> None:
-        self.hyperparams = hyperparams
-        self._opened: tuple[LM, Scope] | None = None
+        super().__init__(hyperparams)
+        self._cache: tuple[LM, Scope] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
 
     @classmethod
-    def learner(cls, lm: LM, config: SERACTrainingHparams) -> Learner:
-        """What is trained beside ``lm``."""
+    def learner(cls, lm: LM, config: TrainingHyperParams) -> Learner:
+        """The networks that are trained beside ``lm``."""
+        assert isinstance(config, SERACTrainingHparams)
         return SERACLearner(lm, config)
 
-    def reset(self) -> None:
-        """Read the archive again at the next edit."""
-        self._opened = None
-
-    def prepare(self, lm: LM) -> None:
-        """Read the archive.
+    def initial_state(self, lm: LM) -> None:
+        """Read the archive, once per model; edits have no state.
 
         Raises:
             HyperParamsError: none is given, or its networks are not those that are named.
@@ -59,12 +62,12 @@ class SERAC:
         """
         self._open(lm)
 
-    def edit(self, lm: LM, edits: Sequence[Edit]) -> ScopePatch:
+    def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """A patch that remembers ``edits``; the model is only read.
 
         Raises:
             ContradictingEditsError: one prompt, two targets.
-            HyperParamsError, ArchiveError: see :meth:`prepare`.
+            HyperParamsError, ArchiveError: see :meth:`initial_state`.
         """
         check_consistent(edits)
         watch = Stopwatch()
@@ -73,11 +76,11 @@ class SERAC:
         with watch("classifier"):
             vectors = scope.vectors([edit.prompt.text for edit in edits], lm.device)
         info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
-        return ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, scope)
+        return Outcome(ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, scope))
 
     def _open(self, lm: LM) -> Scope:
-        if self._opened is not None and self._opened[0] is lm:
-            return self._opened[1]
+        if self._cache is not None and self._cache[0] is lm:
+            return self._cache[1]
         settings = self.hyperparams
         if settings.archive is None:
             raise HyperParamsError(
@@ -93,8 +96,8 @@ class SERAC:
         except HyperParamsError as error:
             raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None
         self._check_names(archive, config)
-        self._opened = lm, scope_of(archive, nets, config, settings.threshold)
-        return self._opened[1]
+        self._cache = lm, scope_of(archive, nets, config, settings.threshold)
+        return self._cache[1]
 
     def _check_names(self, archive: Archive, config: SERACTrainingHparams) -> None:
         wrong = []

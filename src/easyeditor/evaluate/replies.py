@@ -1,0 +1,66 @@
+"""What is asked of a model besides scores, and what it replied; keyed by the queries themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import overload
+
+from easyeditor.edits import Case, Generate, Prompt, Score
+from easyeditor.lm.forward.batching import TokenScores
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What is asked beside the scores under teacher forcing; nothing by default.
+
+    Attributes:
+        answer_tokens: length of the greedy free answers to prompt, rephrases and portability
+            prompts; 0: none.
+        continuation_tokens: length of the sampled continuations that fluency and consistency are
+            read from (the papers: 100); 0: none.
+        continuations: how many of a case's generation prompts are continued.
+        heldout: running text for the perplexity; empty: none.
+        seed: of the sampling.
+    """
+
+    answer_tokens: int = 0
+    continuation_tokens: int = 0
+    continuations: int = 10
+    heldout: str = ""
+    seed: int = 0
+
+    def answer(self, prompt: Prompt) -> Generate:
+        """The query for a free answer."""
+        return Generate(prompt, self.answer_tokens)
+
+    def long(self, case: Case) -> tuple[Generate, ...]:
+        """The queries for a case's long continuations."""
+        if not self.continuation_tokens:
+            return ()
+        prompts = (case.generation or (case.edit.prompt,))[: self.continuations]
+        return tuple(Generate(p, self.continuation_tokens, self.seed) for p in prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What one model replied, independent of who asks.
+
+    Attributes:
+        scores: under teacher forcing.
+        texts: answers and continuations.
+        perplexity: on the held-out text, where it was asked.
+        chat: whether prompts were wrapped by a chat template.
+    """
+
+    scores: Mapping[Score, TokenScores]
+    texts: Mapping[Generate, str] = field(default_factory=dict)
+    perplexity: float | None = None
+    chat: bool = False
+
+    @overload
+    def __getitem__(self, query: Score) -> TokenScores: ...
+    @overload
+    def __getitem__(self, query: Generate) -> str: ...
+    def __getitem__(self, query: Score | Generate) -> TokenScores | str:
+        return self.scores[query] if isinstance(query, Score) else self.texts[query]
