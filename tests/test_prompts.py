@@ -6,10 +6,15 @@ import pickle
 
 import pytest
 
+import support
+import tiny
 from easyeditor import Edit, Generate, ImageRef, Probe, Prompt, Score
 from easyeditor.edits import as_prompt, to_json
-from easyeditor.errors import EditError, SubjectNotFoundError
+from easyeditor.errors import EditError, PromptTooLongError, SubjectNotFoundError
+from easyeditor.evaluate.generation_metrics import contains
 from easyeditor.joining import join
+from easyeditor.lm.inference import generate, score
+from easyeditor.lm.tokens import Text
 from easyeditor.subjects import locate_subject
 
 QUESTION = "What is on the picture?"
@@ -200,3 +205,81 @@ def test_blanks_at_the_end_of_a_prompt_are_one_space():
     assert join("The city of ", "Rome") == "The city of Rome"
     assert join("The city of  ", "Rome") == "The city of Rome"
     assert join("It costs $ ", "7") == "It costs $ 7"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "text"),
+    [
+        ("The city of ", "Rome", "The city of Rome"),
+        ("The city of", "Rome", "The city of Rome"),
+        ("The city of\u00a0", "Rome", "The city of Rome"),
+        ("A coffee is $", "7", "A coffee is $7"),
+        ('The motto is "', "Never sleep", 'The motto is "Never sleep'),
+        ("write to info@", "example.com", "write to info@example.com"),
+        ("He", ", who retired", "He, who retired"),
+        ("法国的首都是", "里昂", "法国的首都是里昂"),
+        ("Answer:\n", "Paris", "Answer:\nParis"),
+        (Prompt("The city of ", raw=True), "Rome", "The city of Rome"),
+        (Prompt("The city of", raw=True), "Rome", "The city ofRome"),
+        (Prompt("The city of ", raw=True), " Rome", "The city of  Rome"),
+    ],
+)
+def test_what_is_scored_is_what_generation_starts_from(prompt, target, text):
+    rules = Text(tiny.tokenizer(), encoder_decoder=False, chat_template=False)
+    row = rules.row(prompt, target)
+    assert row.ids[: row.prompt_length] == rules.row(prompt).ids
+    assert rules.tokenizer.decode(row.ids) == text
+    assert rules.tokenizer.decode(row.target).strip() == target.strip()
+
+
+def test_a_prompt_that_this_model_cannot_read():
+    rules = Text(tiny.tokenizer(), encoder_decoder=False, chat_template=False)
+    with pytest.raises(EditError, match="1 images"):
+        rules.row(Prompt(QUESTION, (CAT,)))
+    with pytest.raises(EditError, match="chat_template=True"):
+        rules.row(Prompt(QUESTION, system="Be brief."))
+
+
+def test_a_system_message_opens_the_chat():
+    core = tiny.tokenizer().backend_tokenizer
+    tokenizer = tiny.tokenizer().__class__(tokenizer_object=core, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    )
+    rules = Text(tokenizer, encoder_decoder=False, chat_template=True)
+    row = rules.row(Prompt("The sky is", system="Be brief."), "blue", subject="The sky")
+    text = tokenizer.decode(row.ids)
+    assert text == "system: Be brief.\nuser: The sky is\nassistant: blue"
+    assert tokenizer.decode(row.ids[: row.subject_last + 1]).endswith("user: The sky")
+
+
+def test_a_text_that_the_context_cannot_hold_is_refused_before_it_is_run():
+    lm = support.lm("gpt2")
+    support.failing_at(lm.model, 1)
+    before = support.Snapshot(lm.model)
+    long = "You can see the river. " * 60
+    for ask in (lambda: score(lm, [(long, "Rome")]), lambda: generate(lm, [long], 3)):
+        with pytest.raises(PromptTooLongError, match="128 at most"):
+            ask()
+    assert before.differences(lm.model) == []
+
+
+def test_near_the_end_of_the_context_fewer_tokens_are_written():
+    lm = support.shared_lm("gpt2")
+    room = 128 - len(lm.text.row(prompt := "river " * 100).ids)
+    assert 0 < room < 40
+    assert generate(lm, [prompt], 100) == generate(lm, [prompt], room)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "holds"),
+    [
+        ("里昂。", "里昂", True),
+        ("是里昂市", "里昂", True),
+        ("788", "7", False),
+        ("is Rome.", "Rome", True),
+        ("Romeo", "Rome", False),
+    ],
+)
+def test_an_answer_in_a_free_text(text, answer, holds):
+    assert contains(text, [answer]) is holds

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-BLANKS = " \t\u00a0\u202f"
+BLANKS = " \u00a0\u202f"
 """Spaces within a line; line breaks are the writer's own and stay."""
 
 # First and last code points. Chinese and Japanese write no spaces around other scripts either; the

@@ -71,7 +71,7 @@ def _check_there(paths: list[Path]) -> None:
             raise PatchFormatError(f"No patch file {str(path)!r}.")
 
 
-def _load(paths: list[Path]) -> list[Patch]:
+def _load(paths: list[Path], encoder: str | None = None) -> list[Patch]:
     _check_there(paths)
     for i, path in enumerate(paths):
         if any(path == other or _same_file(path, other) for other in paths[:i]):
@@ -82,7 +82,7 @@ def _load(paths: list[Path]) -> list[Patch]:
     loaded = []
     for path in paths:
         with places.input_file(path, ".safetensors") as file:
-            loaded.append(load_patch(file))
+            loaded.append(load_patch(file, encoder=encoder))
     return loaded
 
 
@@ -257,6 +257,10 @@ def generate(
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
     model: options.PatchModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A sentence encoder you trust, for patches made with one of your own."),
+    ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
@@ -269,7 +273,7 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
-    loaded = _load(patch or [])
+    loaded = _load(patch or [], encoder)
     model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from easyeditor.errors import MissingExtraError
+from easyeditor.joining import unspaced
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 
 WINDOW = 256
 """Tokens per window of held-out text."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "“”„«»‘’–—…", " "))
+_PUNCTUATION = str.maketrans(
+    dict.fromkeys(string.punctuation + "“”„«»‘’–—…。，、；：？！「」『』（）《》", " ")
+)
 
 
 def normalise(text: str) -> str:
@@ -33,8 +36,14 @@ def natural_answer(text: str, chat: bool) -> str:
 
 def contains(text: str, accepted: Iterable[str]) -> bool:
     """Whether a normalised accepted answer stands in the normalised text, as whole words."""
-    padded = f" {normalise(text)} "
-    return any(f" {want} " in padded for answer in accepted if (want := normalise(answer)))
+    return any(_holds(normalise(text), want) for answer in accepted if (want := normalise(answer)))
+
+
+def _holds(text: str, want: str) -> bool:
+    # Where a script writes no spaces a word has no border to look for.
+    left = r"" if unspaced(want[0]) else r"(?<!\S)"
+    right = r"" if unspaced(want[-1]) else r"(?!\S)"
+    return re.search(left + re.escape(want) + right, text) is not None
 
 
 def equals(text: str, accepted: Iterable[str]) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.edits import Prompt
-from easyeditor.errors import ModelLoadError
+from easyeditor.edits import Prompt, as_prompt
+from easyeditor.errors import EditError, ModelLoadError
+from easyeditor.joining import BLANKS, separator
 from easyeditor.subjects import locate_subject
 
 _TOKENIZER = "easyedit_tokenizer"
@@ -108,50 +109,92 @@ class Text:
     ) -> Row:
         """Tokens of ``prefix + prompt + target`` with the target's and subject's places.
 
-        A target gets exactly one leading space unless the prompt ends, or the target begins,
-        with white space. A token that straddles the border counts as target.
+        Prompt and target are joined as a writer would (:mod:`easyeditor.joining`). Blanks at the
+        prompt's end are not fed, so that what is scored is what generation starts from; a raw
+        prompt is taken as it stands. The prompt's tokens are those it has without the target.
 
         Raises:
+            EditError: the prompt has images, or a system message that no template takes.
             SubjectNotFoundError: the subject does not occur in the prompt.
         """
-        prompt = str(prompt)
-        text, start = self._render(prefix + prompt)
+        prompt = as_prompt(prompt)
+        self._check_readable(prompt)
+        content = prefix + prompt.text
+        trimmed = content if prompt.raw else content.rstrip(BLANKS) or content
+        text, start = self._render(trimmed, prompt.system)
         span = None
         if subject is not None:
-            found = locate_subject(prompt, subject)
-            span = (start + len(prefix) + found.start, start + len(prefix) + found.end)
+            place = locate_subject(prompt.text, subject)
+            span = (start + len(prefix) + place.start, start + len(prefix) + place.end)
         if self.encoder_decoder:
             ids, offsets = self._encode(text, keep_end=True)
             labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()
             if labels and labels[-1] == self.tokenizer.eos_token_id:
                 labels = labels[:-1]
             return Row(ids, labels, self._last(offsets, span))
-        spaced = not target or text[-1:].isspace() or target[:1].isspace()
-        full = text + ("" if spaced else " ") + target
-        ids, offsets = self._encode(full, keep_end=False)
+        if prompt.raw or (self.chat_template and text[-1:].isspace()):
+            gap = ""
+        else:
+            gap = separator(text if self.chat_template else content, target)
+        ids, offsets = self._encode(text + gap + target, keep_end=False)
         begin = len(ids)
         if target:  # a space that is a token of its own belongs to the target, too
             begin = next(i for i, (_, high) in enumerate(offsets) if high > len(text))
+            if not gap and not target[0].isspace():
+                alone, of_prompt = self._encode(text, keep_end=False)
+                if ids[:begin] != alone:  # a token across the border
+                    return Row(
+                        alone + (tail := self._continuation(target) or ids[begin:]),
+                        tail,
+                        self._last(of_prompt, span),
+                    )
         return Row(ids, ids[begin:], self._last(offsets, span))
+
+    def _check_readable(self, prompt: Prompt) -> None:
+        if prompt.images:
+            raise EditError(
+                f"The prompt {prompt.text!r} has {len(prompt.images)} images, and this model is "
+                "read through its tokenizer alone. Give the text without images."
+            )
+        if prompt.system is not None and not self.chat_template:
+            raise EditError(
+                f"The prompt {prompt.text!r} has a system message, and prompts are plain text "
+                "here. Load the model with chat_template=True, or put the message into the text."
+            )
+
+    def _continuation(self, text: str) -> tuple[int, ...]:
+        """Tokens of ``text`` in the middle of a line; () where none begins at its border."""
+        for before in ("\n", ".", "a"):
+            encoded = self.tokenizer(
+                before + text, return_offsets_mapping=True, add_special_tokens=False
+            )
+            offsets = encoded["offset_mapping"]
+            first = next((i for i, (low, _) in enumerate(offsets) if low >= len(before)), None)
+            if first and offsets[first - 1][1] == len(before):
+                return tuple(encoded["input_ids"][first:])
+        return ()
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Tokens of running text: BOS where the tokenizer adds one, never a chat template."""
         return self._encode(text, keep_end=False, specials=True)[0]
 
-    def _render(self, prompt: str) -> tuple[str, int]:
+    def _render(self, prompt: str, system: str | None = None) -> tuple[str, int]:
         """The text to tokenise and where ``prompt`` starts in it."""
         if not self.chat_template:
             return prompt, 0
-        before = self._wrap(MARK).partition(MARK)[0]
-        text = self._wrap(prompt)
+        before = self._wrap(MARK, system).partition(MARK)[0]
+        text = self._wrap(prompt, system)
         start = len(before)
         if not text.startswith(prompt, start):  # the template trims what it is given
             start -= len(prompt) - len(prompt.lstrip())
         return text, start
 
-    def _wrap(self, content: str) -> str:
+    def _wrap(self, content: str, system: str | None) -> str:
+        turns = [] if system is None else [{"role": "system", "content": system}]
         wrapped: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [*turns, {"role": "user", "content": content}],
+            tokenize=False,
+            add_generation_prompt=True,
         )
         return wrapped
 
