@@ -7,6 +7,7 @@ found is the algebra of patches (``test_patch_algebra.py``).
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from importlib import import_module
@@ -149,6 +150,28 @@ def test_a_saved_patch_is_the_patch(edited: Edited, tmp_path: Path) -> None:
     first, second = edited.changed(edited.patch), edited.changed(loaded)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_state_goes_on_from_its_file_and_is_of_the_unedited_model(
+    edited: Edited, make_method: Maker, tmp_path: Path
+) -> None:
+    setting, target = edited.setting, edited.lm
+    method = setting.method_for(target, make_method)
+    state = method.initial_state(target)
+    assert (state is None) == (method.state_class is None)
+    if state is None:
+        return
+    edited.patch.apply(target.model)
+    values, data = setting.method_for(target, make_method).initial_state(target).dump()
+    edited.patch.revert(target.model)
+    expected = state.dump()
+    assert json.dumps(data) == json.dumps(expected[1])
+    assert values.keys() == expected[0].keys()
+    assert all(same_bits(values[name], expected[0][name]) for name in values)
+    restored = method.state_class.load(values, json.loads(json.dumps(data)))
+    patch = method.edit(target, batch_of(setting.method), restored).patch
+    first, second = tensors(edited.patch, tmp_path), tensors(patch, tmp_path)
+    assert all(same_bits(first[name], second[name]) for name in first)
 
 
 # -- failures -----------------------------------------------------------------------------------
