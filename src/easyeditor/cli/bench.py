@@ -297,8 +297,8 @@ def _run(
     address = None if ray == LOCAL else ray
     with RayExecutor(
         partial(load_for, first, trust_remote_code=trust), plan, workers, address
-    ) as crew:
-        carry_out(lm, plan, out, crew)
+    ) as executor:
+        carry_out(lm, plan, out, executor)
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
