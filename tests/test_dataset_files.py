@@ -17,6 +17,8 @@ from easyeditor import (
     ZsreDataset,
     open_dataset,
 )
+from easyeditor.data.write import write_cases
+from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import DataError, SubjectRequiredError
 
 # -- a sequence, and lazy ---------------------------------------------------------------------
@@ -303,6 +305,42 @@ SPELLINGS = {
 @pytest.mark.parametrize("record", SPELLINGS.values(), ids=SPELLINGS)
 def test_spellings_of_one_edit(tmp_path, record):
     assert [case.edit for case in open_dataset(saved(tmp_path, [record]))] == [MOTHER]
+
+
+def test_prompts_with_images(tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"a cat")
+    cat = ImageRef.of(tmp_path / "cat.png")
+    prompt = {"text": "This is a", "images": ["cat.png"], "system": "Be short."}
+    record = {
+        "prompt": prompt,
+        "target": "dog",
+        "rephrase": [{"text": "It shows a", "images": [{"path": "cat.png"}]}, "A cat is a"],
+        "locality": [{"prompt": prompt, "answer": "cat"}],
+        "generation_prompts": prompt,
+    }
+    file = saved(tmp_path, [record])
+    (case,) = open_dataset(file)
+    expected = Prompt("This is a", (cat,), "Be short.")
+    assert case.edit == Edit(expected, "dog")
+    assert case.generation == (expected,)
+    shown = Prompt("It shows a", (cat,))
+    assert [probe.prompt for probe in case.probes] == [shown, "A cat is a", expected]
+    assert list(open_dataset(write_cases([case], tmp_path / "again.jsonl"))) == [case]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ({"text": "a", "images": ["gone.png"]}, "line 2, record 1: The image .*gone.png"),
+        ({"text": "a", "images": "x.png"}, "images must be a list of paths, not text"),
+        ({"text": "a", "images": [5]}, "an image must be a path or an object with 'path', not 5"),
+        ({"text": 5}, "text must be text"),
+        ({"text": "a", "image": "x"}, "prompt must be text"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path, prompt, why):
+    with pytest.raises(DataError, match=why):
+        list(EditsDataset(saved(tmp_path, [{"prompt": prompt, "target": "b"}])))
 
 
 def test_braces_that_are_no_gap(tmp_path):

@@ -9,11 +9,13 @@ import torch
 
 import tiny
 from easyeditor import LM, BaseEditor, Edit
+from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
 from easyeditor.errors import HyperParamsError, UnknownFamilyError, UnsupportedModelError
 from easyeditor.lm import discover
+from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
-from easyeditor.methods.ike import IKEHyperParams
+from easyeditor.methods.ike.ike import IKEHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.stack import pop, push
@@ -178,29 +180,73 @@ def test_fine_tuning_keeps_the_contract(name: str, tmp_path: Path) -> None:
     assert before.differences(target.model) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [(name, layer) for name in DOWN for layer in (0, 1) if not is_routed(name, layer)],
-)
-def test_rank_one_edits_keep_the_contract(name: str, layer: int) -> None:
+@pytest.mark.parametrize(("name", "layer"), [(name, layer) for name in DOWN for layer in (0, 1)])
+def test_rank_one_edits_keep_the_contract(name: str, layer: int, tmp_path: Path) -> None:
     target = lm(name)
     before = Snapshot(target.model)
     patch = edited(target, rome(layer))
     assert before.differences(target.model) == []
-    assert list(patch.entries) == [target.projection(layer).path]
+    path = target.down_map(layer).path
+    assert list(patch.entries) == [path]
     push(target.model, patch)
-    assert target.projection(layer).path in before.differences(target.model)
+    assert path in before.differences(target.model)
+    changed = dict(target.model.named_parameters())[path].detach().clone()
     pop(target.model, patch)
     assert before.differences(target.model) == []
+    save_patch(patch, tmp_path / "edit.safetensors")
+    again = load_patch(tmp_path / "edit.safetensors")
+    push(target.model, again)
+    assert same_bits(dict(target.model.named_parameters())[path], changed)
+    pop(target.model, again)
+    assert before.differences(target.model) == []
 
 
-@pytest.mark.parametrize("name", [n for n in DOWN if is_routed(n, 1)])
-def test_a_rank_one_edit_of_routed_experts_is_refused(name: str) -> None:
+ALL_ROUTED = [name for name in DOWN if is_routed(name, 1)]
+
+
+@pytest.mark.parametrize("name", ALL_ROUTED)
+def test_routed_experts_are_one_linear_map_of_a_sparse_key(name: str) -> None:
+    target, layer = shared_lm(name), 1
+    experts = target.down_map(layer)
+    rows = subject_rows(target, EDIT, ["", "Therefore we went home. "])
+    keys = keys_at(target, [layer], rows)[layer]
+    values = values_at(target, Site(layer, "down"), rows)
+    torch.testing.assert_close(keys @ experts.weight.float(), values, rtol=1e-5, atol=1e-6)
+    used = keys.view(2, experts.experts, -1).abs().amax(-1) > 0
+    assert used.sum(1).tolist() == [target.model.config.num_experts_per_tok] * 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_an_edit_writes_into_the_experts_the_subject_is_routed_to(name: str) -> None:
+    target, layer = lm(name), 1
+    patch = edited(target, rome(layer))
+    (part,) = patch.entries[target.down_map(layer).path]
+    rows = subject_rows(target, EDIT, [""])
+    keys = keys_at(target, [layer], rows)[layer].view(target.down_map(layer).experts, -1)
+    routed = set((keys.abs().amax(1) > 0).nonzero()[:, 0].tolist())
+    assert routed <= set(part.index.tolist())
+    site = Site(layer, "down")
+    before = values_at(target, site, rows)
+    push(target.model, patch)
+    assert not torch.equal(values_at(target, site, rows), before)
+
+
+@pytest.mark.parametrize("name", ALL_ROUTED)
+def test_second_moments_of_routed_experts_are_refused(name: str) -> None:
     target = lm(name)
     before = Snapshot(target.model)
-    with pytest.raises(UnsupportedModelError, match="Fine-tuning can train it"):
-        edited(target, rome(1))
+    settings = ROMEHyperParams(
+        layers=[1], v_num_grad_steps=1, context_template_length_params=[[3, 1]]
+    )
+    with pytest.raises(UnsupportedModelError, match=r"mom2_adjustment=False.*Fine-tuning can"):
+        edited(target, ROME(settings))
     assert before.differences(target.model) == []
+
+
+def test_what_a_token_gates_cannot_be_written_at_the_blocks_output() -> None:
+    assert write_scale(lm("qwen2_moe"), 1) is None
+    assert write_scale(lm("mixtral"), 1) == pytest.approx(1, abs=1e-4)
+    assert write_scale(lm("deepseek_v3"), 1) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v3", "jamba", "mamba"])

@@ -12,7 +12,7 @@ from easyeditor import LM, IKEHyperParams, MENDHyperParams, SERACHyperParams, lo
 from easyeditor.lm.inference import score
 from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.archive import Archive
-from easyeditor.methods.ike import IKE
+from easyeditor.methods.ike.ike import IKE
 from easyeditor.methods.mend.mend import MEND
 from easyeditor.methods.serac.serac import SERAC
 from learning_cases import AGAIN, NEAR

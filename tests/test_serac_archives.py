@@ -14,9 +14,9 @@ import serac_training
 from easyeditor import SERACHyperParams, SERACTrainingHparams
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.methods.archive import KEY, NAME, read_archive
+from easyeditor.methods.serac.patch import TEMPLATE
 from easyeditor.methods.serac.serac import SERAC
 from easyeditor.methods.training import learner_of
-from easyeditor.patches.scope import TEMPLATE
 from easyeditor.patches.stack import is_patched
 from support import EDITS, Snapshot, lm, same_bits
 

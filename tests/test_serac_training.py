@@ -19,9 +19,9 @@ from easyeditor.errors import (
     UnsupportedModelError,
 )
 from easyeditor.methods.serac.learner import SERACLearner
+from easyeditor.methods.serac.patch import TEMPLATE, told
 from easyeditor.methods.serac.serac import SERAC
 from easyeditor.methods.training import learner_of
-from easyeditor.patches.scope import TEMPLATE, told
 from learning_cases import AGAIN, CASES
 from serac_training import PROMPTS, train
 from support import EDITS, Snapshot, argmaxes, lm, logprobs, same_bits, unsettle

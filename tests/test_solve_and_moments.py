@@ -488,6 +488,6 @@ def test_a_method_collects_once_and_tells_models_apart(rome: ROME) -> None:
     assert passes.counts[0] - first < first
     other = lm("llama", seed=1)
     fresh = ROME(rome.hyperparams)
-    (mine,), (its,) = (m.edit(other, EDITS[:1]).entries.values() for m in (rome, fresh))
+    (mine,), (its,) = (m.edit(other, EDITS[:1]).patch.entries.values() for m in (rome, fresh))
     assert torch.equal(mine[0].u, its[0].u)
     assert torch.equal(mine[0].v, its[0].v)

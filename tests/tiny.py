@@ -158,7 +158,7 @@ MIXED: dict[str, dict[str, object]] = {
     "gpt_oss": {
         **EXPERTS,
         "num_local_experts": 4,
-        "sliding_window": 6,
+        "sliding_window": 16,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
     "deepseek_v3": DEEPSEEK,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
-    from easyeditor.methods.ike import IKEHyperParams as IKEHyperParams
+    from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
@@ -68,7 +68,7 @@ _PUBLIC = {
     "EditsDataset": "data.edits_file",
     "FTHyperParams": "methods.ft",
     "Generate": "edits",
-    "IKEHyperParams": "methods.ike",
+    "IKEHyperParams": "methods.ike.ike",
     "ImageRef": "edits",
     "KNHyperParams": "methods.kn",
     "KnowEditDataset": "data.knowedit",

@@ -84,8 +84,8 @@ def check_writable_place(
 ) -> Path:
     """Check, before any work, that a file or folder can be written at ``path``; returns the path.
 
-    Nothing is left behind: missing parent folders are not made, the probe in the nearest existing
-    one is deleted.
+    Nothing is left behind: missing parent folders are not made, and the file that is tried in the
+    nearest existing one has no name.
 
     Args:
         path: where the output shall be.
@@ -109,9 +109,8 @@ def check_writable_place(
             raise OutputError(f"{_shown(place)} cannot be written: {parent} is not a folder.")
         for name in target.relative_to(parent).parts:  # the names that will be made
             _refuse_long_name(parent, name, place)
-        probe = parent / f".{secrets.token_hex(8)}{PART}"
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=parent):  # without a name where the system can
+            pass
         free = shutil.disk_usage(parent).free
     except OutputError:
         raise

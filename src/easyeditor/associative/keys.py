@@ -38,11 +38,11 @@ def subject_of(edit: Edit) -> str:
 
 
 def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
-    """``prefix + prompt`` for each context, cut after the subject's last token.
+    """``prefix + prompt`` for each context, cut after the token where the fact is read.
 
     Later tokens cannot change what a causal model reads there, so they are not run; an
-    encoder-decoder is given the whole prompt. ``subject_last`` of a row is where the fact is read:
-    in a decoder that is its first position, where the whole prompt comes together.
+    encoder-decoder is given the whole prompt. ``subject_last`` of a row is that position, see
+    :func:`fact_at`.
     """
     rows = []
     for context in contexts:
@@ -53,9 +53,18 @@ def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
 
 
 def fact_at(lm: LM, row: Row) -> int:
-    """The position of the edited column that stands for the row's subject."""
+    """The position of the edited column that stands for the row's subject.
+
+    It is the subject's last token, or the decoder's first position where a decoder is edited behind
+    an encoder. A causal model gives its first position no part in what the text says: nearly every
+    head rests there (an attention sink, arXiv 2309.17453), and a vector added to it is lost beside
+    its huge activations. So a subject that is the very first token (a tokenizer without BOS) is
+    read one token later, unless the prompt ends there.
+    """
     assert row.subject_last is not None
-    return 0 if lm.encoder_decoder and not lm.in_encoder else row.subject_last
+    if lm.encoder_decoder:
+        return row.subject_last if lm.in_encoder else 0
+    return min(max(row.subject_last, 1), row.prompt_length - 1)
 
 
 def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, torch.Tensor]:
@@ -64,7 +73,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     Float32; one pass for all layers, stopping at the highest.
     """
     ordered = sorted(set(layers))
-    projections = [lm.projection(layer) for layer in ordered]
+    projections = [lm.down_map(layer) for layer in ordered]
     modules = [projection.module for projection in projections]
     found = {
         layer: torch.empty(len(rows), projection.d_in, device=projection.device)
@@ -73,7 +82,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     with lm.at_rest(), torch.no_grad():
         for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
-            with reading_inputs(modules) as inputs, stopping():
+            with reading_inputs(modules, [p.keys for p in projections]) as inputs, stopping():
                 lm.call(batch)
             for layer, seen in zip(ordered, inputs, strict=True):
                 assert seen is not None
@@ -107,29 +116,39 @@ def write_scale(lm: LM, layer: int) -> float | None:
     """How much of what the down-projection writes arrives at the block's output.
 
     1 for a plain residual stream, the multiplier where there is one (Granite), and None where a
-    norm comes between (Gemma 2 and 3, OLMo 2): then no vector added at the block's output can be
-    written exactly. Measured on the unedited model, once per layer.
+    norm comes between (Gemma 2 and 3, OLMo 2) or a gate that depends on the token (the shared
+    expert of Qwen's mixtures): then no vector added at the block's output can be written exactly.
+    Measured on the unedited model, once per layer.
     """
     key = ("write scale", layer)
     if key not in lm.memo:
-        batch = lm.pad([lm.text.plain("The")])
-        last = batch.ids.shape[1] - 1
-        at, block = torch.tensor([last]), lm.blocks[layer]
-        width = lm.projection(layer).d_out
-        direction = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
-
-        def output(delta: torch.Tensor) -> torch.Tensor:
-            down = lm.projection(layer).module
-            with adding(down, at, delta), reading_output(block, stop=True) as found, stopping():
-                lm.call(batch)
-            return hidden_of(found[0])[0, last].float().cpu()
-
-        with without_patches(lm.model), lm.at_rest(), torch.no_grad():
-            plain = output(torch.zeros(1, width))
-            delta = direction * plain.norm() / direction.norm()
-            once, twice = output(delta) - plain, output(2 * delta) - plain
-        scale = float(once @ delta[0] / (delta[0] @ delta[0]))
-        error = (once - scale * delta[0]).norm() + (twice - 2 * once).norm()
-        lm.memo[key] = scale if error < 0.05 * once.norm() else None
+        scale = _write_scale(lm, layer, "The")
+        if scale is not None and lm.has_experts(layer):
+            other = _write_scale(lm, layer, "Paris, 1889")
+            if other is None or abs(other - scale) > 0.01 * abs(scale):
+                scale = None
+        lm.memo[key] = scale
     found_scale: float | None = lm.memo[key]
     return found_scale
+
+
+def _write_scale(lm: LM, layer: int, text: str) -> float | None:
+    batch = lm.pad([lm.text.plain(text)])
+    last = batch.ids.shape[1] - 1
+    at, block = torch.tensor([last]), lm.blocks[layer]
+    width = lm.down_map(layer).d_out
+    direction = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
+
+    def output(delta: torch.Tensor) -> torch.Tensor:
+        down = lm.down_map(layer).module
+        with adding(down, at, delta), reading_output(block, stop=True) as found, stopping():
+            lm.call(batch)
+        return hidden_of(found[0])[0, last].float().cpu()
+
+    with without_patches(lm.model), lm.at_rest(), torch.no_grad():
+        plain = output(torch.zeros(1, width))
+        delta = direction * plain.norm() / direction.norm()
+        once, twice = output(delta) - plain, output(2 * delta) - plain
+    scale = float(once @ delta[0] / (delta[0] @ delta[0]))
+    error = (once - scale * delta[0]).norm() + (twice - 2 * once).norm()
+    return scale if error < 0.05 * once.norm() else None

@@ -128,7 +128,7 @@ class MemoryModel:
         key = ("costs", site, resume, len(longest.ids).bit_length())
         if key not in lm.memo:
             runs = open_forward(lm, site, [longest], resume=resume)
-            width = lm.projection(site.layer).d_out
+            width = lm.down_map(site.layer).d_out
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
             stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)

@@ -171,3 +171,8 @@ def closed_form(
         return torch.linalg.solve(small, solved.T).T
     # Two exact keys may be parallel (one prompt twice); the minimum-norm answer is then right.
     return solved @ torch.linalg.pinv(small, hermitian=True, rtol=1e-12)
+
+
+def key_energy(keys: torch.Tensor, metric: KeyMetric) -> torch.Tensor:
+    """``kᵀ C⁻¹ k`` of each row of ``keys`` ``(n, d_in)``: the unit of slack; float64."""
+    return (double(keys) * metric.solve(keys.T).T).sum(1)

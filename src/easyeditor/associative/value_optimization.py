@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import subject_rows, values_at
 from easyeditor.associative.microbatches import (
     ContextRow,
@@ -100,6 +101,11 @@ def optimize_values(
         memory = room(lm, 18 if len(edits) == 1 else 14)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
     origin = values_at(lm, site, bare)
+    norms = origin.norm(dim=1, keepdim=True)
+    for i, edit in enumerate(edits):
+        if len(contexts) > 1 and read_after_subject(lm, edit):  # v₀ of " is" may be small
+            elsewhere = values_at(lm, site, subject_rows(lm, edit, contexts[1:]))
+            norms[i] = torch.maximum(norms[i], elsewhere.norm(dim=1).mean())
     found = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     lines = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
@@ -108,7 +114,7 @@ def optimize_values(
     with lm.at_rest(), bar(total, "searching values") as progress:
         costs = MemoryModel.measured(lm, site, [line for own in lines for line in own], resume)
         for group in groups(lines, costs, memory):
-            _search_group(lm, site, group, found, search, costs, memory, progress)
+            _search_group(lm, site, group, found, norms, search, costs, memory, progress)
             give_back()
     return found
 
@@ -118,6 +124,7 @@ def _search_group(
     site: Site,
     lines: Sequence[list[ContextRow]],
     found: OptimizedValues,
+    norms: torch.Tensor,
     search: ValueOptions,
     costs: MemoryModel,
     memory: int,
@@ -125,7 +132,7 @@ def _search_group(
 ) -> None:
     members = [own[0].edit for own in lines]
     slot = {edit: i for i, edit in enumerate(members)}
-    size = found.origin[members].norm(dim=1, keepdim=True)
+    size = norms[members]
     delta = torch.zeros_like(found.origin[members])
     adam = _Adam(delta, search.v_lr)
     batches = micro_batches(lm, site, [line for own in lines for line in own], costs, memory)

@@ -8,7 +8,8 @@ from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, first_text, kind_of
-from easyeditor.edits import Case, Edit, Probe
+from easyeditor.data.prompts import with_prompts
+from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError, did_you_mean
 
 EDIT_FIELDS = {
@@ -55,8 +56,9 @@ class EditsDataset(CaseDataset):
     of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or such lists by name, or
     ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for ``editor.edit``. An ``answer`` that
     is a list holds all accepted answers, the scored one first, as does a ``ground_truth``. ROME's
-    way to write an edit is read too: ``"{} plays the sport of"`` with the subject beside it,
-    ``target_new`` and ``target_true`` as ``{"str": …}``.
+    way to write an edit is read too: ``"{} plays the sport of"`` and the field ``subject``,
+    ``target_new`` and ``target_true`` as ``{"str": …}``. A prompt is a text, or an object with
+    ``text``, ``images`` (paths, from the file's folder) and ``system``.
 
     Raises:
         DataError: as every dataset; also for a field nobody knows, and for a subject that the
@@ -75,7 +77,7 @@ class EditsDataset(CaseDataset):
 
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""
-        return case_of(record, index)
+        return case_of(Fields(with_prompts(record.raw, self.path.parent)), index)
 
 
 def case_of(record: Fields, index: int) -> Case:
@@ -91,7 +93,7 @@ def case_of(record: Fields, index: int) -> Case:
         edit,
         tuple(probes),
         also=tuple(_edit(_known(other, EDIT_FIELDS)) for other in record.objects("also")),
-        generation=tuple(record.texts("generation_prompts")),
+        generation=_texts("generation_prompts", known.get("generation", [])),
         references=tuple(record.texts("references")),
     )
 
@@ -181,7 +183,7 @@ def _block(group: str, key: str, block: Any) -> list[Probe]:
 
 
 def _texts(name: str, given: Any) -> list[Any]:
-    if isinstance(given, str):
+    if isinstance(given, (str, Prompt)):
         return [given]
     if isinstance(given, list):
         return given

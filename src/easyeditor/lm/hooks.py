@@ -31,8 +31,13 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 
 
 @contextmanager
-def reading_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor | None]]:
-    """Record the first input of each module; the forward pass stops at the last one of the list.
+def reading_inputs(
+    modules: Sequence[nn.Module],
+    read_of: Sequence[Callable[[tuple[Any, ...]], torch.Tensor]] | None = None,
+) -> Iterator[list[torch.Tensor | None]]:
+    """Record the first input of each module, or what ``read_of`` makes of its inputs.
+
+    The forward pass stops at the last module of the list.
 
     Yields the list that fills up. Wrap the call of the model in :func:`stopping`.
     """
@@ -40,7 +45,7 @@ def reading_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor |
 
     def hook(index: int) -> Callable[..., None]:
         def read(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            found[index] = args[0]
+            found[index] = args[0] if read_of is None else read_of[index](args)
             if index == len(modules) - 1:
                 raise Stop
 

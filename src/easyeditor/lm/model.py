@@ -22,7 +22,9 @@ from easyeditor.lm.forward.context import ForwardContext, forward_context, last_
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.quantized import keep_readable
+from easyeditor.lm.routed import RoutedExperts
 from easyeditor.lm.structure import (
+    down_map,
     down_projection,
     down_weight,
     mlp_projections,
@@ -184,6 +186,18 @@ class LM:
             UnsupportedModelError: the block has routed experts alone, or no MLP.
         """
         return down_projection(self.model, self.family, self._stack, layer)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the block at ``layer`` routes tokens to experts, with or without a shared one."""
+        return bool(self._stack.at(layer).expert_down)
+
+    def down_map(self, layer: int) -> Projection | RoutedExperts:
+        """The down-projection at ``layer``, or its routed experts as one linear map.
+
+        Raises:
+            UnsupportedModelError: the block has neither.
+        """
+        return down_map(self.model, self.family, self._stack, layer)
 
     def projections(self, layer: int) -> list[Projection]:
         """The down-projections at ``layer`` of every column, an encoder's first."""

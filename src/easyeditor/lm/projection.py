@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -72,6 +74,11 @@ class Projection(NamedWeight):
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def keys(self, inputs: tuple[Any, ...]) -> torch.Tensor:
+        """``x`` of every token, from the module's inputs."""
+        keys: torch.Tensor = inputs[0]
+        return keys
 
     @property
     def weight(self) -> torch.Tensor:

@@ -9,7 +9,12 @@ from transformers import PreTrainedModel
 from easyeditor.errors import HyperParamsError, UnsupportedModelError, did_you_mean
 from easyeditor.lm.families import BlockStack, Family
 from easyeditor.lm.projection import NamedWeight, Projection
+from easyeditor.lm.routed import RoutedExperts
 
+ROUTED = (
+    "A method that takes mom2_adjustment=False then writes into the experts that the subject's "
+    "token is routed to; second moments of routed experts are not collected. "
+)
 WITHOUT_DOWN = "Fine-tuning can train it all the same, and methods that change no weight need none."
 
 
@@ -28,9 +33,24 @@ def down_projection(
         raise UnsupportedModelError(
             f"Block {layer} of {type(model).__name__} {has}, so there is no one down-projection "
             f"that holds a fact. {f'Layers that have one: {_span(others)}. ' if others else ''}"
-            f"{WITHOUT_DOWN}"
+            f"{ROUTED if paths.expert_down else ''}{WITHOUT_DOWN}"
         )
     return Projection(model, f"{stack.blocks}.{layer}.{paths.down}", family.conv1d)
+
+
+def down_map(
+    model: PreTrainedModel, family: Family, stack: BlockStack, layer: int
+) -> Projection | RoutedExperts:
+    """The down-projection of the block at ``layer``, or its routed experts as one linear map.
+
+    Raises:
+        UnsupportedModelError: the block has neither.
+    """
+    paths = stack.at(layer)
+    path = f"{stack.blocks}.{layer}.{paths.expert_down}"
+    if not paths.down and paths.expert_down and "{}" not in path:
+        return RoutedExperts(model, path, model.get_output_embeddings().weight.shape[-1])
+    return down_projection(model, family, stack, layer)
 
 
 def mlp_projections(

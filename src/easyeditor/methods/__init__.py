@@ -18,7 +18,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "MEMIT": "easyeditor.methods.memit:MEMIT",
         "FT": "easyeditor.methods.ft:FT",
         "KN": "easyeditor.methods.kn:KN",
-        "IKE": "easyeditor.methods.ike:IKE",
+        "IKE": "easyeditor.methods.ike.ike:IKE",
         "MEND": "easyeditor.methods.mend.mend:MEND",
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
     },

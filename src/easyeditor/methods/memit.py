@@ -24,14 +24,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from easyeditor.associative.contrast import contrast_rows, read_after_subject
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
-from easyeditor.associative.solve import closed_form
+from easyeditor.associative.solve import KeyMetric, closed_form, key_energy
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
-from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
 from easyeditor.patches.stack import applied, stack_of
@@ -141,7 +141,10 @@ class MEMIT(Method[ContextState]):
         with watch("contexts"):
             contexts = state.contexts if state else settings.contexts(lm)
             earlier = _carried(lm, edits) if settings.protect_edits else []
-            rows = [row for edit in (*earlier, *edits) for row in subject_rows(lm, edit, contexts)]
+            together = (*earlier, *edits)
+            rows = [row for edit in together for row in subject_rows(lm, edit, contexts)]
+            opening = [i for i, edit in enumerate(together) if read_after_subject(lm, edit)]
+            contrast = contrast_rows(lm, together) if opening else []
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
@@ -151,16 +154,16 @@ class MEMIT(Method[ContextState]):
         with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
                 with watch("solve"):
-                    keys = _keys(lm, layer, rows, len(earlier) + len(edits), settings.key)
+                    keys = keys_at(lm, [layer], rows)[layer].view(len(together), len(contexts), -1)
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     metric = self._factors.get(lm, layer, settings)
                 with watch("solve"):
-                    u = closed_form(keys.flatten(0, 1).T, metric, settings.mom2_update_weight)
-                    u = u.view(len(u), len(keys), -1).sum(2)[:, len(earlier) :]
+                    others = keys_at(lm, [layer], contrast)[layer] if contrast else None
+                    u = _directions(keys, opening, others, metric, settings)[:, len(earlier) :]
                     del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
-                    projection = lm.projection(layer)
+                    projection = lm.down_map(layer)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -200,12 +203,51 @@ def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
     return Site(layers[-1], "down"), layers[-1:], 1.0
 
 
-def _keys(lm: LM, layer: int, rows: Sequence[Row], n_edits: int, kind: str) -> torch.Tensor:
-    """The keys of each edit, ``(edits, keys, d_in)``."""
-    keys = keys_at(lm, [layer], rows)[layer].view(n_edits, len(rows) // n_edits, -1)
-    if kind == "ridge" or keys.shape[1] == 1:
-        return keys
-    return (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
+def _directions(
+    keys: torch.Tensor,
+    opening: Sequence[int],
+    contrast: torch.Tensor | None,
+    metric: KeyMetric,
+    settings: MEMITHyperParams,
+) -> torch.Tensor:
+    """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
+
+    The key after an opening subject is a common word's: it has little energy ``kᵀ C⁻¹ k``, and λ
+    would hold most of its residual back. Its slack, and that of the contrast keys, is λ in
+    proportion to its energy beside that of the edit's other keys.
+
+    Args:
+        keys: ``(edits, contexts, d_in)``, the bare prompt's first.
+        opening: the edits whose subject is the first token of the bare prompt.
+        contrast: ``(m, d_in)``, keys with a residual of zero.
+        metric: of the layer's keys, ``C⁻¹``.
+        settings: ``key`` and ``mom2_update_weight``.
+    """
+    weight, each = settings.mom2_update_weight, keys
+    if settings.key == "averaged" and keys.shape[1] > 1:
+        each = (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
+    if not opening:
+        u = closed_form(each.flatten(0, 1).T, metric, weight)
+        return u.view(len(u), len(keys), -1).sum(2)
+    at = torch.tensor(opening, device=keys.device)
+    bare, rest = keys[at, 0], keys[at, 1:]
+    owner = torch.arange(len(keys), device=keys.device).repeat_interleave(each.shape[1])
+    solved, bare_at = each.flatten(0, 1), at * each.shape[1]
+    if each is not keys:  # a mean of two places would stand for neither
+        each[at] = rest.mean(1, keepdim=True)
+        bare_at = torch.arange(len(at), device=keys.device) + len(owner)
+        solved, owner = torch.cat([each.flatten(0, 1), bare]), torch.cat([owner, at])
+    slack = torch.full((len(solved),), weight, dtype=torch.float64, device=keys.device)
+    share = torch.ones(len(at), dtype=torch.float64, device=keys.device)
+    if rest.shape[1]:
+        elsewhere = key_energy(rest.flatten(0, 1), metric).view(len(at), -1).mean(1)
+        share = (key_energy(bare, metric) / elsewhere).clamp(max=1).to(share)
+    slack[bare_at] *= share
+    if contrast is not None:
+        solved = torch.cat([solved, contrast])
+        slack = torch.cat([slack, (weight * share.mean()).expand(len(contrast))])
+    u = closed_form(solved.T, metric, slack)[:, : len(owner)]
+    return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u)
 
 
 def _smallest(u: torch.Tensor, v: torch.Tensor) -> Part:

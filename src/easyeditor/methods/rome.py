@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from easyeditor.associative.contrast import contrast_rows
 from easyeditor.associative.keys import keys_at, subject_rows
 from easyeditor.associative.solve import KeyMetric, closed_form, double
 from easyeditor.edits import Edit
@@ -118,9 +119,11 @@ class ROME(Method[ContextState]):
             metric = self._factors.get(lm, layer, settings)
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
-            weight = lm.projection(layer).weight
-            part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings)
-        entries = {lm.projection(layer).path: [part]}
+            weight = lm.down_map(layer).weight
+            others = contrast_rows(lm, edits)
+            contrast = keys_at(lm, [layer], others)[layer].T if others else None
+            part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings, contrast)
+        entries = {lm.down_map(layer).path: [part]}
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
@@ -130,6 +133,7 @@ def solve_rank_one(
     weight: torch.Tensor,
     metric: KeyMetric,
     settings: ROMEHyperParams,
+    contrast: torch.Tensor | None = None,
 ) -> LowRank:
     """The change that stores δ under the keys, as ``settings.key`` says.
 
@@ -139,14 +143,16 @@ def solve_rank_one(
         weight: ``(d_in, d_out)``, the matrix being edited.
         metric: of the layer's keys, ``C⁻¹``.
         settings: ``key`` and ``key_slack``.
+        contrast: ``(d_in, m)``, keys that the change shall leave alone (``"ridge"`` only).
     """
     bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
     residual = double(delta[None])  # v_star − W k for the key that v_star was made for
     drift = (double((bare - mean).T) @ double(weight)) + residual  # v_star − W k_mean
     if settings.key == "ridge":
-        slack = torch.full((keys.shape[1],), settings.key_slack * float(_energy(bare, metric)))
+        solved = keys if contrast is None else torch.cat([keys, contrast], 1)
+        slack = torch.full((solved.shape[1],), settings.key_slack * float(_energy(bare, metric)))
         slack[0] = 0.0
-        u = closed_form(keys, metric, slack).sum(1, keepdim=True)
+        u = closed_form(solved, metric, slack)[:, : keys.shape[1]].sum(1, keepdim=True)
         v = residual
     elif settings.key == "paper":
         direction = metric.solve(mean)

@@ -14,23 +14,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from easyeditor.errors import PatchFormatError
 from easyeditor.lm.forward.context import ForwardContext
-from easyeditor.registry import Registry
-
-ADAPTERS = Registry(
-    "adapter",
-    PatchFormatError,
-    {"AddVector": "easyeditor.patches.adapter:AddVector"},
-)
-"""``name -> "module:class"``; a file names its adapters, and only those listed are read."""
 
 
 class Adapter(nn.Module):
     """Changes the output of the module it is put on; the model's own tensors stay as they are.
 
     A subclass takes its tensors and its settings as keyword arguments, registers every tensor as a
-    buffer or parameter of the argument's name, and is listed in :data:`ADAPTERS`.
+    buffer or parameter of the argument's name, and is listed in
+    :data:`~easyeditor.patches.kinds.ADAPTERS`.
     """
 
     name: ClassVar[str]

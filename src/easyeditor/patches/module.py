@@ -26,7 +26,8 @@ from easyeditor.lm.forward.context import (
 )
 from easyeditor.lm.hooks import hidden_of, with_hidden
 from easyeditor.lm.originals import Originals
-from easyeditor.patches.adapter import ADAPTERS, Adapter
+from easyeditor.patches.adapter import Adapter
+from easyeditor.patches.kinds import ADAPTERS
 from easyeditor.patches.patch import Patch, PatchInfo, merged_extras, merged_info
 
 _SITES = "easyedit_adapter_sites"

@@ -13,28 +13,14 @@ import torch
 from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import PatchFormatError, PatchMismatchError
+from easyeditor.errors import PatchMismatchError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals
 from easyeditor.patches.stack import pop, push
-from easyeditor.registry import Registry
 
 P = TypeVar("P", bound="Patch")
-
-PATCHES: Registry[type[Patch]] = Registry(
-    "kind of patch",
-    PatchFormatError,
-    {
-        "weights": "easyeditor.patches.weight:WeightPatch",
-        "modules": "easyeditor.patches.module:ModulePatch",
-        "context": "easyeditor.patches.context:ContextPatch",
-        "scope": "easyeditor.patches.scope:ScopePatch",
-    },
-    group="easyeditor.patches",
-)
-"""``name -> "module:class"``; a file names its kind, and only kinds that are listed are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +76,11 @@ class Patch(ABC):
     """An edit as an object: applied to a model, taken back exactly, saved to a file.
 
     A subclass says how patches of its kind are put on a model and taken off (:meth:`install`), and
-    is listed in :data:`PATCHES`; the stack, files and the command line need no more. Two patches
-    are equal only if they are the same object.
+    is listed in :data:`~easyeditor.patches.kinds.PATCHES`; the stack, files and the command line
+    need no more. Two patches are equal only if they are the same object.
 
     Attributes:
-        kind: the name of the kind in :data:`PATCHES`.
+        kind: the name of the kind in :data:`~easyeditor.patches.kinds.PATCHES`.
         info: what the patch says of itself.
         extras: tensors that the method needs again at later edits (keys, a codebook's entries), by
             name; one row per edit, saved with the patch.
@@ -153,6 +139,10 @@ class Patch(ABC):
     def __repr__(self) -> str:
         n = len(self.info.edits)
         return f"<{type(self).__name__} of {self.info.method}: {n} edit{'s' * (n != 1)}>"
+
+    def with_encoder(self: P, name: str) -> P:
+        """The same patch with a sentence encoder that the user has named; by default itself."""
+        return self
 
     def is_same_edit(self, other: Patch) -> bool:
         """Whether one of the two was read from a file that holds the other, or the same file."""

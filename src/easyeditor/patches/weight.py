@@ -16,6 +16,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals, Step
 from easyeditor.lm.weights import WeightHandle, weight_handle
+from easyeditor.patches.experts import per_expert
 from easyeditor.patches.parts import (
     Dense,
     LowRank,
@@ -230,6 +231,7 @@ def weight_patch(
     Raises:
         DivergedError: a number in it is not finite.
     """
+    entries = {p: [per_expert(lm.model, p, part) for part in own] for p, own in entries.items()}
     for path, parts in entries.items():
         if not all(part.is_finite() for part in parts):
             raise DivergedError(

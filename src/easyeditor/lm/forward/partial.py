@@ -48,7 +48,7 @@ class Site:
     def module(self, lm: LM) -> nn.Module:
         """The module whose output the vector is added to."""
         if self.kind == "down":
-            return lm.projection(self.layer).module
+            return lm.down_map(self.layer).module
         return lm.blocks[self.layer]
 
     @property
@@ -378,7 +378,7 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
     # The shortest and the longest prefix: between them lie all paddings of these runs.
     order = sorted(runs, key=lambda run: run.start or len(run.ids))
     sample = [order[0], order[-1]]
-    width = lm.projection(site.layer).d_out
+    width = lm.down_map(site.layer).d_out
     zero = torch.zeros(len(sample), width, device=lm.device)
     try:
         with torch.no_grad():

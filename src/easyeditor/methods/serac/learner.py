@@ -24,8 +24,8 @@ from easyeditor.lm.tokens import Row
 from easyeditor.methods.archive import fill, read_archive
 from easyeditor.methods.learning import probe_of
 from easyeditor.methods.serac.nets import NAME, Nets, nets_of
+from easyeditor.methods.serac.patch import THRESHOLD, distances, told
 from easyeditor.methods.serac.settings import SERACTrainingHparams
-from easyeditor.patches.scope import THRESHOLD, distances, told
 
 NEAREST = 1e-6
 """A squared distance is not taken for less where its logarithm is needed."""

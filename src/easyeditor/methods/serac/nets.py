@@ -18,9 +18,9 @@ from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
+from easyeditor.methods.serac.model_reference import ModelReference, header_digest
+from easyeditor.methods.serac.patch import Scope
 from easyeditor.methods.serac.settings import SERACTrainingHparams
-from easyeditor.patches.reference import ModelReference, header_digest
-from easyeditor.patches.scope import Scope
 
 NAME = "SERAC"
 SMALL = "counterfactual"
@@ -101,8 +101,8 @@ def nets_of(archive: Archive, lm: LM) -> Nets:
     try:
         described: Mapping[str, Any] = archive.more
         tokenizer = str(described["tokenizer"])
-        classifier = TextEncoder.built(described["classifier"])
-        counterfactual = language_model(described[SMALL])
+        classifier = TextEncoder.built(described["classifier"], archive.tensors)
+        counterfactual = language_model(described[SMALL], archive.tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(
             f"The archive {archive.file} does not describe its networks: {error!r}. Train again."

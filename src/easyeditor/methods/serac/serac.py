@@ -17,9 +17,9 @@ from easyeditor.methods.base import Method, Need, Outcome, State
 from easyeditor.methods.learning import Learner, TrainingHyperParams
 from easyeditor.methods.serac.learner import SERACLearner
 from easyeditor.methods.serac.nets import nets_of, scope_of
+from easyeditor.methods.serac.patch import Remembered, Scope, ScopePatch
 from easyeditor.methods.serac.settings import SERACHyperParams, SERACTrainingHparams
 from easyeditor.patches.patch import PatchInfo
-from easyeditor.patches.scope import Remembered, Scope, ScopePatch
 from easyeditor.timing import Stopwatch
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.embedded import ENCODER
 from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
-from easyeditor.patches.scope import TEMPLATE, THRESHOLD
+from easyeditor.methods.serac.patch import TEMPLATE, THRESHOLD
 
 # What the classic files say of variants of the classifier, and of another method's networks that
 # they list as well; one way is built here.

@@ -25,8 +25,8 @@ from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, tokenizer_of
+from easyeditor.methods.serac.model_reference import ModelReference
 from easyeditor.patches.patch import PatchInfo, merged_info
-from easyeditor.patches.reference import ModelReference
 from easyeditor.patches.route import RoutePatch
 
 TEMPLATE = "{prompt} {target} {query}"
@@ -254,12 +254,12 @@ class ScopePatch(RoutePatch):
         extras: Mapping[str, torch.Tensor],
     ) -> ScopePatch:
         """The patch that :meth:`dump` wrote; the counterfactual model is not read yet."""
-        classifier = TextEncoder.built(data["classifier"])
         weights = {
             name.removeprefix(CLASSIFIER): tensor
             for name, tensor in tensors.items()
             if name.startswith(CLASSIFIER)
         }
+        classifier = TextEncoder.built(data["classifier"], weights)
         try:
             classifier.load_state_dict(weights)
         except RuntimeError as error:

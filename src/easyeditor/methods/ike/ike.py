@@ -28,7 +28,7 @@ from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome, State
-from easyeditor.patches.context import Context, ContextPatch
+from easyeditor.methods.ike.patch import Context, ContextPatch
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.timing import Stopwatch
 

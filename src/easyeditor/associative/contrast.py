@@ -1,0 +1,81 @@
+"""Keys an edit must leave alone when its subject is the prompt's first token.
+
+There the fact is read one token later (:func:`~easyeditor.associative.keys.fact_at`), at a token
+such as " is", whose key carries the subject only as one component of many. Solved for alone, the
+edit would also fire after other subjects. So the prompts that begin with the tokens nearest to the
+subject in the input embedding join the solve with a residual of zero, as earlier edits do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from easyeditor.associative.keys import fact_at, subject_of, subject_rows
+from easyeditor.edits import Edit
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+
+MAX_TOKENS_PER_EDIT = 32
+"""More leave the scores of ROME on a small model as they are; half as many protect less."""
+MAX_CONTRAST_KEYS = 1024
+"""Keys in one solve, which is cubic in their number."""
+EMBEDDINGS_PER_PRODUCT = 8192
+"""Embeddings turned into float32 at once."""
+
+
+def read_after_subject(lm: LM, edit: Edit) -> bool:
+    """Whether the edit's subject is its bare prompt's first token, and the fact is read later."""
+    row = lm.text.row(edit.prompt, subject=subject_of(edit))
+    return not lm.encoder_decoder and row.subject_last == 0 and fact_at(lm, row) > 0
+
+
+def contrast_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
+    """Rows whose keys get a residual of zero; none if no subject is its prompt's first token.
+
+    Each is the beginning of an edit's prompt up to the token the fact is read at, with another
+    first token; ``subject_last`` is that position. Beginnings that an edit itself has are left out.
+    """
+    beginnings = [
+        subject_rows(lm, edit, [""])[0].ids for edit in edits if read_after_subject(lm, edit)
+    ]
+    if not beginnings:
+        return []
+    count = max(1, min(MAX_TOKENS_PER_EDIT, MAX_CONTRAST_KEYS // len(beginnings)))
+    nearest = {first: nearest_tokens(lm, first, count) for first in {ids[0] for ids in beginnings}}
+    edited = set(beginnings)
+    contrasts = dict.fromkeys((token, *ids[1:]) for ids in beginnings for token in nearest[ids[0]])
+    return [Row(ids, (), len(ids) - 1) for ids in contrasts if ids not in edited]
+
+
+@torch.no_grad()
+def nearest_tokens(lm: LM, token: int, count: int) -> list[int]:
+    """The ``count`` tokens of largest cosine with ``token`` in the input embedding.
+
+    Special and blank tokens are left out, and those that differ from it by case or spaces only.
+    """
+    embedding = lm.model.get_input_embeddings()  # called, not read: its weight may be offloaded
+    rows = min(len(lm.tokenizer), int(embedding.weight.shape[0]))
+
+    def directions(ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(embedding(ids.to(lm.device)).float(), dim=-1)
+
+    with lm.at_rest():
+        query = directions(torch.tensor([token]))[0]
+        similarity = torch.cat(
+            [directions(ids) @ query for ids in torch.arange(rows).split(EMBEDDINGS_PER_PRODUCT)]
+        )
+    special = set(lm.tokenizer.all_special_ids)
+    word = _word(lm, token)
+    result: list[int] = []
+    for candidate in similarity.argsort(descending=True, stable=True).tolist():
+        if len(result) == count:
+            break
+        if candidate not in special and _word(lm, candidate) not in ("", word):
+            result.append(candidate)
+    return result
+
+
+def _word(lm: LM, token: int) -> str:
+    return lm.tokenizer.decode([token]).strip().casefold()

@@ -1,0 +1,47 @@
+"""Prompts with images or a system message in files of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easyeditor.data.fields import kind_of
+from easyeditor.edits import ImageRef, Prompt
+from easyeditor.errors import DataError
+
+PROMPT_FIELDS = {"text", "images", "system", "raw"}
+
+
+def with_prompts(value: Any, folder: Path) -> Any:
+    """A record in which every prompt object is a :class:`~easyeditor.edits.Prompt`.
+
+    A prompt object is ``{"text": …, "images": […], "system": …}``, all but the text optional. An
+    image is a path, or ``{"path": …}`` with the file's ``sha256`` where it shall be checked later;
+    the trap: a relative path starts at ``folder``, the one the file of edits lies in.
+
+    Raises:
+        DataError: the images are not a list of paths.
+        EditError: an image cannot be read, or the text or the system message is not text.
+    """
+    if isinstance(value, list):
+        return [with_prompts(item, folder) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "text" not in value or not set(value) <= PROMPT_FIELDS:
+        return {name: with_prompts(item, folder) for name, item in value.items()}
+    images = value.get("images") or []
+    if not isinstance(images, list):
+        raise DataError(f"images must be a list of paths, not {kind_of(images)}.")
+    references = tuple(_image(image, folder) for image in images)
+    return Prompt(value["text"], references, value.get("system"), value.get("raw") is True)
+
+
+def _image(image: Any, folder: Path) -> ImageRef:
+    path = image.get("path") if isinstance(image, Mapping) else image
+    if not isinstance(path, str):
+        raise DataError(f"an image must be a path or an object with 'path', not {image!r:.80}.")
+    digest = image.get("sha256") if isinstance(image, Mapping) else None
+    if isinstance(digest, str):
+        return ImageRef(path, digest)
+    return ImageRef.of(folder / path)

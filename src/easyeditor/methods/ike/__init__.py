@@ -1,0 +1,1 @@
+"""In-context editing: facts in front of every prompt."""
