@@ -16,7 +16,7 @@ keep = EventLog.append
 
 def told(event_log, records):
     keep(event_log, records)
-    print(event_log.path.parent.name, len(event_log.lines), flush=True)  # noqa: T201
+    print(event_log.path.parent.name, len(event_log.records), flush=True)  # noqa: T201
 
 
 EventLog.append = told

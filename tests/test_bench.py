@@ -219,6 +219,7 @@ def test_the_change_of_a_sequence_is_kept(finished):
     assert sorted(p.name for p in (out / "ROME").iterdir()) == [
         "records.jsonl",
         "total-000003.safetensors",
+        "total-000003.state.safetensors",
     ]
     model = benching.lm().model
     load_patch(out / "ROME" / "total-000003.safetensors").apply(model)
@@ -357,8 +358,9 @@ def test_dying_at_any_append_loses_and_repeats_nothing(
         again = how != "all"  # only what was not written to its end is carried out again
         assert len(done) == appends + again
         assert (numbers(out), tables(out)) == expected[name]
-        kept = {file.name for file in out.rglob("*.safetensors")}
-        assert kept <= {f"total-{len(wanted.units('')):06d}.safetensors"}
+        left = {file.name for file in out.rglob("*.safetensors")}
+        total = f"total-{len(wanted.units('')):06d}"
+        assert left <= {f"{total}.safetensors", f"{total}.state.safetensors"}
     run(lm, wanted, out)
     assert len(done) == appends + again  # a finished run has nothing to do
 

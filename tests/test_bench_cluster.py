@@ -65,7 +65,7 @@ def ray():
     assert not [told for told in children() if b"ray" in told]
 
 
-def killing(monkeypatch, line, crew, *when):
+def killing(monkeypatch, line, executor, *when):
     """Kill the worker that is going to work next, after these records were kept."""
     kept, real = [], line.done
 
@@ -73,7 +73,7 @@ def killing(monkeypatch, line, crew, *when):
         real(self, task, result)
         kept.append(task)
         if len(kept) in when:
-            os.kill(crew.processes()[0], signal.SIGKILL)
+            os.kill(executor.processes()[0], signal.SIGKILL)
 
     monkeypatch.setattr(line, "done", done)
 
@@ -85,12 +85,12 @@ def killing(monkeypatch, line, crew, *when):
 def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("single", ("FT", "ROME"))
     whole = run(lm, wanted, tmp_path / "whole")
-    with RayExecutor(opened, wanted, workers=2) as crew:
-        first = crew.processes()
+    with RayExecutor(opened, wanted, workers=2) as executor:
+        first = executor.processes()
         assert len(set(first)) == 2
-        killing(monkeypatch, IndependentJob, crew, 1)
-        run(lm, wanted, tmp_path / "out", crew)
-        now = crew.processes()
+        killing(monkeypatch, IndependentJob, executor, 1)
+        run(lm, wanted, tmp_path / "out", executor)
+        now = executor.processes()
         assert len({*first, *now}) == 3
         assert [os.getpid() in pids for pids in (first, now)] == [False, False]
     assert numbers(tmp_path / "out") == numbers(whole)
@@ -102,9 +102,9 @@ def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
 def test_a_sequence_goes_on_in_another_worker(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("sequential", ("MEMIT",))
     whole = run(lm, wanted, tmp_path / "whole")
-    with RayExecutor(opened, wanted, workers=1) as crew:
-        killing(monkeypatch, SequentialJob, crew, 2)
-        run(lm, wanted, tmp_path / "out", crew)
+    with RayExecutor(opened, wanted, workers=1) as executor:
+        killing(monkeypatch, SequentialJob, executor, 2)
+        run(lm, wanted, tmp_path / "out", executor)
     assert numbers(tmp_path / "out") == numbers(whole)
     assert tables(tmp_path / "out") == tables(whole)
 
@@ -118,10 +118,10 @@ def test_a_task_that_kills_every_worker(ray, opened, caplog, tmp_path):
 
     wanted = plan()
     with (
-        RayExecutor(fatal, wanted, workers=1) as crew,
+        RayExecutor(fatal, wanted, workers=1) as executor,
         pytest.raises(BenchError, match=r"unedited model: 3 workers died at the same task"),
     ):
-        run(opened(), wanted, tmp_path / "out", crew)
+        run(opened(), wanted, tmp_path / "out", executor)
     assert caplog.text.count("A worker died; another one takes over") == 2
     assert not (tmp_path / "out" / "FT").exists()
     run(opened(), wanted, tmp_path / "out")  # the folder was let go, and nothing is wrong with it
@@ -133,17 +133,17 @@ def test_a_worker_that_cannot_load_the_model(ray, opened, tmp_path):
         raise ModelLoadError("No folder './here' on this host.")
 
     with (
-        RayExecutor(missing, plan(), workers=1) as crew,
+        RayExecutor(missing, plan(), workers=1) as executor,
         pytest.raises(BenchError, match=r"A worker could not start: .*No folder './here'"),
     ):
-        run(opened(), plan(), tmp_path / "out", crew)
+        run(opened(), plan(), tmp_path / "out", executor)
 
 
 # -- what a cluster may do, played --------------------------------------------------------------
 
 
 class Played:
-    """As much of Ray as the crew uses, in this process: calls happen when they are waited for."""
+    """The part of Ray the executor uses, in this process: calls happen when waited for."""
 
     class Error(Exception):
         cause = None
@@ -215,8 +215,8 @@ def test_every_step_of_a_sequence_may_lose_its_worker(played, tmp_path):
     wanted = plan("sequential")
     whole = run(benching.lm(), wanted, tmp_path / "whole")
     played.deaths = {1, 2, 4, 6, 7, 9, 10}  # once or twice before each of the five tasks
-    with RayExecutor(benching.lm, wanted, workers=1) as crew:
-        run(benching.lm(), wanted, tmp_path / "out", crew)
+    with RayExecutor(benching.lm, wanted, workers=1) as executor:
+        run(benching.lm(), wanted, tmp_path / "out", executor)
     assert played.calls == 5 + 7
     assert numbers(tmp_path / "out") == numbers(whole)
 
@@ -224,8 +224,8 @@ def test_every_step_of_a_sequence_may_lose_its_worker(played, tmp_path):
 @pytest.mark.parametrize("name", ["ObjectLostError", "NodeDiedError", "OutOfMemoryError"])
 def test_other_ways_to_lose_a_worker(played, name, tmp_path):
     played.error, played.deaths = getattr(played.exceptions, name), {2}
-    with RayExecutor(benching.lm, plan(), workers=2) as crew:
-        run(benching.lm(), plan(), tmp_path, crew)
+    with RayExecutor(benching.lm, plan(), workers=2) as executor:
+        run(benching.lm(), plan(), tmp_path, executor)
     assert [r["position"] for r in records(tmp_path)] != [0, 1, 2]  # in the order they came
     assert sorted(r["position"] for r in records(tmp_path)) == [0, 1, 2]
 
@@ -243,8 +243,8 @@ def test_what_a_task_raises_goes_up_and_the_rest_is_kept(played, monkeypatch, tm
 
     with monkeypatch.context() as patched:
         patched.setattr(Worker, "run_task", run_task)
-        with RayExecutor(benching.lm, plan(), workers=1) as crew, pytest.raises(MemoryError):
-            run(benching.lm(), plan(), tmp_path / "out", crew)
+        with RayExecutor(benching.lm, plan(), workers=1) as executor, pytest.raises(MemoryError):
+            run(benching.lm(), plan(), tmp_path / "out", executor)
     assert len(records(tmp_path / "out")) == 1
     whole = run(benching.lm(), plan(), tmp_path / "whole")
     run(benching.lm(), plan(), tmp_path / "out", SerialExecutor(Worker(benching.lm(), plan())))
@@ -264,8 +264,8 @@ def test_what_a_task_raises_goes_up_and_the_rest_is_kept(played, monkeypatch, tm
 )
 def test_every_worker_finds_a_place(played, gpus, workers, size, share):
     played.gpus = gpus
-    with RayExecutor(benching.lm, plan(), workers) as crew:
-        assert crew.size == size
+    with RayExecutor(benching.lm, plan(), workers) as executor:
+        assert executor.size == size
     (options,) = played.options
     assert options.get("num_gpus") == share
     assert "num_cpus" not in options  # then an idle worker would hold a core

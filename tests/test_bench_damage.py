@@ -80,7 +80,7 @@ def test_records_that_do_not_fit(begun, room, limited):
     with pytest.raises(BenchError, match=r"two.jsonl cannot be written: .*File too large"):
         event_log.append([json.loads(line) for line in rest.splitlines()] * 5)
     assert event_log.path.read_bytes() == first + b"\n"
-    assert len(event_log.lines) == 1
+    assert len(event_log.records) == 1
 
 
 def test_a_change_that_does_not_fit(tmp_path, limited):

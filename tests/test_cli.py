@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -15,6 +16,7 @@ import tiny
 from easyeditor import load_patch
 from easyeditor.cli import catalog
 from easyeditor.cli.info import write_presets
+from easyeditor.cli.peek import peek
 from easyeditor.hyperparams import KNOWN_MODELS
 from easyeditor.lm.families import FAMILIES
 from easyeditor.methods import METHODS
@@ -130,6 +132,56 @@ def test_many_edits_for_people(easyedit, folder, tmp_path):
     told = easyedit(*editing(folder, "--edits", file, method="memit", settings=ROME[1:]))
     assert told.code in {DONE, NOT_TAKEN}
     assert "mean" in told.out
+
+
+def test_interrupted_edits_are_kept_and_gone_on_from(easyedit, folder, tmp_path, monkeypatch):
+    from easyeditor.editors.session import EditSession
+
+    file, whole = tmp_path / "edits.json", tmp_path / "whole.safetensors"
+    file.write_text(json.dumps([{"prompt": p, "target_new": t} for p, _, t in FACTS]))
+    words = editing(folder, "--edits", file, "--one-by-one", "--save")
+    assert easyedit(*words, whole).code in {DONE, NOT_TAKEN}
+    assert not list(tmp_path.glob("*.journal"))
+    real, left = EditSession.attempt, [1, 2]
+
+    def two(self, *args, **options):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return real(self, *args, **options)
+
+    out = tmp_path / "p q.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(EditSession, "attempt", two)
+        told = easyedit(*words, out)
+    assert told.code == 130
+    assert "goes on from there" in told.err
+    assert not out.exists()
+    other = easyedit(*words, out, "--set", "num_steps=3")
+    assert other.code == BAD_INPUT
+    assert "another request" in other.err
+    left.append(1)  # the one that is missing
+    with monkeypatch.context() as patched:
+        patched.setattr(EditSession, "attempt", two)
+        told = easyedit(*words, out)
+    assert told.code in {DONE, NOT_TAKEN}
+    assert f"--patch '{out}'" in told.out
+    assert not list(tmp_path.glob("*.journal"))
+    one, two_ = load_patch(out), load_patch(whole)
+    assert all(torch.equal(one.dense(path), two_.dense(path)) for path in one.entries)
+
+
+def test_what_the_model_says_already_is_left_alone(easyedit, folder, patches, tmp_path):
+    file, place, one = tmp_path / "p.safetensors", tmp_path / "edited", ONE[:4]
+    assert easyedit(*editing(folder, *one, "--save", file)).code == DONE
+    assert easyedit("apply", file, "--model", folder, "--out", place).code == DONE
+    file.unlink()
+    told = easyedit(*editing(place, *one, "--save", file))
+    assert told.code == DONE
+    assert "says so already" in told.err
+    assert not file.exists()
+    assert document(easyedit(*editing(place, *one, "--json")))["unchanged"] == ["0"]
+    assert "metrics" in document(easyedit(*editing(place, *one, "--force", "--json")))
 
 
 def test_two_records_of_one_name(easyedit, folder, tmp_path):
@@ -270,6 +322,65 @@ def test_show(easyedit, patches):
     told = easyedit("show", patches / "rome.safetensors")
     assert told.code == DONE
     assert all(word in told.out for word in ("ROME patch", TARGET, "down_proj", "Settings"))
+
+
+def test_show_reads_the_same_with_and_without_torch(patches):
+    from easyeditor.cli.patches import _described
+
+    for file in patches.iterdir():
+        assert peek(file) == json.loads(json.dumps(_described(file)))
+    damaged = bytearray((patches / "ft.safetensors").read_bytes())
+    damaged[-9] ^= 1
+    other = patches.parent / "damaged.safetensors"
+    other.write_bytes(damaged)
+    assert peek(other) is None
+
+
+def test_a_patch_through_pipes(easyedit, folder, patches, monkeypatch):
+    content = (patches / "rome.safetensors").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert document(easyedit("show", "-", "--json"))["method"] == "ROME"
+    record = json.dumps({"prompt": PROMPT, "target_new": TARGET})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(record.encode())))
+    told = easyedit(*editing(folder, "--edits", "-", "--json", settings=WEAK))
+    assert document(told)["patch"]["edits"][0]["target"] == TARGET
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))
+    assert document(easyedit("generate", "-", "--model", folder, "--json"))["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("json_too", [True, False])
+def test_any_text_in_any_encoding(easyedit, folder, encoding, json_too, monkeypatch):
+    text = "[/bold] \x1b[31m\x07 日本 \U0001f600 :smile: is"
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    script = ("generate", text, "--model", folder, "--max-new-tokens", 2, *["--json"] * json_too)
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    assert easyedit(*script).code == DONE
+    streams[0].flush()
+    shown = streams[0].buffer.getvalue().decode(encoding)
+    assert "\x1b" not in shown
+    if json_too:
+        assert json.loads(shown)["prompt"] == text
+    else:
+        assert "[/bold]" in shown
+        assert ":smile:" in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize("json_too", [True, False])
+def test_half_a_character_is_refused_in_any_encoding(
+    easyedit, folder, encoding, json_too, monkeypatch
+):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    told = easyedit("generate", "a \udc80 is", "--model", folder, *["--json"] * json_too)
+    assert told.code == BAD_INPUT
+    streams[0].flush()
+    if json_too:
+        shown = json.loads(streams[0].buffer.getvalue().decode(encoding))
+        assert shown["error"]["type"] == "EditError"
 
 
 def test_generate_before_and_after(easyedit, folder, patches):

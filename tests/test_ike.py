@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from easyeditor.errors import (
     MissingExtraError,
     ModelLoadError,
     PatchFormatError,
+    PatchMismatchError,
+    PatchStateError,
 )
 from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ike.ike import IKE
@@ -215,6 +218,25 @@ def test_a_damaged_file_is_refused(tmp_path, data, monkeypatch) -> None:
     file = save_patch(patch, tmp_path / "ike.safetensors")
     with pytest.raises(PatchFormatError, match="does not fit"):
         load_patch(file)
+
+
+def test_an_encoder_that_only_a_file_names_is_not_loaded(tmp_path) -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    plain = ike(use_icl_examples=False).edit(target, [EDIT, OTHER]).patch
+    contexts = tuple(replace(context, vector=(1.0, 0.0)) for context in plain.contexts)
+    name = str(tmp_path / "encoder")
+    theirs = replace(plain, contexts=contexts, sentences=Sentences(name))
+    file = save_patch(theirs, tmp_path / "theirs.safetensors")
+    loaded = load_patch(file)
+    with pytest.raises(PatchStateError, match="may run code of its own"):
+        loaded.apply(target.model)
+    with pytest.raises(PatchStateError, match="encoder="):
+        loaded.reroute(target, ["You"])
+    with pytest.raises(PatchMismatchError, match="was made with"):
+        load_patch(file, encoder="another")
+    assert before.differences(target.model) == []
+    load_patch(file, encoder=name).apply(target.model)  # nothing is loaded before a prompt is asked
 
 
 # -- through the editor -------------------------------------------------------------------------

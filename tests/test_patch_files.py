@@ -1,6 +1,7 @@
 """Patch files: damaged, foreign and mismatched ones are refused; writing is all or nothing."""
 
 import json
+import random
 import struct
 
 import pytest
@@ -282,6 +283,83 @@ def test_an_edited_model_is_still_the_same_model(patches):
         patch.apply(model)
     for patch in patches.values():
         patch.check(model)
+
+
+# -- damaged ----------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_found(file):
+    whole, draw = file.read_bytes(), random.Random(0)
+    clean = load_patch(file)
+    for _ in range(150):
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        file.write_bytes(flipped)
+        try:
+            again = load_patch(file)
+        except PatchFormatError:
+            continue
+        else:  # in what fills the header up, or names the format: the content is what it was
+            assert again.info == clean.info
+            assert all(torch.equal(again.dense(p), clean.dense(p)) for p in clean.entries)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hyperparams": {"a": float("nan")}},
+        {"hyperparams": {"a": "\ud800"}},
+        {"method": "\ud800"},
+        {"seconds": {"search": "long"}},
+        {"seconds": {"search": float("inf")}},
+        {"model_name": 5},
+        {"edits": [{"prompt": 5, "target": "b"}]},
+        {"edits": [["a", "b"]]},
+        {"kind": ["weights"]},
+        {"format": True},
+        {"format": "2"},
+    ],
+    ids=str,
+)
+def test_a_header_of_other_types_is_refused(file, change):
+    header, tensors = parts_of(file)
+    text = json.dumps({**header, **change})
+    with pytest.raises(PatchFormatError):
+        load_patch(tampered(file, text, tensors))
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_a_deep_header_is_refused(file, depth):
+    tensors, nested = parts_of(file)[1], "[" * depth + "]" * depth
+    with pytest.raises(PatchFormatError):
+        load_patch(tampered(file, f'{{"format": 2, "kind": {nested}}}', tensors))
+
+
+@pytest.mark.parametrize("samples", [[], [0.5], ["a"], [None], [[0.5]]])
+def test_a_fingerprint_of_another_length_is_another_model(file, samples):
+    header, tensors = parts_of(file)
+    header["model"]["samples"] = samples
+    model = tiny.model("llama")
+    before = outer.bits(model)
+    with pytest.raises(PatchError):
+        load_patch(tampered(file, header, tensors)).apply(model)
+    assert outer.changed(model, before) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.float8_e4m3fn, torch.bool])
+def test_numbers_of_another_type_are_refused_or_fit(file, dtype):
+    header, tensors = parts_of(file)
+    damaged = tampered(file, header, {name: t.to(dtype) for name, t in tensors.items()})
+    with pytest.raises(PatchFormatError):
+        load_patch(damaged)
+
+
+def test_factors_whose_product_is_infinite_are_refused(file):
+    header, tensors = parts_of(file)
+    large = {name: torch.full_like(t, 1e30) for name, t in tensors.items()}
+    with pytest.raises(PatchFormatError, match="not finite"):
+        load_patch(tampered(file, header, large))
 
 
 # -- twice, and never -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import KEY
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import is_patched
+from easyeditor.tensor_file import DIGEST, content_digest
 from scoping import answers, classifier, counterfactual, remembering, scope, small, written
 from support import EDITS, Snapshot, lm
 
@@ -343,6 +344,16 @@ HARMS = {
     "a weight less": lambda tensors, data: tensors.pop("classifier.head.bias"),
     "no reference": lambda tensors, data: data.pop("answers"),
     "half a reference": lambda tensors, data: data["answers"].pop("digest"),
+    "many layers": lambda tensors, data: data["classifier"]["config"].update(
+        dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 200_000)
+    ),
+    "a large vocabulary": lambda tensors, data: data["classifier"]["config"].update(
+        vocab_size=12_000_000
+    ),
+    "many labels": lambda tensors, data: data["classifier"]["config"].update(num_labels=10**9),
+    "names code": lambda tensors, data: data["classifier"]["config"].update(
+        auto_map={"AutoModel": "there--net.Net"}
+    ),
     "half an edit": lambda tensors, data: data["memory"][0].pop(),
     "no template": lambda tensors, data: data.pop("template"),
     "a threshold that is none": lambda tensors, data: data.update(threshold="high"),
@@ -356,7 +367,8 @@ def test_a_damaged_file(name: str, tmp_path: Path) -> None:
         header = json.loads(opened.metadata()[KEY])
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     HARMS[name](tensors, header["data"])
-    save_file(tensors, file, metadata={KEY: json.dumps(header)})
+    text = json.dumps(header)
+    save_file(tensors, file, metadata={KEY: text, DIGEST: content_digest(text, tensors)})
     with pytest.raises(PatchFormatError, match=r"edit\.safetensors"):
         load_patch(file)
 

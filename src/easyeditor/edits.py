@@ -19,6 +19,13 @@ from easyeditor.subjects import locate_subject
 def _text(owner: str, name: str, value: object) -> str:
     if not isinstance(value, str):
         raise EditError(f"{owner}: {name} must be text, not {type(value).__name__} ({value!r}).")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise EditError(
+            f"{owner}: {name} {value!r} holds half of a character (a lone surrogate): it was read "
+            "in a wrong encoding. Give it as UTF-8."
+        ) from None
     return value
 
 

@@ -9,6 +9,7 @@
     │   ├── EmptyTargetError                   nothing to learn
     │   ├── PromptTooLongError                 it does not fit into the model's context
     │   ├── ContradictingEditsError            one prompt, two targets
+    │   ├── RenamedCallError (AttributeError)  it has another name in this version
     │   └── EditFailed                         tried, and no change was found that carries it out
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
@@ -80,6 +81,10 @@ class ContradictingEditsError(EditError):
 
 class EditFailed(EditError):
     """An edit was tried and no change was found that carries it out; the model is unchanged."""
+
+
+class RenamedCallError(EditError, AttributeError):
+    """A method of other versions that does not exist here; names what takes its place."""
 
 
 class DataError(EasyEditError, ValueError):

@@ -1,4 +1,4 @@
-"""A crew on Ray: one model per worker process, on this machine or on a cluster.
+"""An executor on Ray: one model per worker process, on this machine or on a cluster.
 
 Only the driver writes. A worker that dies takes nothing with it but the task it was at, which
 another one gets; a task that keeps killing its workers ends the run, with all that was finished
@@ -73,7 +73,7 @@ class RayExecutor:
         return worker
 
     def set_baseline(self, before: Replies) -> None:
-        """Every worker is told, also those that come later."""
+        """Sent to every worker, also to those that start later."""
         self._known = self._ray.put(before)
         for worker in self._workers:
             worker.set_baseline.remote(self._known)
@@ -99,7 +99,7 @@ class RayExecutor:
                         raise BenchError(
                             f"{what}: {ATTEMPTS} workers died at the same task (positions "
                             f"{task.unit.start} to {task.unit.stop}). Most often memory ran out: "
-                            "use fewer workers. What was finished is kept."
+                            "use fewer workers. Finished cases stay recorded."
                         )
                     log.warning("A worker died; another one takes over its task.")
                     self._workers.remove(worker)
@@ -133,8 +133,8 @@ class RayExecutor:
 
     def processes(self) -> list[int]:
         """Process ids of the workers."""
-        found: list[int] = self._ray.get([worker.pid.remote() for worker in self._workers])
-        return found
+        pids: list[int] = self._ray.get([worker.pid.remote() for worker in self._workers])
+        return pids
 
     def close(self) -> None:
         """Let the workers go; a cluster that was running before stays."""
@@ -151,7 +151,7 @@ class RayExecutor:
 
 
 class _Remote:
-    """A :class:`Worker` in a process of its own."""
+    """A :class:`Worker` in a separate process."""
 
     def __init__(self, open_model: Callable[[], LM], plan: BenchmarkConfig) -> None:
         self._worker = Worker(open_model(), plan)

@@ -24,7 +24,7 @@ Protocol = Literal["single", "batch", "sequential"]
 FORMAT = 1
 MAX_LABEL_BYTES = 200
 CASES_PER_FORWARD = 8
-"""Cases of the single protocol whose questions share forward passes; each is edited alone."""
+"""Cases of the single protocol that are asked in shared forward passes; each is edited alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class BenchmarkConfig:
             accumulate, ``batch_size`` at a time; each case is measured after its own edit and
             again at the end.
         batch_size: cases per edit.
-        measures: what is asked beside the teacher-forced scores.
+        measures: what is asked in addition to the teacher-forced scores.
         seed: of the sampling in the measures and of the methods that sample.
         data: what the cases are called in tables.
         downstream: tasks of lm-evaluation-harness, before and after.
         downstream_limit: only the first so many items of each task.
-        downstream_path: a folder with task definitions of your own.
+        downstream_path: a folder with further task definitions.
 
     Raises:
         BenchError: something in it cannot be carried out.
@@ -163,14 +163,14 @@ def _check_variant(label: str, settings: HyperParams) -> None:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """``"seed: 0 → 1"`` for everything in which two descriptions differ."""
-    found = []
+    changed = []
     for key in dict.fromkeys((*old, *new)):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{path}{key}.")
+            changed += differences(a, b, f"{path}{key}.")
         elif a != b:
-            found.append(f"{path}{key}: {_short(a)} → {_short(b)}")
-    return found
+            changed.append(f"{path}{key}: {_short(a)} → {_short(b)}")
+    return changed
 
 
 def _short(value: Any) -> str:

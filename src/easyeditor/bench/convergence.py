@@ -1,6 +1,6 @@
 """How many tokens second moments need: their spectrum, and the scores of edits, as tokens grow.
 
-One row per number of tokens. The matrices of all sizes come from one pass over the beginning of
+One row per number of tokens. The matrices of all sizes come from one pass over the first part of
 the text, those of the last row are the ones the cache holds. Edits are made again at every size
 with the moments of that size, each from the unedited model; only the moments differ.
 """
@@ -33,9 +33,9 @@ from easyeditor.second_moments import (
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 10.0)
 """Sizes that are looked at, in units of ``d_in``."""
 RANKS = (1, 10, 100)
-"""Eigenvalues that are told, counted from the largest."""
+"""Ranks of the eigenvalues that are reported, from the largest."""
 STRIDE = 6
-"""The shipped facts are told relation by relation; every sixth gives a mixture."""
+"""The shipped facts are listed relation by relation; every sixth gives a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Row:
         tokens: read so far.
         widths: the same in units of ``d_in``.
         layers: what the matrices look like.
-        scores: mean over the edits made with them: ``rewrite``, ``rephrase`` and ``locality`` are
+        scores: mean over the edits that use them: ``rewrite``, ``rephrase`` and ``locality`` are
             accuracies, ``…_diff`` the means of P(new) − P(old) (locality: P(old) − P(new)); empty
             without edits.
     """
@@ -75,11 +75,11 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """For JSON, which has no infinity: None stands for it."""
-        told = asdict(self)
-        for layer in told["layers"]:
+        data = asdict(self)
+        for layer in data["layers"]:
             if math.isinf(layer["condition_number"]):
                 layer["condition_number"] = None
-        return told
+        return data
 
 
 def known_facts(lm: LM, n: int) -> list[Case]:
@@ -89,9 +89,9 @@ def known_facts(lm: LM, n: int) -> list[Case]:
     """
     cases = list(open_dataset("worldfacts"))[::STRIDE]
     said = score(lm, [(case.edit.prompt.text, str(case.edit.ground_truth)) for case in cases])
-    found = [case for case, score in zip(cases, said, strict=True) if score.accuracy == 1]
-    step = max(1, len(found) // max(1, n))
-    return found[::step][:n]
+    correct = [case for case, score in zip(cases, said, strict=True) if score.accuracy == 1]
+    step = max(1, len(correct) // max(1, n))
+    return correct[::step][:n]
 
 
 def convergence(
@@ -107,8 +107,8 @@ def convergence(
     Args:
         lm: the model, without patches.
         settings: of the method that edits; also what the moments are collected from.
-        cases: edits to be made at every size; none: only the spectrum is told.
-        layers: whose moments; by default those the settings edit, which edits add anyway.
+        cases: edits to apply at every size; none: only the spectrum is reported.
+        layers: of the moments; by default those the settings edit, which edits add anyway.
         sizes: in tokens; 0.5, 1, 2, 4 and 10 × ``d_in`` by default. The largest one is collected
             as usual and cached; where the text is shorter, its end is the last size.
 
@@ -117,8 +117,8 @@ def convergence(
         MomentsError: the model carries patches, or there is no text.
     """
     column = settings.column(lm)
-    own = [int(layer) for layer in settings.resolved(column.n_layers).layers]
-    shown = sorted(set(own if layers is None else [*layers, *(own if cases else [])]))
+    edited = [int(layer) for layer in settings.resolved(column.n_layers).layers]
+    shown = sorted(set(edited if layers is None else [*layers, *(edited if cases else [])]))
     d_in = column.projection(shown[0]).d_in
     asked = sorted(set(sizes or [round(width * d_in) for width in WIDTHS]))
     _check(settings, cases, asked)
@@ -127,11 +127,11 @@ def convergence(
     reached = next(iter(final.values())).tokens
     before = [size for size in asked if size < reached]
     if before:
-        for made in moments_by_size(column, shown, before, **settings.corpus()):
+        for moments in moments_by_size(column, shown, before, **settings.corpus()):
             with TemporaryDirectory() as folder:
-                here = _kept(column, made, settings, folder) if cases else settings
+                here = _cached(column, moments, settings, folder) if cases else settings
                 scores = _scores(lm, here, cases)
-            yield _row(made, final, d_in, scores)
+            yield _row(moments, final, d_in, scores)
     yield _row(final, final, d_in, _scores(lm, settings, cases))
 
 
@@ -147,13 +147,13 @@ def _check(settings: LocateHyperParams, cases: Sequence[Case], sizes: Sequence[i
         raise HyperParamsError(" ".join(problems))
 
 
-def _kept(
-    column: LM, made: Mapping[int, Moments], settings: LocateHyperParams, folder: str
+def _cached(
+    column: LM, moments: Mapping[int, Moments], settings: LocateHyperParams, folder: str
 ) -> LocateHyperParams:
-    """Settings that find these moments in a folder of their own."""
-    tokens = next(iter(made.values())).tokens
+    """Settings that read these moments, and no others, from a cache folder."""
+    tokens = next(iter(moments.values())).tokens
     here = settings.replace(mom2_n_tokens=tokens, stats_dir=folder)
-    keep_moments(column, made, **here.corpus())
+    keep_moments(column, moments, **here.corpus())
     return here
 
 
@@ -170,7 +170,7 @@ def _scores(lm: LM, settings: LocateHyperParams, cases: Sequence[Case]) -> dict[
         verbose=False,
     )
     post = averages(result.metrics)["post"]
-    found = {
+    scores = {
         "rewrite": post.get("rewrite_acc"),
         "rephrase": post.get("rephrase_acc"),
         "locality": _mean(post["locality"], "_acc"),
@@ -178,7 +178,7 @@ def _scores(lm: LM, settings: LocateHyperParams, cases: Sequence[Case]) -> dict[
         "rephrase_diff": post.get("rephrase_diff"),
         "locality_diff": _mean(post["locality"], "_diff"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def _mean(by_name: Mapping[str, Any], ending: str) -> float | None:
@@ -199,6 +199,6 @@ def _row(
 
 def _spectrum(layer: int, made: Moments, final: Moments) -> Spectrum:
     values = made.eigenvalues()
-    told = {rank: float(values[rank - 1]) for rank in RANKS if rank <= len(values)}
+    largest = {rank: float(values[rank - 1]) for rank in RANKS if rank <= len(values)}
     distance = torch.linalg.norm(made.matrix - final.matrix) / torch.linalg.norm(final.matrix)
-    return Spectrum(layer, told, condition_number(values), float(distance))
+    return Spectrum(layer, largest, condition_number(values), float(distance))

@@ -149,14 +149,14 @@ def draw_bars(axis: Axes, rows: Sequence[Row], column: Column, paint: Sequence[s
     """A bar per row that has the number, its interval, and the number in figures behind both."""
     ends = [0.0]
     for y, (row, colour) in enumerate(zip(rows, paint, strict=True)):
-        found = row.numbers.get(column.key)
-        if found is None:
+        estimate = row.numbers.get(column.key)
+        if estimate is None:
             continue
-        value = found.value * column.scale
+        value = estimate.value * column.scale
         text = shown(value, column.digits)
         if math.isfinite(value):
             axis.barh(y, value, 0.62, color=colour, zorder=2)
-            ends.append(whiskers(axis, found, y, column.scale))
+            ends.append(whiskers(axis, estimate, y, column.scale))
         end = max(0.0, ends[-1]) if math.isfinite(value) else 0.0
         axis.annotate(text, (end, y), **BEHIND)
     if column.scale == 100:
@@ -167,25 +167,27 @@ def draw_bars(axis: Axes, rows: Sequence[Row], column: Column, paint: Sequence[s
         axis.locator_params(axis="x", nbins=4)
 
 
-def whiskers(axis: Axes, found: Estimate, y: float, scale: float, colour: str = "#333333") -> float:
+def whiskers(
+    axis: Axes, estimate: Estimate, y: float, scale: float, colour: str = "#333333"
+) -> float:
     """Draw the interval of a number at height ``y``; returns where the drawing ends."""
-    low, high = found.low * scale, found.high * scale
+    low, high = estimate.low * scale, estimate.high * scale
     if not (math.isfinite(low) and math.isfinite(high)):
-        return found.value * scale
+        return estimate.value * scale
     axis.plot([low, high], [y, y], color=colour, linewidth=1.1, zorder=3, solid_capstyle="butt")
     axis.plot([low, high], [y, y], "|", color=colour, markersize=5, zorder=3)
-    return max(high, found.value * scale)
+    return max(high, estimate.value * scale)
 
 
 def draw_line(
-    axis: Axes, x: Sequence[float], told: Sequence[Estimate], number: int, label: str
+    axis: Axes, x: Sequence[float], estimates: Sequence[Estimate], number: int, label: str
 ) -> None:
     """Shares in percent against ``x``, with a band for the intervals."""
     colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
     style = ("-", "--", "-.")[number // len(COLOURS) % 3]
-    y = [100 * found.value for found in told]
+    y = [100 * estimate.value for estimate in estimates]
     axis.plot(x, y, style, marker=mark, color=colour, linewidth=1.6, label=label, zorder=3)
-    low, high = [100 * f.low for f in told], [100 * f.high for f in told]
+    low, high = [100 * f.low for f in estimates], [100 * f.high for f in estimates]
     axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
 
 

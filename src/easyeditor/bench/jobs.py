@@ -33,7 +33,7 @@ class JobChain(Protocol):
         ...
 
     def done(self, task: Task, result: Result) -> None:
-        """Keep what a task brought."""
+        """Record the result of a task."""
         ...
 
 
@@ -46,7 +46,7 @@ class BaselineJob:
 
     def next(self) -> Task | None:
         """See :class:`JobChain`."""
-        known = any(line["chunk"] == self._unit.number for line in self._event_log.lines)
+        known = any(record["chunk"] == self._unit.number for record in self._event_log.records)
         return None if known else Task("before", self._unit)
 
     def done(self, _task: Task, result: Result) -> None:
@@ -80,7 +80,7 @@ class SequentialJob:
     """A sequence: every unit on top of those before it, then everything is measured again.
 
     The change so far, and the method's state after it, are saved before the records of the last
-    step, so a run that is killed goes on from whatever is recorded.
+    step, so a killed run resumes after what is recorded.
 
     Raises:
         BenchError: records or the change so far were taken away.
@@ -92,7 +92,7 @@ class SequentialJob:
         self._folder, self._event_log, self._label = folder, event_log, label
         self._units = plan.units(label)
         self._whole = CaseRange(label, 0, 0, len(plan.cases))
-        done = finished(event_log.lines)
+        done = finished(event_log.records)
         steps = sorted(unit for stage, unit in done if stage == "post")
         self._step = len(steps)
         self._measured = ("final", 0) in done
@@ -100,8 +100,8 @@ class SequentialJob:
             raise self._broken(f"{event_log.path} lacks records from its middle")
         self._total: Patch | None = None
         self._state: State | None = None
-        failed = [line for line in event_log.lines if line.get("error")]
-        if self._step and not self._measured and len(failed) < len(event_log.lines):
+        failed = [record for record in event_log.records if record.get("error")]
+        if self._step and not self._measured and len(failed) < len(event_log.records):
             file = self._file(self._step)
             try:
                 self._total = load_patch(file)
@@ -154,7 +154,7 @@ class Downstream:
 
     def next(self) -> Task | None:
         """See :class:`JobChain`."""
-        if any(line["label"] == self._unit.label for line in self._event_log.lines):
+        if any(record["label"] == self._unit.label for record in self._event_log.records):
             return None
         if self._patch is None or not self._patch.is_file():  # unedited, or every edit failed
             return Task("downstream", self._unit)
@@ -176,8 +176,8 @@ def _keep(patch: Patch, file: Path, state: State | None = None) -> None:
         save_patch(patch, file)
     except OSError as error:
         raise BenchError(
-            f"What was changed cannot be kept: {error}. What was finished is; make room and start "
-            "the same command again."
+            f"The change cannot be written: {error}. Finished cases stay recorded; make room and "
+            "start the same command again."
         ) from None
 
 

@@ -19,7 +19,7 @@ FILE = "judge.json"
 def judge_run(
     folder: str | Path, judge: Callable[[Sequence[Question]], list[Verdict]]
 ) -> dict[str, Any]:
-    """Judge every answer to the edited prompts and their rephrases; kept as ``judge.json``.
+    """Judge every answer to the edited prompts and their rephrases; written to ``judge.json``.
 
     In a sequence the answers at its end are judged.
 
@@ -42,12 +42,12 @@ def judge_run(
     if not asked:
         raise BenchError(f"{folder} holds no free answers: run it with --answers 24.")
     verdicts = judge([question for _, _, question in asked])
-    told: dict[str, dict[str, list[Verdict]]] = {}
+    by_label: dict[str, dict[str, list[Verdict]]] = {}
     for (label, kind, _), verdict in zip(asked, verdicts, strict=True):
-        told.setdefault(label, {}).setdefault(kind, []).append(verdict)
+        by_label.setdefault(label, {}).setdefault(kind, []).append(verdict)
     scores = {
-        label: {kind: score_verdicts(own) for kind, own in kinds.items()}
-        for label, kinds in told.items()
+        label: {kind: score_verdicts(given) for kind, given in kinds.items()}
+        for label, kinds in by_label.items()
     }
     write_whole(Path(folder) / FILE, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
     return scores

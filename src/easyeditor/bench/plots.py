@@ -62,7 +62,7 @@ def figures(runs: Sequence[Run], table: Table) -> dict[str, Figure]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    found = {
+    figures_by_name = {
         "scores": scores(table),
         "probability": probability_shift(table.rows),
         "time": seconds(table.rows),
@@ -71,14 +71,14 @@ def figures(runs: Sequence[Run], table: Table) -> dict[str, Figure]:
         ),
         "retention": ageing(runs),
     }
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return {name: figure for name, figure in figures_by_name.items() if figure is not None}
 
 
 def scores(table: Table) -> Figure | None:
     """Every score of every row with its interval."""
     left_out = ("EM", "PM", "NM", "fluency", "consistency", "_success")  # no shares, or shown as NS
-    kept = [c for c in table.columns if c.scale == 100 and not c.key.endswith(left_out)]
-    return bars(table.rows, kept, "Scores in percent, mean over the cases with 95 % interval")
+    columns = [c for c in table.columns if c.scale == 100 and not c.key.endswith(left_out)]
+    return bars(table.rows, columns, "Scores in percent, mean over the cases with 95 % interval")
 
 
 @styled()
@@ -176,27 +176,27 @@ def ageing(runs: Sequence[Run]) -> Figure | None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    told = {
+    ages = {
         f"{run.name} · {label}" if runs[1:] else label: retention(both)
         for run in runs
         for label in run.records
         if (both := run.both(label))
     }
-    keys = [k for k in AGEING if any(k in b["at_end"] for age in told.values() for b in age)]
+    keys = [k for k in AGEING if any(k in b["at_end"] for age in ages.values() for b in age)]
     if not keys:
         return None
-    names = [written(name, 20) for name in told]
-    figure, axes = panels(len(keys) * len(told), 1.1, names=names, across=len(keys))
-    for i, (name, buckets) in enumerate(zip(names, told.values(), strict=True)):
+    names = [written(name, 20) for name in ages]
+    figure, axes = panels(len(keys) * len(ages), 1.1, names=names, across=len(keys))
+    for i, (name, buckets) in enumerate(zip(names, ages.values(), strict=True)):
         line = axes[i * len(keys) : (i + 1) * len(keys)]
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis, key in zip(line, keys, strict=True):
-            kept = [b for b in buckets if key in b["at_end"] and key in b["after_edit"]]
-            middle = [(b["age"] + b["oldest"]) / 2 for b in kept]
-            fresh = [100 * b["after_edit"][key].value for b in kept]
+            shown = [b for b in buckets if key in b["at_end"] and key in b["after_edit"]]
+            middle = [(b["age"] + b["oldest"]) / 2 for b in shown]
+            fresh = [100 * b["after_edit"][key].value for b in shown]
             axis.plot(middle, fresh, "--", color=GREY, linewidth=1.4, label="right after the edit")
             label = "at the end of the sequence"
-            draw_line(axis, middle, [b["at_end"][key] for b in kept], 0, label)
+            draw_line(axis, middle, [b["at_end"][key] for b in shown], 0, label)
             axis.set_ylim(-4, 104)
             axis.set_yticks(range(0, 101, 25), [] if axis is not line[0] else None)
             if i == 0:

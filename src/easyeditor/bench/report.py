@@ -67,18 +67,18 @@ def report(
     """
     given = [folders] if isinstance(folders, (str, Path)) else list(folders)
     runs = read_runs(given)
-    made = table(runs, measured=measured)
+    rows = table(runs, measured=measured)
     target = Path(out) if out is not None else Path(given[0]) / "report"
     contents = {
-        "table.md": markdown(made).encode(),
-        "table.csv": as_csv(made).encode(),
-        "table.tex": latex(made).encode(),
-        "table.json": as_json(made).encode(),
+        "table.md": markdown(rows).encode(),
+        "table.csv": as_csv(rows).encode(),
+        "table.tex": latex(rows).encode(),
+        "table.json": as_json(rows).encode(),
     }
     without = "" if pictures else "No pictures were asked for."
     if pictures:
         try:
-            for name, figure in figures(runs, made).items():
+            for name, figure in figures(runs, rows).items():
                 contents |= {f"{name}.png": png(figure), f"{name}.svg": svg(figure)}
         except MissingExtraError as error:
             without = str(error)
@@ -92,4 +92,4 @@ def report(
                 (target / stale).unlink(missing_ok=True)
     except OSError as error:
         raise BenchError(f"The report cannot be written to {target}: {error}.") from None
-    return Report(target, tuple(target / name for name in contents), made, without)
+    return Report(target, tuple(target / name for name in contents), rows, without)

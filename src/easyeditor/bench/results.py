@@ -34,7 +34,7 @@ class Run:
     """What a run folder holds so far.
 
     Attributes:
-        name: the folder's name, told apart from the other runs read with it.
+        name: the folder's name, unique among the runs read with it.
         about: ``run.json``.
         records: by method label and stage, in the order of editing; only units that are complete.
         downstream: ``downstream.json``, by label; empty if there is none.
@@ -47,11 +47,11 @@ class Run:
 
     def unedited(self) -> list[Record]:
         """One record per case, of whichever method; read their ``pre``."""
-        found: dict[int, Record] = {}
+        by_position: dict[int, Record] = {}
         for stages in self.records.values():
             for record in stages.get("post", ()):
-                found.setdefault(record["position"], record)
-        return [found[position] for position in sorted(found)]
+                by_position.setdefault(record["position"], record)
+        return [by_position[position] for position in sorted(by_position)]
 
     def both(self, label: str) -> list[dict[str, Any]]:
         """``{"post": …, "final": …}`` of every edit of a finished sequence, in order."""
@@ -99,8 +99,18 @@ def _read(folder: Path, name: str) -> Run:
     records = {label: stages for label, stages in records.items() if any(stages.values())}
     if not records:
         raise BenchError(f"{folder} has no complete records yet: let the run finish some edits.")
-    told = folder / "downstream.json"
-    return Run(name, info, records, _json(told) if told.is_file() else {})
+    file = folder / "downstream.json"
+    return Run(name, info, records, _downstream(file) if file.is_file() else {})
+
+
+def _downstream(file: Path) -> dict[str, dict[str, Any]]:
+    """Scores of downstream tasks by label, ``before`` and ``after``."""
+    document = _json(file)
+    for label, scores in document.items():
+        tasks = [scores.get("before"), scores.get("after")] if isinstance(scores, dict) else [0]
+        if not all(part is None or isinstance(part, dict) for part in tasks):
+            raise BenchError(f"{file}: the scores of {label!r} are damaged. Delete the file.")
+    return document
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def _stages(file: Path) -> dict[str, list[Record]]:
     for (stage, _), unit in sorted(units.items()):
         if stage in out and all(len(unit) >= record["of"] for record in unit.values()):
             out[stage] += unit.values()
-    return {stage: sorted(kept, key=lambda r: r["position"]) for stage, kept in out.items()}
+    return {stage: sorted(rows, key=lambda r: r["position"]) for stage, rows in out.items()}
 
 
 def _check(record: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ RUN, RECORDS, BEFORE, LOCK = "run.json", "records.jsonl", "before.jsonl", "run"
 class EventLog(JsonLog):
     """The records of one entrant, or of the unedited model, as they are measured.
 
-    Opening it drops the records of a unit whose writing was interrupted, so that the unit counts
+    Opening it drops the records of a unit that was not written to its end, so that a unit counts
     whole or not at all.
 
     Raises:
@@ -43,16 +43,11 @@ class EventLog(JsonLog):
             if there < last["of"]:
                 self.drop_last(there)
 
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """The records, oldest first."""
-        return self.records
-
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add these records: on disk when this returns, all of them or none.
 
         Raises:
-            BenchError: they cannot be written (a full disk); what was there is kept.
+            BenchError: they cannot be written (a full disk); what was there stays.
         """
         try:
             super().append(records)
@@ -69,7 +64,7 @@ class RunDirectory:
     Raises:
         RunMismatchError: it holds a run with other settings; lists them.
         RunBusyError: another process works in it.
-        BenchError: it cannot be made or written.
+        BenchError: it cannot be created or written.
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]) -> None:
@@ -123,7 +118,7 @@ class RunDirectory:
         return EventLog(self.path / label / RECORDS)
 
     def total(self, label: str, step: int) -> Path:
-        """Where the change after ``step`` steps of a sequence is kept."""
+        """The file of the change after ``step`` steps of a sequence."""
         return self.path / label / f"total-{step:06d}.safetensors"
 
     def close(self) -> None:
@@ -138,7 +133,7 @@ class RunDirectory:
 
 
 def finished(records: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
-    """``(stage, unit)`` of every unit whose records are all there."""
+    """``(stage, unit)`` of every unit with all its records."""
     there: dict[tuple[str, int], set[int]] = defaultdict(set)
     for r in records:
         there[r["stage"], r["unit"]].add(r["position"])

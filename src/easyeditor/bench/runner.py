@@ -1,4 +1,4 @@
-"""Run a plan to its end in a folder, going on from whatever an earlier process finished."""
+"""Runs a benchmark in a folder and resumes after what an earlier process finished."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from easyeditor.progress import bar
 
 
 class Executor(Protocol):
-    """Whoever carries out lines of tasks."""
+    """Executes task chains."""
 
     def set_baseline(self, before: Replies) -> None:
-        """Tell every worker what the unedited model said."""
+        """Give every worker the replies of the unedited model."""
         ...
 
-    def run(self, lines: Sequence[JobChain], what: str) -> None:
-        """Carry out every task of every line."""
+    def run(self, chains: Sequence[JobChain], what: str) -> None:
+        """Run every task of every chain."""
         ...
 
 
 class SerialExecutor:
-    """The tasks one after the other, on one model."""
+    """Runs the tasks one after the other, on one model."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -46,61 +46,61 @@ class SerialExecutor:
         """See :class:`Executor`."""
         self._worker.set_baseline(before)
 
-    def run(self, lines: Sequence[JobChain], what: str) -> None:
+    def run(self, chains: Sequence[JobChain], what: str) -> None:
         """See :class:`Executor`."""
-        with bar(sum(line.weight for line in lines), what, "case") as progress:
-            for line in lines:
-                while (task := line.next()) is not None:
-                    line.done(task, self._worker.run_task(task))
-                progress.update(line.weight)
+        with bar(sum(chain.weight for chain in chains), what, "case") as progress:
+            for chain in chains:
+                while (task := chain.next()) is not None:
+                    chain.done(task, self._worker.run_task(task))
+                progress.update(chain.weight)
 
 
-def run(lm: LM, plan: BenchmarkConfig, out: str | Path, crew: Executor | None = None) -> Path:
+def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | None = None) -> Path:
     """Carry out ``plan``; a folder that holds the same run goes on where it stopped.
 
     Args:
         lm: the unedited model. It is bit-identical afterwards.
         plan: what to do.
         out: the run's folder.
-        crew: who works; this process alone by default.
+        executor: runs the tasks; by default this process alone.
 
     Raises:
         RunMismatchError: the folder holds a run with other settings.
         RunBusyError: another process works in it.
-        BenchError: it cannot be written; what was finished is kept.
+        BenchError: it cannot be written; finished cases stay recorded.
         EditError: a case that a method cannot carry out, before any work.
         HyperParamsError: settings that do not fit this model, before any work.
         MissingExtraError: a measure needs a package that is not installed, before any work.
     """
     check(lm, plan)
-    working = crew or SerialExecutor(Worker(lm, plan))
+    work = executor or SerialExecutor(Worker(lm, plan))
     with RunDirectory(out, plan.describe(lm)) as folder:
         asked = [BaselineJob(folder.before, unit) for unit in chunks(plan)]
-        working.run(asked, "unedited model")
-        working.set_baseline(joined(sorted(folder.before.lines, key=lambda line: line["chunk"])))
+        work.run(asked, "unedited model")
+        work.set_baseline(joined(sorted(folder.before.records, key=lambda record: record["chunk"])))
         for label in plan.methods:
             event_log = folder.event_log(label)
             if plan.sequential:
-                lines: list[JobChain] = [SequentialJob(folder, event_log, label, plan)]
+                chains: list[JobChain] = [SequentialJob(folder, event_log, label, plan)]
             else:
-                kept = folder.total(label, 1) if plan.downstream else None
-                done = finished(event_log.lines)
-                lines = [
-                    IndependentJob(event_log, unit, ("post", unit.number) in done, kept)
+                total = folder.total(label, 1) if plan.downstream else None
+                done = finished(event_log.records)
+                chains = [
+                    IndependentJob(event_log, unit, ("post", unit.number) in done, total)
                     for unit in plan.units(label)
                 ]
-            working.run(lines, label)
+            work.run(chains, label)
         if plan.downstream:
-            _downstream(folder, plan, working)
+            _downstream(folder, plan, work)
         return folder.path
 
 
-def _downstream(folder: RunDirectory, plan: BenchmarkConfig, working: Executor) -> None:
+def _downstream(folder: RunDirectory, plan: BenchmarkConfig, work: Executor) -> None:
     event_log = EventLog(folder.path / "downstream.jsonl")
     last = {label: len(plan.units(label)) for label in plan.methods}
-    lines = [Downstream(event_log, "", None)]
-    lines += [Downstream(event_log, label, folder.total(label, n)) for label, n in last.items()]
-    working.run(lines, "downstream tasks")
-    found = {line["label"]: line["tasks"] for line in event_log.lines}
-    told = {label: {"before": found[""], "after": found[label]} for label in plan.methods}
-    write_whole(folder.path / "downstream.json", json.dumps(told, indent=1) + "\n")
+    chains = [Downstream(event_log, "", None)]
+    chains += [Downstream(event_log, label, folder.total(label, n)) for label, n in last.items()]
+    work.run(chains, "downstream tasks")
+    tasks = {record["label"]: record["tasks"] for record in event_log.records}
+    scores = {label: {"before": tasks[""], "after": tasks[label]} for label in plan.methods}
+    write_whole(folder.path / "downstream.json", json.dumps(scores, indent=1) + "\n")

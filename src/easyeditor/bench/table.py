@@ -70,7 +70,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """For pictures: whatever tells this row from the others."""
+        """A label for pictures that no other row has."""
         unbroken = self.scored.replace(" ", "\u00a0")
         return " · ".join(part for part in (self.run, self.method, unbroken) if part)
 
@@ -92,7 +92,7 @@ class Table:
 def table(runs: Sequence[Run], *, measured: bool = True) -> Table:
     """One row per run × method (a sequence: two, see :attr:`Row.scored`) and per unedited model.
 
-    Equal records give an equal table, whatever their order in the files.
+    Equal records give an equal table, in any order in the files.
 
     Args:
         runs: from :func:`~easyeditor.bench.results.read_runs`.
@@ -105,10 +105,10 @@ def table(runs: Sequence[Run], *, measured: bool = True) -> Table:
 def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
     known = run.unedited()
     before = summary([record["pre"] for record in known])
-    told: Mapping[str, Any] = next(
+    tasks_before: Mapping[str, Any] = next(
         (tasks["before"] for tasks in run.downstream.values() if tasks.get("before")), {}
     )
-    yield Row(name, UNEDITED, "", len(known), before | _downstream(told), before)
+    yield Row(name, UNEDITED, "", len(known), before | _downstream(tasks_before), before)
     sequential = run.info.get("protocol") == "sequential"
     for label, stages in run.records.items():
         after = _downstream(run.downstream.get(label, {}).get("after") or {})
@@ -116,12 +116,12 @@ def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
             records = stages.get(stage, ())
             if not records:
                 continue
-            own = summary([record["post"] for record in records])
-            own |= _costs(records, measured)
+            numbers = summary([record["post"] for record in records])
+            numbers |= _costs(records, measured)
             if stage == "final" or not sequential:
-                own |= after
+                numbers |= after
             pre = summary([record["pre"] for record in records])
-            yield Row(name, label, scored if sequential else "", len(records), own, pre)
+            yield Row(name, label, scored if sequential else "", len(records), numbers, pre)
 
 
 def _costs(records: Sequence[Record], measured: bool) -> dict[str, Estimate]:
@@ -136,9 +136,9 @@ def _costs(records: Sequence[Record], measured: bool) -> dict[str, Estimate]:
         columns[f"seconds/{phase}"] = [record["seconds"].get(phase) for record in records]
     out = bootstrap(columns)
     for key in ("peak", "extra"):
-        found = [r[f"{key}_memory_mb"] for r in records if r.get(f"{key}_memory_mb") is not None]
-        if found:
-            out[f"memory/{key}_mb"] = Estimate.plain(max(found), len(found))
+        amounts = [r[f"{key}_memory_mb"] for r in records if r.get(f"{key}_memory_mb") is not None]
+        if amounts:
+            out[f"memory/{key}_mb"] = Estimate.plain(max(amounts), len(amounts))
     return out
 
 
@@ -150,15 +150,15 @@ def _largest(record: Record) -> float | None:
 def _downstream(tasks: Mapping[str, Any]) -> dict[str, Estimate]:
     """``downstream/<task>/<metric>``; the interval is the harness's: ± 1.96 standard errors."""
     out = {}
-    for task, told in tasks.items():
-        for key, value in flatten(told).items():
+    for task, scores in tasks.items():
+        for key, value in flatten(scores).items():
             metric, *rest = key.split(",")
             if key not in {"n", "version"} and not metric.endswith("_stderr"):
-                error = told.get(",".join([f"{metric}_stderr", *rest]))
+                error = scores.get(",".join([f"{metric}_stderr", *rest]))
                 reach = math.nan if error is None else 1.96 * float(error)
-                n = int(told.get("n") or 0)
-                found = Estimate(value, value - reach, value + reach, n)
-                out[f"downstream/{task}/{key}"] = found
+                n = int(scores.get("n") or 0)
+                estimate = Estimate(value, value - reach, value + reach, n)
+                out[f"downstream/{task}/{key}"] = estimate
     return out
 
 

@@ -39,7 +39,7 @@ class Task:
     Attributes:
         kind: which of its tasks.
         unit: the cases.
-        total: the change that a sequence has made so far.
+        total: the change of a sequence so far.
         state: the method's state after that; None stands for the initial one.
     """
 
@@ -218,7 +218,7 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
         method = METHODS.get(settings.alg_name)(settings)
         lm.check_claims(settings.family_claims)
         for unit in plan.units(label):
-            own = plan.cases[unit.start : unit.stop]
-            for cases in [[case] for case in own] if plan.protocol == "single" else [own]:
+            chosen = plan.cases[unit.start : unit.stop]
+            for cases in [[case] for case in chosen] if plan.protocol == "single" else [chosen]:
                 check_request(method, cases)
     CaseSummary(plan.cases, plan.measures, None)

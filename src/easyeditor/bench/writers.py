@@ -81,8 +81,8 @@ def as_csv(table: Table) -> str:
     for row in table.rows:
         cells: list[object] = [row.run, row.method, row.scored, row.cases]
         for key in keys:
-            told = _fields(row.numbers[key]) if key in row.numbers else {}
-            cells += ["" if told.get(name) is None else told[name] for name in fields]
+            values = _fields(row.numbers[key]) if key in row.numbers else {}
+            cells += ["" if values.get(name) is None else values[name] for name in fields]
         out.writerow(cells)
     return file.getvalue()
 
@@ -100,17 +100,17 @@ def document(table: Table) -> dict[str, Any]:
             "method": row.method,
             "scored": row.scored,
             "cases": row.cases,
-            "numbers": {key: _fields(found) for key, found in row.numbers.items()},
-            "before": {key: _fields(found) for key, found in row.before.items()},
+            "numbers": {key: _fields(estimate) for key, estimate in row.numbers.items()},
+            "before": {key: _fields(estimate) for key, estimate in row.before.items()},
         }
         for row in table.rows
     ]
     return {"notes": list(table.notes), "rows": rows}
 
 
-def _fields(found: Estimate) -> dict[str, float | int | str | None]:
-    told: dict[str, Any] = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: _finite(x) for name, x in told.items()} | {"n": found.n}
+def _fields(estimate: Estimate) -> dict[str, float | int | str | None]:
+    numbers: dict[str, Any] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: _finite(x) for name, x in numbers.items()} | {"n": estimate.n}
 
 
 def _finite(x: float) -> float | str | None:
@@ -125,12 +125,12 @@ def _groups(table: Table) -> list[tuple[str, list[Column]]]:
 
 def _labels(table: Table) -> list[tuple[str, Callable[[Row], str]]]:
     """The columns that say what a row is, as far as they say anything."""
-    found: list[tuple[str, Callable[[Row], str]]] = [
+    labels: list[tuple[str, Callable[[Row], str]]] = [
         ("run", lambda row: row.run),
         ("method", lambda row: row.method),
         ("scored", lambda row: row.scored),
     ]
-    return [(name, read) for name, read in found if any(read(row) for row in table.rows)]
+    return [(name, read) for name, read in labels if any(read(row) for row in table.rows)]
 
 
 def _left(table: Table, columns: Sequence[Column]) -> list[bool]:
@@ -151,15 +151,15 @@ def _grid(
 
 
 def _cell(row: Row, column: Column) -> str:
-    """``87.3 (84.1–90.2)``, with its own n where that is not the row's."""
-    found = row.numbers.get(column.key)
-    if found is None:
+    """``87.3 (84.1–90.2)``, with n where it differs from the row's."""
+    estimate = row.numbers.get(column.key)
+    if estimate is None:
         return NOTHING
-    text = shown(found.value * column.scale, column.digits)
-    if not math.isnan(found.low):
-        low, high = (shown(x * column.scale, column.digits) for x in (found.low, found.high))
+    text = shown(estimate.value * column.scale, column.digits)
+    if not math.isnan(estimate.low):
+        low, high = (shown(x * column.scale, column.digits) for x in (estimate.low, estimate.high))
         text += f" ({low} to {high})" if "−" in low + high else f" ({low}–{high})"
-    return text if found.n in {row.cases, 0} else f"{text}, n={found.n}"
+    return text if estimate.n in {row.cases, 0} else f"{text}, n={estimate.n}"
 
 
 def shown(x: float, digits: int) -> str:

@@ -170,7 +170,7 @@ def run(
         downstream_limit=downstream_limit,
         downstream_path=str(downstream_path) if downstream_path else None,
     )
-    _run(plan, out, ray, workers)
+    _run(plan, out, ray, workers, trust_remote_code)
     _report([out], None, as_json)
 
 
@@ -273,7 +273,9 @@ def _measures(
     return Measures(answers, continuation_tokens, continuations, text, seed)
 
 
-def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None) -> None:
+def _run(
+    plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None, trust: bool
+) -> None:
     from functools import partial
 
     from easyeditor.bench.runner import run as carry_out
@@ -286,15 +288,17 @@ def _run(plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None)
         if any(getattr(other, name) != getattr(first, name) for other in others):
             raise typer.BadParameter(f"{name} must be the same for all: they share one model")
     with output.loading(first.model_name):
-        lm = load_for(first)
+        lm = load_for(first, trust_remote_code=trust)
     if ray is None:
         carry_out(lm, plan, out)
         return
     from easyeditor.bench.cluster import RayExecutor
 
     address = None if ray == LOCAL else ray
-    with RayExecutor(partial(load_for, first), plan, workers, address) as crew:
-        carry_out(lm, plan, out, crew)
+    with RayExecutor(
+        partial(load_for, first, trust_remote_code=trust), plan, workers, address
+    ) as executor:
+        carry_out(lm, plan, out, executor)
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
@@ -308,10 +312,10 @@ def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
     if output.out.is_terminal:
         show_table(made.table)
     else:
-        output.out.line(made.markdown())
-    output.out.line(f"Tables and plots: {made.out}")
+        output.out.print_line(made.markdown())
+    output.out.print_line(f"Tables and plots: {made.out}")
     if made.without:
-        output.out.line(made.without)
+        output.out.print_line(made.without)
 
 
 def show_table(table: Table) -> None:

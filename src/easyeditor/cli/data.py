@@ -146,13 +146,12 @@ def convert(
     with output.working(f"reading {source} …", long=False):
         dataset = _open(source, size)
         file = write_cases(dataset, out, force=force)
-        told = {"path": str(file), "kind": dataset.name, "cases": len(dataset)}
+        cases = len(dataset)
+        told = {"path": str(file), "kind": dataset.name, "cases": cases}
     if as_json:
         output.print_json(told)
     else:
-        output.out.line(
-            f"{count(told['cases'], 'case')} of {source} ({told['kind']}) are in {file}."
-        )
+        output.out.print_line(f"{count(cases, 'case')} of {source} ({told['kind']}) are in {file}.")
 
 
 def _open(name: str, size: int | None) -> CaseDataset:

@@ -82,8 +82,8 @@ def demo(
         )
     else:
         output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
-        output.out.line(f"Seconds: {output.seconds_line(seconds)}")
-        output.out.line(
+        output.out.print_line(f"Seconds: {output.seconds_line(seconds)}")
+        output.out.print_line(
             f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
             f"Undone in this process by editor.undo(patch): "
             f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"

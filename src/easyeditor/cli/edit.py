@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +17,10 @@ from easyeditor.cli.terminal import count, quoted
 from easyeditor.errors import OutputError, SubjectRequiredError
 
 if TYPE_CHECKING:
-    from easyeditor.editors.base import EditResult
+    from easyeditor.editors.base import BaseEditor, EditResult
+    from easyeditor.editors.journal import EditJournal
     from easyeditor.edits import Case, Edit
+    from easyeditor.hyperparams import HyperParams
 
 EXAMPLES = r"""
 Examples:
@@ -113,13 +116,12 @@ def edit(
         device=device,
         dtype=dtype,
         quantization=quantization,
-        trust_remote_code=trust_remote_code,
     )
     model = settings.model_name
     with output.loading(model):
-        from easyeditor.editors.base import BaseEditor
+        from easyeditor.editors.base import BaseEditor, load_for
 
-        editor = BaseEditor.from_hparams(settings)
+        editor = BaseEditor(load_for(settings, trust_remote_code=trust_remote_code), settings)
     known = [] if force else verdict.known_already(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:
@@ -134,8 +136,11 @@ def edit(
         verdict.warn_repeated_subjects(wanted)
     single = len(cases) == 1
     before = output.snapshot(editor.lm, cases[0], max_new_tokens=12) if single else None
-    with output.working(f"{count(len(wanted), 'edit')} by {method} …"):
-        result = editor.edit_cases(wanted, evaluate_when="end", batch=batch, verbose=False)
+    journal = _journal(editor, wanted, settings, batch, save) if edits is not None else None
+    with output.working(f"{count(len(wanted), 'edit')} by {method} …"), _kept(journal):
+        result = editor.edit_cases(
+            wanted, evaluate_when="end", batch=batch, verbose=False, journal=journal
+        )
     lines: list[dict[str, Any]] = []
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
@@ -143,10 +148,12 @@ def edit(
     failures = verdict.failures(wanted, result.metrics, batch=batch)
     unsaved = _save(result, save)
     saved = None if unsaved else save
+    if journal is not None and not unsaved:
+        journal.delete()
     if as_json:
         _print_json(method, model, known, result, lines, failures, saved)
     elif save == places.STREAM:
-        err.line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
+        err.print_line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
         _show(method, model, wanted, result, lines, saved)
     if not as_json:
@@ -244,6 +251,41 @@ def _note_known(known: Sequence[Case], cases: Sequence[Case]) -> None:
         )
 
 
+def _journal(
+    editor: BaseEditor, cases: Sequence[Case], settings: HyperParams, batch: bool, save: Path | None
+) -> EditJournal | None:
+    """Where finished edits are kept beside the patch; nowhere without a file to save it in."""
+    from easyeditor.editors.journal import EditJournal, digest
+    from easyeditor.lm.fingerprint import fingerprint
+
+    if save is None or save == places.STREAM or len(cases) < 2:
+        return None
+    model = fingerprint(editor.lm.model).digest
+    request = digest(cases, settings=settings.model_dump(mode="json"), batch=batch, model=model)
+    journal = EditJournal(
+        save.with_name(f"{save.name}.journal"), request, editor.method.state_class
+    )
+    if len(journal):
+        output.note(f"Going on from what is finished, in {journal.folder}.")
+    return journal
+
+
+@contextmanager
+def _kept(journal: EditJournal | None) -> Iterator[None]:
+    """Say after an interrupt what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal is not None and len(journal):
+            output.note(
+                f"Interrupted. What is finished is kept in {journal.folder}; the same command goes "
+                "on from there."
+            )
+        else:
+            output.note("Interrupted. Nothing was changed on the disk.")
+        raise
+
+
 def _save(result: EditResult, save: Path | None) -> str:
     """Write the patch; where that fails, elsewhere. Returns what went wrong."""
     from easyeditor.files import write_or_rescue
@@ -312,10 +354,10 @@ def _show(
         mean = averages(result.metrics)
         rows.append(["mean", "", *_numbers(mean["post"]), f"{mean['time']:.1f}"])
     output.show("Scores", columns, rows, mean=int(len(cases) > 1))
-    output.out.line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
+    output.out.print_line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
         file, name = quoted(saved), quoted(model)
-        output.out.line(
+        output.out.print_line(
             f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
             f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )

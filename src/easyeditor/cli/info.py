@@ -123,7 +123,7 @@ def fetch(
     if as_json:
         output.print_json({"model": name, "folder": str(place)})
     else:
-        output.out.line(f"{name} is in {place}.")
+        output.out.print_line(f"{name} is in {place}.")
 
 
 def _yaml(settings: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ def hparams_show(
     if as_json:
         output.print_json(settings)
     else:
-        output.out.line(_yaml(settings).rstrip())
+        output.out.print_line(_yaml(settings).rstrip())
 
 
 def hparams_write(
@@ -184,7 +184,7 @@ def hparams_write(
     if as_json:
         output.print_json([str(path) for path in written])
     else:
-        output.out.line(f"{count(len(written), 'file')} in {out}.")
+        output.out.print_line(f"{count(len(written), 'file')} in {out}.")
 
 
 def write_presets(folder: Path) -> list[Path]:

@@ -85,13 +85,11 @@ def moments(
     from easyeditor.hyperparams import resolve_layers
 
     model = settings.model_name
-    settings = options.loaded_as(
-        settings, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    settings = options.loaded_as(settings, device=device, dtype=dtype)
     with output.loading(model):
         from easyeditor.editors.base import load_for
 
-        lm = load_for(settings)
+        lm = load_for(settings, trust_remote_code=trust_remote_code)
     column = settings.column(lm)
     chosen = [int(n) for n in resolve_layers(wanted or settings.layers, column.n_layers)]
     told = {"method": method, "model": model, "dataset": settings.mom2_dataset}
@@ -204,7 +202,7 @@ def _show(title: str, shown: Sequence[dict[str, Any]]) -> None:
     output.show(title, columns, rows)
     for line in shown:
         kept = line["file"] or "in no file: the folder cannot be written"
-        output.out.line(f"Layer {line['layer']}: {kept}")
+        output.out.print_line(f"Layer {line['layer']}: {kept}")
 
 
 def _short(value: float | None) -> str:

@@ -176,7 +176,6 @@ def loaded_as(
     device: str | None = None,
     dtype: str | None = None,
     quantization: Scheme | None = None,
-    trust_remote_code: bool = False,
 ) -> H:
     """``settings`` with what the command line says about loading the model."""
     changes: dict[str, Any] = {}
@@ -186,8 +185,6 @@ def loaded_as(
         changes |= {"dtype": dtype, "fp16": False}
     if quantization is not None:
         changes["quantization"] = quantization.value
-    if trust_remote_code:
-        changes["trust_remote_code"] = True
     return settings.replace(**changes) if changes else settings
 
 

@@ -54,7 +54,7 @@ def working(message: str, *, long: bool = True) -> Iterator[None]:
             yield
     else:
         if long:
-            err.line(message)
+            err.print_line(message)
         yield
 
 
@@ -109,8 +109,12 @@ def show(
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
-        justify = "right" if column.right else "left"
-        table.add_column(column.name, justify=justify, no_wrap=not column.text, overflow="fold")
+        table.add_column(
+            column.name,
+            justify="right" if column.right else "left",
+            no_wrap=not column.text,
+            overflow="fold",
+        )
     for number, row in enumerate(cells):
         if mean and number == len(cells) - mean:
             table.add_section()

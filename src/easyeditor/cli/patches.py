@@ -71,7 +71,7 @@ def _check_there(paths: list[Path]) -> None:
             raise PatchFormatError(f"No patch file {str(path)!r}.")
 
 
-def _load(paths: list[Path]) -> list[Patch]:
+def _load(paths: list[Path], encoder: str | None = None) -> list[Patch]:
     _check_there(paths)
     for i, path in enumerate(paths):
         if any(path == other or _same_file(path, other) for other in paths[:i]):
@@ -82,7 +82,7 @@ def _load(paths: list[Path]) -> list[Patch]:
     loaded = []
     for path in paths:
         with places.input_file(path, ".safetensors") as file:
-            loaded.append(load_patch(file))
+            loaded.append(load_patch(file, encoder=encoder))
     return loaded
 
 
@@ -103,10 +103,26 @@ def _model_of(model: str | None, patches: list[Patch]) -> str:
                 f"The patches were made for different models ({', '.join(names)}); name one with "
                 "--model."
             )
-        model = names[0]
+        model = _recorded(names[0])
     model = model or options.DEFAULT_MODEL
     options.check_model(model)
     return model
+
+
+def _recorded(name: str) -> str:
+    """The model that a patch names, where that name leads to one; files hold no local paths.
+
+    Raises:
+        PatchMismatchError: it leads nowhere.
+    """
+    from easyeditor.hyperparams import KNOWN_MODELS
+
+    if "/" in name or name in {options.DEFAULT_MODEL, *KNOWN_MODELS} or os.path.isdir(name):
+        return name
+    raise PatchMismatchError(
+        f"The patch was made for a model called {name!r}, and does not say where that is. Name it: "
+        "--model HUB_NAME_OR_FOLDER."
+    )
 
 
 def _weights(paths: list[Path]) -> list[WeightPatch]:
@@ -162,7 +178,7 @@ def apply(
     if as_json:
         output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
     else:
-        output.out.line(
+        output.out.print_line(
             f"{count(edits, 'edit')} of {count(len(loaded), 'patch')} in {out}. Load it with "
             f'AutoModelForCausalLM.from_pretrained("{out}").'
         )
@@ -187,10 +203,10 @@ def export(
         told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
         output.print_json({**told, "relative_errors": made.errors})
         return
-    output.out.line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
+    output.out.print_line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
     for name, error in made.errors.items():
         said = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
-        output.out.line(f"  {name}: {said}")
+        output.out.print_line(f"  {name}: {said}")
 
 
 def show(
@@ -206,7 +222,7 @@ def show(
         return
     header, matrices = document, document["matrices"]
     more = document.get("memory", [])
-    output.out.line(f"{header['method']} patch for {header['model_name']}")
+    output.out.print_line(f"{header['method']} patch for {header['model_name']}")
     columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
     columns += [Column("id")] if more else []
     edits = []
@@ -224,12 +240,16 @@ def show(
         ]
         columns = [Column(name, text=name == "weight") for name in names]
         output.show("Matrices (d_in, d_out)", columns, cells)
+    elif header.get("parts"):
+        parts = header["parts"]
+        cells = [[str(value) for value in row.values()] for row in parts]
+        output.show("Parts", [Column(str(name), text=True) for name in parts[0]], cells)
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
-    output.out.line(f"Settings: {settings}")
+    output.out.print_line(f"Settings: {settings}")
     made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
-    output.out.line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
+    output.out.print_line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
 
 
 def _described(file: Path) -> dict[str, Any]:
@@ -237,10 +257,14 @@ def _described(file: Path) -> dict[str, Any]:
     from easyeditor.patches.files import header_of, load_patch
 
     patch = load_patch(file)
+    rows = patch.rows()
     matrices = {
-        row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in patch.rows()
+        row["weight"]: {k: v for k, v in row.items() if k != "weight"}
+        for row in rows
+        if "weight" in row
     }
-    document = {**header_of(patch), "matrices": matrices}
+    others = [row for row in rows if "weight" not in row]
+    document = {**header_of(patch), "matrices": matrices, **({"parts": others} if others else {})}
     rows = patch.edit_rows()
     if rows:
         document["memory"] = [
@@ -257,6 +281,10 @@ def generate(
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
     model: options.PatchModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A sentence encoder you trust, for patches made with one of your own."),
+    ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
@@ -269,7 +297,7 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
-    loaded = _load(patch or [])
+    loaded = _load(patch or [], encoder)
     model = _model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(

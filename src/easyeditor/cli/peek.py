@@ -60,7 +60,7 @@ def _digest(text: str, table: dict[str, Any], body: np.ndarray) -> str:
         begin, end = entry["data_offsets"]
         line = f"\0{name}\0torch.{TYPES[entry['dtype']]}\0{tuple(entry['shape'])}\0"
         digest.update(line.encode("utf-8", "surrogatepass"))
-        digest.update(body[begin:end])
+        digest.update(body[begin:end].data)
     return digest.hexdigest()
 
 

@@ -36,8 +36,8 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
-    @property
-    def size(self) -> ConsoleDimensions:
+    @property  # read-only, where rich's can be set: nothing sets it
+    def size(self) -> ConsoleDimensions:  # type: ignore[misc]
         """Columns and lines; a pipe has columns enough for most tables."""
         found = super().size
         if self.is_terminal or "COLUMNS" in os.environ:
@@ -48,7 +48,7 @@ class Terminal(Console):
         """A string as text, without its control characters."""
         return super().render_str(visible(text), **options)
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """One line that is not broken at the terminal's width, so that it can be copied."""
         self.print(text, soft_wrap=True)
 

@@ -55,7 +55,6 @@ def train(
     set_: options.Settings = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The folder that becomes OUT/METHOD/MODEL/…"),
@@ -72,9 +71,7 @@ def train(
     from easyeditor.methods.training import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)
-    settings = options.loaded_as(
-        settings, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    settings = options.loaded_as(settings, device=device, dtype=dtype)
     if out is not None:
         settings = settings.replace(results_dir=str(out))
     learn, held_out = _cases(data, val, share, settings.seed)
@@ -135,7 +132,7 @@ def _show(
     output.show(f"{count(held_out, 'held-out case')}", columns, [numbers])
     where = f"Archive: {result.path}\nLog:     {result.log}\n"
     where += f"Curve:   {result.curve}\n" if result.curve else ""
-    output.out.line(
+    output.out.print_line(
         f"{count(result.steps, 'step')} in {result.seconds:.0f} s on {count(learnt, 'case')}.\n"
         f"{where}Use it:  {use} --prompt … --target …"
     )

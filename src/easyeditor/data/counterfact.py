@@ -24,7 +24,7 @@ class CounterFactDataset(CaseDataset):
     ``neighborhood_prompts`` are ``locality/neighborhood`` with the true answer,
     ``generation_prompts`` are continued freely, and ``attribute_prompts`` completed by the new
     answer are the reference texts. EasyEdit's flat records (``prompt``, ``rephrase_prompt``,
-    ``locality_prompt``, …) are told apart record by record.
+    ``locality_prompt``, …) are recognised record by record.
 
     The trap: the ``rephrase_prompt`` of the flat files is mostly one of ROME's *generation*
     prompts, so paraphrase scores on the two kinds of file do not compare.
@@ -32,7 +32,7 @@ class CounterFactDataset(CaseDataset):
     Args:
         path: the file.
         size: use only the first so many records.
-        config: kept as an attribute.
+        config: stored as an attribute, not used.
         distracting: also ask every neighbour with the edited fact written before it
             (``locality/distracting``), which shows edits that answer everything alike.
         snippets: ROME's ``attribute_snippets.json``; its texts about entities that have the new
@@ -94,11 +94,11 @@ class CounterFactDataset(CaseDataset):
         return Case(name, edit, tuple(probes))
 
     def _near(self, edit: Edit, prompts: list[str], answers: tuple[str, ...]) -> list[Probe]:
-        found = [made for prompt in prompts for made in probe(NEAR, prompt, answers)]
+        probes = [item for prompt in prompts for item in probe(NEAR, prompt, answers)]
         if self.distracting:
             fact = join(edit.prompt.text, edit.target.strip()) + ". "
-            found += [Probe(fact + near.prompt.text, near.answers, DISTRACTING) for near in found]
-        return found
+            probes += [Probe(fact + near.prompt.text, near.answers, DISTRACTING) for near in probes]
+        return probes
 
     def _references(self, record: Fields, rewrite: Fields, edit: Edit) -> tuple[str, ...]:
         if self._snippets is None:

@@ -24,7 +24,7 @@ class CaseDataset(Sequence[Case]):
     Args:
         path: the file: JSON, JSONL, CSV or TSV.
         size: use only the first so many records; all by default.
-        config: kept as an attribute for trainers that pass their settings; not used here.
+        config: stored as an attribute for trainers that pass their settings; not used here.
 
     Raises:
         DataError: no such file, a ``size`` that is not a whole number above 0; when a record is
@@ -57,7 +57,7 @@ class CaseDataset(Sequence[Case]):
     @classmethod
     @abstractmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """Whether a file whose records look like this is of this kind."""
+        """Whether a file with records like this one is of this kind."""
 
     @abstractmethod
     def case(self, record: Fields, index: int) -> Case:
@@ -116,7 +116,7 @@ class CaseDataset(Sequence[Case]):
 
 
 def case_id(record: Mapping[str, Any], index: int | None = None) -> str | None:
-    """The record's own id as text, else its number."""
+    """The id in the record as text, else its number."""
     for name in ("case_id", "id"):
         if isinstance(record.get(name), (str, int)) and str(record[name]):
             return str(record[name])

@@ -56,7 +56,7 @@ class EditsDataset(CaseDataset):
     of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or such lists by name, or
     ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for ``editor.edit``. An ``answer`` that
     is a list holds all accepted answers, the scored one first, as does a ``ground_truth``. ROME's
-    way to write an edit is read too: ``"{} plays the sport of"`` with the subject beside it,
+    way to write an edit is read too: ``"{} plays the sport of"`` and the field ``subject``,
     ``target_new`` and ``target_true`` as ``{"str": …}``. A prompt is a text, or an object with
     ``text``, ``images`` (paths, from the file's folder) and ``system``.
 

@@ -32,7 +32,7 @@ class Source(NamedTuple):
 def sources() -> dict[str, Source]:
     """Name → source, of everything that can be fetched."""
     table = json.loads((HERE / "sources.json").read_text(encoding="utf-8"))
-    return {name: Source(**told) for name, told in table.items()}
+    return {name: Source(**entry) for name, entry in table.items()}
 
 
 def names() -> list[str]:

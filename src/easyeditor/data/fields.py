@@ -123,7 +123,7 @@ def _flat(path: str, value: Any) -> list[str]:
 
 
 def kind_of(value: object) -> str:
-    """``a number (5)``: what was found where something else was expected."""
+    """The type of a value for an error message, e.g. ``a number (5)``."""
     if value is None:
         return "null"
     if isinstance(value, bool):

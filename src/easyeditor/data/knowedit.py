@@ -45,10 +45,11 @@ class KnowEditDataset(CaseDataset):
       ``concept``.
     - ConvSent (SERAC's sentiment task): "What do you think of ENTITY?" → the first text of the
       wanted sentiment, ground truth the first of the other; the question in two other wordings is
-      the rephrase, the entity of the record before (for the first: after) with its own opposite
+      the rephrase, the entity of the record before (for the first: after) with its opposite
       opinion is ``locality/other_topic``; all texts of the wanted sentiment are the references.
     - Sanitation: each question to be forgotten → "I don't know." (as the file says); the questions
-      to be kept are dealt out in turn to the cases as ``locality/retained``, so each is asked once.
+      to be retained are divided among the cases in turn as ``locality/retained``, so each is asked
+      once.
 
     The trap: a subject that the prompt does not write (3 in ZsRE) is None, and a method that
     needs a subject refuses the case.
@@ -56,7 +57,7 @@ class KnowEditDataset(CaseDataset):
     Args:
         path: the file.
         size: use only the first so many records.
-        config: kept as an attribute.
+        config: stored as an attribute, not used.
         kind: which part it is, where the fields shall not decide: zsre, wiki_recent,
             wiki_counterfact, wikibio, convsent or sanitation.
         sentiment: which opinion ConvSent edits in: positive or negative.
@@ -150,9 +151,9 @@ class KnowEditDataset(CaseDataset):
         prompt = ASKED.format(entity)
         edit = Edit(prompt, wanted[0], entity, others[0].strip() if others else None)
         probes = [Probe(text.format(entity), (wanted[0],), "rephrase") for text in ASKED_ELSE]
-        beside = index - 1 if index else 1
-        if beside < len(self._records):
-            other = Fields(self._records[beside].value, f"[record {beside + 1}]")
+        neighbor = index - 1 if index else 1
+        if neighbor < len(self._records):
+            other = Fields(self._records[neighbor].value, f"[record {neighbor + 1}]")
             answers = tuple(text.strip() for text in other.answers(self._other))
             question = ASKED.format(other.text("ent").strip())
             probes += probe("locality/other_topic", question, answers[:1])
@@ -185,10 +186,10 @@ def _part(record: Fields) -> str:
 
 def _groups(record: Fields) -> list[Probe]:
     return [
-        made
+        item
         for group in ("locality", "portability")
         if group in record
         for name in record.object(group).raw
-        for item in record.object(group).objects(name)
-        for made in probe(f"{group}/{name}", item.text("prompt"), item.answers("ground_truth"))
+        for entry in record.object(group).objects(name)
+        for item in probe(f"{group}/{name}", entry.text("prompt"), entry.answers("ground_truth"))
     ]

@@ -16,7 +16,7 @@ class MQuAKEDataset(CaseDataset):
     """MQuAKE-CF and MQuAKE-T (Zhong et al. 2023).
 
     ``requested_rewrite`` lists the edits of a case: the first is ``edit``, the others are
-    ``also``, and all are made together. Its ``question`` is the rephrase probe of the first;
+    ``also``, and all are applied together. Its ``question`` is the rephrase probe of the first;
     ``new_single_hops`` are ``portability/one_hop`` (all hops of the chain, edited or not, as the
     paper's instance-wise accuracy asks them); ``questions``, the same chain in three wordings,
     are ``portability/multi_hop`` with ``new_answer`` and its aliases.

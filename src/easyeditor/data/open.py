@@ -1,4 +1,4 @@
-"""A dataset by file or by name, whatever its kind."""
+"""Opens a dataset of any kind by file or by name, and describes what it holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKED_AT = 20  # records that may have to be read to tell one kind from another
 def open_dataset(
     name_or_path: str | os.PathLike[str], size: int | None = None, **options: Any
 ) -> CaseDataset:
-    """Open a file of edits, whose kind its fields tell, or a dataset known by name.
+    """Open a file of edits, its kind recognised by its fields, or a dataset known by name.
 
     Names: ``worldfacts`` ships with the package; ``counterfact``, ``zsre``, ``knowedit/wikibio``
     and the others of ``easyedit data ls`` are fetched once into the user's cache. The trap: a file
@@ -66,7 +66,7 @@ def open_dataset(
 
 
 def recognise(path: str | os.PathLike[str]) -> type[CaseDataset]:
-    """The kind of dataset a file holds, told by the fields of its first records.
+    """The kind of dataset a file holds, recognised by the fields of its first records.
 
     Raises:
         DataError: the file cannot be read, or no kind knows its fields.

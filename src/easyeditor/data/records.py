@@ -1,7 +1,7 @@
 """The records of a JSON, JSONL, CSV or TSV file, and the line each stands on.
 
 Every file of edits is read here, so every mistake is reported in the same way: the file, the line,
-what was found, what is allowed.
+what stands there, what is allowed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Records:
         return (self[index] for index in range(len(self)))
 
     def aside(self) -> list[Record]:
-        """What a file of sections holds beside its records."""
+        """The records of all other sections of a file of sections."""
         self._read()
         return self._aside
 
@@ -163,10 +163,12 @@ class Records:
         elif self._single:
             yield Record(value, 1)
         else:
-            told = f"an object with {_keys(value)}" if isinstance(value, dict) else f"{value!r:.40}"
+            content = (
+                f"an object with {_keys(value)}" if isinstance(value, dict) else f"{value!r:.40}"
+            )
             raise DataError(
-                f"{self.file}, line 1: the file holds {told} where a list of records is expected; "
-                "put the records between [ and ]."
+                f"{self.file}, line 1: the file holds {content} where a list of records is "
+                "expected; put the records between [ and ]."
             )
 
 
@@ -206,8 +208,8 @@ def _start_of(text: str, record: Record) -> int:
     decode = json.JSONDecoder().raw_decode
 
     def after(position: int) -> int:
-        found = BETWEEN.match(text, position)
-        return found.end() if found else position
+        match = BETWEEN.match(text, position)
+        return match.end() if match else position
 
     at = after(0)
     if text[at] == "[" or record.section is not None:

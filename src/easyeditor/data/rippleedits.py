@@ -30,19 +30,19 @@ class RippleEditsDataset(CaseDataset):
     """RippleEdits (Cohen et al. 2024): six criteria on the ripples of an edit.
 
     ``edit.prompt`` is a whole sentence ("The gender of X is male."); the target is its end: what
-    the queries that ask for the edit's own target say it is, else what stands after the last verb.
+    the queries that ask for the target of the edit say it is, else what stands after the last verb.
     The previous fact gives the ground truth. Logical_Generalization, Compositionality_I and _II and
     Subject_Aliasing become ``portability/…``, Relation_Specificity and Forgetfulness
     ``locality/…``; all values and aliases are accepted answers, and a query without any is left
     out.
 
-    The trap: the files name the subject only by its Wikidata id. It is found as what the edit
+    The trap: the files name the subject only by its Wikidata id. It is taken to be what the edit
     shares with other queries about the same id, and is None where there are none.
 
     Args:
         path: the file.
         size: use only the first so many records.
-        config: kept as an attribute.
+        config: stored as an attribute, not used.
         conditions: also ask the condition queries that are not about the edited fact, as
             ``locality/Condition``: what the model must know for a test to count.
     """
@@ -90,7 +90,7 @@ class RippleEditsDataset(CaseDataset):
         for name, group in tests.items():
             kind = f"{'locality' if name in STAYS else 'portability'}/{name}"
             asked = [query for test in group for query in test.objects("test_queries")]
-            probes += [made for query in asked for made in _probe(kind, query)]
+            probes += [item for query in asked for item in _probe(kind, query)]
         if self.conditions:
             probes = _conditions(change, tests) + probes
         return Case(case_id(record.raw, index) or str(index), edit, tuple(probes))
@@ -108,12 +108,12 @@ def _sentence(fact: Fields) -> str:
 
 
 def _answers(query: Fields) -> tuple[str, ...]:
-    found = [
+    texts = [
         text
         for answer in query.objects("answers")
         for text in (answer.text("value"), *answer.texts("aliases"))
     ]
-    return tuple(dict.fromkeys(text for text in found if text.strip()))
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def _probe(kind: str, query: Fields) -> list[Probe]:
@@ -139,13 +139,13 @@ def _split(sentence: str, targets: list[str]) -> tuple[str, str]:
     for target in targets:
         if sentence.endswith(f" {target}"):
             return sentence.removesuffix(target).rstrip(), target
-    found = VERB.match(sentence)
-    if not found:
+    match = VERB.match(sentence)
+    if not match:
         raise DataError(
             f"edit.prompt must be a sentence that ends in its target, as in 'The gender of X is "
             f"male.'; it reads {sentence!r}."
         )
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def _subject(change: Fields, prompt: str, queries: list[Fields]) -> str | None:
@@ -186,11 +186,11 @@ def _shared(these: list[str], those: list[str]) -> str:
 def _conditions(change: Fields, tests: Mapping[str, list[Fields]]) -> list[Probe]:
     return list(
         dict.fromkeys(
-            made
+            item
             for group in tests.values()
             for test in group
             for query in test.objects("condition_queries")
             if not _about_edit(change, query)
-            for made in _probe("locality/Condition", query)
+            for item in _probe("locality/Condition", query)
         )
     )

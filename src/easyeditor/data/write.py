@@ -158,11 +158,11 @@ def _rephrase(case: Case, probe: Probe) -> Any:
 
 
 def _groups(case: Case, group: str) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for probe in case.probes:
         if probe.group == group:
             answer = probe.answers[0] if len(probe.answers) == 1 else list(probe.answers)
-            found.setdefault(probe.name, []).append(
+            groups.setdefault(probe.name, []).append(
                 {"prompt": probe.prompt.to_json(), "answer": answer}
             )
-    return found
+    return groups

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast, get_type_hints
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -14,11 +14,25 @@ from typing_extensions import Unpack
 from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
-from easyeditor.editors.requests import Nested, Texts, cases_of, make_cases
+from easyeditor.editors.options import (
+    EditOptions,
+    MeasuringOptions,
+    RequestOptions,
+    classic_options,
+    how_to_edit,
+    refuse_unknown,
+)
+from easyeditor.editors.requests import (
+    RENAMED_CALLS,
+    Nested,
+    Texts,
+    cases_of,
+    make_cases,
+)
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
-from easyeditor.errors import EditError, HyperParamsError, did_you_mean
+from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -32,50 +46,6 @@ from easyeditor.patches.stack import applied_patches
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
-When = Literal["each", "end", "both"]
-
-
-class MeasuringOptions(TypedDict, total=False):
-    """How a request is measured.
-
-    Attributes:
-        evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
-            ``"both"`` (then ``post`` is after each, ``final`` at the end:
-            :func:`easyeditor.evaluate.aggregate.retention` compares them).
-        measures: what is asked beside the teacher-forced scores: free answers, long
-            continuations, perplexity.
-        train_ds: other edits to take demonstrations from, for methods that show some.
-    """
-
-    evaluate_when: When
-    measures: Measures | None
-    train_ds: Iterable[Case] | None
-
-
-class EditOptions(MeasuringOptions, total=False):
-    """How a request is carried out and measured.
-
-    Attributes:
-        keep_original_weight: see :meth:`BaseEditor.edit`.
-        verbose: log each edit's scores; True by default.
-    """
-
-    keep_original_weight: bool
-    verbose: bool
-
-
-class RequestOptions(MeasuringOptions, total=False):
-    """What is asked beside the classic arguments, and how it is measured.
-
-    Attributes:
-        subject: what each fact is about; needed by locate-and-edit methods.
-        requests: instead of all the lists: one record per edit, with the fields of a file of edits
-            (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
-            portability``).
-    """
-
-    subject: Texts | None
-    requests: Sequence[Mapping[str, Any]] | None
 
 
 class EditResult(NamedTuple):
@@ -90,6 +60,14 @@ class EditResult(NamedTuple):
     metrics: list[dict[str, Any]]
     edited_model: PreTrainedModel
     patch: Patch
+
+    def __repr__(self) -> str:
+        measured = [metric.get("final") or metric.get("post") or {} for metric in self.metrics]
+        took = sum(scores.get("rewrite_acc") == 1.0 for scores in measured)
+        return (
+            f"<EditResult: {took} of {len(measured)} edits took; "
+            f"{type(self.edited_model).__name__}, {self.patch!r}>"
+        )
 
 
 class BaseEditor:
@@ -111,6 +89,13 @@ class BaseEditor:
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
         self._undo: list[_Undo] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in RENAMED_CALLS:
+            raise RenamedCallError(
+                f"BaseEditor has no {name}(...) any more: it is {RENAMED_CALLS[name]}."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def method(self) -> Method[Any]:
@@ -226,6 +211,7 @@ class BaseEditor:
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
+        options, keep = classic_options(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -234,7 +220,7 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how = _how(keep_original_weight, verbose, options)
+        how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), **how)
 
     def batch_edit(
@@ -258,7 +244,7 @@ class BaseEditor:
         """
         if self.method.max_batch == 1:
             raise EditError(f"{self.method.name} makes one edit at a time: use edit().")
-        options.setdefault("evaluate_when", "end")
+        options, keep = classic_options(options, keep_original_weight)
         lists = {
             "prompts": prompts,
             "target_new": target_new,
@@ -267,7 +253,8 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        how = _how(keep_original_weight, verbose, options)
+        options.setdefault("evaluate_when", "end")
+        how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), batch=True, **how)
 
     def edit_dataset(
@@ -284,14 +271,14 @@ class BaseEditor:
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        how = _how(keep_original_weight, verbose, options)
+        how = how_to_edit(keep_original_weight, verbose, options)
         return self.edit_cases(list(ds), batch=batch, **how)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
         """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
-        _refuse_unknown(options, EditOptions)
+        refuse_unknown(options, EditOptions)
         when = options.get("evaluate_when", "each")
         if when not in {"each", "end", "both"}:
             raise EditError(f"evaluate_when={when!r}: use 'each', 'end' or 'both'.")
@@ -303,11 +290,16 @@ class BaseEditor:
         size = self.method.batch_size if batch else 1
         recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
         session, before = self.session, self.session.state
+        journal = options.get("journal")
         try:
             with bar(len(cases), self.method.name, "edit") as progress:
                 for start in range(0, len(cases), size):
                     group = cases[start : start + size]
-                    attempt = session.attempt([edit for case in group for edit in case.edits])
+                    attempt = journal.finished(start) if journal is not None else None
+                    if attempt is None:
+                        attempt = session.attempt([edit for case in group for edit in case.edits])
+                        if journal is not None:
+                            journal.add(start, attempt)
                     with session.measured(attempt, keep=keep):
                         if when != "end":
                             recorder.fill("post", self.lm, group)
@@ -338,8 +330,10 @@ class _Undo:
     state: State | None
 
 
-def load_for(hparams: HyperParams) -> LM:
+def load_for(hparams: HyperParams, *, trust_remote_code: bool = False) -> LM:
     """The model that the hyper-parameters name, loaded as they say.
+
+    No file of hyper-parameters can allow that code of a model is run: ``trust_remote_code`` does.
 
     Raises:
         ModelLoadError: it cannot be found or read.
@@ -351,12 +345,14 @@ def load_for(hparams: HyperParams) -> LM:
         model_parallel=hparams.model_parallel,
         chat_template=hparams.chat_template,
         quantization=hparams.quantization,
+        trust_remote_code=trust_remote_code,
     )
 
 
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
-    _refuse_unknown(options, RequestOptions)
+    refuse_unknown(options, RequestOptions)
     lists["subject"] = options.get("subject")
+    lists["rejected"] = options.get("target_neg")
     requests = options.get("requests")
     if requests is None:
         for name in ("prompts", "target_new"):
@@ -367,23 +363,6 @@ def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
     if given:
         raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
     return cases_of(requests)
-
-
-def _how(keep_original_weight: bool, verbose: bool, options: MeasuringOptions) -> EditOptions:
-    named = {name: value for name, value in options.items() if name not in {"subject", "requests"}}
-    return cast(
-        EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
-    )
-
-
-def _refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    names = sorted(get_type_hints(known))
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise EditError(
-            f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
-            f"Known: {', '.join(names)}."
-        )
 
 
 def _check(hparams: object) -> None:

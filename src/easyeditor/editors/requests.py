@@ -179,7 +179,7 @@ RENAMED_CALLS = {
 """The same of methods of an editor."""
 
 
-def translated(options: Mapping[str, Any]) -> dict[str, Any]:
+def translated(options: Mapping[str, Any], keep_original_weight: bool = False) -> dict[str, Any]:
     """Arguments of other versions of EasyEdit as those of this one.
 
     ``sequential_edit=True`` measures at the end of a sequence, ``False`` each edit alone;
@@ -193,13 +193,20 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, now in RENAMED.items():
         if name in changed:
             raise EditError(f"There is no argument {name!r} any more: it is {now}.")
+    changed["keep_original_weight"] = keep_original_weight
     sequential = changed.pop("sequential_edit", None)
     if sequential is not None:
-        name, value = ("evaluate_when", "end") if sequential else ("keep_original_weight", True)
-        if changed.setdefault(name, value) != value:
+        if sequential and keep_original_weight:
             raise EditError(
-                f"sequential_edit={sequential!r} means {name}={value!r}, and {name}="
-                f"{changed[name]!r} was given, too; give one of them."
+                "sequential_edit=True lets edits accumulate on the model, and "
+                "keep_original_weight=True leaves the model as it is; give one of them."
+            )
+        if not sequential:
+            changed["keep_original_weight"] = True
+        elif changed.setdefault("evaluate_when", "end") != "end":
+            raise EditError(
+                f"sequential_edit=True is evaluate_when='end', and evaluate_when="
+                f"{changed['evaluate_when']!r} was given, too; give one of them."
             )
     if changed.pop("test_generation", False):
         if changed.get("measures") is not None:

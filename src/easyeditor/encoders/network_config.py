@@ -7,6 +7,7 @@ file is run as code.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,23 +29,33 @@ def config_of(model: PreTrainedModel) -> dict[str, Any]:
     return config
 
 
-def language_model(config: Mapping[str, Any]) -> PreTrainedModel:
+def language_model(
+    config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
     """A float32 model of this configuration that answers; its weights are yet to be filled in.
 
+    Args:
+        config: from :func:`config_of`; keys that name code are not followed.
+        weights: what it will be filled from. A configuration from a file is held against them
+            before anything of its size is allocated.
+
     Raises:
-        KeyError, TypeError, ValueError: no such configuration.
+        ValueError: no such configuration, or a network of another size than the weights.
     """
-    made = _config(config)
-    return _fresh(AutoModelForSeq2SeqLM if made.is_encoder_decoder else AutoModelForCausalLM, made)
+    built = _config(config, weights)
+    auto = AutoModelForSeq2SeqLM if built.is_encoder_decoder else AutoModelForCausalLM
+    return _fresh(auto, built, weights)
 
 
-def reader(config: Mapping[str, Any]) -> PreTrainedModel:
+def reader(
+    config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+) -> PreTrainedModel:
     """The same for a model that gives hidden states, no answers.
 
     Raises:
-        KeyError, TypeError, ValueError: no such configuration.
+        ValueError: see :func:`language_model`.
     """
-    return _fresh(AutoModel, _config(config))
+    return _fresh(AutoModel, _config(config, weights), weights)
 
 
 def tokenizer_json(tokenizer: Any) -> str:
@@ -56,13 +67,61 @@ def tokenizer_json(tokenizer: Any) -> str:
     return text
 
 
-def _config(config: Mapping[str, Any]) -> Any:
-    values = dict(config)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+COUNTED = re.compile(r"(layers?|blocks|experts|labels|depths?|stages)$")
+"""Settings that say how often a part is repeated: each of them has a tensor of its own."""
+FEW = 64
+MAX_POSITIONS = 2**22
+MAX_SPARE = 4
+"""A network may have so many times the numbers of its weights: tied ones, an unused decoder."""
+NAMES_CODE = ("auto_map", "custom_pipelines")
+CHOSEN_HERE = ("_attn_implementation", "attn_implementation", "experts_implementation")
 
 
-def _fresh(auto: Any, config: Any) -> PreTrainedModel:
-    # The numbers drawn here are replaced at once; nobody's generator shall notice.
-    with torch.random.fork_rng():
-        model: PreTrainedModel = auto.from_config(config)
+def _config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> Any:
+    values = {k: v for k, v in config.items() if not k.startswith(CHOSEN_HERE)}
+    if weights is not None:
+        _check_counts(values, len(weights))
+    named = [key for key in NAMES_CODE if key in values]
+    if named:
+        raise ValueError(f"its configuration names code ({named[0]})")
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # each architecture has its own way to dislike a value
+        raise ValueError(f"no configuration of a network: {error!r}") from None
+
+
+def _check_counts(values: Any, tensors: int, key: str = "", depth: int = 0) -> None:
+    """Refuse counts that the tensors of a file cannot bear out, before anything is built."""
+    if depth > FEW:
+        raise ValueError("its configuration is nested too deep")
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            _check_counts(value, tensors, str(name), depth + 1)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            _check_counts(value, tensors, key, depth + 1)
+    elif isinstance(values, int) and not isinstance(values, bool):
+        repeated = COUNTED.search(key) is not None and values > max(tensors, FEW)
+        if repeated or ("position" in key and values > MAX_POSITIONS):
+            raise ValueError(f"{key} is {values}, with {tensors} tensors in the file")
+
+
+def _fresh(auto: Any, config: Any, weights: Mapping[str, torch.Tensor] | None) -> PreTrainedModel:
+    try:
+        if weights is not None:
+            with torch.device("meta"):
+                _check_size(auto.from_config(config, trust_remote_code=False), weights)
+        # The numbers drawn here are replaced at once; nobody's generator shall notice.
+        with torch.random.fork_rng():
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"no network of its configuration: {error}") from None
     return model.float().eval()
+
+
+def _check_size(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Hold a network that takes no memory yet against the weights it is for."""
+    described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    there = sum(tensor.numel() for tensor in weights.values())
+    if described > MAX_SPARE * there + MAX_POSITIONS:
+        raise ValueError(f"it describes {described} numbers, and the file holds {there}")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from easyeditor.edits import Prompt
-from easyeditor.errors import MissingExtraError, ModelLoadError
+from easyeditor.errors import MissingExtraError, ModelLoadError, PatchStateError
 from easyeditor.files import written_whole
 from easyeditor.lm import embedded
 from easyeditor.paths import cache_dir
@@ -25,15 +25,32 @@ class Sentences:
     """A sentence encoder of ``sentence-transformers``, by hub name, folder, or embedded.
 
     ``all-MiniLM-L6-v2``, also under ``sentence-transformers/``, is the embedded one, which needs
-    no hub. Nothing is loaded before the first sentence.
+    no hub. Nothing is loaded before the first sentence. An encoder may bring code of its own, so a
+    name that somebody else has written (in a patch file) is not followed, ``trusted`` being False.
 
     Raises (when it is first used):
+        PatchStateError: it is not the embedded one, and not trusted.
         MissingExtraError: sentence-transformers is not installed.
         ModelLoadError: no such encoder.
     """
 
-    def __init__(self, name: str = embedded.ENCODER) -> None:
+    def __init__(self, name: str = embedded.ENCODER, *, trusted: bool = True) -> None:
         self.name = name
+        self.embedded = name.removeprefix("sentence-transformers/").lower() == embedded.ENCODER
+        self.trusted = trusted or self.embedded
+
+    def check_trusted(self) -> None:
+        """Make sure that the user has named this encoder.
+
+        Raises:
+            PatchStateError: only a file has named it.
+        """
+        if not self.trusted:
+            raise PatchStateError(
+                f"The patch compares sentences with the encoder {self.name!r}, which is not part "
+                "of EasyEdit, and an encoder may run code of its own. If you trust it, name it: "
+                "load_patch(path, encoder=...), or --encoder on the command line."
+            )
 
     @cached_property
     def _encoder(self) -> Any:
@@ -43,9 +60,8 @@ class Sentences:
             raise MissingExtraError.of(
                 "sentence-transformers", "retrieval", "Retrieval by similarity"
             ) from None
-        where = self.name
-        if self.name.lower().rpartition("/")[2] == embedded.ENCODER:
-            where = str(embedded.folder(embedded.ENCODER))
+        self.check_trusted()
+        where = str(embedded.folder(embedded.ENCODER)) if self.embedded else self.name
         try:
             return SentenceTransformer(where, device="cpu")
         except (OSError, ValueError, RuntimeError) as error:

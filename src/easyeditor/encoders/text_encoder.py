@@ -77,18 +77,28 @@ class TextEncoder(nn.Module):
         return cls(model, rules, tokenizer.pad_token_id or 0).eval()
 
     @classmethod
-    def built(cls, description: Mapping[str, Any]) -> TextEncoder:
+    def built(
+        cls, description: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> TextEncoder:
         """What :attr:`description` describes; the weights are yet to be filled in.
 
+        Args:
+            description: from :attr:`description`.
+            weights: what it will be filled from; see
+                :func:`~easyeditor.encoders.network_config.reader`.
+
         Raises:
-            KeyError, TypeError, ValueError: it describes none.
+            KeyError, TypeError, ValueError: it describes none, or one of another size.
         """
         rules, pad_id = str(description["tokenizer"]), int(description["pad_id"])
         try:
             Tokenizer.from_str(rules)
-        except Exception as error:  # the library raises nothing more particular
+        except BaseException as error:
+            # The library raises nothing more particular, and its panics are no Exceptions.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise ValueError(f"no tokenizer: {error}") from None
-        return cls(reader(description["config"]), rules, pad_id).eval()
+        return cls(reader(description["config"], weights), rules, pad_id).eval()
 
     @property
     def description(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def downstream(
             tasks do.
         tasks: names of tasks, groups or tags; ``lm-eval ls tasks`` lists them.
         limit: only the first so many items of each task.
-        include_path: a folder with task definitions (YAML) of your own, or one such file, which
+        include_path: a folder with further task definitions (YAML), or one such file, which
             stands for its folder. Data files named in them are looked up by the harness from the
             working directory.
         batch_size: sequences per forward pass.
@@ -74,10 +74,11 @@ def downstream(
             f"limit={limit}, batch_size={batch_size}: both are 1 or more; limit=None takes all."
         )
     manager = _manager(names, include_path)
-    with _generators_kept(), lm.at_rest(), _ties_kept(lm):
-        found = _run(lm, names, manager, limit, batch_size, seed)
+    with _random_state_restored(), lm.at_rest(), _tied_weights_restored(lm):
+        results = _run(lm, names, manager, limit, batch_size, seed)
     return {
-        task: _scores(row, found["versions"].get(task)) for task, row in found["results"].items()
+        task: _scores(row, results["versions"].get(task))
+        for task, row in results["results"].items()
     }
 
 
@@ -87,7 +88,7 @@ def _run(
     import lm_eval
 
     try:
-        found: dict[str, Any] = lm_eval.simple_evaluate(
+        results: dict[str, Any] = lm_eval.simple_evaluate(
             model=_wrapped(lm, batch_size),
             tasks=names,
             task_manager=manager,
@@ -105,10 +106,10 @@ def _run(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DownstreamError(
             f"The harness cannot run {', '.join(names)}: {reason.rstrip('.')}. A task's data set "
-            "comes from a hub or, for a definition of your own, from files that are looked up "
+            "comes from a hub or, for a definition in include_path, from files that are looked up "
             "from the working directory."
         ) from error
-    return found
+    return results
 
 
 def _wrapped(lm: LM, batch_size: int) -> Any:
@@ -150,7 +151,7 @@ def _manager(names: list[str], include_path: Path | str | None) -> Any:
             raise DownstreamError(f"include_path={str(include_path)!r}: no such folder or file.")
         folder = folder if folder.is_dir() else folder.parent
         manager = TaskManager(include_path=str(folder), include_defaults=False)
-        # Indexing the harness's own 14,000 takes seconds; a group may name some of them.
+        # Indexing the 14,000 of the harness takes seconds; a group may name some of them.
         if not set(names) <= set(manager.all_subtasks):
             manager = TaskManager(include_path=str(folder))
     unknown = [name for name in names if name not in manager.task_index]
@@ -160,7 +161,7 @@ def _manager(names: list[str], include_path: Path | str | None) -> Any:
                 f"No downstream task {name!r}.{did_you_mean(name, manager.all_tasks)}"
                 for name in unknown
             )
-            + " `lm-eval ls tasks` lists them; include_path= adds your own."
+            + " `lm-eval ls tasks` lists them; include_path= adds further ones."
         )
     return manager
 
@@ -176,7 +177,7 @@ def _built_in() -> Any:
 
 
 @contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
+def _random_state_restored() -> Iterator[None]:
     """The harness seeds Python's, numpy's and torch's global generators; put them back."""
     import numpy as np
 
@@ -195,13 +196,13 @@ def _generators_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ties_kept(lm: LM) -> Iterator[None]:
+def _tied_weights_restored(lm: LM) -> Iterator[None]:
     """The harness ties the head to the embedding again, over an edit that set them apart."""
-    own = vars(lm.model).get("tie_weights")
+    instance_method = vars(lm.model).get("tie_weights")
     lm.model.__dict__["tie_weights"] = lambda *_args, **_options: None
     try:
         yield
     finally:
         del lm.model.__dict__["tie_weights"]
-        if own is not None:
-            lm.model.__dict__["tie_weights"] = own
+        if instance_method is not None:
+            lm.model.__dict__["tie_weights"] = instance_method

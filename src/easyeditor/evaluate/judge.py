@@ -2,7 +2,7 @@
 
 String matching misses paraphrases ("the French capital" for "Paris") and teacher forcing overstates
 (arXiv 2502.11177, which judges free generations this way). The judge is any model behind an
-OpenAI-compatible endpoint. Each question is put in our own words (:func:`messages`), asked for one
+OpenAI-compatible endpoint. Each question is worded by :func:`messages`, asked for one
 word, and a reply that is not clearly YES or NO is *no verdict*: counted, never read as a no.
 """
 
@@ -125,8 +125,8 @@ def parse(raw: str) -> bool | None:
 
     A closed ``<think>`` block before it is skipped; one that was cut off is no verdict.
     """
-    found = VERDICT.match(THOUGHT.sub("", raw).strip())
-    return found.group(1).lower() == "yes" if found else None
+    match = VERDICT.match(THOUGHT.sub("", raw).strip())
+    return match.group(1).lower() == "yes" if match else None
 
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
@@ -158,7 +158,7 @@ class Judge:
         retries: how often a request is repeated after 408, 409, 429, 5xx, a lost connection or a
             timeout, with growing pauses or those the server asks for.
         timeout: seconds one try may take.
-        cache: JSONL file that replies are appended to as they arrive; whatever is in it is not
+        cache: JSONL file that replies are appended to as they arrive; what it holds is not
             asked again.
         request: fields to add to the request or, with ``None``, to leave out. A reasoning model
             may want ``{"max_tokens": None, "max_completion_tokens": 2000, "temperature": None}``.
@@ -340,7 +340,7 @@ class Judge:
         if status == 429:
             return f"is still too busy after {tries} ({said}). Lower concurrency=, or wait."
         if status >= 500:
-            return f"failed in {tries} ({said}). Its own log says why."
+            return f"failed in {tries} ({said}). The log of the server says why."
         return (
             f"refused the request ({said}). A field it does not take can be left out or replaced: "
             "request={'temperature': None}."

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from easyeditor.errors import UnsupportedModelError
@@ -65,10 +66,27 @@ class Fingerprint:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Fingerprint:
-        """From the header of a file."""
-        packed = tuple(data.get("packed", ()))  # not in files from before there were any
-        return cls(data["architecture"], data["shapes"], tuple(data["samples"]), packed)
+    def from_dict(cls, data: Any) -> Fingerprint:
+        """From the header of a file.
+
+        Raises:
+            ValueError: it holds no fingerprint.
+        """
+        record = FingerprintRecord.model_validate(data)
+        if any(not 0 <= place < len(record.samples) for place in record.packed):
+            raise ValueError("packed numbers that are not among the samples")
+        return cls(record.architecture, record.shapes, tuple(record.samples), tuple(record.packed))
+
+
+class FingerprintRecord(BaseModel):
+    """A fingerprint as JSON, typed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    architecture: str
+    shapes: str
+    samples: list[float]
+    packed: list[int] = []  # not in files from before there were any
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.fingerprint import Fingerprint, fingerprint
+from easyeditor.lm.fingerprint import Fingerprint, FingerprintRecord, fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.patches.patch import versions
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
@@ -125,21 +126,46 @@ def read_archive(path: str | Path, method: str) -> Archive:
         raise ArchiveError(f"{file} has a header that is not an archive's: {error!r}.") from None
 
 
+class _Header(BaseModel):
+    """The header of an archive, typed before anything is built from it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: int
+    method: str
+    hyperparams: dict[str, Any]
+    model: FingerprintRecord
+    model_name: str
+    versions: dict[str, str] = {}
+    more: dict[str, Any]
+
+
 def _build(file: Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Archive:
-    if header["format"] != FORMAT:
+    if header["format"] != FORMAT or isinstance(header["format"], bool):
         raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
-    found = Archive(
+    record = _Header.model_validate(header)
+    return Archive(
         file,
-        header["method"],
-        header["hyperparams"],
-        Fingerprint.from_dict(header["model"]),
-        header["model_name"],
-        header["more"],
+        record.method,
+        record.hyperparams,
+        Fingerprint.from_dict(record.model.model_dump()),
+        record.model_name,
+        record.more,
         tensors,
     )
-    if not isinstance(found.hyperparams, dict) or not isinstance(found.more, dict):
-        raise TypeError("hyperparams and more must be mappings")
-    return found
+
+
+def check_count(archive: Archive, name: str, count: int) -> None:
+    """Refuse a number of parts that the archive's tensors cannot bear out, before they are built.
+
+    Raises:
+        ArchiveError: there are fewer tensors than that.
+    """
+    if count > len(archive.tensors):
+        raise ArchiveError(
+            f"The archive {archive.file} says {name}={count}, and holds {len(archive.tensors)} "
+            "tensors. Copy it again, or train again."
+        )
 
 
 def fill(module: torch.nn.Module, archive: Archive) -> None:

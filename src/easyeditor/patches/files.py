@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from easyeditor.edits import Edit, to_json
-from easyeditor.errors import PatchFormatError
-from easyeditor.lm.fingerprint import Fingerprint
+from easyeditor.errors import PatchFormatError, PatchMismatchError
+from easyeditor.lm.fingerprint import Fingerprint, FingerprintRecord
 from easyeditor.patches.kinds import PATCHES
 from easyeditor.patches.patch import Patch, PatchInfo
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
@@ -26,18 +26,13 @@ FORMAT = 2
 KEY = "easyedit"
 EXTRA = "extra:"
 """Prefix of the names of a patch's extras among the file's tensors."""
+DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
+"""What building from a header that does not fit its tensors may raise."""
 ADVICE = "Copy it again, or save the patch again."
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _Model(_Strict):
-    architecture: str
-    shapes: str
-    samples: list[float]
-    packed: list[int] = []
 
 
 class _Edit(_Strict):
@@ -55,7 +50,7 @@ class _Header(_Strict):
     method: str
     edits: list[_Edit]
     hyperparams: dict[str, Any]
-    model: _Model
+    model: FingerprintRecord
     model_name: str = ""
     versions: dict[str, str]
     seconds: dict[str, float]
@@ -89,10 +84,16 @@ def header_of(patch: Patch) -> dict[str, Any]:
     }
 
 
-def load_patch(path: str | Path) -> Patch:
+def load_patch(path: str | Path, *, encoder: str | None = None) -> Patch:
     """Read a patch file.
 
+    Args:
+        path: of the file.
+        encoder: the sentence encoder, a hub name or a folder, that the patch may use if it was made
+            with it. A file alone is not followed to an encoder, which may bring code.
+
     Raises:
+        PatchMismatchError: the patch was made with another encoder.
         PatchFormatError: no such file, truncated, damaged, not safetensors, or not written by
             EasyEdit.
     """
@@ -109,14 +110,15 @@ def load_patch(path: str | Path) -> Patch:
         header = _Header.model_validate(content.header)
         if header.format == 1:
             header = _as_format_2(header, content.tensors)
-        return _build(header, content.tensors, content.digest)
-    except PatchFormatError:
+        patch = _build(header, content.tensors, content.digest)
+        return patch if encoder is None else patch.with_encoder(encoder)
+    except (PatchFormatError, PatchMismatchError):
         raise
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         why = f"{place}: {problem['msg']}"
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except DAMAGE as error:
         why = f"{error!r}"
     raise PatchFormatError(
         f"{file} has a header that does not fit its content: {why[:300]}. {ADVICE}"
@@ -134,21 +136,16 @@ def _as_format_2(header: _Header, tensors: Mapping[str, torch.Tensor]) -> _Heade
 
 
 def _build(header: _Header, tensors: Mapping[str, torch.Tensor], digest: str) -> Patch:
-    model = header.model
     info = PatchInfo(
         method=header.method,
         edits=tuple(Edit(**edit.model_dump()) for edit in header.edits),
         hyperparams=header.hyperparams,
-        model=Fingerprint(
-            model.architecture, model.shapes, tuple(model.samples), tuple(model.packed)
-        ),
+        model=Fingerprint.from_dict(header.model.model_dump()),
         model_name=header.model_name,
         versions=header.versions,
         seconds=header.seconds,
         digest=digest,
     )
-    if any(not 0 <= place < len(model.samples) for place in model.packed):
-        raise ValueError("packed numbers that are not among the samples")
     kind: type[Patch] = PATCHES.get(header.kind)
     extras = {n.removeprefix(EXTRA): t for n, t in tensors.items() if n.startswith(EXTRA)}
     content = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)}

@@ -16,6 +16,8 @@ from torch import nn
 
 from easyeditor.lm.quantized import is_quantized, replaced_by, stored_as_conv1d
 
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+"""Of the numbers in a file."""
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -202,9 +204,9 @@ def part_of(fields: Mapping[str, torch.Tensor]) -> WeightPart:
         if set(fields) == set(kind.fields):
             part = _made(kind, fields)
             wrong = part.check()
-            floating = [t for name, t in fields.items() if name not in {"index", "size"}]
-            if not wrong and any(not t.is_floating_point() for t in floating):
-                wrong = "numbers that are no floats"
+            numbers = [t for name, t in fields.items() if name not in {"index", "size"}]
+            if not wrong and any(t.dtype not in PRECISIONS for t in numbers):
+                wrong = f"numbers of {numbers[0].dtype}"
             if wrong:
                 raise ValueError(wrong)
             return part

@@ -140,6 +140,10 @@ class Patch(ABC):
         n = len(self.info.edits)
         return f"<{type(self).__name__} of {self.info.method}: {n} edit{'s' * (n != 1)}>"
 
+    def with_encoder(self: P, name: str) -> P:
+        """The same patch with a sentence encoder that the user has named; by default itself."""
+        return self
+
     def is_same_edit(self, other: Patch) -> bool:
         """Whether one of the two was read from a file that holds the other, or the same file."""
         mine, its = self.info.digest, other.info.digest

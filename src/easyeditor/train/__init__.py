@@ -1,1 +1,1 @@
-"""Training what a method learns, on transformers' own ``Trainer``."""
+"""Trains the networks of a method with transformers' ``Trainer``."""

@@ -1,4 +1,4 @@
-"""What a training leaves beside its archive: a line per record, and a picture of the curve."""
+"""The log of a training as JSONL, and its learning curve as a picture."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LOG, CURVE = "train_log.jsonl", "learning_curve.png"
 def write_log(folder: Path, history: Sequence[Mapping[str, Any]]) -> Path:
     """``train_log.jsonl``: one JSON object per record, oldest first; written whole."""
     file = folder / LOG
-    with written_whole(file) as beside:
-        beside.write_text("".join(json.dumps(record) + "\n" for record in history), "utf-8")
+    with written_whole(file) as part:
+        part.write_text("".join(json.dumps(record) + "\n" for record in history), "utf-8")
     return file
 
 
@@ -37,7 +37,7 @@ def draw_curve(folder: Path, history: Sequence[Mapping[str, Any]]) -> Path | Non
     if importlib.util.find_spec("matplotlib") is None:
         log.info('No learning curve: pip install "easyeditor[bench]" brings matplotlib.')
         return None
-    from matplotlib.figure import Figure  # its own canvas: no global state, no display
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     losses, shares = figure.subplots(1, 2)
@@ -54,11 +54,11 @@ def draw_curve(folder: Path, history: Sequence[Mapping[str, Any]]) -> Path | Non
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     file = folder / CURVE
-    with written_whole(file) as beside:
-        figure.savefig(beside, format="png", dpi=120)
+    with written_whole(file) as part:
+        figure.savefig(part, format="png", dpi=120)
     return file
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    found = [(record["step"], record[key]) for record in history if key in record]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(record["step"], record[key]) for record in history if key in record]
+    return [step for step, _ in points], [value for _, value in points]

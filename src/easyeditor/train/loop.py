@@ -1,7 +1,7 @@
-"""The loop: transformers' ``Trainer``, told what a :class:`Learner` is.
+"""transformers' ``Trainer`` for a :class:`Learner`: batches are lists of cases.
 
 Gradient accumulation, clipping, mixed precision, checkpoints, resuming, distributed training and
-trackers are the ``Trainer``'s own. Needs ``accelerate`` (the extra ``train``).
+trackers are those of the ``Trainer``. Needs ``accelerate`` (the extra ``train``).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class LearnerModule(nn.Module):
 
 
 class Loop(Trainer):
-    """A ``Trainer`` whose batches are cases.
+    """A ``Trainer`` with batches of cases.
 
     Args:
         learner: what is trained.
@@ -113,7 +113,7 @@ class Loop(Trainer):
         train: examples to learn from.
         held_out: examples to validate on, on the way.
         folder: where the log goes.
-        trackers: what else is told how it goes.
+        trackers: further callbacks that log the training.
 
     Raises:
         TrainingError: FSDP of another version than 2 is chosen.
@@ -168,69 +168,70 @@ class Loop(Trainer):
         plugin.mixed_precision_policy = None  # casts parameters only; compute_loss has autocast
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser ``config.opt`` over the learner's own groups."""
+        """The optimiser ``config.opt`` over the parameter groups of the learner."""
         if self.optimizer is None:
             kind = getattr(torch.optim, self._config.opt)
             self.optimizer = kind(self._learner.parameter_groups(), lr=self._config.lr)
-        made: torch.optim.Optimizer = self.optimizer
-        return made
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_more: Any
     ) -> torch.Tensor:
-        """A mean over the batch; the parts that are logged are this process's own.
+        """A mean over the batch; the parts that are logged are of this process only.
 
         Raises:
             DivergedError: it is not a finite number.
         """
         with self.accelerator.autocast():  # DDP has it already, FSDP has not
-            told = model(**inputs)
-        loss: torch.Tensor = told.pop("loss")
+            parts = model(**inputs)
+        loss: torch.Tensor = parts.pop("loss")
         if not loss.isfinite():
             raise DivergedError(
                 f"The loss became {loss.item()} at step {self.state.global_step}; the base model "
                 "is unchanged, and the last checkpoint stands. Lower lr, or train in float32."
             )
-        for name, part in told.items():
+        for name, part in parts.items():
             self._parts.setdefault(name, []).append(part.detach())
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
         """With the means of the loss's parts since the last record."""
         if "loss" in logs:
-            logs |= {name: float(torch.stack(own).mean()) for name, own in self._parts.items()}
+            logs |= {name: float(torch.stack(parts).mean()) for name, parts in self._parts.items()}
             self._parts.clear()
         super().log(logs, *args, **more)
 
     def evaluate(self, *_args: Any, **_more: Any) -> dict[str, float]:
         """The learner's validation under ``eval_…``."""
-        found = {f"eval_{k}": v for k, v in self.evaluate_cases(self.eval_dataset).items()}
-        self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
+        metrics = {f"eval_{k}": v for k, v in self.evaluate_cases(self.eval_dataset).items()}
+        self.log(metrics)
+        callback = self.callback_handler.on_evaluate
+        self.control = callback(self.args, self.state, self.control, metrics)
+        return metrics
 
     def evaluate_cases(self, cases: Sequence[Case]) -> dict[str, float]:
         """Validate on ``cases``; each process takes its share."""
         rank, world = self.args.process_index, self.args.world_size
-        own = cases[rank::world]
-        # A process without a share runs one case for company: wrappers gather in every pass. With
-        # gradients on, DDP would take this for the pass that its next backward belongs to.
+        share = cases[rank::world]
+        # A rank without cases still runs one forward pass: the collectives of DDP and FSDP need
+        # every rank. With gradients on, DDP would take it for the pass of its next backward.
         with torch.no_grad(), self.accelerator.autocast():
-            told = dict(self.model_wrapped(own or cases[:1], judge=True))
+            metrics = dict(self.model_wrapped(share or cases[:1], judge=True))
         if world == 1:
-            return told
-        # As objects: a share whose cases have no paraphrase says nothing of "rephrase".
-        shares = gather_object([(told, len(own))])
-        found = {}
+            return metrics
+        # As objects: a share of cases without a paraphrase has no "rephrase".
+        shares = gather_object([(metrics, len(share))])
+        means = {}
         for name in dict.fromkeys(name for share, n in shares if n for name in share):
-            saying = [(share[name], n) for share, n in shares if n and name in share]
-            found[name] = sum(value * n for value, n in saying) / sum(n for _, n in saying)
-        return found
+            present = [(share[name], n) for share, n in shares if n and name in share]
+            means[name] = sum(value * n for value, n in present) / sum(n for _, n in present)
+        return means
 
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The learner's module in one piece, for the main process; all of them must ask for it."""
-        found = self.accelerator.get_state_dict(self.model_wrapped)
-        return {name.removeprefix("trained."): tensor for name, tensor in found.items()}
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        return {name.removeprefix("trained."): tensor for name, tensor in state.items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The ``Trainer``'s, in a folder that is there before.
@@ -242,18 +243,20 @@ class Loop(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Not the Trainer's own: that one refuses tied weights, and pickles its arguments.
+        # Not the Trainer's method, which refuses tied weights, and pickles its arguments.
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.model.state_dict() if state_dict is None else state_dict
-        kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class LastStep(TrainerCallback):
-    """The last step is validated and saved, whatever the interval."""
+    """Validates and saves after the last step, also between intervals."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_more: Any) -> None:
         """Ask for both."""

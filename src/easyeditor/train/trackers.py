@@ -24,7 +24,7 @@ def trackers(names: Sequence[str], folder: Path) -> list[TrainerCallback]:
         HyperParamsError: no tracker has this name.
         MissingExtraError: it cannot start; mostly its package is not installed.
     """
-    made = []
+    callbacks = []
     for name in _named(names):
         if name not in INTEGRATION_TO_CALLBACK:
             raise HyperParamsError(
@@ -40,8 +40,8 @@ def trackers(names: Sequence[str], folder: Path) -> list[TrainerCallback]:
             ) from None
         if isinstance(tracker, TensorBoardCallback) and tracker.logging_dir is None:
             tracker.logging_dir = str(folder / "tensorboard" / strftime("%Y-%m-%d_%H-%M-%S"))
-        made.append(tracker)
-    return made
+        callbacks.append(tracker)
+    return callbacks
 
 
 def _named(names: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ class TrainingResult:
         path: the archive, for ``archive=`` in the editing hyper-parameters.
         metrics: of the archive on all held-out cases.
         history: every record of ``train_log.jsonl``.
-        steps: of the optimiser that were made.
+        steps: how many the optimiser took.
         seconds: this run took.
         log: the file that holds ``history``.
         curve: the picture, if it could be drawn.
@@ -73,7 +73,7 @@ class TrainingResult:
 
 
 class EditTrainer:
-    """Trains what a method learns, beside a model that is only read.
+    """Trains the networks of a method; the base model is only read.
 
     Everything lands in ``results_dir/<METHOD>/<model>/``: the archive, ``train_log.jsonl``, a
     learning curve, TensorBoard's files where ``report_to`` names it, and while it runs checkpoints,
@@ -85,7 +85,7 @@ class EditTrainer:
     Args:
         config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
         train_set: cases with a rephrase and a locality probe, e.g. a ``ZsreDataset``.
-        val_set: held-out cases; early stopping watches them, and the best state is kept.
+        val_set: held-out cases; early stopping watches them, and the best state is saved.
         lm: a model in memory; by default ``config.model_name`` is loaded when it is needed.
 
     Raises:
@@ -183,7 +183,7 @@ class EditTrainer:
         return int(os.environ.get("RANK", "0")) == 0
 
     def load(self) -> LM:
-        """The model that is trained beside, loaded once.
+        """The base model, loaded once.
 
         Raises:
             MissingExtraError: accelerate is not installed.
@@ -194,7 +194,7 @@ class EditTrainer:
             from accelerate import PartialState
 
             state, config = PartialState(), self.config
-            if state.num_processes > 1:  # each process beside its own copy of the model
+            if state.num_processes > 1:  # each process has a copy of the model
                 config = config.replace(device=str(state.device))
             self._lm = load_for(config)
         return self._lm
@@ -221,13 +221,14 @@ class EditTrainer:
 
     def _last_checkpoint(self) -> Path | None:
         """The newest that is complete: its state is the file that is written last."""
-        found = []
+        checkpoints = []
         for state in (self.folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json"):
             try:
-                found.append((int(json.loads(state.read_text("utf-8"))["global_step"]), state))
+                step = int(json.loads(state.read_text("utf-8"))["global_step"])
+                checkpoints.append((step, state))
             except (ValueError, KeyError, OSError):
                 continue  # it broke off while it was written
-        return max(found)[1].parent if found else None
+        return max(checkpoints)[1].parent if checkpoints else None
 
     def check(self, *, resume: bool = False) -> None:
         """Whether :meth:`run` may start in the folder as it is; loads no model.
@@ -286,13 +287,13 @@ class EditTrainer:
 
     def _about(self, lm: LM) -> dict[str, Any]:
         cases = hashlib.sha256(repr([self.train_set, self.val_set]).encode()).hexdigest()[:16]
-        kept = self.config.model_dump(mode="json", exclude=set(FREE))
-        return {**kept, "data": cases, "model": fingerprint(lm.model).digest}
+        settings = self.config.model_dump(mode="json", exclude=set(FREE))
+        return {**settings, "data": cases, "model": fingerprint(lm.model).digest}
 
     def _note(self, lm: LM) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.folder / SETTINGS) as beside:
-            beside.write_text(json.dumps(self._about(lm), indent=1) + "\n", "utf-8")
+        with written_whole(self.folder / SETTINGS) as part:
+            part.write_text(json.dumps(self._about(lm), indent=1) + "\n", "utf-8")
 
     def _check_same(self, lm: LM, resume: bool) -> None:
         if not resume:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from easyeditor.edits import Prompt
 from easyeditor.encoders.sentence_encoder import Sentences
+from easyeditor.errors import PatchMismatchError
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
 from easyeditor.patches.patch import PatchInfo, merged_info
@@ -58,13 +60,37 @@ class ContextPatch(RoutePatch):
                 latest.pop(edit.prompt, None)
                 latest[edit.prompt] = context
         info = merged_info(patches)
-        kept = {edit.prompt: edit for edit in info.edits}
-        own = tuple(kept[prompt] for prompt in latest)
+        by_prompt = {edit.prompt: edit for edit in info.edits}
+        edits = tuple(by_prompt[prompt] for prompt in latest)
         names = {patch.sentences and patch.sentences.name for patch in patches}
         if len(names) == 1:
-            return cls(tuple(latest.values()), info.with_edits(own), patches[0].sentences)
-        told = tuple(replace(context, vector=()) for context in latest.values())
-        return cls(told, info.with_edits(own))
+            return cls(tuple(latest.values()), info.with_edits(edits), patches[0].sentences)
+        plain = tuple(replace(context, vector=()) for context in latest.values())
+        return cls(plain, info.with_edits(edits))
+
+    def with_encoder(self, name: str) -> ContextPatch:
+        """The same patch, with its sentence encoder named by the user.
+
+        Raises:
+            PatchMismatchError: the edits were made with another one, or with none.
+        """
+        made_with = None if self.sentences is None else self.sentences.name
+        if made_with != name:
+            raise PatchMismatchError(
+                f"This patch was made with the sentence encoder {made_with!r}, not {name!r}; "
+                "vectors of two encoders do not compare."
+            )
+        return replace(self, sentences=Sentences(name))
+
+    def apply(self, model: nn.Module, *, force: bool = False) -> None:
+        """See :class:`~easyeditor.patches.patch.Patch`.
+
+        Raises:
+            PatchStateError: it needs a sentence encoder that only its file has named.
+        """
+        if len(self.contexts) > 1 and self.sentences is not None:
+            self.sentences.check_trusted()
+        super(ContextPatch, self).apply(model, force=force)
 
     def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """Every prompt with its context in front."""
@@ -85,10 +111,10 @@ class ContextPatch(RoutePatch):
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See :class:`~easyeditor.patches.patch.Patch`."""
-        said = [[context.demonstrations, context.fact] for context in self.contexts]
+        texts = [[context.demonstrations, context.fact] for context in self.contexts]
         vectors = torch.tensor([context.vector for context in self.contexts])
         name = self.sentences.name if self.sentences is not None else None
-        return {"vectors": vectors}, {"contexts": said, "encoder": name}
+        return {"vectors": vectors}, {"contexts": texts, "encoder": name}
 
     @classmethod
     def load(
@@ -107,4 +133,6 @@ class ContextPatch(RoutePatch):
         if not contexts or len(contexts) != len(info.edits):
             raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
         name = data["encoder"]
-        return cls(contexts, info, None if name is None else Sentences(str(name)), extras)
+        return cls(
+            contexts, info, None if name is None else Sentences(str(name), trusted=False), extras
+        )

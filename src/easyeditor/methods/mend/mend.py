@@ -15,10 +15,11 @@ from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.gradients.factors import factors_of
 from easyeditor.lm.model import LM
-from easyeditor.methods.archive import read_archive
+from easyeditor.methods.archive import check_count, read_archive
 from easyeditor.methods.base import Method, Need, Outcome, State
 from easyeditor.methods.learning import Learner, TrainingHyperParams
 from easyeditor.methods.mend.learner import MENDLearner
+from easyeditor.methods.mend.nets import check_rank
 from easyeditor.methods.mend.settings import (
     USUAL,
     MENDHyperParams,
@@ -114,6 +115,8 @@ class MEND(Method[State]):
         archive.check(lm, self.name)
         try:
             config = MENDTrainingHparams(**archive.hyperparams)
+            check_count(archive, "n_hidden", config.n_hidden)
+            check_rank(archive, config.rank)
             learnt = MENDLearner(lm, config)
         except HyperParamsError as error:
             raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None

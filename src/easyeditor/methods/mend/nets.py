@@ -19,11 +19,29 @@ from collections.abc import Mapping
 import torch
 from torch import distributed, nn
 
+from easyeditor.errors import ArchiveError
+from easyeditor.methods.archive import Archive
+
 FLOOR = 1e-2
 """A dimension's deviation is never taken for less than this share of its weight's mean one."""
 LIMIT = 4.0
 """Normalised values end here: a gated MLP's inputs have heavy tails, and one dimension that only a
 new subject stirs would carry its edit away (held-out loss of small LLaMAs: 1.67 to 0.66)."""
+
+
+def check_rank(archive: Archive, rank: int) -> None:
+    """Refuse a rank that is not the one of the archive's factors, before it is allocated.
+
+    Raises:
+        ArchiveError: the header and the tensors say different things.
+    """
+    for name, tensor in archive.tensors.items():
+        fits = tensor.dim() == 2 and tensor.shape[1] == min(rank, tensor.shape[0])
+        if name.endswith(".u") and not fits:
+            raise ArchiveError(
+                f"The archive {archive.file} says rank={rank}, and {name} has shape "
+                f"{tuple(tensor.shape)}. Copy it again, or train again."
+            )
 
 
 class Running(nn.Module):

@@ -124,7 +124,6 @@ class ModelReference:
         """
         if self._model is None:
             self.check()
-            model = language_model(self.config)
             with safe_open(self.file, framework="pt") as opened:
                 weights = {
                     name.removeprefix(self.prefix): opened.get_tensor(name)
@@ -132,8 +131,9 @@ class ModelReference:
                     if name.startswith(self.prefix)
                 }
             try:
+                model = language_model(self.config, weights)
                 model.load_state_dict(weights)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise PatchFormatError(f"{self.file} holds another model: {reason}") from None
             self._model = model

@@ -101,8 +101,8 @@ def nets_of(archive: Archive, lm: LM) -> Nets:
     try:
         described: Mapping[str, Any] = archive.more
         tokenizer = str(described["tokenizer"])
-        classifier = TextEncoder.built(described["classifier"])
-        counterfactual = language_model(described[SMALL])
+        classifier = TextEncoder.built(described["classifier"], archive.tensors)
+        counterfactual = language_model(described[SMALL], archive.tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(
             f"The archive {archive.file} does not describe its networks: {error!r}. Train again."

@@ -254,12 +254,12 @@ class ScopePatch(RoutePatch):
         extras: Mapping[str, torch.Tensor],
     ) -> ScopePatch:
         """The patch that :meth:`dump` wrote; the counterfactual model is not read yet."""
-        classifier = TextEncoder.built(data["classifier"])
         weights = {
             name.removeprefix(CLASSIFIER): tensor
             for name, tensor in tensors.items()
             if name.startswith(CLASSIFIER)
         }
+        classifier = TextEncoder.built(data["classifier"], weights)
         try:
             classifier.load_state_dict(weights)
         except RuntimeError as error:

@@ -1,0 +1,101 @@
+"""What the calls of ``BaseEditor`` take beside the classic arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, cast, get_type_hints
+
+from easyeditor.editors.journal import EditJournal
+from easyeditor.editors.requests import Texts, translated
+from easyeditor.edits import Case
+from easyeditor.errors import EditError, did_you_mean
+from easyeditor.evaluate.query import Measures
+
+When = Literal["each", "end", "both"]
+
+
+class MeasuringOptions(TypedDict, total=False):
+    """How a request is measured.
+
+    Attributes:
+        evaluate_when: when a sequence is measured: after ``"each"`` edit, at the ``"end"``, or
+            ``"both"`` (then ``post`` is after each, ``final`` at the end:
+            :func:`easyeditor.evaluate.aggregate.retention` compares them).
+        measures: what is asked beside the teacher-forced scores: free answers, long
+            continuations, perplexity.
+        train_ds: other edits to take demonstrations from, for methods that show some.
+    """
+
+    evaluate_when: When
+    measures: Measures | None
+    train_ds: Iterable[Case] | None
+
+
+class EditOptions(MeasuringOptions, total=False):
+    """How a request is carried out and measured.
+
+    Attributes:
+        keep_original_weight: see :meth:`BaseEditor.edit`.
+        verbose: log each edit's scores; True by default.
+        journal: where finished edits are kept, so that a later call goes on from them.
+    """
+
+    keep_original_weight: bool
+    verbose: bool
+    journal: EditJournal | None
+
+
+class RequestOptions(MeasuringOptions, total=False):
+    """What is asked beside the classic arguments, and how it is measured.
+
+    Attributes:
+        subject: what each fact is about; needed by locate-and-edit methods.
+        requests: instead of all the lists: one record per edit, with the fields of a file of edits
+            (``prompt, target_new, subject, ground_truth, rephrase_prompts, locality,
+            portability``).
+        target_neg: what each prompt shall no longer say (:attr:`~easyeditor.edits.Edit.rejected`).
+        sequential_edit: True measures at the end of the sequence, False each edit alone.
+        test_generation: True measures the fluency of continuations of 100 tokens.
+    """
+
+    subject: Texts | None
+    target_neg: Texts | None
+    sequential_edit: bool | None
+    test_generation: bool
+    requests: Sequence[Mapping[str, Any]] | None
+
+
+NOT_MEASURING = {"subject", "requests", "target_neg"}
+"""Options that say what is asked."""
+
+
+def classic_options(options: RequestOptions, keep: bool) -> tuple[RequestOptions, bool]:
+    """The options under this version's names, and ``keep_original_weight``."""
+    named = translated(options, keep)
+    keep = named.pop("keep_original_weight")
+    return cast(RequestOptions, named), keep
+
+
+def how_to_edit(
+    keep_original_weight: bool, verbose: bool, options: MeasuringOptions
+) -> EditOptions:
+    """The options of ``BaseEditor.edit_cases`` among those of a call."""
+    named = {name: value for name, value in options.items() if name not in NOT_MEASURING}
+    return cast(
+        EditOptions, {**named, "keep_original_weight": keep_original_weight, "verbose": verbose}
+    )
+
+
+def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    """Refuse what is no field of ``known``.
+
+    Raises:
+        EditError: an unknown argument; names the nearest known one.
+    """
+    names = sorted(get_type_hints(known))
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise EditError(
+            f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
+            f"Known: {', '.join(names)}."
+        )
