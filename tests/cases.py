@@ -314,7 +314,7 @@ p: 0.4
             {"key": "joint"},
             {"mom2_adjustment": False},
         ),
-        phases=(("optimize_values", 1), ("closed_form", 1), ("weight_patch", 1)),
+        phases=(("values_of", 1), ("closed_form", 1), ("weight_patch", 1)),
         layers=(1,),
         classic=_CLASSIC
         + 'alg_name: "ROME"\nlayers: [1]\ncontext_template_length_params: [[5, 10], [10, 10]]'
@@ -335,7 +335,7 @@ p: 0.4
         quick={"layers": [0, 1], **LOCATE_QUICK},
         variants=({"layers": [1]},),
         # the first layer is edited by the second call
-        phases=(("optimize_values", 1), ("closed_form", 2), ("weight_patch", 2)),
+        phases=(("values_of", 1), ("closed_form", 2), ("weight_patch", 2)),
         layers=(0, 1),
         after_norm=(1,),  # z is searched and written at one layer
         classic=_CLASSIC

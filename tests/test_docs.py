@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import tiny
-from easyeditor import Case, Edit
-from easyeditor.lm import FAMILIES, LM
-from support import logprobs
+from easyeditor import Case
+from easyeditor.lm import FAMILIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -16,22 +14,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 @pytest.fixture(scope="module")
 def world():
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(), re.S)
-    assert len(blocks) == 3
+    blocks = [block for block in blocks if "toys." not in block and "# toys/" not in block]
+    assert len(blocks) == 2  # the methods are run by test_toy_methods.py
     names: dict = {}
     for block in blocks:
         exec(compile(block, "extending.md", "exec"), names)
     return names
-
-
-def test_the_example_method_edits(world):
-    lm = LM(tiny.model("llama"), tiny.tokenizer())
-    prompt = "The Eiffel Tower is located in the city of"
-    edit = Edit(prompt, "Rome", subject="The Eiffel Tower")
-    before = logprobs(lm, [(prompt, "Rome")])[0]
-    patch = world["Nudge"](world["NudgeHyperParams"](layers=[1])).edit(lm, [edit]).patch
-    patch.apply(lm.model)
-    assert sum(logprobs(lm, [(prompt, "Rome")])[0]) > sum(before)
-    assert patch.info.hyperparams["layers"] == [1]
 
 
 def test_the_example_family_is_the_table_row(world):

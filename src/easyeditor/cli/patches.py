@@ -240,6 +240,10 @@ def show(
         ]
         columns = [Column(name, text=name == "weight") for name in names]
         output.show("Matrices (d_in, d_out)", columns, cells)
+    elif header.get("parts"):
+        parts = header["parts"]
+        cells = [[str(value) for value in row.values()] for row in parts]
+        output.show("Parts", [Column(str(name), text=True) for name in parts[0]], cells)
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
@@ -253,10 +257,14 @@ def _described(file: Path) -> dict[str, Any]:
     from easyeditor.patches.files import header_of, load_patch
 
     patch = load_patch(file)
+    rows = patch.rows()
     matrices = {
-        row["weight"]: {k: v for k, v in row.items() if k != "weight"} for row in patch.rows()
+        row["weight"]: {k: v for k, v in row.items() if k != "weight"}
+        for row in rows
+        if "weight" in row
     }
-    document = {**header_of(patch), "matrices": matrices}
+    others = [row for row in rows if "weight" not in row]
+    document = {**header_of(patch), "matrices": matrices, **({"parts": others} if others else {})}
     rows = patch.edit_rows()
     if rows:
         document["memory"] = [

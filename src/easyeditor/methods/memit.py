@@ -26,6 +26,11 @@ from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows, read_after_subject
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.protected_keys import (
+    keys_as_extras,
+    protected_keys,
+    without_stored_keys,
+)
 from easyeditor.associative.solve import KeyMetric, closed_form, key_energy
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -34,8 +39,8 @@ from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
-from easyeditor.patches.stack import applied, stack_of
-from easyeditor.patches.weight import Dense, LowRank, Part, WeightPatch, weight_patch
+from easyeditor.patches.stack import applied
+from easyeditor.patches.weight import Dense, LowRank, Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -47,10 +52,10 @@ class MEMITHyperParams(LocateHyperParams):
     ``key`` says what an edit's answer is stored under: ``"averaged"``, as published, one key (the
     bare prompt's and the mean of the contexts' count alike), or ``"ridge"``, every context's own,
     each with the slack λ: rephrases follow more often, for a system contexts times as large.
-    ``protect_edits`` (not in the paper) keeps what earlier edits of a sequence wrote. It reads them
-    from the patches that the model carries, so an edit that is undone is no longer protected, and
-    one that is made anew (the same subject) gives way. Every batch runs their prompts again, up to
-    the edited layers, and holds keys × d_in × 2 numbers in float64 for them.
+    ``protect_edits`` (not in the paper) leaves the outputs for earlier edits' keys unchanged. Each
+    edit stores its keys in its patch (keys × d_in numbers per layer), and later edits read those of
+    the patches that the model carries: an edit that is undone is no longer protected, and one whose
+    subject is edited anew is replaced. Only edits of patches that store no keys are run again.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -85,7 +90,7 @@ class MEMITHyperParams(LocateHyperParams):
     v_num_grad_steps: int = Field(25, ge=1)
     clamp_norm_factor: float = Field(0.75, gt=0)
     context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
-    mom2_update_weight: float = Field(15000, gt=0)
+    mom2_update_weight: float = Field(15000, ge=0)
     batch_size: int = Field(100, ge=1)
     key: Literal["averaged", "ridge"] = "averaged"
     protect_edits: bool = False
@@ -140,30 +145,34 @@ class MEMIT(Method[ContextState]):
         watch = Stopwatch()
         with watch("contexts"):
             contexts = state.contexts if state else settings.contexts(lm)
-            earlier = _carried(lm, edits) if settings.protect_edits else []
-            together = (*earlier, *edits)
-            rows = [row for edit in together for row in subject_rows(lm, edit, contexts)]
-            opening = [i for i, edit in enumerate(together) if read_after_subject(lm, edit)]
-            contrast = contrast_rows(lm, together) if opening else []
+            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
+            contrast = contrast_rows(lm, edits) if opening else []
         with watch("moments"):
             self._factors.prepare(lm, layers, settings)
         with watch("values"):
             optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
+        stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         z = optimized.origin + optimized.delta
         with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
+                projection = lm.down_map(layer)
                 with watch("solve"):
-                    keys = keys_at(lm, [layer], rows)[layer].view(len(together), len(contexts), -1)
+                    keys = keys_at(lm, [layer], rows)[layer].view(len(edits), len(contexts), -1)
+                    earlier = []
+                    if settings.protect_edits:
+                        earlier = _earlier_keys(lm, layer, edits, contexts, settings.key)
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     metric = self._factors.get(lm, layer, settings)
                 with watch("solve"):
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
-                    u = _directions(keys, opening, others, metric, settings)[:, len(earlier) :]
+                    u, solved, owner = _directions(keys, opening, others, earlier, metric, settings)
+                    if settings.protect_edits:
+                        stored[projection.path] = (solved, owner)
                     del metric  # large, and the next layer has another
                     part = _smallest(u, residual)
-                    projection = lm.down_map(layer)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -171,19 +180,32 @@ class MEMIT(Method[ContextState]):
                         )
                         lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
+        extras = keys_as_extras(edits, stored)
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras))
 
 
-def _carried(lm: LM, new: Sequence[Edit]) -> list[Edit]:
-    """The edits that the model carries, oldest first, less those whose subject is edited anew."""
-    anew = {edit.subject for edit in new}
-    carried = [
-        edit
-        for patch in stack_of(lm.model).patches
-        if isinstance(patch, WeightPatch)
-        for edit in patch.info.edits
-    ]
-    return [edit for edit in carried if edit.subject is not None and edit.subject not in anew]
+def _earlier_keys(
+    lm: LM, layer: int, new: Sequence[Edit], contexts: Sequence[str], kind: str
+) -> list[torch.Tensor]:
+    """Keys of the edits that the model carries, each ``(n, d_in)``: stored ones, then read ones."""
+    path = lm.down_map(layer).path
+    found = []
+    stored = protected_keys(lm.model, path, new)
+    if stored is not None:
+        found.append(stored)
+    others = without_stored_keys(lm.model, path, new)
+    if others:
+        rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
+        keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)
+        found.append(_averaged(keys, kind).flatten(0, 1))
+    return found
+
+
+def _averaged(keys: torch.Tensor, kind: str) -> torch.Tensor:
+    """The keys ``(edits, keys, d_in)`` that an edit is stored under, of those of its contexts."""
+    if kind == "averaged" and keys.shape[1] > 1:
+        return (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
+    return keys
 
 
 def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
@@ -207,10 +229,13 @@ def _directions(
     keys: torch.Tensor,
     opening: Sequence[int],
     contrast: torch.Tensor | None,
+    earlier: Sequence[torch.Tensor],
     metric: KeyMetric,
     settings: MEMITHyperParams,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
+
+    With them the keys ``(n, d_in)`` that were solved for, and the edit each belongs to ``(n,)``.
 
     The key after an opening subject is a common word's: it has little energy ``kᵀ C⁻¹ k``, and λ
     would hold most of its residual back. Its slack, and that of the contrast keys, is λ in
@@ -220,18 +245,19 @@ def _directions(
         keys: ``(edits, contexts, d_in)``, the bare prompt's first.
         opening: the edits whose subject is the first token of the bare prompt.
         contrast: ``(m, d_in)``, keys with a residual of zero.
+        earlier: keys of earlier edits, each ``(m, d_in)``, with a residual of zero, too.
         metric: of the layer's keys, ``C⁻¹``.
         settings: ``key`` and ``mom2_update_weight``.
     """
-    weight, each = settings.mom2_update_weight, keys
-    if settings.key == "averaged" and keys.shape[1] > 1:
-        each = (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
+    weight, each = settings.mom2_update_weight, _averaged(keys, settings.key)
+    owner = torch.arange(len(keys), device=keys.device).repeat_interleave(each.shape[1])
     if not opening:
-        u = closed_form(each.flatten(0, 1).T, metric, weight)
-        return u.view(len(u), len(keys), -1).sum(2)
+        solved = each.flatten(0, 1)
+        system = torch.cat([solved, *(k.to(solved) for k in earlier)])
+        u = closed_form(system.T, metric, weight)[:, : len(solved)]
+        return u.reshape(len(u), len(keys), -1).sum(2), solved, owner
     at = torch.tensor(opening, device=keys.device)
     bare, rest = keys[at, 0], keys[at, 1:]
-    owner = torch.arange(len(keys), device=keys.device).repeat_interleave(each.shape[1])
     solved, bare_at = each.flatten(0, 1), at * each.shape[1]
     if each is not keys:  # a mean of two places would stand for neither
         each[at] = rest.mean(1, keepdim=True)
@@ -243,11 +269,13 @@ def _directions(
         elsewhere = key_energy(rest.flatten(0, 1), metric).view(len(at), -1).mean(1)
         share = (key_energy(bare, metric) / elsewhere).clamp(max=1).to(share)
     slack[bare_at] *= share
+    system = torch.cat([solved, *(k.to(solved) for k in earlier)])
+    slack = torch.cat([slack, slack.new_full((len(system) - len(solved),), weight)])
     if contrast is not None:
-        solved = torch.cat([solved, contrast])
+        system = torch.cat([system, contrast])
         slack = torch.cat([slack, (weight * share.mean()).expand(len(contrast))])
-    u = closed_form(solved.T, metric, slack)[:, : len(owner)]
-    return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u)
+    u = closed_form(system.T, metric, slack)[:, : len(owner)]
+    return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u), solved, owner
 
 
 def _smallest(u: torch.Tensor, v: torch.Tensor) -> Part:
