@@ -360,3 +360,33 @@ def test_replace_checks_and_leaves_the_rest():
         first.replace(num_step=7)
     with pytest.raises(HyperParamsError, match="alg_name"):
         first.replace(alg_name="ROME")
+
+
+# -- the model that is loaded ------------------------------------------------------------------
+
+
+def test_the_model_is_one_object_in_code_and_flat_in_files() -> None:
+    from easyeditor import FTHyperParams
+    from easyeditor.model_spec import ModelSpec
+
+    spec = ModelSpec("gpt2", device="cpu", dtype="bfloat16", chat_template=True)
+    nested = FTHyperParams(model=spec, num_steps=3)
+    flat = FTHyperParams(
+        model_name="gpt2", device="cpu", dtype="bfloat16", chat_template=True, num_steps=3
+    )
+    assert nested == flat
+    assert nested.model == spec
+    assert "model" not in nested.model_dump()
+    assert nested.replace(model=ModelSpec("other")).model == ModelSpec("other")
+    with pytest.raises(HyperParamsError, match="model must be a ModelSpec, not str"):
+        FTHyperParams(model="gpt2")
+
+
+@pytest.mark.parametrize("name", ["IKE", "SERAC"])
+def test_what_edits_no_layer_has_none(name: str) -> None:
+    from easyeditor.methods import METHODS
+
+    kind = METHODS.get(name).hyperparams_class
+    assert "layers" not in kind.model_fields
+    settings = kind(layers=[0])  # of an older file: named in the log and dropped
+    assert settings.resolved(3) == settings
