@@ -12,6 +12,7 @@ from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperPar
 from easyeditor.errors import HyperParamsError, HyperParamsFileError
 from easyeditor.hyperparams import FAMILY_KEYS, KNOWN_MODELS, resolve_layers
 from easyeditor.methods import METHODS
+from easyeditor.model_spec import ModelSpec
 
 CLASSIC = {METHODS.get(case.name).hyperparams_class: case.classic for case in CASES if case.classic}
 KINDS = list(CLASSIC)
@@ -366,9 +367,6 @@ def test_replace_checks_and_leaves_the_rest():
 
 
 def test_the_model_is_one_object_in_code_and_flat_in_files() -> None:
-    from easyeditor import FTHyperParams
-    from easyeditor.model_spec import ModelSpec
-
     spec = ModelSpec("gpt2", device="cpu", dtype="bfloat16", chat_template=True)
     nested = FTHyperParams(model=spec, num_steps=3)
     flat = FTHyperParams(
@@ -384,8 +382,6 @@ def test_the_model_is_one_object_in_code_and_flat_in_files() -> None:
 
 @pytest.mark.parametrize("name", ["IKE", "SERAC"])
 def test_what_edits_no_layer_has_none(name: str) -> None:
-    from easyeditor.methods import METHODS
-
     kind = METHODS.get(name).hyperparams_class
     assert "layers" not in kind.model_fields
     settings = kind(layers=[0])  # of an older file: named in the log and dropped

@@ -222,7 +222,9 @@ class HyperParams(BaseModel):
         return cls(**{"model_name": model_name, **changes})
 
     def replace(self: H, **changes: Any) -> H:
-        """A checked copy with ``changes``."""
+        """A checked copy with ``changes``; ``model`` may be one of them."""
+        if "model" in changes:
+            changes = {**_flat(changes.pop("model")), **changes}
         copy = type(self)(**{**self.model_dump(), **changes})
         copy._family_claims = {**self._family_claims, **copy._family_claims}
         return copy
