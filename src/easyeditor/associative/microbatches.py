@@ -52,6 +52,10 @@ def context_rows_of(
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
+        bare = lm.text.row(edit.prompt, subject=subject)
+        if not lm.encoder_decoder and fact_at(lm, bare) == bare.subject_last:
+            assert row.subject_last is not None
+            at = row.subject_last  # a token later only where the edit's prompt is read there, too
         said = (
             EditRow(row.ids, at, (0,), ())
             if lm.encoder_decoder

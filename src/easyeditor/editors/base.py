@@ -288,7 +288,9 @@ class BaseEditor:
             self.method.use_corpus(train_ds)
         keep = not options.get("keep_original_weight", False)
         size = self.method.batch_size if batch else 1
-        recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
+        recorder = MetricRecorder(
+            self.lm, cases, options.get("measures") or Measures(), together=size >= len(cases)
+        )
         session, before = self.session, self.session.state
         journal = options.get("journal")
         try:

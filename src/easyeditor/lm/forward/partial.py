@@ -384,8 +384,8 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
         with torch.no_grad():
             slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
             fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
-    except (NotResumable, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        log.debug("resuming %s: %r", type(lm.model).__name__, error)
+    except (NotResumable, AttributeError, IndexError, KeyError, TypeError, ValueError) as reason:
+        log.debug("resuming %s: %r", type(lm.model).__name__, reason)
         return False
     if next(lm.model.parameters()).dtype == torch.float32:
         return torch.allclose(fast, slow, rtol=0, atol=1e-3)
