@@ -74,7 +74,7 @@ def test_the_edit_is_learnt_on_the_rephrase_or_if_asked_on_the_prompt(family):
         Case(
             c.id,
             c.edit,
-            (Probe("We went home. " + c.edit.prompt, (c.edit.target,), "rephrase"), c.probes[1]),
+            (Probe(f"We went home. {c.edit.prompt}", (c.edit.target,), "rephrase"), c.probes[1]),
         )
         for c in CASES
     ]

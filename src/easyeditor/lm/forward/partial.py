@@ -29,6 +29,7 @@ from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
+from easyeditor.lm.restoring import restoring
 from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
@@ -332,15 +333,17 @@ def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
     The list keeps its length and every stub its block's attributes: some models index both.
     """
     originals = list(blocks[:start])
-    try:
+
+    def undo() -> None:
+        for i, block in enumerate(originals):
+            blocks[i] = block
+
+    with restoring(undo):
         for i, block in enumerate(originals):
             stub = copy.copy(block)
             stub.forward = lambda *_args, **_more: stored
             blocks[i] = stub
         yield
-    finally:
-        for i, block in enumerate(originals):
-            blocks[i] = block
 
 
 def open_forward(
