@@ -110,7 +110,7 @@ class BaseEditor:
             ModelLoadError: it cannot be found or read.
         """
         _check(hparams)
-        return cls(load_for(hparams), hparams)
+        return cls(load(hparams.model), hparams)
 
     @classmethod
     def from_pretrained(
@@ -330,25 +330,6 @@ class _Undo:
 
     patch: Patch
     state: State | None
-
-
-def load_for(hparams: HyperParams, *, trust_remote_code: bool = False) -> LM:
-    """The model that the hyper-parameters name, loaded as they say.
-
-    No file of hyper-parameters can allow that code of a model is run: ``trust_remote_code`` does.
-
-    Raises:
-        ModelLoadError: it cannot be found or read.
-    """
-    return load(
-        hparams.model_name,
-        device=hparams.device,
-        dtype="float16" if hparams.fp16 else hparams.dtype,
-        model_parallel=hparams.model_parallel,
-        chat_template=hparams.chat_template,
-        quantization=hparams.quantization,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
