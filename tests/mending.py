@@ -15,11 +15,20 @@ from easyeditor.lm.tokens import Row
 from easyeditor.methods.mend.learner import MENDLearner
 from learning_cases import CASES
 from support import lm
+from tiers import STRUCTURAL
 
 BFLOAT16 = ("llama", "gpt2", "t5")
 both = [(name, torch.float32) for name in tiny.CONFIGS] + [(n, torch.bfloat16) for n in BFLOAT16]
 every = pytest.mark.parametrize(
-    ("family", "dtype"), both, ids=[f"{name}-{str(kind)[6:]}" for name, kind in both]
+    ("family", "dtype"),
+    [
+        pytest.param(
+            *pair,
+            id=f"{pair[0]}-{str(pair[1])[6:]}",
+            marks=() if pair[0] in STRUCTURAL else pytest.mark.slow,
+        )
+        for pair in both
+    ],
 )
 
 

@@ -56,8 +56,7 @@ class Maker:
 
 def edit_with(method: Method, lm: LM, edits: Sequence[Edit]) -> Patch:
     """The patch of one edit."""
-    outcome = method.edit(lm, edits)
-    return getattr(outcome, "patch", outcome)
+    return method.edit(lm, edits).patch
 
 
 def batch_of(name: str) -> Sequence[Edit]:

@@ -12,6 +12,7 @@ from easyeditor.lm.forward import shared_prefix as module
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.forward.shared_prefix import past_of, shared_prefixes
 from support import lm, shared_lm
+from tiers import tiered
 
 FRONTS = ("Therefore we went home. ", "Because it rained, I stayed inside. ")
 EDITS = tuple(
@@ -20,7 +21,7 @@ EDITS = tuple(
     for name in ("Anna Lind", "Berlin", "Germany")
 )
 WINDOWS = {"mistral", "qwen2", "gemma2", "gemma3_text"}
-every_family = pytest.mark.parametrize("family", tiny.CAUSAL)
+every_family = pytest.mark.parametrize("family", tiered(tiny.CAUSAL))
 
 
 def sequences(target: LM) -> list[tuple[int, ...]]:

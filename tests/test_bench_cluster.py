@@ -98,6 +98,7 @@ def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
     assert ray.is_initialized()  # it was there before
 
 
+@pytest.mark.slow
 @QUIET
 def test_a_sequence_goes_on_in_another_worker(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("sequential", ("MEMIT",))
@@ -109,6 +110,7 @@ def test_a_sequence_goes_on_in_another_worker(ray, opened, monkeypatch, tmp_path
     assert tables(tmp_path / "out") == tables(whole)
 
 
+@pytest.mark.slow
 @QUIET
 def test_a_task_that_kills_every_worker(ray, opened, caplog, tmp_path):
     def fatal():  # a model that takes its process with it when it is asked for anything
@@ -127,6 +129,7 @@ def test_a_task_that_kills_every_worker(ray, opened, caplog, tmp_path):
     run(opened(), wanted, tmp_path / "out")  # the folder was let go, and nothing is wrong with it
 
 
+@pytest.mark.slow
 @QUIET
 def test_a_worker_that_cannot_load_the_model(ray, opened, tmp_path):
     def missing():

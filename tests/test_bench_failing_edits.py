@@ -11,6 +11,7 @@ import pytest
 import benching
 import outer
 from benching import CASES, numbers, plan, records, tables
+from easyeditor import KNHyperParams
 from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
 from easyeditor.errors import DivergedError, EditError
@@ -118,6 +119,34 @@ def test_a_wrecked_model_is_a_result(protocol, monkeypatch, tmp_path):
         assert record["post"]["fluency"] == 0
         assert record["post"]["locality"]["neighborhood_success"] == 0
     assert "FT" in tables(tmp_path)["table.md"].decode()
+
+
+@pytest.mark.parametrize("protocol", ["single", "sequential"])
+def test_a_fact_without_neurons_is_a_result(protocol, monkeypatch, tmp_path):
+    """KN finds no neuron for one case; the run and its restarts go on."""
+    from easyeditor.methods import kn
+
+    real, calls = kn.kept_neurons, []
+
+    def none_for_the_second(scores, settings):
+        calls.append(scores)
+        return {} if len(calls) == 2 else real(scores, settings)
+
+    monkeypatch.setattr(kn, "kept_neurons", none_for_the_second)
+    settings = {"KN": KNHyperParams(layers=[1], steps=3)}
+    wanted = replace(plan(protocol), methods=settings)
+    lm = benching.lm()
+    before = outer.bits(lm.model)
+    run(lm, wanted, tmp_path)
+    assert outer.changed(lm.model, before) == []
+    found = [r for r in records(tmp_path, "KN") if r["stage"] == "post"]
+    failed = [r["error"] for r in found if "error" in r]
+    assert len(found) == len(CASES)
+    assert len(failed) == 1
+    assert failed[0].startswith("failed: No neuron makes ")
+    written = (tmp_path / "KN" / "records.jsonl").read_bytes()
+    run(lm, wanted, tmp_path)
+    assert (tmp_path / "KN" / "records.jsonl").read_bytes() == written
 
 
 @pytest.mark.parametrize("error", [EditError, MemoryError, KeyboardInterrupt])

@@ -104,6 +104,7 @@ def test_an_edit_shows_and_undoing_it_takes_it_back():
     assert run(lm, "tiny_cities") == before
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_model_forgets_where_the_tower_is():
     lm = load("smollm2-135m", device="cpu")
@@ -214,6 +215,7 @@ def test_the_seed_decides_what_is_sampled():
 # -- errors -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unknown_tasks_are_all_named():
     lm = support.shared_lm("llama")
     with pytest.raises(DownstreamError) as caught:

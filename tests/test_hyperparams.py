@@ -12,6 +12,7 @@ from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperPar
 from easyeditor.errors import HyperParamsError, HyperParamsFileError
 from easyeditor.hyperparams import FAMILY_KEYS, KNOWN_MODELS, resolve_layers
 from easyeditor.methods import METHODS
+from easyeditor.model_spec import ModelSpec
 
 CLASSIC = {METHODS.get(case.name).hyperparams_class: case.classic for case in CASES if case.classic}
 KINDS = list(CLASSIC)
@@ -360,3 +361,28 @@ def test_replace_checks_and_leaves_the_rest():
         first.replace(num_step=7)
     with pytest.raises(HyperParamsError, match="alg_name"):
         first.replace(alg_name="ROME")
+
+
+# -- the model that is loaded ------------------------------------------------------------------
+
+
+def test_the_model_is_one_object_in_code_and_flat_in_files() -> None:
+    spec = ModelSpec("gpt2", device="cpu", dtype="bfloat16", chat_template=True)
+    nested = FTHyperParams(model=spec, num_steps=3)
+    flat = FTHyperParams(
+        model_name="gpt2", device="cpu", dtype="bfloat16", chat_template=True, num_steps=3
+    )
+    assert nested == flat
+    assert nested.model == spec
+    assert "model" not in nested.model_dump()
+    assert nested.replace(model=ModelSpec("other")).model == ModelSpec("other")
+    with pytest.raises(HyperParamsError, match="model must be a ModelSpec, not str"):
+        FTHyperParams(model="gpt2")
+
+
+@pytest.mark.parametrize("name", ["IKE", "SERAC"])
+def test_what_edits_no_layer_has_none(name: str) -> None:
+    kind = METHODS.get(name).hyperparams_class
+    assert "layers" not in kind.model_fields
+    settings = kind(layers=[0])  # of an older file: named in the log and dropped
+    assert settings.resolved(3) == settings

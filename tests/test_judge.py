@@ -508,6 +508,7 @@ def test_a_real_model_as_judge(served, tmp_path):
     assert requests() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_real_server_refuses(served):
     url, name, _log = served

@@ -20,6 +20,7 @@ from easyeditor.lm.inference import score
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.kn import KN, kept_neurons
 from support import EDITS, Snapshot, lm, logprobs, same_bits, shared_lm
+from tiers import tiered
 
 EIFFEL = Edit("The Eiffel Tower is located in the city of", "Rome", ground_truth="Paris")
 CLASSIC = {"lr_scale": 1.0, "n_toks": 5, "refine": True, "batch_size": 10, "steps": 4, "p": 0.4}
@@ -88,7 +89,7 @@ def test_every_family_equals_a_plain_loop(family: str) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
-        metafunc.parametrize("family", tiny.CONFIGS)
+        metafunc.parametrize("family", tiered(tiny.CONFIGS))
 
 
 def test_many_small_passes_are_one_large_one(monkeypatch: pytest.MonkeyPatch) -> None:

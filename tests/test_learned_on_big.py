@@ -21,8 +21,9 @@ from serac_training import train
 from support import EDITS, logits, same_bits
 from test_offloaded import maps, offload, weights
 from test_quantized import WIDE, packed, same, unquantized
+from tiers import tiered
 
-PLACES = ("cpu", "disk", "8bit", "4bit")
+PLACES = tiered(("cpu", "disk", "8bit", "4bit"), {"disk", "4bit"})
 
 
 @pytest.fixture(scope="module")

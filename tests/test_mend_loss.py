@@ -18,6 +18,7 @@ from easyeditor.methods.mend.settings import sites_of
 from learning_cases import CASES
 from mending import rows_of, stirred
 from support import Interrupt, Snapshot, failing_at, lm, same_bits, shared_lm, unsettle
+from tiers import tiered
 
 
 def alone(target, learner, case):
@@ -73,7 +74,7 @@ def test_the_edit_is_learnt_on_the_rephrase_or_if_asked_on_the_prompt(family):
         Case(
             c.id,
             c.edit,
-            (Probe("We went home. " + c.edit.prompt, (c.edit.target,), "rephrase"), c.probes[1]),
+            (Probe(f"We went home. {c.edit.prompt}", (c.edit.target,), "rephrase"), c.probes[1]),
         )
         for c in CASES
     ]
@@ -167,7 +168,7 @@ def test_a_loss_that_fails_in_any_pass_changes_nothing(place):
 # -- hidden states computed once --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", tiny.CAUSAL)
+@pytest.mark.parametrize("family", tiered(tiny.CAUSAL))
 def test_the_trunk_gives_the_plain_logits_and_the_same_bits_in_any_company(family):
     target = lm(family)
     before, rows = Snapshot(target.model), rows_of(target)

@@ -12,6 +12,7 @@ from easyeditor.methods.mend.nets import Network, Running
 from easyeditor.methods.mend.settings import sites_of
 from mending import every, rows_of
 from support import Snapshot, lm, shared_lm, unsettle
+from tiers import tiered
 
 # -- the gradient -----------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ def test_the_factors_are_the_gradient(family, dtype):
             assert wanted.norm() > 0
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", tiered(tiny.CONFIGS))
 def test_rows_see_their_own_change_as_if_the_weights_carried_it(family):
     target = shared_lm(family)
     sites, rows = sites_of(target, (1, 2), ()), rows_of(target)

@@ -7,6 +7,7 @@ found is the algebra of patches (``test_patch_algebra.py``).
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,17 +24,7 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.patch import Patch
 from quick import Maker, batch_of, edit_with
 from support import EDITS, Interrupt, Snapshot, bits, failing_at, lm, same_bits, unsettle
-
-FAMILIES = {
-    "llama": "linear layers",
-    "gpt2": "Conv1D",
-    "opt": "a flat MLP",
-    "bloom": "the residual added in the MLP",
-    "gemma2": "a norm after the MLP",
-    "mistral": "a sliding window",
-    "gptj": "attention and MLP in parallel",
-    "t5": "encoder and decoder",
-}
+from tiers import STRUCTURAL
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Setting:
 
 
 SETTINGS = [
-    *(Setting(case.name, family) for case in CASES for family in FAMILIES),
+    *(Setting(case.name, family) for case in CASES for family in STRUCTURAL),
     *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
     *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
 ]
@@ -161,6 +152,28 @@ def test_a_saved_patch_is_the_patch(edited: Edited, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_state_goes_on_from_its_file_and_is_of_the_unedited_model(
+    edited: Edited, make_method: Maker, tmp_path: Path
+) -> None:
+    setting, target = edited.setting, edited.lm
+    method = setting.method_for(target, make_method)
+    state = method.initial_state(target)
+    assert (state is None) == (method.state_class is None)
+    if state is None:
+        return
+    edited.patch.apply(target.model)
+    values, data = setting.method_for(target, make_method).initial_state(target).dump()
+    edited.patch.revert(target.model)
+    expected = state.dump()
+    assert json.dumps(data) == json.dumps(expected[1])
+    assert values.keys() == expected[0].keys()
+    assert all(same_bits(values[name], expected[0][name]) for name in values)
+    restored = method.state_class.load(values, json.loads(json.dumps(data)))
+    patch = method.edit(target, batch_of(setting.method), restored).patch
+    first, second = tensors(edited.patch, tmp_path), tensors(patch, tmp_path)
+    assert all(same_bits(first[name], second[name]) for name in first)
+
+
 # -- failures -----------------------------------------------------------------------------------
 
 
@@ -180,7 +193,7 @@ def passes_until_failure(setting: Setting, place: str, call: int, make_method: M
     return passes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STRUCTURAL)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_an_edit_that_fails_at_first_or_at_last_changes_nothing(
     name: str,

@@ -18,7 +18,8 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.weight import WeightPatch
 from quick import Maker, batch_of, edit_with
 from support import EDITS, lm, projected, same_bits
-from test_method_contract import FAMILIES, SETTINGS, Setting
+from test_method_contract import SETTINGS, Setting
+from tiers import STRUCTURAL
 
 LOOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -83,7 +84,7 @@ def test_rome_stores_v_star_under_k_star(edited: Edited) -> None:
 
 
 @pytest.mark.parametrize("layers", [[1], [0, 1]], ids=str)
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "t5"])
+@pytest.mark.parametrize("family", [name for name in STRUCTURAL if name != "t5"])
 def test_memit_reaches_z_as_lambda_vanishes(
     family: str, layers: list[int], make_method: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +95,7 @@ def test_memit_reaches_z_as_lambda_vanishes(
         searches.append((site, values))
         return values
 
-    monkeypatch.setattr("easyeditor.methods.memit.optimize_values", recorded)
+    monkeypatch.setattr("easyeditor.methods.locate.optimize_values", recorded)
     target = lm(family)
     rows = [subject_rows(target, edit, [""])[0] for edit in EDITS]
     errors = []

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from easyeditor import MEMITHyperParams, ROMEHyperParams
 from easyeditor.associative.solve import Cholesky
+from easyeditor.errors import MomentsError
 from easyeditor.lm import LM
 from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
@@ -403,11 +404,38 @@ def test_a_changed_moment_never_meets_an_old_factor(
     assert equal(patch_of(method), changed)
 
 
-def test_with_its_factor_there_a_moment_is_not_read(method: Maker, tmp_path: Path) -> None:
-    patch_of(method)
+@pytest.mark.parametrize("damage", ["one bit", "not a number", "zero", "no digest and zero"])
+def test_a_damaged_moment_is_collected_again_with_a_warning(
+    damage: str, method: Maker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = patch_of(method)
     for path, moment, info in kept_moments(tmp_path):
-        save_file({"moment": torch.full_like(moment, float("nan"))}, path, metadata=info)
-    assert all(part.isfinite().all() for part in patch_of(method).values())
+        if damage == "one bit":
+            content = bytearray(path.read_bytes())
+            content[-11] ^= 1 << 6
+            path.write_bytes(content)
+            continue
+        value = float("nan") if damage == "not a number" else 0.0
+        stated = {k: v for k, v in info.items() if k != "digest" or not damage.startswith("no")}
+        save_file({"moment": torch.full_like(moment, value)}, path, metadata=stated)
+    assert equal(patch_of(method), first)
+    assert "made again" in caplog.text
+    assert all(digest_of(moment) == info["digest"] for _, moment, info in kept_moments(tmp_path))
+
+
+def test_one_flipped_bit_of_a_factor_is_seen(method: Maker, tmp_path: Path) -> None:
+    first = patch_of(method)
+    for path in factor_files(tmp_path):
+        content = bytearray(path.read_bytes())
+        content[-11] ^= 1 << 6
+        path.write_bytes(content)
+    assert equal(patch_of(method), first)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -1.0])
+def test_a_matrix_without_a_factor_is_refused_by_name(value: float) -> None:
+    with pytest.raises(MomentsError, match="no Cholesky factor"):
+        Cholesky.of(torch.full((4, 4), value))
 
 
 def test_factoring_changes_no_file_of_a_moment(method: Maker, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,18 +20,38 @@ import torch
 import outer
 from easyeditor import load_patch
 from easyeditor.errors import PatchStateError
+from easyeditor.lm.forward.context import has_adapters
+from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.hooks import adding, gathering, reading_output, substituting
+from easyeditor.patches.adapter import AddVector
+from easyeditor.patches.batched import applied_per_row
+from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.outside import adopt_weights, discard_changes
 from easyeditor.patches.parts import LowRank
 from easyeditor.patches.stack import applied, is_patched, stack_of, without_patches
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.patches.weight_sum import FEW
-from support import Snapshot, lm
+from support import Snapshot, lm, unsettle
 from test_patch_algebra import differing, info, patch, weights
 
 DATA = Path(__file__).parent / "data"
 WATCHED = tuple(
     str(outer.SOURCE / f"{name}.py")
-    for name in ("patches/stack", "patches/weight", "patches/weight_sum", "lm/originals")
+    for name in (
+        "patches/stack",
+        "patches/weight",
+        "patches/weight_sum",
+        "patches/module",
+        "patches/batched",
+        "patches/route",
+        "lm/originals",
+        "lm/hooks",
+        "lm/restoring",
+        "lm/model",
+        "lm/routing",
+        "lm/forward/context",
+        "lm/forward/partial",
+    )
 )
 
 
@@ -57,12 +77,12 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
         sys.settrace(former)
 
 
-def at_every_line(change: Callable[[], None], check: Callable[[], None], stride: int = 1) -> int:
-    """Interrupt ``change`` at every line, and ``check`` after each; returns how many there are."""
+def at_every_line(change: Callable[[], None], check: Callable[[], None], most: int = 400) -> int:
+    """Interrupt ``change`` at (``most``) lines, and ``check`` after each; returns their number."""
     with interrupted_at(0) as count:
         change()
     check()
-    for line in range(1, count[0] + 1, stride):
+    for line in range(1, count[0] + 1, 1 + count[0] // most):
         with interrupted_at(line), suppress(KeyboardInterrupt):
             change()
         check()
@@ -113,6 +133,42 @@ def test_an_interrupt_at_any_line_leaves_what_the_stack_says(count: int) -> None
 
     assert at_every_line(change, check) > 100
     assert all(p.requires_grad for p in target.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["rest", "hooks", "weights", "blocks", "adapters", "rows"])
+def test_an_interrupt_leaves_no_hook_flag_or_stub(name: str) -> None:
+    target = lm("llama")
+    unsettle(target.model)
+    before = Snapshot(target.model)
+    place, row = target.projection(0), torch.tensor([0])
+    vector = torch.ones(place.d_out)
+    steering = ModulePatch({"model.layers.0.mlp": (AddVector(vector),)}, info(target))
+
+    def change() -> None:
+        with ExitStack() as inside:
+            if name == "rest":
+                inside.enter_context(target.at_rest())
+            elif name == "hooks":
+                inside.enter_context(adding(place.module, row, vector[None]))
+                inside.enter_context(gathering(target.head, row, row))
+                inside.enter_context(reading_output(place.module, stop=False))
+            elif name == "weights":
+                weight = {place.path: target.model.get_parameter(place.path).detach() * 2}
+                inside.enter_context(substituting(target.model, weight))
+            elif name == "blocks":
+                inside.enter_context(stubbed(target.blocks, 1, None))
+            elif name == "adapters":
+                inside.enter_context(applied(target.model, steering))
+            else:
+                inside.enter_context(applied_per_row(target, [steering, None]))
+
+    def check() -> None:
+        assert before.differences(target.model) == []
+        assert "generate" not in vars(target.model)
+        assert not has_adapters(target.model)
+        assert stack_of(target.model).patches == ()
+
+    assert at_every_line(change, check, 60) > 4
 
 
 def test_two_threads_wait_for_each_other() -> None:

@@ -29,7 +29,7 @@ def test_all_is_what_can_be_imported():
     names.pop("__builtins__")
     assert sorted(names) == sorted(easyeditor.__all__) == sorted(dir(easyeditor))
     assert len(set(easyeditor.__all__)) == len(easyeditor.__all__)
-    assert set(easyeditor.__all__) == {*easyeditor._PUBLIC, "__version__"}
+    assert set(easyeditor.__all__) == {*easyeditor._PUBLIC, *easyeditor._SETTINGS, "__version__"}
 
 
 def test_type_checkers_see_the_same_names():
@@ -45,7 +45,21 @@ def test_type_checkers_see_the_same_names():
     told = {
         name: f"easyeditor.{module}:{name}" for name, module in sorted(easyeditor._PUBLIC.items())
     }
+    settings = {name: seen.pop(name).rpartition(":")[0] for name in easyeditor._SETTINGS}
     assert dict(sorted(seen.items())) == told
+    for name, module in settings.items():  # of the methods, from the table of methods
+        assert getattr(easyeditor, name).__module__ == module
+
+
+def test_a_registered_method_brings_its_settings(monkeypatch):
+    from easyeditor.methods import METHODS
+
+    monkeypatch.setattr(
+        METHODS, "_entries", {**METHODS._entries, "NEW": "easyeditor.methods.ft:FT"}
+    )
+    assert easyeditor.NEWHyperParams is easyeditor.FTHyperParams
+    with pytest.raises(AttributeError, match="has no attribute 'OTHERHyperParams'"):
+        _ = easyeditor.OTHERHyperParams
 
 
 @pytest.mark.parametrize("name", [n for n in easyeditor.__all__ if n != "__version__"])

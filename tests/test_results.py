@@ -7,7 +7,8 @@ import pytest
 
 from easyeditor.methods import METHODS
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize("method", ["ROME", "MEMIT", "FT"])
@@ -17,3 +18,21 @@ def test_quality_was_measured_with_the_preset(method):
     settings = measured["settings"]
     assert settings == {name: preset[name] for name in settings}
     assert measured["not_taken"] == []
+
+
+def test_the_readme_shows_what_was_measured():
+    results = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
+    lines = []
+    for method, label in [
+        ("ROME", "ROME, one at a time"),
+        ("MEMIT", "MEMIT, all in one batch"),
+        ("FT", "FT-M, one at a time"),
+    ]:
+        post = results[method]["post"]
+        scores = [
+            post["rewrite_acc"],
+            post["rephrase_success"],
+            post["locality"]["neighborhood_acc"],
+        ]
+        lines.append(f"| {label} | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
+    assert "\n".join(lines) in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from easyeditor.lm.forward.partial import (
     stubbed,
 )
 from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, shared_lm
+from tiers import STRUCTURAL, tiered
 
 # Subjects near the answer (a window of 6 tokens must reach it); the last one opens its prompt.
 NEAR = (
@@ -33,7 +34,7 @@ NEAR = (
 )
 SEARCH = ValueOptions(5, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
 SITES = [Site(0, "down"), Site(1, "down"), Site(0, "block"), Site(1, "block")]
-every_family = pytest.mark.parametrize("family", tiny.CAUSAL)
+every_family = pytest.mark.parametrize("family", tiered(tiny.CAUSAL))
 every_site = pytest.mark.parametrize("site", SITES, ids=lambda site: f"{site.kind}{site.layer}")
 some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
 
@@ -129,7 +130,7 @@ def first_losses(target: LM) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("family", [*tiny.CAUSAL, "lfm2"])
+@pytest.mark.parametrize("family", tiered([*tiny.CAUSAL, "lfm2"], {*STRUCTURAL, "lfm2"}))
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_first_loss_is_that_of_the_unedited_model(family: str, resume: bool) -> None:
     target = shared_lm(family)

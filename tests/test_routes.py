@@ -23,6 +23,7 @@ from easyeditor.patches.patch import PatchInfo, merge
 from easyeditor.patches.route import RoutePatch
 from easyeditor.patches.stack import applied, is_patched, stack_of
 from support import Snapshot, lm, shared_lm
+from tiers import tiered
 
 ASKED = ["Berlin is the capital of", "She plays the piano", "Rome is the capital of"]
 PAIRS = [(prompt, answer) for prompt in ASKED for answer in ("Italy", "well")]
@@ -165,7 +166,7 @@ def test_what_cannot_be_routed() -> None:
 LONG = "Because it rained, I stayed inside and you went to see the river in the city. " * 3
 
 
-@pytest.mark.parametrize("family", [f for f in tiny.CAUSAL if f != "mpt"])
+@pytest.mark.parametrize("family", tiered(f for f in tiny.CAUSAL if f != "mpt"))
 def test_a_shared_beginning_changes_no_score(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MPT has too few positions here; sliding windows fall back to whole passes."""
     target = shared_lm(family)

@@ -18,6 +18,7 @@ from easyeditor.lm.forward import partial as resume
 from easyeditor.lm.forward.activation_memory import BufferPool, Kept, low_memory_autograd
 from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
 from support import shared_lm
+from tiers import tiered
 
 SITE = Site(0, "down")
 RUNS = [EditRow(tuple(range(3, 3 + n)), at, (n - 1,)) for n, at in ((9, 5), (7, 3), (9, 0), (4, 3))]
@@ -41,7 +42,7 @@ def gradient(opened: FullForward | PartialForward) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("kind", [PartialForward, FullForward])
-@pytest.mark.parametrize("family", tiny.CAUSAL)
+@pytest.mark.parametrize("family", tiered(tiny.CAUSAL))
 def test_every_gradient_keeps_its_bits(
     family: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:

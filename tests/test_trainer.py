@@ -28,6 +28,7 @@ from easyeditor.lm.inference import score
 from easyeditor.methods.mend.learner import MENDLearner
 from easyeditor.train.log import CURVE, LOG, read_log
 from support import EDITS, Interrupt, Snapshot, lm, unsettle
+from tiers import tiered
 from training_child import CASES, config, trainer
 
 HERE = Path(__file__).parent
@@ -172,7 +173,8 @@ def test_the_classic_lines_run_as_they_were_written(tmp_path, monkeypatch, folde
     metrics, _, _ = BaseEditor.from_hparams(edit).edit(
         prompts=[EDITS[0].prompt], target_new=[EDITS[0].target], keep_original_weight=True
     )
-    assert metrics[0]["post"]["rewrite_acc"] >= 0
+    pre, post = (metrics[0][when]["rewrite_prob"]["target_new"] for when in ("pre", "post"))
+    assert post > pre, metrics
 
 
 def test_counterfact_records_train_too(tmp_path):
@@ -199,7 +201,7 @@ def test_counterfact_records_train_too(tmp_path):
 # -- going on after a crash -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [7, 12, 13, 14, 20, 24])
+@pytest.mark.parametrize("call", tiered([7, 12, 13, 14, 20, 24], {7, 14}))
 def test_a_training_that_broke_off_ends_with_the_same_bits(call, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         breaking(patched, call)
@@ -217,6 +219,7 @@ def test_a_training_that_broke_off_ends_with_the_same_bits(call, whole, tmp_path
     assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_up_with_the_same_bits(whole, tmp_path):
     command = [sys.executable, str(HERE / "training_child.py"), str(tmp_path), "15"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -67,6 +67,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shared,
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
     kind, folder = shared
     code, told = launch(tmp_path, kind, "15")
@@ -80,6 +81,7 @@ def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
     assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_a_share_that_has_no_paraphrase(tmp_path):
     found = {}
     for kind in KINDS:
@@ -95,6 +97,7 @@ def test_mixed_precision_and_a_share_that_has_no_paraphrase(tmp_path):
     assert found["DDP"] == pytest.approx(full.metrics["edit_nll"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_of_a_programs_processes_trains_alone(tmp_path):
     code, told = launch(tmp_path, "LONE", "0")
     assert code == 0, told
@@ -103,6 +106,7 @@ def test_one_of_a_programs_processes_trains_alone(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
+@pytest.mark.slow
 def test_the_first_fsdp_is_refused(tmp_path):
     code, told = launch(tmp_path, "FSDP", "0", version="1")
     assert code != 0

@@ -9,11 +9,16 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import tiny
-from easyeditor import LM
-from easyeditor.errors import OutputError
+from easyeditor import LM, Case, Edit
+from easyeditor.bench.run_dir import RunDirectory
+from easyeditor.data.write import write_cases
+from easyeditor.errors import EasyEditError, OutputError
+from easyeditor.evaluate.judge import Judge, Question
 from easyeditor.lm.loading import save
+from easyeditor.tensor_file import write_tensor_file
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +68,24 @@ def test_room_is_checked_before_writing(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(type(lm.model), "save_pretrained", lambda *_, **__: pytest.fail("written"))
     with pytest.raises(OutputError, match=r"edited needs about .* but the disk .* has 10.0 kB"):
         save(lm, tmp_path / "edited")
+
+
+NAMES = {"a NUL": "a\0b", "too long": "x" * 300, "no folder": "/proc/x", "in a file": "file/x"}
+WRITERS = {
+    "cases": lambda place: write_cases([Case("0", Edit("a", "b"))], f"{place}.json"),
+    "tensors": lambda place: write_tensor_file(place, {"a": torch.ones(1)}, "easyedit", {}),
+    "run": lambda place: RunDirectory(place, {}),
+    "model": lambda place: save(LM(tiny.model("llama"), tiny.tokenizer()), place),
+    "cache": lambda place: Judge("http://127.0.0.1:9/v1", "m", cache=place)([QUESTION]),
+}
+QUESTION = Question("a", "b", "c")
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_bad_names_are_typed_errors_of_the_name_that_was_given(tmp_path, write, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(EasyEditError, match=r"cannot be") as error:
+        write(tmp_path / name)
+    assert ".part" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

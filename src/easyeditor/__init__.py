@@ -15,6 +15,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from easyeditor.methods import METHODS
+
 if TYPE_CHECKING:
     from easyeditor.data.counterfact import CounterFactDataset as CounterFactDataset
     from easyeditor.data.dataset import CaseDataset as CaseDataset
@@ -66,24 +68,17 @@ _PUBLIC = {
     "EditResult": "editors.base",
     "EditTrainer": "train.trainer",
     "EditsDataset": "data.edits_file",
-    "FTHyperParams": "methods.ft",
     "Generate": "edits",
-    "IKEHyperParams": "methods.ike.ike",
     "ImageRef": "edits",
-    "KNHyperParams": "methods.kn",
     "KnowEditDataset": "data.knowedit",
     "LM": "lm.model",
-    "MEMITHyperParams": "methods.memit",
-    "MENDHyperParams": "methods.mend.settings",
     "MENDTrainingHparams": "methods.mend.settings",
     "MQuAKEDataset": "data.mquake",
     "Patch": "patches.patch",
     "Probe": "edits",
     "Prompt": "edits",
     "QAEditDataset": "data.qaedit",
-    "ROMEHyperParams": "methods.rome",
     "RippleEditsDataset": "data.rippleedits",
-    "SERACHyperParams": "methods.serac.settings",
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
     "WeightPatch": "patches.weight",
@@ -94,49 +89,19 @@ _PUBLIC = {
     "save_patch": "patches.files",
 }
 
-__all__ = [
-    "LM",
-    "BaseEditor",
-    "Case",
-    "CaseDataset",
-    "CounterFactDataset",
-    "EasyEditError",
-    "Edit",
-    "EditResult",
-    "EditTrainer",
-    "EditsDataset",
-    "FTHyperParams",
-    "Generate",
-    "IKEHyperParams",
-    "ImageRef",
-    "KNHyperParams",
-    "KnowEditDataset",
-    "MEMITHyperParams",
-    "MENDHyperParams",
-    "MENDTrainingHparams",
-    "MQuAKEDataset",
-    "Patch",
-    "Probe",
-    "Prompt",
-    "QAEditDataset",
-    "ROMEHyperParams",
-    "RippleEditsDataset",
-    "SERACHyperParams",
-    "SERACTrainingHparams",
-    "Score",
-    "WeightPatch",
-    "ZsreDataset",
-    "__version__",
-    "load",
-    "load_patch",
-    "open_dataset",
-    "save_patch",
-]
+# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods.
+_SETTINGS = {f"{name}HyperParams": name for name in METHODS.built_in}
+
+__all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
+    if name.endswith("HyperParams"):
+        method = name.removesuffix("HyperParams")
+        if method in METHODS:
+            return METHODS.get(method).hyperparams_class
     raise AttributeError(f"module 'easyeditor' has no attribute {name!r}")
 
 

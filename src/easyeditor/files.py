@@ -26,7 +26,7 @@ MOST_NAME_CHARACTERS = 40
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
+def written_whole(file: Path, *, parents: bool = False) -> Iterator[Path]:
     """A path in a scratch folder beside ``file``; at the end that file takes the place of ``file``.
 
     On any error nothing is left and ``file`` is unharmed. A killed process leaves a scratch folder
@@ -34,7 +34,9 @@ def written_whole(file: Path) -> Iterator[Path]:
     the mode of the one it replaces, else the mode that the user's umask asks for, whatever the
     library that wrote it chose. A symbolic link stays a link: the file it leads to is replaced.
 
-    The folder must exist.
+    Args:
+        file: the file.
+        parents: make its folder where there is none; else the folder must exist.
 
     Raises:
         OutputError: the name is impossible; ``file`` is a folder or a special file (``/dev/null``,
@@ -42,6 +44,8 @@ def written_whole(file: Path) -> Iterator[Path]:
     """
     target = _target(file)
     _refuse_special(target, file)
+    if parents:
+        _make_folder(target.parent, file)
     with _scratch_folder(target, file) as scratch:
         part = scratch / target.name
         yield part
@@ -62,10 +66,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     """
     target = _target(folder)
     _refuse_full_folder(target, folder)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_written(folder, error) from None
+    _make_folder(target.parent, folder)
     with _scratch_folder(target, folder) as scratch:
         content = scratch / "content"
         content.mkdir()
@@ -235,6 +236,13 @@ def _target(path: Path) -> Path:
         return path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError) as error:  # too long a name, a loop of links
         raise _not_written(path, error) from None
+
+
+def _make_folder(folder: Path, given: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(given, error) from None
 
 
 def _refuse_special(target: Path, given: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from easyeditor.errors import HyperParamsError, HyperParamsFileError, did_you_mean
+from easyeditor.model_spec import ModelSpec
 
 log = logging.getLogger(__name__)
 H = TypeVar("H", bound="HyperParams")
@@ -84,6 +85,19 @@ def preset_name(model_name: str, presets: Iterable[str]) -> str | None:
     return None
 
 
+MODEL_FIELDS = (
+    "model_name",
+    "device",
+    "model_parallel",
+    "fp16",
+    "dtype",
+    "chat_template",
+    "quantization",
+)
+"""The fields of :class:`ModelSpec`, but for ``trust_remote_code``: no file of settings allows that
+code of a model is run."""
+
+
 class HyperParams(BaseModel):
     """What all methods share. Subclasses add fields, ``presets`` and ``ignored``.
 
@@ -110,12 +124,13 @@ class HyperParams(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     chat_template: bool = False
     quantization: Literal["8bit", "4bit"] | None = None
-    layers: Layers = (0,)
 
     _family_claims: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __init__(self, /, **data: Any) -> None:
         kind = type(self)
+        if "model" in data:
+            data = {**_flat(data.pop("model")), **data}
         if "alg" in data:
             data.setdefault("alg_name", data.pop("alg"))
         claims = {key: str(data.pop(key)) for key in FAMILY_KEYS & data.keys()}
@@ -136,6 +151,15 @@ class HyperParams(BaseModel):
         except ValidationError as error:
             raise HyperParamsError(_explain(kind, error)) from None
         self._family_claims = claims
+
+    @property
+    def model(self) -> ModelSpec:
+        """Which model is loaded, and how: what :func:`easyeditor.load` takes.
+
+        The classic files have its fields side by side with the others, so they are stored flat;
+        ``HyperParams(model=ModelSpec(...))`` takes them together.
+        """
+        return ModelSpec(**{name: getattr(self, name) for name in MODEL_FIELDS})
 
     @property
     def family_claims(self) -> dict[str, str]:
@@ -198,7 +222,9 @@ class HyperParams(BaseModel):
         return cls(**{"model_name": model_name, **changes})
 
     def replace(self: H, **changes: Any) -> H:
-        """A checked copy with ``changes``."""
+        """A checked copy with ``changes``; ``model`` may be one of them."""
+        if "model" in changes:
+            changes = {**_flat(changes.pop("model")), **changes}
         copy = type(self)(**{**self.model_dump(), **changes})
         copy._family_claims = {**self._family_claims, **copy._family_claims}
         return copy
@@ -210,8 +236,21 @@ class HyperParams(BaseModel):
         return by_name.get(label.lower(), {})
 
     def resolved(self: H, n_layers: int) -> H:
-        """The same settings with absolute layer numbers, for a model of ``n_layers``."""
-        return self.replace(layers=resolve_layers(self.layers, n_layers))
+        """The same settings with absolute layer numbers, for a model of ``n_layers``.
+
+        Methods that edit no layer have no field ``layers``, and keep their settings as they are.
+        """
+        layers = dict(self).get("layers")
+        return self if layers is None else self.replace(layers=resolve_layers(layers, n_layers))
+
+
+def _flat(spec: object) -> dict[str, Any]:
+    if not isinstance(spec, ModelSpec):
+        raise HyperParamsError(
+            f"model must be a ModelSpec, not {type(spec).__name__} ({spec!r}). Give "
+            "ModelSpec(model_name=...), or the fields of one by themselves: model_name=..."
+        )
+    return {name: getattr(spec, name) for name in MODEL_FIELDS}
 
 
 def _explain(kind: type[HyperParams], error: ValidationError) -> str:

@@ -37,6 +37,11 @@ class Registry(Generic[T]):
         self._read_entry_points()
         return iter(self._entries)
 
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """The names that are known without asking other installed packages."""
+        return tuple(self._entries)
+
     def _read_entry_points(self) -> None:
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():

@@ -63,9 +63,8 @@ def write_tensor_file(
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(header, ensure_ascii=False)
     metadata = {key: text, DIGEST: content_digest(text, whole)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with written_whole(file) as beside:
+        with written_whole(file, parents=True) as beside:
             save_file(whole, beside, metadata=metadata)
             _sort_metadata(beside)
     except SafetensorError as error:  # its own error, also for a full disk

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from easyeditor.errors import HyperParamsError
+from easyeditor.errors import HyperParamsError, MomentsError
 
 BLOCK = 2048
 """Rows and columns that are turned into float64 at once."""
@@ -108,6 +108,9 @@ class Cholesky:
 
         ``overwrite`` lets the factor take the memory of the matrix, whose numbers are then gone:
         of a model with 7 billion parameters it is 4 % of the weights.
+
+        Raises:
+            MomentsError: the matrix is not finite, or far from positive semi-definite.
         """
         ridge = 1e-5
         while True:
@@ -115,9 +118,14 @@ class Cholesky:
             c.diagonal().add_(ridge * c.diagonal().mean())
             lower, info = c.mT, torch.empty((), dtype=torch.int32, device=c.device)
             torch.linalg.cholesky_ex(lower, out=(lower, info))  # in place: these are large
-            if int(info) == 0 or ridge > 1:
+            if int(info) == 0:
                 kept = moment.mT if overwrite and moment.dtype == torch.float32 else None
                 return cls(lower.float() if kept is None else kept.copy_(lower))
+            if ridge > 1:
+                raise MomentsError(
+                    "The second moment has no Cholesky factor: it is not finite, or not positive "
+                    "semi-definite. Collect it again (`easyedit moments`), in float32 or bfloat16."
+                )
             ridge *= 10
 
     @property

@@ -134,7 +134,7 @@ def _search_group(
     slot = {edit: i for i, edit in enumerate(members)}
     size = norms[members]
     delta = torch.zeros_like(found.origin[members])
-    adam = _Adam(delta, search.v_lr)
+    adam = torch.optim.Adam([delta], lr=search.v_lr, foreach=False)
     batches = micro_batches(lm, site, [line for own in lines for line in own], costs, memory)
     give_back()  # opening them took more than they keep
     alive = set(members)
@@ -179,24 +179,11 @@ def _search_group(
             give_back()  # before what is kept of the batches is copied
             batches = [batch for batch in batches if batch.keep(alive)]
         rows = torch.tensor([slot[edit] for edit in sorted(alive)], device=delta.device)
-        changed = adam.step(delta, gradient)[rows]
+        stopped, delta.grad = delta.clone(), gradient
+        adam.step()  # of all rows: those that have stopped are put back
+        changed = delta[rows]
         longest = search.clamp_norm_factor * size[rows]
         norm = changed.norm(dim=1, keepdim=True)
+        delta.copy_(stopped)
         delta[rows] = torch.where(norm > longest, changed * (longest / norm), changed)
     found.delta[members] = delta
-
-
-class _Adam:
-    """Adam (arXiv 1412.6980) on rows of one tensor; the first use of torch's loads its compiler."""
-
-    def __init__(self, like: torch.Tensor, rate: float) -> None:
-        self._mean, self._square = torch.zeros_like(like), torch.zeros_like(like)
-        self._rate, self._steps = rate, 0
-
-    def step(self, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """The next value."""
-        self._steps += 1
-        self._mean.lerp_(gradient, 1 - 0.9)
-        self._square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-        spread = (self._square.sqrt() / (1 - 0.999**self._steps) ** 0.5).add_(1e-8)
-        return value.addcdiv(self._mean, spread, value=-self._rate / (1 - 0.9**self._steps))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.bench.config import differences
-from easyeditor.errors import BenchError, OutputError, RunBusyError, RunMismatchError
+from easyeditor.errors import BenchError, EasyEditError, OutputError, RunBusyError, RunMismatchError
 from easyeditor.files import PART, written_whole
 from easyeditor.folder_lock import FolderLock, lock_files
 from easyeditor.json_log import JsonLog
@@ -76,7 +76,9 @@ class RunDirectory:
                 self.path, LOCK, RunBusyError, "Wait for it, or give another --out."
             )
             self._lock.acquire()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            if isinstance(error, EasyEditError):
+                raise
             raise BenchError(f"{path} cannot be used for a run: {error}.") from None
         try:
             self._claim(dict(description))
@@ -148,8 +150,7 @@ def write_whole(path: Path, text: str) -> None:
         BenchError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part, part.open("w", encoding="utf-8") as file:
+        with written_whole(path, parents=True) as part, part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

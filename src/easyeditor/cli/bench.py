@@ -47,7 +47,6 @@ Example:
 """
 LOCAL = "local"
 PROTOCOLS = ("single", "batch", "sequential")
-LOADING = ("device", "dtype", "fp16", "model_parallel", "chat_template", "quantization")
 REPORT_EXAMPLES = """
 Example:
 
@@ -279,16 +278,17 @@ def _run(
     from functools import partial
 
     from easyeditor.bench.runner import run as carry_out
-    from easyeditor.editors.base import load_for
+    from easyeditor.hyperparams import MODEL_FIELDS
+    from easyeditor.lm.loading import load
 
     if ray is None and workers is not None:
         raise typer.BadParameter("is for --ray", param_hint="--workers")
     first, *others = plan.methods.values()
-    for name in LOADING:
+    for name in MODEL_FIELDS:
         if any(getattr(other, name) != getattr(first, name) for other in others):
             raise typer.BadParameter(f"{name} must be the same for all: they share one model")
     with output.loading(first.model_name):
-        lm = load_for(first, trust_remote_code=trust)
+        lm = load(first.model, trust_remote_code=trust)
     if ray is None:
         carry_out(lm, plan, out)
         return
@@ -296,7 +296,7 @@ def _run(
 
     address = None if ray == LOCAL else ray
     with RayExecutor(
-        partial(load_for, first, trust_remote_code=trust), plan, workers, address
+        partial(load, first.model, trust_remote_code=trust), plan, workers, address
     ) as executor:
         carry_out(lm, plan, out, executor)
 

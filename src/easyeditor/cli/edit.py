@@ -119,9 +119,10 @@ def edit(
     )
     model = settings.model_name
     with output.loading(model):
-        from easyeditor.editors.base import BaseEditor, load_for
+        from easyeditor.editors.base import BaseEditor
+        from easyeditor.lm.loading import load
 
-        editor = BaseEditor(load_for(settings, trust_remote_code=trust_remote_code), settings)
+        editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
     known = [] if force else verdict.known_already(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:

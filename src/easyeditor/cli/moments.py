@@ -87,9 +87,9 @@ def moments(
     model = settings.model_name
     settings = options.loaded_as(settings, device=device, dtype=dtype)
     with output.loading(model):
-        from easyeditor.editors.base import load_for
+        from easyeditor.lm.loading import load
 
-        lm = load_for(settings, trust_remote_code=trust_remote_code)
+        lm = load(settings.model, trust_remote_code=trust_remote_code)
     column = settings.column(lm)
     chosen = [int(n) for n in resolve_layers(wanted or settings.layers, column.n_layers)]
     told = {"method": method, "model": model, "dataset": settings.mom2_dataset}

@@ -81,4 +81,6 @@ def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch:
 
 def wrecked(post: Mapping[str, Any]) -> str | None:
     """Why the free answer after the edit is no text any more; None where it is."""
-    return None
+    from easyeditor.evaluate.degeneration import unsound
+
+    return unsound(post)

@@ -11,7 +11,7 @@ from typing import Any
 
 from easyeditor.data.edits_file import ARROW, HOP, NEAR
 from easyeditor.edits import Case, Edit, Probe, Prompt
-from easyeditor.errors import DataError
+from easyeditor.errors import DataError, OutputError
 from easyeditor.files import written_whole
 
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -41,10 +41,14 @@ def write_cases(
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{file}: edits are written as .json, .jsonl or .csv, not {suffix!r}.")
-    if file.exists() and not (force and file.is_file()):
+    try:
+        exists, is_file = file.exists(), file.is_file()
+    except (OSError, ValueError):  # an impossible name; writing says why
+        exists = is_file = False
+    if exists and not (force and is_file):
         raise DataError(
-            f"{file} exists{' and is no file' * (not file.is_file())}; take another name"
-            f"{', or --force (in Python force=True) to replace it' * file.is_file()}."
+            f"{file} exists{' and is no file' * (not is_file)}; take another name"
+            f"{', or --force (in Python force=True) to replace it' * is_file}."
         )
     try:
         with written_whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
@@ -59,6 +63,8 @@ def write_cases(
                 for i, case in enumerate(cases):
                     out.write(("," if i else "") + "\n" + _dump(case))
                 out.write("\n]\n")
+    except OutputError as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
     except UnicodeEncodeError as error:

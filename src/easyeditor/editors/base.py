@@ -110,7 +110,7 @@ class BaseEditor:
             ModelLoadError: it cannot be found or read.
         """
         _check(hparams)
-        return cls(load_for(hparams), hparams)
+        return cls(load(hparams.model), hparams)
 
     @classmethod
     def from_pretrained(
@@ -288,7 +288,9 @@ class BaseEditor:
             self.method.use_corpus(train_ds)
         keep = not options.get("keep_original_weight", False)
         size = self.method.batch_size if batch else 1
-        recorder = MetricRecorder(self.lm, cases, options.get("measures") or Measures())
+        recorder = MetricRecorder(
+            self.lm, cases, options.get("measures") or Measures(), together=size >= len(cases)
+        )
         session, before = self.session, self.session.state
         journal = options.get("journal")
         try:
@@ -328,25 +330,6 @@ class _Undo:
 
     patch: Patch
     state: State | None
-
-
-def load_for(hparams: HyperParams, *, trust_remote_code: bool = False) -> LM:
-    """The model that the hyper-parameters name, loaded as they say.
-
-    No file of hyper-parameters can allow that code of a model is run: ``trust_remote_code`` does.
-
-    Raises:
-        ModelLoadError: it cannot be found or read.
-    """
-    return load(
-        hparams.model_name,
-        device=hparams.device,
-        dtype="float16" if hparams.fp16 else hparams.dtype,
-        model_parallel=hparams.model_parallel,
-        chat_template=hparams.chat_template,
-        quantization=hparams.quantization,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:

@@ -6,7 +6,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from easyeditor.editors.advice import (
+    notes_before,
+    overwritten,
+    repeated_subjects,
+    said_already,
+)
 from easyeditor.edits import Case
+from easyeditor.evaluate.degeneration import examine, free_answers
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, Replies, observe
 from easyeditor.evaluate.scorers import scorers
@@ -50,11 +57,21 @@ class CaseSummary:
 class MetricRecorder:
     """One :class:`MetricDict` per case; the unedited model is asked once, on construction.
 
+    Beside the scores, ``free_answer`` says what the edited model writes
+    (:mod:`easyeditor.evaluate.degeneration`), and ``notes``, where there are any, what to know of
+    the request (:mod:`easyeditor.editors.advice`).
+
     Attributes:
         metrics: in the order of the cases.
+
+    Args:
+        together: the cases are edited in one batch, so that none comes after another.
     """
 
-    def __init__(self, lm: LM, cases: Sequence[Case], measures: Measures) -> None:
+    def __init__(
+        self, lm: LM, cases: Sequence[Case], measures: Measures, *, together: bool = False
+    ) -> None:
+        self._cases, self._together = cases, together
         self._measures = measures
         self._summary = CaseSummary(cases, measures, None)  # fails before any model is asked
         self._summary.before = observe(lm, cases, measures, self._summary.scorers)
@@ -68,12 +85,31 @@ class MetricRecorder:
             )
             for case in cases
         ]
+        self._free = dict(zip(map(id, cases), free_answers(lm, cases), strict=True))
+        pre = [metric["pre"] for metric in self.metrics]
+        self._notes = notes_before(lm, cases, pre)
+        self._write_notes()
+
+    def _write_notes(self) -> None:
+        later = {} if self._together else repeated_subjects(self._cases)
+        for i, metric in enumerate(self.metrics):
+            notes = list(self._notes[i])
+            if i in later:
+                half = metric.get("final") or metric.get("post") or metric["pre"]
+                taken = "post" not in metric or said_already(half)
+                notes.append(overwritten(later[i], taken))
+            if notes:
+                metric["notes"] = notes
 
     def fill(self, key: str, lm: LM, cases: Sequence[Case]) -> None:
         """Ask ``lm`` about ``cases`` and write the metrics of its replies under ``key``."""
         after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
+        for case, answer in zip(cases, free_answers(lm, cases), strict=True):
+            before = self._free[id(case)]
+            self[case][key]["free_answer"] = examine(lm, case.edit, before, answer)
+        self._write_notes()
 
     def __getitem__(self, case: Case) -> MetricDict:
         return self.metrics[self._number[id(case)]]

@@ -64,8 +64,10 @@ class TextEncoder(nn.Module):
         elif not Path(where).is_dir():
             where = name
         try:
-            model = AutoModel.from_pretrained(str(where), dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(str(where))
+            model = AutoModel.from_pretrained(
+                str(where), dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(where), trust_remote_code=False)
             rules = tokenizer_json(tokenizer)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             reason = (str(error).strip().splitlines() or [repr(error)])[0]

@@ -27,8 +27,10 @@ from easyeditor.errors import (
     HyperParamsError,
     JudgeError,
     MissingExtraError,
+    OutputError,
     did_you_mean,
 )
+from easyeditor.files import check_writable_place
 from easyeditor.json_log import JsonLog
 from easyeditor.progress import bar
 from easyeditor.redaction import Redactor, public_url, url_login, url_secrets, without_login
@@ -232,6 +234,11 @@ class Judge:
             for key, question in zip(keys, questions, strict=True)
             if key not in self._known
         }
+        if missing and self.cache is not None and not self.cache.exists():
+            try:
+                check_writable_place(self.cache)
+            except OutputError as error:
+                raise JudgeError(f"The judge's cache: {error}") from None
         if missing:
             self._ask_all(missing, cache)
         return [

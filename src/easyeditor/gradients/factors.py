@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
+from easyeditor.lm.restoring import hooks_on
 from easyeditor.lm.tokens import Row
 
 
@@ -56,9 +57,8 @@ def factors_of(
 
         return see
 
-    with torch.enable_grad(), ExitStack() as hooks:
-        for site in sites:
-            hooks.callback(site.module.register_forward_hook(seeing(site.path)).remove)
+    hooks = [(site.module, seeing(site.path)) for site in sites]
+    with torch.enable_grad(), hooks_on(hooks):
         loss = nll(logits(rows), rows).sum()
         paths = [site.path for site in sites]
         gradients = torch.autograd.grad(loss, [outputs[path] for path in paths])
@@ -117,8 +117,7 @@ def differentiable_per_row(
 
         return add
 
-    with ExitStack() as hooks:
-        for path, (u, v) in changes.items():
-            module = lm.model.get_submodule(path.rpartition(".")[0])
-            hooks.callback(module.register_forward_hook(adding(u, v)).remove)
+    modules = [lm.model.get_submodule(path.rpartition(".")[0]) for path in changes]
+    hooks = [adding(u, v) for u, v in changes.values()]
+    with hooks_on(list(zip(modules, hooks, strict=True))):
         yield

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyeditor.lm.restoring import hooks_on, restoring
 from easyeditor.lm.weights import WeightHandle, weight_handle
 
 
@@ -51,12 +52,8 @@ def reading_inputs(
 
         return read
 
-    handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(modules)]
-    try:
+    with hooks_on([(module, hook(i)) for i, module in enumerate(modules)], before=True):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -69,11 +66,8 @@ def reading_output(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
         if stop:
             raise Stop
 
-    handle = module.register_forward_hook(read)
-    try:
+    with hooks_on([(module, read)]):
         yield found
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -108,11 +102,8 @@ def adding(module: nn.Module, positions: torch.Tensor, delta: torch.Tensor) -> I
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
         return added(output, positions, delta)
 
-    handle = module.register_forward_hook(add)
-    try:
+    with hooks_on([(module, add)]):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -133,11 +124,8 @@ def replacing_input(
         new = values.to(device=hidden.device, dtype=hidden.dtype)
         return (seen.index_put((at, last), new).view(hidden.shape), *args[1:])
 
-    handle = module.register_forward_pre_hook(replace)
-    try:
+    with hooks_on([(module, replace)], before=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -153,11 +141,8 @@ def gathering(head: nn.Module, rows: torch.Tensor, positions: torch.Tensor) -> I
         picked = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return (picked[None], *args[1:])
 
-    handle = head.register_forward_pre_hook(gather)
-    try:
+    with hooks_on([(head, gather)], before=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -168,23 +153,25 @@ def substituting(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Itera
     """
     held: list[tuple[nn.Module, str, dict[str, nn.Parameter | None]]] = []
     as_loaded: list[WeightHandle] = []
-    try:
+
+    def undo() -> None:
+        for module, name, whole in reversed(held):
+            vars(module).pop(name, None)
+            if [*module._parameters] != [*whole]:  # in their order: optimisers go by it
+                module._parameters.clear()
+                module._parameters.update(whole)
+        for handle in as_loaded:
+            handle.set_raw(None)
+
+    with restoring(undo):
         for path, tensor in tensors.items():
-            storage = weight_handle(model, path)
-            if storage.raw is None:  # a packed weight's layer computes with nothing else
-                as_loaded.append(storage)
-                storage.set_raw(tensor.detach())
+            handle = weight_handle(model, path)
+            if handle.raw is None:  # a packed weight's layer computes with nothing else
+                as_loaded.append(handle)
+                handle.set_raw(tensor.detach())
             owner, _, name = path.rpartition(".")
             module = model.get_submodule(owner)
-            whole = dict(module._parameters)
+            held.append((module, name, dict(module._parameters)))
             del module._parameters[name]
-            held.append((module, name, whole))
             object.__setattr__(module, name, tensor)
         yield
-    finally:
-        for module, name, whole in reversed(held):
-            object.__delattr__(module, name)
-            module._parameters.clear()  # in their order: optimisers and state dicts go by it
-            module._parameters.update(whole)
-        for storage in as_loaded:
-            storage.set_raw(None)

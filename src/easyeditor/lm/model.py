@@ -22,6 +22,7 @@ from easyeditor.lm.forward.context import ForwardContext, forward_context, last_
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.projection import NamedWeight, Projection
 from easyeditor.lm.quantized import keep_readable
+from easyeditor.lm.restoring import restoring
 from easyeditor.lm.routed import RoutedExperts
 from easyeditor.lm.structure import (
     down_map,
@@ -263,16 +264,18 @@ class LM:
         """Evaluation mode and no parameter gradients inside; both exactly restored after."""
         training = [m for m in self.model.modules() if m.training]
         learning = [p for p in self.model.parameters() if p.requires_grad]
-        self.model.eval()
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
+
+        def undo() -> None:
             for parameter in learning:
                 parameter.requires_grad_(True)
             for module in training:
                 module.training = True
+
+        with restoring(undo):
+            self.model.eval()
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield
 
     def pad(self, sequences: Sequence[Sequence[int]], *, left: bool = False) -> Batch:
         """Pad token sequences into a batch on the model's input device.

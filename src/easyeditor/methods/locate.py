@@ -17,7 +17,7 @@ from easyeditor.associative.value_optimization import (
 )
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
-from easyeditor.hyperparams import HyperParams
+from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import model_bytes
@@ -52,6 +52,7 @@ class LocateHyperParams(HyperParams):
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
 
+    layers: Layers = (0,)
     fact_token: Literal["subject_last", "decoder_first"] = "subject_last"
     v_num_grad_steps: int = Field(20, ge=1)
     v_lr: float = Field(0.5, gt=0)

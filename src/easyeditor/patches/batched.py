@@ -11,7 +11,7 @@ precision it does not (there the edited weights are rounded), so it is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 
 from easyeditor.lm.forward.context import derive_contexts, has_adapters, patch_of_row
 from easyeditor.lm.model import LM
+from easyeditor.lm.restoring import hooks_on, restoring
 from easyeditor.patches.module import ModulePatch, RowHook, adapters_at, sites_of
 from easyeditor.patches.parts import LowRank
 from easyeditor.patches.parts import WeightPart as Part
@@ -63,21 +64,24 @@ def applied_per_row(lm: LM, patches: Sequence[Patch | None]) -> Iterator[None]:
     """
     weights = [p.entries if isinstance(p, WeightPatch) else None for p in patches]
     adapters = [p if isinstance(p, ModulePatch) else None for p in patches]
-    with ExitStack() as stack:
-        for path in dict.fromkeys(path for entries in weights for path in entries or ()):
-            module = lm.model.get_submodule(path.rpartition(".")[0])
-            changes = [None if entries is None else entries.get(path) for entries in weights]
-            handle = module.register_forward_hook(_adding(lm, changes))
-            stack.callback(handle.remove)
-        if any(adapters) and not has_adapters(lm.model):
-            stack.callback(derive_contexts, lm.model, False)
+    hooks: list[tuple[nn.Module, Any]] = []
+    for path in dict.fromkeys(path for entries in weights for path in entries or ()):
+        module = lm.model.get_submodule(path.rpartition(".")[0])
+        changes = [None if entries is None else entries.get(path) for entries in weights]
+        hooks.append((module, _adding(lm, changes)))
+    at_sites: list[tuple[nn.Module, Any]] = []
+    for site in sites_of(adapters):
+        at_site = [() if p is None else adapters_at([p]).get(site, ()) for p in adapters]
+        at_sites.append((lm.model.get_submodule(site), RowHook(lm.model, site, at_site)))
+    had_adapters = has_adapters(lm.model)
+
+    def undo() -> None:
+        if at_sites and not had_adapters:
+            derive_contexts(lm.model, False)
+
+    with hooks_on(hooks), hooks_on(at_sites, with_kwargs=True), restoring(undo):
+        if at_sites and not had_adapters:
             derive_contexts(lm.model, True)
-        for site in sites_of(adapters):
-            module = lm.model.get_submodule(site)
-            at_site = [() if p is None else adapters_at([p]).get(site, ()) for p in adapters]
-            hook = RowHook(lm.model, site, at_site)
-            handle = module.register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
         yield
 
 

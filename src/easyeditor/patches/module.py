@@ -21,7 +21,6 @@ from easyeditor.lm.forward.context import (
     decoder_context,
     derive_contexts,
     encoder_context,
-    has_adapters,
     patch_of_row,
 )
 from easyeditor.lm.hooks import hidden_of, with_hidden
@@ -65,11 +64,11 @@ class ModulePatch(Patch):
         for site, module in modules.items():
             hook = SiteHook(model, site, wanted[site])
             module.register_forward_hook(hook, with_kwargs=True)
-        if has_adapters(model) or wanted:
-            derive_contexts(model, bool(wanted))
-        vars(model)[_SITES] = set(wanted)
-        if not wanted:
-            del vars(model)[_SITES]
+        derive_contexts(model, bool(wanted))
+        if wanted:
+            vars(model)[_SITES] = set(wanted)
+        else:
+            vars(model).pop(_SITES, None)
 
     @classmethod
     def merge(cls, patches: Sequence[ModulePatch], compact: bool = False) -> ModulePatch:

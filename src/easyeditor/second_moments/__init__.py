@@ -28,6 +28,7 @@ from easyeditor.lm.model import LM
 from easyeditor.patches.stack import is_patched
 from easyeditor.paths import cache_dir
 from easyeditor.second_moments.accumulate import collected, growing
+from easyeditor.second_moments.cache_file import digest_of as digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 from easyeditor.second_moments.checkpoint import Checkpoint
 from easyeditor.second_moments.corpus import SELF, identity, sequences
@@ -63,11 +64,6 @@ class Moments:
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue; infinite with fewer tokens than ``d_in``."""
         return condition_number(self.eigenvalues())
-
-
-def digest_of(matrix: torch.Tensor) -> str:
-    """16 hexadecimal digits of the SHA-256 of the matrix's numbers."""
-    return hashlib.sha256(matrix.contiguous().view(-1).numpy().data).hexdigest()[:16]
 
 
 def condition_number(eigenvalues: torch.Tensor) -> float:
@@ -206,6 +202,12 @@ def _mean(sums: Sums, i: int, source: str, *, last: bool = False) -> Moments:
     return Moments(matrix, sums.seen, source)
 
 
+def _plausible(diagonal: torch.Tensor) -> bool:
+    """Whether it may be a second moment's, whose diagonal bounds the rest."""
+    finite = bool(diagonal.isfinite().all())
+    return finite and float(diagonal.min()) >= 0 and float(diagonal.max()) > 0
+
+
 class _Shelf:
     """The files of one model and corpus, named by a digest of how they are made."""
 
@@ -253,8 +255,10 @@ class _Shelf:
         tensors, info = kept
         try:
             matrix, tokens = tensors["moment"], int(info["tokens"])
+            if "digest" not in info and not _plausible(matrix.diagonal()):
+                raise ValueError("the diagonal of a second moment is finite and not negative")
             return Moments(matrix, tokens, info["source"], file, info.get("digest", ""))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
             ignored(file, WHAT, repr(error))
             return None
 

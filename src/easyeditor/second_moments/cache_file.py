@@ -1,14 +1,17 @@
-"""Files of a cache: written whole or not at all, and made again where they cannot be read.
+"""Cache files of tensors: written whole or not at all, verified by digest when they are read.
 
-What is in them can always be computed again, so a file that cannot be written or read costs time
-and a warning, never an error.
+Their content can always be computed again, so a file that cannot be written, read or verified
+costs time and a warning, never an error.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +21,32 @@ from easyeditor.files import written_whole
 
 log = logging.getLogger(__name__)
 
+BYTES_PER_READ = 2**20
+DIGEST_DIGITS = 16
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    """16 hexadecimal digits of the SHA-256 of the tensor's numbers."""
+    data = tensor.detach().cpu().contiguous().view(-1).numpy().data
+    return hashlib.sha256(data).hexdigest()[:DIGEST_DIGITS]
+
 
 def write_cache_file(
     file: Path, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str], what: str
 ) -> bool:
-    """Write contiguous tensors and a few words about them; False (and a warning) if it failed."""
+    """Write contiguous tensors with their digests; False (and a warning) if it failed.
+
+    Args:
+        file: what is written.
+        tensors: by name.
+        info: words about them. ``"digest"`` in it is that of the only tensor, already computed.
+        what: names the content in warnings.
+    """
+    digests = {} if "digest" in info else {_key(name): digest_of(t) for name, t in tensors.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as part:
-            save_file(dict(tensors), part, metadata=dict(info))
+            save_file(dict(tensors), part, metadata=dict(info) | digests)
     except (OSError, SafetensorError) as error:  # its own error, also for a full disk
         log.warning("%s could not be kept in %s: %s", what, file, error)
         return False
@@ -34,19 +54,56 @@ def write_cache_file(
 
 
 def read_cache_file(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """The tensors and the words; None if there is no such file, or (with a warning) a bad one.
+    """The tensors and the words; None if there is no such file, or (with a warning) a damaged one.
 
-    The tensors are mapped from the file, for this process alone: writing into them changes no file.
+    Every tensor is compared with the digest that the file states of it (files of former versions
+    may state none). The tensors are mapped from the file, for this process alone: writing into them
+    changes no file.
     """
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, dict(opened.metadata() or {})
+            info = dict(opened.metadata() or {})
+        damaged = [
+            name
+            for name, digest in _digests(file).items()
+            if digest != info.get(_key(name), info.get("digest", digest))
+        ]
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
         ignored(file, what, error)
         return None
+    if damaged:
+        ignored(file, what, f"the numbers of {', '.join(damaged)} do not match their digest")
+        return None
+    return tensors, info
+
+
+def _key(name: str) -> str:
+    return f"digest:{name}"
+
+
+def _digests(file: Path) -> dict[str, str]:
+    """The digest of each tensor, read piece by piece: what is mapped would stay in memory."""
+    digests = {}
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        start = opened.tell()
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                opened.seek(start + first)
+                digests[name] = _digest_of_next(opened, last - first)
+    return digests
+
+
+def _digest_of_next(opened: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256()
+    while size > 0 and (piece := opened.read(min(size, BYTES_PER_READ))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()[:DIGEST_DIGITS]
 
 
 def ignored(file: Path, what: str, why: object) -> None:

@@ -59,7 +59,9 @@ def _read(file: Path, shape: torch.Size, digest: str) -> torch.Tensor | None:
         upper is None
         or info.get("moment") != digest
         or (upper.shape, upper.dtype) != (shape, torch.float32)
+        or not bool(upper.diagonal().isfinite().all())
+        or float(upper.diagonal().min()) <= 0
     ):
-        ignored(file, WHAT, "it holds something else")
+        ignored(file, WHAT, "it holds no Cholesky factor of this moment")
         return None
     return upper

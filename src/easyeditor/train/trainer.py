@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.editors.base import load_for
 from easyeditor.edits import Case
 from easyeditor.errors import (
     EasyEditError,
@@ -28,6 +27,7 @@ from easyeditor.errors import (
 from easyeditor.files import check_writable_place, disk_error, written_whole
 from easyeditor.folder_lock import FolderLock
 from easyeditor.lm.fingerprint import fingerprint
+from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
 from easyeditor.methods.learning import Learner, TrainingHyperParams, examples
@@ -196,7 +196,7 @@ class EditTrainer:
             state, config = PartialState(), self.config
             if state.num_processes > 1:  # each process has a copy of the model
                 config = config.replace(device=str(state.device))
-            self._lm = load_for(config)
+            self._lm = load(config.model)
         return self._lm
 
     def _finish(self, loop: Loop, learner: Learner, seconds: float) -> TrainingResult:

@@ -21,6 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from easyeditor.lm.restoring import restoring
+
 _CONTEXT = "easyedit_context"
 _DERIVED = "easyedit_derived_context"
 _HOOKS = "easyedit_context_hooks"
@@ -139,14 +141,16 @@ class _Generation:
 @contextmanager
 def _setting(model: nn.Module, value: ForwardContext | _Generation) -> Iterator[None]:
     former = vars(model).get(_CONTEXT)
-    try:
-        vars(model)[_CONTEXT] = value
-        yield
-    finally:
+
+    def undo() -> None:
         if former is None:
             vars(model).pop(_CONTEXT, None)
         else:
             vars(model)[_CONTEXT] = former
+
+    with restoring(undo):
+        vars(model)[_CONTEXT] = value
+        yield
 
 
 def forward_context(model: nn.Module, context: ForwardContext) -> Any:
@@ -202,19 +206,19 @@ def forward_generation(model: nn.Module) -> int:
 def derive_contexts(model: nn.Module, wanted: bool) -> None:
     """Give every pass of ``model`` a context from now on, or no longer; for who hooks adapters."""
     vars(model)[_GENERATION] = forward_generation(model) + 1
-    if wanted and not has_adapters(model):
-        vars(model)[_HOOKS] = True
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        ours = [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", 0), _Deriving)]
+        for key in ours:
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+            model._forward_hooks_always_called.pop(key, None)
+            del hooks[key]
+    if wanted:
         deriving = _Deriving()
         model.register_forward_pre_hook(deriving.before, with_kwargs=True)
         model.register_forward_hook(deriving.after, always_call=True)
-    elif not wanted:
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            ours = [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", 0), _Deriving)]
-            for key in ours:
-                del hooks[key]
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
-                model._forward_hooks_always_called.pop(key, None)
-        for name in (_HOOKS, _DERIVED):
+        vars(model)[_HOOKS] = True
+    else:
+        for name in (_HOOKS, _DERIVED, _DECODER_START):
             vars(model).pop(name, None)
     restore_generate(model)
 

@@ -29,6 +29,7 @@ from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
+from easyeditor.lm.restoring import restoring
 from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
@@ -332,15 +333,17 @@ def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
     The list keeps its length and every stub its block's attributes: some models index both.
     """
     originals = list(blocks[:start])
-    try:
+
+    def undo() -> None:
+        for i, block in enumerate(originals):
+            blocks[i] = block
+
+    with restoring(undo):
         for i, block in enumerate(originals):
             stub = copy.copy(block)
             stub.forward = lambda *_args, **_more: stored
             blocks[i] = stub
         yield
-    finally:
-        for i, block in enumerate(originals):
-            blocks[i] = block
 
 
 def open_forward(
@@ -384,8 +387,8 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
         with torch.no_grad():
             slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
             fast = PartialForward(lm, site, sample).logits(zero).float().log_softmax(-1)
-    except (NotResumable, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        log.debug("resuming %s: %r", type(lm.model).__name__, error)
+    except (NotResumable, AttributeError, IndexError, KeyError, TypeError, ValueError) as reason:
+        log.debug("resuming %s: %r", type(lm.model).__name__, reason)
         return False
     if next(lm.model.parameters()).dtype == torch.float32:
         return torch.allclose(fast, slow, rtol=0, atol=1e-3)

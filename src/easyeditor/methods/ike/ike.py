@@ -46,7 +46,7 @@ class IKEHyperParams(HyperParams):
     ``use_icl_examples=False`` is ICE: the fact alone, no corpus and no sentence encoder.
     """
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"results_dir"})
+    ignored: ClassVar[frozenset[str]] = frozenset({"results_dir", "layers"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt2-xl": {"k": 16},  # more does not fit its 1024 tokens
         "gpt-j-6B": {},

@@ -60,7 +60,7 @@ class SERACHyperParams(HyperParams):
         | TrainingHyperParams.ignored - {"archive"}
         | (frozenset(TrainingHyperParams.model_fields) - frozenset(HyperParams.model_fields))
         - {"batch_size"}
-        | {"soft_weighting", "freeze_cntr"}
+        | {"soft_weighting", "freeze_cntr", "layers"}
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         name: {"archive": f"results/SERAC/{name}"} for name in _SMALL
@@ -87,7 +87,7 @@ class SERACTrainingHparams(TrainingHyperParams):
     both together on the mixture ``s · counterfactual + (1 − s) · base``, ``s`` the similarity.
     """
 
-    ignored: ClassVar[frozenset[str]] = TrainingHyperParams.ignored | _VARIANTS
+    ignored: ClassVar[frozenset[str]] = TrainingHyperParams.ignored | _VARIANTS | {"layers"}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         name: {"small_name": small, **(_PUBLISHED if name != "smollm2-135m" else _DESK)}
         for name, small in _SMALL.items()

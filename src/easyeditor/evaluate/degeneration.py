@@ -1,0 +1,133 @@
+"""A short free answer after every edit: is the new answer there, whole, and is what follows text?
+
+Scores under teacher forcing do not see what a model writes behind the answer: an edit can have a
+rewrite accuracy of 1 and continue with "Rome, Italy<start_of_image>" eleven times. The answers
+before and after the edit are compared, so that what a small model does anyway is not a fault.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easyeditor.edits import Case, Edit, Generate
+from easyeditor.joining import unspaced
+from easyeditor.lm.inference import Continuation, continue_all
+from easyeditor.lm.model import LM
+
+FREE_TOKENS = 24
+"""Length of a free answer; longer for a target that would not fit."""
+TOKENS_AFTER_TARGET = 8
+"""How much of the text behind a long target is looked at."""
+LONGEST_PERIOD = 8
+"""Tokens of the longest unit whose repetition is looked for."""
+REPEATS = 3
+"""A unit repeated less often, or covering less than half of the answer, is no fault."""
+COLLAPSED_NATS = 0.02
+"""Mean entropy of the next token below which a model has one continuation only."""
+COLLAPSED_SHARE = 0.1
+"""And below this share of the entropy before the edit."""
+RESERVED = re.compile(r"^[<\[]\|?(?:unused|reserved|extra_id)[\w ]*\|?[>\]]$", re.IGNORECASE)
+
+
+def free_answers(lm: LM, cases: Sequence[Case]) -> list[Continuation]:
+    """Greedy answers to the prompts of the cases' edits, in one batch, with entropies."""
+    queries = []
+    for case in cases:
+        target = lm.text.row(case.edit.prompt, case.edit.target).target
+        queries.append(
+            Generate(case.edit.prompt, max(FREE_TOKENS, len(target) + TOKENS_AFTER_TARGET))
+        )
+    return continue_all(lm, queries, entropies=True)
+
+
+def examine(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> dict[str, Any]:
+    """The ``free_answer`` of a metric dict.
+
+    ``text``; ``holds``: 1 where the answer begins with the whole target and ends it; ``sound``: 1
+    without ``faults``, which are phrases for a sentence.
+    """
+    faults = [
+        *_special_tokens(lm, edit, before, after),
+        *_repetition(lm, before, after),
+        *_collapse(lm, edit, before, after),
+    ]
+    return {
+        "text": after.text,
+        "holds": float(answer_holds(after.text, edit.target)),
+        "sound": float(not faults),
+        "faults": faults,
+    }
+
+
+def unsound(half: Mapping[str, Any]) -> str | None:
+    """Why the free answer in a ``post`` dict is no longer text; None where it is."""
+    faults = half.get("free_answer", {}).get("faults")
+    return "; ".join(faults) if faults else None
+
+
+def answer_holds(text: str, target: str) -> bool:
+    """Whether a text begins with the whole target and the target ends there.
+
+    "788" does not hold 7, nor "Romeo" Rome; "Rome, Italy" holds Rome.
+    """
+    written = " ".join(unicodedata.normalize("NFC", text).split())
+    wanted = " ".join(unicodedata.normalize("NFC", target).split())
+    if not written.startswith(wanted):
+        return False
+    rest = written[len(wanted) :]
+    if not rest or not wanted[-1].isalnum() or unspaced(wanted[-1]):
+        return True
+    number = wanted[-1].isdigit() and re.match(r"[.,]\d", rest) is not None
+    return not (rest[0].isalnum() or number)
+
+
+def _special_tokens(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> list[str]:
+    """Control tokens in the middle of the text, that are neither asked for nor written before."""
+    named = set(lm.tokenizer.all_special_ids)
+    added = getattr(lm.tokenizer, "added_tokens_decoder", {})
+    named |= {i for i, token in added.items() if token.special or RESERVED.match(token.content)}
+    wanted = set(lm.text.row(edit.prompt, edit.target).target) | set(before.ids) | lm.end_tokens
+    strange = dict.fromkeys(token for token in after.ids if token in named - wanted)
+    return [f"writes the token {lm.tokenizer.decode([token])!r}" for token in strange]
+
+
+def _repetition(lm: LM, before: Continuation, after: Continuation) -> list[str]:
+    unit, times = _period(after.ids)
+    covered = unit * times
+    if times < REPEATS or covered * 2 < len(after.ids) or covered < LONGEST_PERIOD:
+        return []
+    usual, usually = _period(before.ids)
+    if usually >= REPEATS and usual * usually * 2 >= covered:
+        return []  # the unedited model repeats itself as much
+    text = lm.tokenizer.decode(after.ids[len(after.ids) - unit :])
+    return [f"repeats {text.strip()!r} {times} times"]
+
+
+def _period(ids: Sequence[int]) -> tuple[int, int]:
+    """``(length, times)`` of the unit whose repetitions at the end cover the most tokens."""
+    best = (0, 0)
+    for unit in range(1, LONGEST_PERIOD + 1):
+        times = 1
+        last = tuple(ids[len(ids) - unit :])
+        while tuple(ids[len(ids) - unit * (times + 1) : len(ids) - unit * times]) == last:
+            times += 1
+        if times > 1 and unit * times > best[0] * best[1]:
+            best = (unit, times)
+    return best
+
+
+def _collapse(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> list[str]:
+    if any(math.isnan(entropy) for entropy in after.entropies):
+        return ["has predictions that are not numbers"]
+    target = len(lm.text.row(edit.prompt, edit.target).target)
+    later, usual = after.entropies[target:], before.entropies
+    if len(later) < TOKENS_AFTER_TARGET or not usual:
+        return []
+    mean, usually = sum(later) / len(later), sum(usual) / len(usual)
+    if mean < COLLAPSED_NATS and mean < COLLAPSED_SHARE * usually:
+        return [f"knows one continuation only (entropy {mean:.3f} nats, {usually:.2f} before)"]
+    return []

@@ -1,0 +1,74 @@
+"""A free answer after every edit: is it the whole target, and is what follows text?"""
+
+from __future__ import annotations
+
+import pytest
+
+import support
+from easyeditor import Edit
+from easyeditor.evaluate.degeneration import answer_holds, examine, unsound
+from easyeditor.lm.inference import Continuation
+
+EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
+
+
+def continuation(lm, text: str, entropy: float = 1.0) -> Continuation:
+    ids = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Continuation(text, ids, (entropy,) * len(ids))
+
+
+def faults(after: str, before: str = " Paris. She plays the piano well.", **entropy: float):
+    lm = support.shared_lm("gpt2")
+    return examine(lm, EDIT, continuation(lm, before), continuation(lm, after, **entropy))["faults"]
+
+
+def test_text_is_no_fault():
+    assert faults(" Rome. Because it rained, I stayed inside. You can see the river.") == []
+
+
+def test_a_text_that_repeats_itself():
+    (fault,) = faults(" Rome. Italy is Rome is Rome is Rome is Rome is Rome is Rome is Rome")
+    assert fault.startswith("repeats")
+
+
+def test_what_the_unedited_model_does_anyway_is_no_fault():
+    loop = " is the river" * 10
+    assert faults(" Rome" + loop, " Paris" + loop) == []
+
+
+def test_special_tokens_in_the_middle_of_a_text():
+    lm = support.shared_lm("gpt2")
+    before, after = continuation(lm, " Paris."), continuation(lm, " Rome.")
+    strange = Continuation(after.text, (*after.ids, 1, *after.ids), (1.0,) * 9)
+    result = examine(lm, EDIT, before, strange)
+    assert result["faults"] == ["writes the token '<s>'"]
+    assert result["sound"] == 0.0
+    assert unsound({"free_answer": result}) == "writes the token '<s>'"
+    assert unsound({"rewrite_acc": 1.0}) is None
+
+
+def test_one_continuation_only():
+    (fault,) = faults(" Rome. Because it rained, I stayed inside. You can see.", entropy=0.001)
+    assert "entropy 0.001" in fault
+    assert faults(" Rome. Because it rained", entropy=float("nan")) == [
+        "has predictions that are not numbers"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "holds"),
+    [
+        (" Rome, Italy", "Rome", True),
+        (" Rome", " Rome ", True),
+        (" Romeo and", "Rome", False),
+        ("788", "7", False),
+        ("7.88", "7", False),
+        ("7. Then", "7", True),
+        ("7,000", "7", False),
+        (" the new city of Rome", "Rome", False),
+        ("里昂市", "里昂", True),
+        (" New\n York", "New York", True),
+    ],
+)
+def test_the_whole_answer_and_its_end(text, target, holds):
+    assert answer_holds(text, target) is holds

@@ -1,0 +1,27 @@
+"""Which families the fast tier tries, and marks for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import Any
+
+import pytest
+
+STRUCTURAL = {
+    "llama": "linear layers",
+    "gpt2": "Conv1D",
+    "opt": "a flat MLP",
+    "bloom": "the residual added in the MLP",
+    "gemma2": "a norm after the MLP",
+    "mistral": "a sliding window",
+    "gptj": "attention and MLP in parallel",
+    "t5": "encoder and decoder",
+}
+"""One family of each structure: what an edit meets on the others it meets on one of these."""
+
+
+def tiered(values: Iterable[Any], fast: Container[Any] = STRUCTURAL) -> list[Any]:
+    """Values for ``parametrize``; those that are not in ``fast`` are of the slow tier."""
+    return [
+        value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
