@@ -12,9 +12,11 @@ import pytest
 
 import outer
 import tiny
+from easyeditor import save_patch
 from outer import PROMPT, TARGET
 from scripting import (
     BAD_INPUT,
+    DONE,
     ONE,
     ROME,
     WEAK,
@@ -142,41 +144,185 @@ def test_a_model_with_a_weight_that_is_not_a_number(easyedit, tmp_path):
     assert document(told)["error"]["type"] == "DivergedError"
 
 
+LONG_NAME = "x" * 300
+SAVE = (*ONE, "--save")
+MORE = {
+    "bench alone": (("bench",), "Name what to compare"),
+    "bench without a folder": (("bench", "--methods", "ft"), "name the run's folder"),
+    "bench without methods": (("bench", "--out", "x"), "name at least one"),
+    "bench of commas": (("bench", "--methods", ",", "--out", "x"), "name at least one"),
+    "bench twice": (("bench", "--methods", "ft,ft", "--out", "x"), "takes part twice"),
+    "bench protocol": (
+        ("bench", "--methods", "ft", "--out", "x", "--protocol", "batc"),
+        "Did you mean 'batch'",
+    ),
+    "bench data": (
+        ("bench", "--methods", "ft", "--out", "x", "--data", "worldfact"),
+        "Did you mean 'worldfacts'",
+    ),
+    "bench out is a file": (("bench", "--methods", "ft", "--out", __file__), "not a folder"),
+    "bench entrant": (("bench", "--entrant", "FT", "--out", "x"), "LABEL=METHOD"),
+    "bench entrant quotes": (
+        ("bench", "--entrant", 'A=ft "', "--out", "x"),
+        "No closing quotation",
+    ),
+    "report of nothing": (("bench", "report", "nowhere"), "no run folder"),
+    "judge without an address": (
+        ("bench", "judge", ".", "--base-url", "x", "--judge-model", "y"),
+        "not an HTTP URL",
+    ),
+    "save nowhere": (("edit", *SAVE, ""), "does not end in the name"),
+    "save with a NUL": (("edit", *SAVE, "a\0b"), "null byte"),
+    "save under a long name": (("edit", *SAVE, LONG_NAME), "too long"),
+    "save where nothing can be": (("edit", *SAVE, "/proc/x"), "/proc/x cannot be written"),
+    "save to a device": (("edit", *SAVE, "/dev/null"), "not a regular file"),
+    "save to a folder": (("edit", *SAVE, "."), "does not end in the name"),
+    "save to both": (("edit", *SAVE, "-", "--json"), "both write to standard output"),
+    "misspelt preset as model": (("edit", *ONE, "--model", "gpt2xl"), "Did you mean 'gpt2-xl'"),
+    "misspelt embedded model": (
+        ("generate", "x", "-M", "smollm-135m"),
+        "Did you mean 'smollm2-135m'",
+    ),
+    "no model": (("generate", "x", "-M", ""), "names no model"),
+    "model with a NUL": (("generate", "x", "-M", "a\0"), "names no model"),
+    "model of a page": (("generate", "x", "-M", "x" * 2000), "2000 characters"),
+    "model is a file": (("generate", "x", "-M", __file__), "is a file"),
+    "model without a config": (
+        ("generate", "x", "-M", str(Path(__file__).parent / "zoo")),
+        "config.json",
+    ),
+    "hparams is a folder": (("edit", *ONE, "--hparams", "."), "No hyper-parameter file"),
+    "edits is a folder": (("edit", "--edits", "."), "No file of edits"),
+    "edits is a device": (("edit", "--edits", "/dev/null"), "No file of edits"),
+    "edits of another kind": (("edit", "--edits", __file__), ".json, .jsonl"),
+    "no such data": (("data", "describe", "nothing"), "neither a file nor a name"),
+    "data nowhere": (("data", "convert", "worldfacts", "/proc/x.json"), "/proc/x.json cannot be"),
+    "data of no kind": (("data", "convert", "worldfacts", "x.xml"), ".json, .jsonl or .csv"),
+    "patch twice": (("apply", __file__, __file__, "--out", "x"), "named twice"),
+    "patch twice, spelt twice": (
+        (
+            "generate",
+            "x",
+            "--patch",
+            __file__,
+            "--patch",
+            f"{Path(__file__).parent}/./{Path(__file__).name}",
+        ),
+        "named twice",
+    ),
+    "patch is a folder": (("show", "."), "No patch file"),
+    "apply to nowhere": (("apply", __file__, "--out", "/proc/x"), "/proc/x cannot be written"),
+    "export into a file": (("export", __file__, "--out", __file__), "not a folder"),
+    "train what does not learn": (("train", "-m", "rome", "--data", "x.json"), "needs no training"),
+    "train from nothing": (("train", "--data", "nothing.json"), "No file of edits"),
+    "moments of none": (("moments", "-m", "ft"), "uses no second moments"),
+    "moments of letters": (("moments", "--layers", "a"), "such as 3,4,5"),
+    "moments with edits": (("moments", "--edits", "x.csv"), "only --convergence"),
+    "a misspelt preset": (("hparams", "show", "rome", "gpt2xl"), "Did you mean 'gpt2-xl'"),
+    "settings for no training": (("hparams", "show", "ft", "--training"), "needs no training"),
+    "settings nowhere": (("hparams", "write", "--out", "/proc/h"), "/proc/h"),
+    "nothing to fetch": (("models", "fetch", "smollm2"), "Did you mean 'smollm2-135m'"),
+    "a misspelt command": (("edti",), "Did you mean 'edit'"),
+    "markup": (
+        ("edit", "--prompt", "[/bold] is", "--target", "x", "--subject", "no"),
+        "[/bold] is",
+    ),
+    "an escape": (("generate", "x", "-M", "\x1b[31m/a/b"), "\\x1b[31m/a/b"),
+}
+
+
+@pytest.mark.parametrize(("words", "why"), MORE.values(), ids=MORE)
+def test_more_bad_commands(easyedit, words, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = easyedit(*words)
+    assert told.code == BAD_INPUT
+    shown = " ".join(f"{told.err} {told.out}".replace("│", " ").split())
+    assert why in shown
+    assert "\x1b" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_line_of_a_missing_subject(easyedit, tmp_path):
+    file = tmp_path / "edits.jsonl"
+    first = {"prompt": PROMPT, "target_new": TARGET, "subject": "Anna Lind"}
+    file.write_text("\n".join(map(json.dumps, [first, {"prompt": "a", "target_new": "b"}])))
+    assert "edits.jsonl, line 2: the edit names no subject" in refused(
+        easyedit("edit", "-m", "rome", "--edits", file)
+    )
+
+
+def test_no_memory_is_no_bug(easyedit, folder, monkeypatch):
+    from easyeditor.lm import loading
+
+    def fail(*_args, **_options):
+        raise MemoryError("cannot allocate 400 GB")
+
+    monkeypatch.setattr(loading, "load", fail)
+    told = refused(easyedit("generate", "x", "--model", folder))
+    assert "not enough memory (cannot allocate 400 GB)" in told
+
+
+@pytest.mark.parametrize("path", [(), ("edit",), ("bench", "report"), ("hparams",)], ids=" ".join)
+def test_short_help(easyedit, path):
+    told = easyedit(*path, "-h")
+    assert told.code == DONE
+    assert told.out == easyedit(*path, "--help").out
+
+
+def test_completion_is_offered(easyedit):
+    assert "--install-completion" in easyedit("--help").out
+
+
 # -- speed ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["nonsense"],
-        ["edit", "--nonsense"],
-        ["edit", "--method", "roem"],
-        ["edit", "--prompt", "x"],
-        ["edit", *ONE, "--locality", "no arrow"],
-        ["edit", "--prompt", "x", "--target", "y", "--subject", "z"],
-        ["edit", "--edits", "nothing.json"],
-        ["edit", *ONE, "--set", "no-value"],
-        ["generate", " "],
-        ["show", "nothing.safetensors"],
-        ["hparams", "show", "roem"],
-    ],
-    ids=" ".join,
+STATIC = (
+    [["methods"], ["models"], ["hparams", "ls"], ["hparams", "show", "rome", "gpt2-xl"]],
+    [[*words, "--json"] for words in (["methods"], ["models"], ["hparams", "ls"])],
 )
-def test_a_wrong_command_is_answered_without_torch(words):
+QUICK = [
+    ["nonsense"],
+    ["edit", "--nonsense"],
+    ["edit", "--method", "roem"],
+    ["edit", "--prompt", "x"],
+    ["edit", *ONE, "--locality", "no arrow"],
+    ["edit", "--prompt", "x", "--target", "y", "--subject", "z"],
+    ["edit", "--edits", "nothing.json"],
+    ["edit", *ONE, "--set", "no-value"],
+    ["edit", *ONE, "--model", "smollm-135m"],
+    ["edit", *ONE, "--save", "/proc/x"],
+    ["generate", " "],
+    ["show", "nothing.safetensors"],
+    ["hparams", "show", "roem"],
+    ["bench"],
+]
+
+
+def test_what_needs_no_model_is_answered_without_torch(tmp_path):
+    """All in one process: none of them may import torch, so none can hide behind another."""
+    patch = tmp_path / "p.safetensors"
+    save_patch(outer.editor("ROME").edit(PROMPT, TARGET, subject="Anna Lind").patch, patch)
+    fine = [*STATIC[0], *STATIC[1], ["show", str(patch)]]
     script = (
         "import sys\n"
-        f"sys.argv = ['easyedit', *{words!r}]\n"
+        "from easyeditor.cli.app import app\n"
         "from easyeditor.cli.main import main\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as left:\n"
-        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
-        "    print(left.code, sorted(heavy))\n"
+        f"for words in {[*fine, *QUICK]!r}:\n"
+        "    app.registered_commands.clear()\n"
+        "    app.registered_groups.clear()\n"
+        "    sys.argv = ['easyedit', *words]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as left:\n"
+        "        heavy = sorted({'torch', 'transformers'} & set(sys.modules))\n"
+        "        print('CODE', left.code or 0, heavy)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(outer.ROOT / "src")},
     )
-    assert done.stdout.strip() == "2 []"
+    codes = [line for line in done.stdout.splitlines() if line.startswith("CODE")]
+    assert codes == ["CODE 0 []"] * len(fine) + ["CODE 2 []"] * len(QUICK)

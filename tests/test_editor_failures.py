@@ -57,7 +57,7 @@ def test_a_failure_while_measuring_takes_everything_back(when, number, monkeypat
     before, calls = outer.bits(editor.model), []
     real = sheet.observe
 
-    def fails(lm, cases, measures):
+    def fails(lm, cases, measures, *_):
         calls.append(cases)
         if len(calls) == number:
             raise MemoryError("no room")

@@ -104,7 +104,7 @@ def _model_of(model: str | None, patches: list[Patch]) -> str:
                 "--model."
             )
         model = _recorded(names[0])
-    model = model or options.DEFAULT_MODEL
+    model = options.DEFAULT_MODEL if model is None else model
     options.check_model(model)
     return model
 
