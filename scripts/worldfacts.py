@@ -240,13 +240,14 @@ def report(records: list[Record]) -> None:
 
 def record_known(records: list[Record], model: str, batch: int = 32) -> None:
     """Ask the model every prompt and note in place whether it knew the answer."""
+    from easyeditor.lm.inference import generate
     from easyeditor.lm.loading import load
 
     lm = load(model, device="cpu")
     order = sorted(records, key=lambda r: len(r["prompt"]))
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
-        told = lm.generate([r["prompt"] for r in chunk], max_new_tokens=10)
+        told = generate(lm, [r["prompt"] for r in chunk], 10)
         for record, text in zip(chunk, told, strict=True):
             knows = starts_with(text, record["ground_truth"])
             record["known"] = {**(record["known"] or {}), model: knows}

@@ -47,7 +47,8 @@ def content_digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         line = f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0"
         digest.update(line.encode("utf-8", "surrogatepass"))
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(memoryview(numbers))
     return digest.hexdigest()
 
 

@@ -64,7 +64,10 @@ def nearest_tokens(lm: LM, token: int, count: int) -> list[int]:
     with lm.at_rest():
         query = directions(torch.tensor([token]))[0]
         similarity = torch.cat(
-            [directions(ids) @ query for ids in torch.arange(rows).split(EMBEDDINGS_PER_PRODUCT)]
+            [
+                directions(ids) @ query
+                for ids in torch.split(torch.arange(rows), EMBEDDINGS_PER_PRODUCT)
+            ]
         )
     special = set(lm.tokenizer.all_special_ids)
     word = _word(lm, token)

@@ -36,8 +36,8 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
-    @property  # read-only, where rich's can be set: nothing sets it
-    def size(self) -> ConsoleDimensions:  # type: ignore[misc]
+    @property  # type: ignore[misc]  # read-only, where rich's can be set: nothing sets it
+    def size(self) -> ConsoleDimensions:
         """Columns and lines; a pipe has columns enough for most tables."""
         found = super().size
         if self.is_terminal or "COLUMNS" in os.environ:

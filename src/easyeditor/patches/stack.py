@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Protocol
 
 from torch import nn
@@ -314,7 +313,6 @@ def _refuse_applied(stack: PatchStack, patch: Any) -> None:
         )
 
 
-@cache
 def kind_of(patch_class: Any) -> type:
     """The class that installs a patch of this class."""
     kind: type = next(base for base in patch_class.__mro__ if "install" in vars(base))
