@@ -7,7 +7,7 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,7 +92,7 @@ def processor() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def write(name: str, results: dict[str, object]) -> None:
+def write(name: str, results: Mapping[str, object]) -> None:
     """Print the results and keep them under ``benchmarks/results/``."""
     whole: dict[str, object] = {
         "machine": processor(),

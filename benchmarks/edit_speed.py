@@ -43,7 +43,7 @@ def main() -> None:
             edits = [EIFFEL] if n == 1 else common.made_up_edits(n)
             made = method(settings)
             if Need.SUBJECT in method.needs:  # statistics on disk; contexts are sampled by the edit
-                made._factors.prepare(lm, settings.resolved(lm.n_layers).layers, settings)
+                made.initial_state(lm)
             lm.memo.clear()
             outcome, seconds, extra = common.measured(partial(made.edit, lm, edits))
             patch = outcome.patch

@@ -14,6 +14,7 @@ from functools import partial
 import common
 from easyeditor.lm.loading import load
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
+from easyeditor.patches.weight import WeightPatch
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         edits = common.made_up_edits(n)
         outcome, seconds, extra = common.measured(partial(method.edit, lm, edits, state))
         patch = outcome.patch
+        assert isinstance(patch, WeightPatch)
         parts = [part for entry in patch.entries.values() for part in entry]
         held = sum(4 * part.numbers for part in parts)
         told[str(n)] = {

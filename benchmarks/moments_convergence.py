@@ -15,6 +15,7 @@ import common
 from easyeditor.bench.convergence import convergence, known_facts
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS
+from easyeditor.methods.locate import LocateHyperParams
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     cases = known_facts(lm, args.facts)
     with tempfile.TemporaryDirectory() as folder:
         settings = kind.hyperparams_class.preset("smollm2-135m", stats_dir=folder)
+        assert isinstance(settings, LocateHyperParams)
         rows = []
         for row in convergence(lm, settings, cases):
             rows.append(row.plain())

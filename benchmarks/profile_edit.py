@@ -22,7 +22,7 @@ from easyeditor import BaseEditor
 from easyeditor.associative import value_optimization as values
 from easyeditor.editors import base as editing
 from easyeditor.editors import metric_recorder as sheet
-from easyeditor.edits import Case, Probe
+from easyeditor.edits import Case, Probe, Prompt
 from easyeditor.lm.loading import load
 from easyeditor.methods import METHODS, memit, rome
 from easyeditor.methods import locate as shared
@@ -55,7 +55,7 @@ def cases(n: int) -> list[Case]:
     made = []
     for i, edit in enumerate(edits[:n]):
         others = [other for other in edits if other.subject != edit.subject][i : i + 10]
-        asked = [
+        asked: list[tuple[Prompt | str, str, str]] = [
             (f"It is known that {edit.prompt}", edit.target, "rephrase"),
             (f"In short, {edit.prompt}", edit.target, "rephrase"),
             *((other.prompt, other.target, "locality/neighborhood") for other in others),

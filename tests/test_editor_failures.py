@@ -57,7 +57,7 @@ def test_a_failure_while_measuring_takes_everything_back(when, number, monkeypat
     before, calls = outer.bits(editor.model), []
     real = sheet.observe
 
-    def fails(lm, cases, measures):
+    def fails(lm, cases, measures, *_):
         calls.append(cases)
         if len(calls) == number:
             raise MemoryError("no room")
@@ -102,11 +102,15 @@ WRONG = [
     ({"target_new": 7}, EditError, "target"),
     ({"target_new": ""}, EmptyTargetError, "is empty"),
     ({"target_new": [" \n"]}, EmptyTargetError, "is empty"),
-    ({"ground_truth": ["a", "b"]}, EditError, "ground_truth holds 2"),
+    (
+        {"prompts": PROMPTS, "target_new": TARGETS, "ground_truth": ["a", "b"]},
+        EditError,
+        "ground_truth holds 2",
+    ),
     ({"ground_truth": 5}, EditError, "ground_truth"),
     ({"ground_truth": [5]}, EditError, "ground_truth must be text"),
     ({"subject": ["Anna", "Lind"]}, EditError, "subject holds 2"),
-    ({"subject": "anna lind"}, SubjectNotFoundError, "capitals"),
+    ({"subject": "Anne Lind"}, SubjectNotFoundError, "Did you mean 'Anna Lind'"),
     ({"subject": "  "}, SubjectNotFoundError, "does not occur"),
     ({"subject": 5}, EditError, "subject"),
     ({"rephrase_prompts": ["a", "b"]}, EditError, "rephrase_prompts holds 2"),

@@ -18,7 +18,8 @@ from easyeditor.lm.inference import score
 from easyeditor.lm.loading import ModelSpec, pick_device, save
 from easyeditor.lm.model import LM
 from easyeditor.lm.unwrapping import public_name, unwrap
-from support import same_bits
+from easyeditor.methods.ft import FT, FTHyperParams
+from support import EDITS, same_bits
 
 
 def folder_of(name: str, where: Path, **changes: object) -> Path:
@@ -57,6 +58,13 @@ def test_artefacts_name_the_folder_and_no_path(folder: Path) -> None:
     assert public_name("/data/models/llama-2/") == "llama-2"
     assert public_name(r"C:\models\llama-2") == "llama-2"
     assert public_name("/c/hub/models--org--name/snapshots/0a1b2c") == "org/name"
+
+
+def test_a_patch_names_no_place_on_this_machine(folder: Path) -> None:
+    settings = FTHyperParams(model_name=str(folder), layers=[1], num_steps=1)
+    outcome = FT(settings).edit(load(str(folder)), [EDITS[1]])
+    info = getattr(outcome, "patch", outcome).info
+    assert info.model_name == info.hyperparams["model_name"] == "llama"
 
 
 # -- files ---------------------------------------------------------------------------------------

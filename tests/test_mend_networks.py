@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import tiny
-from easyeditor.gradients.factors import differentiable_per_row, factors_of, nll
+from easyeditor.gradients.factors import differentiable_per_row, factors_of
+from easyeditor.gradients.losses import target_nll
+from easyeditor.gradients.normalizer import RunningNormalizer
 from easyeditor.lm.hooks import substituting
-from easyeditor.methods.mend.nets import Network, Running
+from easyeditor.methods.mend.nets import Network
 from easyeditor.methods.mend.settings import sites_of
 from mending import every, rows_of
 from support import Snapshot, lm, shared_lm, unsettle
@@ -32,7 +34,7 @@ def test_the_factors_are_the_gradient(family, dtype):
         with target.at_rest():
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            loss = nll(target.target_logits([row]), [row])[0]
+            loss = target_nll(target.target_logits([row]), [row])[0]
             gradients = torch.autograd.grad(loss, parameters)
         for site, gradient in zip(sites, gradients, strict=True):
             own = found[site.path]
@@ -56,7 +58,7 @@ def test_rows_see_their_own_change_as_if_the_weights_carried_it(family):
     leaves = [tensor for pair in changes.values() for tensor in pair]
     owners = [1, 0, 1]
     with target.at_rest(), differentiable_per_row(target, changes, owners):
-        mine = nll(target.target_logits(rows), rows)
+        mine = target_nll(target.target_logits(rows), rows)
     gradients = torch.autograd.grad(mine.sum(), leaves)
     wanted = []
     for row, owner in zip(rows, owners, strict=True):
@@ -66,9 +68,9 @@ def test_rows_see_their_own_change_as_if_the_weights_carried_it(family):
             change = u.T @ v
             weights[site.path] = site.parameter.detach() + (change.T if site.transposed else change)
         with target.at_rest(), substituting(target.model, weights):
-            wanted.append(nll(target.target_logits([row]), [row])[0])
+            wanted.append(target_nll(target.target_logits([row]), [row])[0])
     assert torch.allclose(mine, torch.stack(wanted), atol=2e-4)
-    assert (mine - nll(target.target_logits(rows), rows)).abs().min() > 1e-3
+    assert (mine - target_nll(target.target_logits(rows), rows)).abs().min() > 1e-3
     for a, b in zip(gradients, torch.autograd.grad(sum(wanted), leaves), strict=True):
         assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
 
@@ -80,7 +82,7 @@ def test_running_statistics_are_those_of_everything_seen():
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(n, 5, generator=generator) * 3 + 2 for n in (1, 7, 0, 30)]
     other = torch.randn(9, 5, generator=generator)
-    running = Running(5, 2)
+    running = RunningNormalizer(5, 2)
     for part in parts:
         running.update(1, part)
     running.update(0, other)
@@ -92,10 +94,10 @@ def test_running_statistics_are_those_of_everything_seen():
 
 
 def test_a_dimension_that_never_varies_stays_finite():
-    running = Running(3, 1)
+    running = RunningNormalizer(3, 1)
     running.update(0, torch.tensor([[1.0, 5.0, 0.0], [2.0, 5.0, 0.0]]))
     assert running(0, torch.tensor([[1.5, 5.5, -9.0]])).tolist()[0] == pytest.approx([0.0, 4, -4])
-    still = Running(2, 1)
+    still = RunningNormalizer(2, 1)
     still.update(0, torch.zeros(4, 2))
     assert still(0, torch.zeros(1, 2)).isfinite().all()
 

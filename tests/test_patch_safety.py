@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import outer
-from easyeditor import load_patch
+from easyeditor import BaseEditor, Edit, FTHyperParams, load_patch
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.forward.partial import stubbed
@@ -31,7 +31,7 @@ from easyeditor.patches.parts import LowRank
 from easyeditor.patches.stack import applied, is_patched, stack_of, without_patches
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.patches.weight_sum import FEW
-from support import Snapshot, lm, unsettle
+from support import EDITS, Snapshot, lm, unsettle
 from test_patch_algebra import differing, info, patch, weights
 
 DATA = Path(__file__).parent / "data"
@@ -202,6 +202,30 @@ def test_two_threads_wait_for_each_other() -> None:
     for one in left:
         one.revert(target.model)
     assert differing(weights(target), before) == []
+
+
+def test_two_threads_edit_one_model_one_after_the_other() -> None:
+    target, fresh = lm("llama"), lm("llama")
+    settings = FTHyperParams(layers=[0], num_steps=2)
+    editor, patches = BaseEditor(target, settings), []
+    errors: list[BaseException] = []
+
+    def work(edit: Edit) -> None:
+        try:
+            patches.append(editor.edit(edit.prompt, edit.target, verbose=False).patch)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(edit,)) for edit in EDITS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert set(stack_of(target.model).patches) == set(patches)
+    for one in patches:
+        one.revert(target.model)
+    assert differing(weights(target), weights(fresh)) == []
 
 
 # -- weights that somebody else changes ---------------------------------------------------------

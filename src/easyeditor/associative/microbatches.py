@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.edits import Edit
 from easyeditor.gradients.losses import FIRST, nll_and_kl
@@ -37,9 +38,15 @@ class ContextRow:
 def context_rows_of(
     lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float
 ) -> list[ContextRow]:
-    """The lines of edit ``i``: one per context, and the KL prompt if it counts."""
+    """The rows of edit ``i``: one per context, and the KL prompt if it counts.
+
+    The contexts count alike, unless the bare prompt is read after its subject
+    (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean.
+    """
     subject = subject_of(edit)
     lines = []
+    # δ is added at two kinds of tokens then, after the bare prompt's subject and at the others'.
+    halves = len(contexts) > 1 and read_after_subject(lm, edit)
     for context in contexts:
         row = lm.text.row(edit.prompt, edit.target, subject=subject, prefix=context)
         at = fact_at(lm, row)
@@ -48,7 +55,10 @@ def context_rows_of(
         else:
             reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
             run = EditRow(row.ids[:-1], at, reads)
-        lines.append(ContextRow(i, run, row.target, 1 / (len(contexts) * len(row.target))))
+        parts = len(contexts)
+        if halves:
+            parts = 2 if not context else 2 * (len(contexts) - 1)
+        lines.append(ContextRow(i, run, row.target, 1 / (parts * len(row.target))))
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from easyeditor.bench.config import BenchmarkConfig
 from easyeditor.bench.jobs import (
@@ -18,7 +18,7 @@ from easyeditor.bench.jobs import (
 )
 from easyeditor.bench.observations import joined
 from easyeditor.bench.run_dir import EventLog, RunDirectory, finished, write_whole
-from easyeditor.bench.worker import Worker, check
+from easyeditor.bench.worker import Result, Task, Worker, check
 from easyeditor.evaluate.query import Replies
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
@@ -55,6 +55,25 @@ class SerialExecutor:
                 progress.update(chain.weight)
 
 
+class _Counted:
+    """A chain that counts in the bar of the whole run once it is finished."""
+
+    def __init__(self, chain: JobChain, overall: Any) -> None:
+        self._chain, self._overall = chain, overall
+        self.weight = chain.weight
+
+    def next(self) -> Task | None:
+        """See :class:`~easyeditor.bench.jobs.JobChain`."""
+        task = self._chain.next()
+        if task is None:
+            self._overall.update(self.weight)
+        return task
+
+    def done(self, task: Task, result: Result) -> None:
+        """See :class:`~easyeditor.bench.jobs.JobChain`."""
+        self._chain.done(task, result)
+
+
 def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | None = None) -> Path:
     """Carry out ``plan``; a folder that holds the same run goes on where it stopped.
 
@@ -74,9 +93,10 @@ def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | Non
     """
     check(lm, plan)
     work = executor or SerialExecutor(Worker(lm, plan))
-    with RunDirectory(out, plan.describe(lm)) as folder:
+    whole = len(plan.cases) * (1 + len(plan.methods))
+    with RunDirectory(out, plan.describe(lm)) as folder, bar(whole, "whole run", "case") as overall:
         asked = [BaselineJob(folder.before, unit) for unit in chunks(plan)]
-        work.run(asked, "unedited model")
+        work.run([_Counted(job, overall) for job in asked], "unedited model")
         work.set_baseline(joined(sorted(folder.before.records, key=lambda record: record["chunk"])))
         for label in plan.methods:
             event_log = folder.event_log(label)
@@ -89,7 +109,7 @@ def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | Non
                     IndependentJob(event_log, unit, ("post", unit.number) in done, total)
                     for unit in plan.units(label)
                 ]
-            work.run(chains, label)
+            work.run([_Counted(chain, overall) for chain in chains], label)
         if plan.downstream:
             _downstream(folder, plan, work)
         return folder.path

@@ -67,7 +67,7 @@ def demo(
     undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
     seconds = {"load": loaded, **result.patch.info.seconds}
     seconds["whole demo"] = time.perf_counter() - started
-    taken = verdict.took(result.metrics[0])
+    taken = not verdict.failures([case], result.metrics, batch=True)
     if as_json:
         output.print_json(
             {

@@ -158,6 +158,8 @@ def edit(
     else:
         _show(method, model, wanted, result, lines, saved)
     if not as_json:
+        for remark in result.metrics[0].get("notes", ()) if single else ():
+            output.note(remark)
         for failure in failures:
             output.warn(failure)
     if unsaved:

@@ -36,6 +36,7 @@ from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
+from easyeditor.lm.locking import lock_of
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method, State
@@ -277,7 +278,14 @@ class BaseEditor:
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
-        """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`."""
+        """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`.
+
+        One thread at a time edits a model; another one waits here.
+        """
+        with lock_of(self.model):
+            return self._edit_cases(cases, batch, options)
+
+    def _edit_cases(self, cases: Sequence[Case], batch: bool, options: EditOptions) -> EditResult:
         refuse_unknown(options, EditOptions)
         when = options.get("evaluate_when", "each")
         if when not in {"each", "end", "both"}:

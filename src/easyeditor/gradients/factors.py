@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from easyeditor.gradients.losses import target_nll
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
 from easyeditor.lm.restoring import hooks_on
@@ -59,7 +60,7 @@ def factors_of(
 
     hooks = [(site.module, seeing(site.path)) for site in sites]
     with torch.enable_grad(), hooks_on(hooks):
-        loss = nll(logits(rows), rows).sum()
+        loss = target_nll(logits(rows), rows).sum()
         paths = [site.path for site in sites]
         gradients = torch.autograd.grad(loss, [outputs[path] for path in paths])
     found = {}
@@ -69,25 +70,6 @@ def factors_of(
         row, place = (delta != 0).any(-1).nonzero(as_tuple=True)
         found[path] = Factors(x[row, place], delta[row, place], row, place)
     return found
-
-
-def nll(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Mean negative log-likelihood of each row's target, ``(rows,)`` float32.
-
-    Args:
-        logits: ``(sum of target lengths, vocabulary)``, as ``lm.target_logits`` gives them.
-        rows: the rows they belong to.
-    """
-    targets = torch.tensor([token for row in rows for token in row.target], device=logits.device)
-    each = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    return means(each, rows)
-
-
-def means(each: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Mean over each row's target of one number per target token, ``(rows,)``."""
-    lengths = torch.tensor([len(row.target) for row in rows], device=each.device)
-    index = torch.repeat_interleave(torch.arange(len(rows), device=each.device), lengths)
-    return each.new_zeros(len(rows)).index_add(0, index, each) / lengths
 
 
 @contextmanager

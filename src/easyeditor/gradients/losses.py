@@ -1,23 +1,51 @@
-"""How surprised a model is: −log p of a token, or the divergence from what it said at first.
+"""Losses of logits: negative log-likelihood and KL divergence, per token and per row.
 
-Both are cross-entropies, and both gradients are ``softmax − what was expected``. Written out they
-need one copy of the logits where autograd keeps four, and a vocabulary is wide.
+:func:`nll_and_kl` has a fused backward pass: both losses are cross-entropies, whose gradient is
+``softmax − expected distribution``, so one copy of the logits is kept where autograd keeps four.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
+
+from easyeditor.lm.tokens import Row
 
 FIRST = -1
 """Stands for the first distribution in the place of a target token."""
 
 
+def target_nll(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean negative log-likelihood of each row's target, ``(rows,)`` float32.
+
+    Args:
+        logits: ``(sum of target lengths, vocabulary)``, as ``lm.target_logits`` gives them.
+        rows: the rows they belong to.
+    """
+    targets = torch.tensor([token for row in rows for token in row.target], device=logits.device)
+    per_token = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return mean_per_row(per_token, rows)
+
+
+def mean_per_row(per_token: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Mean over each row's target of one number per target token, ``(rows,)``."""
+    lengths = torch.tensor([len(row.target) for row in rows], device=per_token.device)
+    index = torch.repeat_interleave(torch.arange(len(rows), device=per_token.device), lengths)
+    return per_token.new_zeros(len(rows)).index_add(0, index, per_token) / lengths
+
+
+def kl_per_token(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """KL(before ‖ after) of log-probabilities ``(n, vocabulary)``, ``(n,)``."""
+    return nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+
+
 def nll_and_kl(
     logits: torch.Tensor, targets: torch.Tensor, first: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The surprise of each row, float32 and differentiable, and the first log-probabilities.
+    """NLL or KL(initial ‖ current) of each row, float32, and the initial log-probabilities.
 
     Args:
         logits: ``(rows, vocabulary)``.

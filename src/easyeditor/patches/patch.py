@@ -18,6 +18,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals
+from easyeditor.lm.unwrapping import public_name
 from easyeditor.patches.stack import pop, push
 
 P = TypeVar("P", bound="Patch")
@@ -57,10 +58,13 @@ class PatchInfo:
         seconds: Mapping[str, float],
     ) -> PatchInfo:
         """The description of a patch that ``method`` made for ``lm`` just now."""
+        settings = hyperparams.model_dump(mode="json")
+        if settings.get("model_name"):  # a file that travels names no place on this machine
+            settings["model_name"] = public_name(settings["model_name"])
         return cls(
             method=method,
             edits=tuple(edits),
-            hyperparams=hyperparams.model_dump(mode="json"),
+            hyperparams=settings,
             model=fingerprint(lm.model),
             model_name=lm.name,
             versions=versions(),

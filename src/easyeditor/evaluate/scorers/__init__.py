@@ -14,7 +14,7 @@ from easyeditor.evaluate.replies import EvalOptions
 from easyeditor.evaluate.scorers.base import Scorer
 from easyeditor.registry import Registry
 
-SCORERS = Registry(
+SCORERS: Registry[type[Scorer]] = Registry(
     "scorer",
     UnknownScorerError,
     {

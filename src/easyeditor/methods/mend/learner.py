@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from easyeditor.edits import Case
-from easyeditor.gradients.factors import Logits, differentiable_per_row, factors_of, means, nll
+from easyeditor.gradients.factors import Logits, differentiable_per_row, factors_of
+from easyeditor.gradients.losses import kl_per_token, mean_per_row, target_nll
 from easyeditor.hyperparams import resolve_layers
 from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
 from easyeditor.lm.model import LM
@@ -88,8 +89,8 @@ class MENDLearner:
             with differentiable_per_row(self.lm, changes, whose):
                 logits = self._logits(outer + nears).float()
         cut = len(logits) - len(before)
-        edit = nll(logits[:cut], outer).mean()
-        drift = means(_kl(before, logits[cut:].log_softmax(-1)), nears).mean()
+        edit = target_nll(logits[:cut], outer).mean()
+        drift = mean_per_row(kl_per_token(before, logits[cut:].log_softmax(-1)), nears).mean()
         return {**self._total(edit, drift), "edit_nll": edit.detach(), "loc_kl": drift.detach()}
 
     def _total(self, edit: torch.Tensor, drift: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -121,14 +122,14 @@ class MENDLearner:
         sizes = [sum(len(row.target) for row in rows) for rows in (edits, agains, nears)]
         on_edit, on_again, on_near = torch.split(logits, sizes)
         own = {"prompt": (on_edit, edits), "rephrase": (on_again, agains)}
-        edit = torch.stack([nll(*own[where]) for where in self._asked]).mean(0)
-        drift = means(_kl(before, on_near.log_softmax(-1)), nears)
+        edit = torch.stack([target_nll(*own[where]) for where in self._asked]).mean(0)
+        drift = mean_per_row(kl_per_token(before, on_near.log_softmax(-1)), nears)
         found = {
             "edit_loss": self._total(edit, drift)["loss"],
             "edit_nll": edit,
             "loc_kl": drift,
             "rewrite": _hits(on_edit, edits),
-            "locality": means((on_near.argmax(-1) == before.argmax(-1)).float(), nears),
+            "locality": mean_per_row((on_near.argmax(-1) == before.argmax(-1)).float(), nears),
         }
         if agains:
             found["rephrase"] = _hits(on_again, agains)
@@ -183,11 +184,6 @@ class MENDLearner:
         self.network.eval()
 
 
-def _kl(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """KL(before ‖ after) of log-probabilities ``(n, vocabulary)``, ``(n,)``."""
-    return nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
-
-
 def _hits(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     targets = torch.tensor([token for row in rows for token in row.target], device=logits.device)
-    return means((logits.argmax(-1) == targets).float(), rows)
+    return mean_per_row((logits.argmax(-1) == targets).float(), rows)

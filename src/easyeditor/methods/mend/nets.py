@@ -17,16 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from easyeditor.errors import ArchiveError
+from easyeditor.gradients.normalizer import RunningNormalizer
 from easyeditor.methods.archive import Archive
-
-FLOOR = 1e-2
-"""A dimension's deviation is never taken for less than this share of its weight's mean one."""
-LIMIT = 4.0
-"""Normalised values end here: a gated MLP's inputs have heavy tails, and one dimension that only a
-new subject stirs would carry its edit away (held-out loss of small LLaMAs: 1.67 to 0.66)."""
 
 
 def check_rank(archive: Archive, rank: int) -> None:
@@ -42,60 +37,6 @@ def check_rank(archive: Archive, rank: int) -> None:
                 f"The archive {archive.file} says rank={rank}, and {name} has shape "
                 f"{tuple(tensor.shape)}. Copy it again, or train again."
             )
-
-
-class Running(nn.Module):
-    """Running mean and deviation of vectors, kept apart for each of ``modes`` weights.
-
-    Attributes:
-        gathers: whether :meth:`update` takes what every process of the training sees. It then waits
-            for them, so all must call it alike.
-    """
-
-    sync_across_ranks = False
-    count: torch.Tensor
-    mean: torch.Tensor
-    squares: torch.Tensor
-
-    def __init__(self, width: int, modes: int) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(modes, dtype=torch.long))
-        self.register_buffer("mean", torch.zeros(modes, width))
-        self.register_buffer("squares", torch.zeros(modes, width))  # of deviations, summed
-
-    @torch.no_grad()
-    def update(self, mode: int, z: torch.Tensor) -> None:
-        """Take ``z`` ``(n, width)`` into account; all ranks' with ``sync_across_ranks``."""
-        mean = z.sum(0) / max(len(z), 1)
-        seen = torch.cat([z.new_tensor([len(z)]), mean, ((z - mean) ** 2).sum(0)])
-        for one in _of_all(seen) if self.sync_across_ranks else [seen]:
-            self._merge(mode, int(one[0]), *one[1:].chunk(2))
-
-    def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Chan's parallel update."""
-        if not n:
-            return
-        before = self.count[mode]
-        total = before + n
-        drift = mean - self.mean[mode]
-        self.squares[mode] += squares + drift**2 * (before * n / total)
-        self.mean[mode] += drift * (n / total)
-        self.count[mode] = total
-
-    def forward(self, mode: int, z: torch.Tensor) -> torch.Tensor:
-        """``z`` less the mean, over the deviation, within ±``LIMIT``."""
-        if self.count[mode] < 2:
-            return z
-        deviation = (self.squares[mode] / (self.count[mode] - 1)).sqrt()
-        floor = (FLOOR * deviation.mean()).clamp(min=torch.finfo(z.dtype).tiny)
-        return ((z - self.mean[mode]) / deviation.clamp(min=floor)).clamp(-LIMIT, LIMIT)
-
-
-def _of_all(seen: torch.Tensor) -> list[torch.Tensor]:
-    """This tensor of every process, in their order."""
-    found = [torch.empty_like(seen) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(found, seen)
-    return found
 
 
 class LowRankLayer(nn.Module):
@@ -133,7 +74,10 @@ class Transform(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, width = shape, sum(shape)
-        self.inputs, self.gradients = Running(shape[0], modes), Running(shape[1], modes)
+        self.inputs, self.gradients = (
+            RunningNormalizer(shape[0], modes),
+            RunningNormalizer(shape[1], modes),
+        )
         rank = min(rank, width)
         self.layers = nn.ModuleList(
             LowRankLayer(width, rank, modes, i < n_hidden, generator) for i in range(n_hidden + 1)

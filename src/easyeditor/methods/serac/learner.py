@@ -18,6 +18,7 @@ from torch import nn
 
 from easyeditor.edits import Case, Edit
 from easyeditor.errors import HyperParamsError
+from easyeditor.gradients.losses import kl_per_token
 from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
@@ -135,8 +136,7 @@ class SERACLearner:
     def _drift(self, asked: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
         """KL(base ‖ mixture) at the unrelated answers."""
         base, mixed, rows = self._mixed(asked, apart)
-        kl = nn.functional.kl_div(mixed, base, reduction="none", log_target=True).sum(-1)
-        return _means(kl, rows).mean()
+        return _means(kl_per_token(base, mixed), rows).mean()
 
     @torch.no_grad()
     def validate(self, cases: Sequence[Case]) -> dict[str, float]:
