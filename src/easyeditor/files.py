@@ -280,12 +280,12 @@ def _set_mode(file: Path, mode: int) -> None:
 def _not_written(given: Path, error: Exception) -> OutputError:
     """The error with the name the user gave instead of that of a scratch folder."""
     reason = getattr(error, "strerror", None) or str(error)
-    found = OutputError(f"{_shown(given)} cannot be written: {reason}. Name another place.")
+    result = OutputError(f"{_shown(given)} cannot be written: {reason}. Name another place.")
     if isinstance(error, OSError):
-        found.errno, found.strerror = error.errno, reason
-    if found.errno in FULL_DISK:
-        found.args = (f"{_shown(given)} cannot be written: {reason}. Make room and try again.",)
-    return found
+        result.errno, result.strerror = error.errno, reason
+    if result.errno in FULL_DISK:
+        result.args = (f"{_shown(given)} cannot be written: {reason}. Make room and try again.",)
+    return result
 
 
 def _nearest_existing(folder: Path) -> Path:

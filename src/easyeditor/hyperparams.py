@@ -58,7 +58,7 @@ def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int,
     Raises:
         HyperParamsError: a layer lies outside the model.
     """
-    found = []
+    result = []
     for layer in layers:
         if isinstance(layer, float) and not layer.is_integer():
             # A share always lies inside the model: 0.99 of three layers is the last.
@@ -72,8 +72,8 @@ def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int,
                 f"layers={list(layers)}: the model has {n_layers} layers, so {layer} is outside "
                 f"it. Use 0 to {n_layers - 1}, -1 for the last, or a share such as 0.2."
             )
-        found.append(absolute)
-    return tuple(sorted(set(found)))
+        result.append(absolute)
+    return tuple(sorted(set(result)))
 
 
 def preset_name(model_name: str, presets: Iterable[str]) -> str | None:
@@ -201,13 +201,13 @@ class HyperParams(BaseModel):
         Raises:
             HyperParamsError: there is no such preset.
         """
-        found = next((known for known in cls.presets if known.lower() == name.lower()), None)
-        if found is None:
+        result = next((known for known in cls.presets if known.lower() == name.lower()), None)
+        if result is None:
             raise HyperParamsError(
                 f"{cls.__name__} has no preset {name!r}.{did_you_mean(name, cls.presets)} "
                 f"Known: {', '.join(cls.presets)}."
             )
-        return cls(**{"model_name": KNOWN_MODELS[found], **cls.presets[found], **changes})
+        return cls(**{"model_name": KNOWN_MODELS[result], **cls.presets[result], **changes})
 
     @classmethod
     def for_model(cls: type[H], model_name: str, /, **changes: Any) -> H:

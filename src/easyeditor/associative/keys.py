@@ -75,7 +75,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     ordered = sorted(set(layers))
     projections = [lm.down_map(layer) for layer in ordered]
     modules = [projection.module for projection in projections]
-    found = {
+    result = {
         layer: torch.empty(len(rows), projection.d_in, device=projection.device)
         for layer, projection in zip(ordered, projections, strict=True)
     }
@@ -86,23 +86,23 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
                 lm.call(batch)
             for layer, seen in zip(ordered, inputs, strict=True):
                 assert seen is not None
-                found[layer][chunk] = _at_subject(seen, [rows[i] for i in chunk])
-    return found
+                result[layer][chunk] = _at_subject(seen, [rows[i] for i in chunk])
+    return result
 
 
 def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
-    found = torch.empty(0)
+    result = torch.empty(0)
     with lm.at_rest(), torch.no_grad():
         for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
                 lm.call(batch)
             values = _at_subject(hidden_of(outputs[0]), [rows[i] for i in chunk])
-            if not len(found):
-                found = values.new_empty(len(rows), values.shape[1])
-            found[chunk] = values
-    return found
+            if not len(result):
+                result = values.new_empty(len(rows), values.shape[1])
+            result[chunk] = values
+    return result
 
 
 def _at_subject(hidden: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
@@ -141,9 +141,9 @@ def _write_scale(lm: LM, layer: int, text: str) -> float | None:
 
     def output(delta: torch.Tensor) -> torch.Tensor:
         down = lm.down_map(layer).module
-        with adding(down, at, delta), reading_output(block, stop=True) as found, stopping():
+        with adding(down, at, delta), reading_output(block, stop=True) as result, stopping():
             lm.call(batch)
-        return hidden_of(found[0])[0, last].float().cpu()
+        return hidden_of(result[0])[0, last].float().cpu()
 
     with without_patches(lm.model), lm.at_rest(), torch.no_grad():
         plain = output(torch.zeros(1, width))

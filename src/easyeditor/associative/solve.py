@@ -119,8 +119,8 @@ class Cholesky:
             lower, info = c.mT, torch.empty((), dtype=torch.int32, device=c.device)
             torch.linalg.cholesky_ex(lower, out=(lower, info))  # in place: these are large
             if int(info) == 0:
-                kept = moment.mT if overwrite and moment.dtype == torch.float32 else None
-                return cls(lower.float() if kept is None else kept.copy_(lower))
+                stored = moment.mT if overwrite and moment.dtype == torch.float32 else None
+                return cls(lower.float() if stored is None else stored.copy_(lower))
             if ridge > 1:
                 raise MomentsError(
                     "The second moment has no Cholesky factor: it is not finite, or not positive "

@@ -106,7 +106,7 @@ def optimize_values(
         if len(contexts) > 1 and read_after_subject(lm, edit):  # v₀ of " is" may be small
             elsewhere = values_at(lm, site, subject_rows(lm, edit, contexts[1:]))
             norms[i] = torch.maximum(norms[i], elsewhere.norm(dim=1).mean())
-    found = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
+    result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     lines = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
     ]
@@ -114,9 +114,9 @@ def optimize_values(
     with lm.at_rest(), bar(total, "searching values") as progress:
         costs = MemoryModel.measured(lm, site, [line for own in lines for line in own], resume)
         for group in groups(lines, costs, memory):
-            _search_group(lm, site, group, found, norms, search, costs, memory, progress)
+            _search_group(lm, site, group, result, norms, search, costs, memory, progress)
             give_back()
-    return found
+    return result
 
 
 def _search_group(

@@ -88,8 +88,8 @@ def known_facts(lm: LM, n: int) -> list[Case]:
     Only what a model says can be changed in it.
     """
     cases = list(open_dataset("worldfacts"))[::STRIDE]
-    said = score(lm, [(case.edit.prompt.text, str(case.edit.ground_truth)) for case in cases])
-    correct = [case for case, score in zip(cases, said, strict=True) if score.accuracy == 1]
+    replies = score(lm, [(case.edit.prompt.text, str(case.edit.ground_truth)) for case in cases])
+    correct = [case for case, score in zip(cases, replies, strict=True) if score.accuracy == 1]
     step = max(1, len(correct) // max(1, n))
     return correct[::step][:n]
 

@@ -236,11 +236,11 @@ def _entrants(
         asked.append((label, name, own))
     if not asked:
         raise typer.BadParameter("name at least one", param_hint="--methods")
-    found: dict[str, HyperParams] = {}
+    result: dict[str, HyperParams] = {}
     for label, name, own in asked:
         method = METHODS.canonical(name)
         label = method if label == name else label
-        if label in found:
+        if label in result:
             raise typer.BadParameter(f"{label!r} takes part twice; give it another label")
         settings = options.settings_of(method, model, None, [*changes, *own])
         named = {change.partition("=")[0].strip() for change in (*changes, *own)}
@@ -251,8 +251,8 @@ def _entrants(
             more |= {"dtype": dtype, "fp16": False}
         if "seed" in type(settings).model_fields and "seed" not in named:
             more["seed"] = seed
-        found[label] = settings.replace(**more)
-    return found
+        result[label] = settings.replace(**more)
+    return result
 
 
 def _cases(data: str, limit: int | None) -> list[Case]:

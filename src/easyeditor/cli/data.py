@@ -60,8 +60,8 @@ def ls(as_json: options.Json = False) -> None:
     for name, source in sources().items():
         here = cached(name)
         state = "in the cache" if here.is_file() else "fetched when first used"
-        told = {"state": state, "path": str(here), "url": source.url, "licence": source.licence}
-        named.append({"name": name, "kind": source.kind, **told})
+        result = {"state": state, "path": str(here), "url": source.url, "licence": source.licence}
+        named.append({"name": name, "kind": source.kind, **result})
     if as_json:
         told_kinds = [
             {"kind": k, "class": c.__name__, "title": c.title, "probes": list(c.probes)}

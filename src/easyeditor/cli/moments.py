@@ -92,12 +92,12 @@ def moments(
         lm = load(settings.model, trust_remote_code=trust_remote_code)
     column = settings.column(lm)
     chosen = [int(n) for n in resolve_layers(wanted or settings.layers, column.n_layers)]
-    told = {"method": method, "model": model, "dataset": settings.mom2_dataset}
+    reply = {"method": method, "model": model, "dataset": settings.mom2_dataset}
     if not convergence:
-        found = settings.second_moments(column, chosen)
-        shown = [_about(layer, made) for layer, made in found.items()]
+        result = settings.second_moments(column, chosen)
+        shown = [_about(layer, created) for layer, created in result.items()]
         if as_json:
-            output.print_json({**told, "layers": shown})
+            output.print_json({**reply, "layers": shown})
         else:
             _show(f"Second moments of {model}", shown)
         return
@@ -110,7 +110,7 @@ def moments(
     rows = list(report.convergence(lm, settings, cases, layers=chosen, sizes=sizes))
     if as_json:
         ids = [case.id for case in cases]
-        output.print_json({**told, "edits": ids, "rows": [row.plain() for row in rows]})
+        output.print_json({**reply, "edits": ids, "rows": [row.plain() for row in rows]})
         return
     _show_rows(f"Second moments of {model}, {method}", rows)
     if cases:

@@ -136,8 +136,8 @@ def settings_of(
     """A method's settings for editing; see :func:`settings_as`."""
 
     def kind() -> type[HyperParams]:
-        found: type[HyperParams] = METHODS.get(method).hyperparams_class
-        return found
+        result: type[HyperParams] = METHODS.get(method).hyperparams_class
+        return result
 
     method = METHODS.canonical(method)  # whether there is one is known before torch is
     return settings_as(kind, model, file, changes)

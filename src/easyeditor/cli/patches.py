@@ -129,7 +129,7 @@ def _weights(paths: list[Path]) -> list[WeightPatch]:
     """Patches that can be written into a model."""
     from easyeditor.patches.weight import WeightPatch
 
-    found: list[WeightPatch] = []
+    result: list[WeightPatch] = []
     for path, patch in zip(paths, _load(paths), strict=True):
         if not isinstance(patch, WeightPatch):
             raise PatchFormatError(
@@ -137,8 +137,8 @@ def _weights(paths: list[Path]) -> list[WeightPatch]:
                 "into a model. Use it as it is: easyedit generate --patch, or "
                 "load_patch(path).apply(model)."
             )
-        found.append(patch)
-    return found
+        result.append(patch)
+    return result
 
 
 def apply(
@@ -200,8 +200,8 @@ def export(
 
     made = export_lora(_weights([patch])[0], out, rank=rank)
     if as_json:
-        told = {"out": str(made.folder), "format": format.value, "rank": made.rank}
-        output.print_json({**told, "relative_errors": made.errors})
+        result = {"out": str(made.folder), "format": format.value, "rank": made.rank}
+        output.print_json({**result, "relative_errors": made.errors})
         return
     output.out.print_line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
     for name, error in made.errors.items():

@@ -39,10 +39,10 @@ class Terminal(Console):
     @property  # type: ignore[misc]  # read-only, where rich's can be set: nothing sets it
     def size(self) -> ConsoleDimensions:
         """Columns and lines; a pipe has columns enough for most tables."""
-        found = super().size
+        result = super().size
         if self.is_terminal or "COLUMNS" in os.environ:
-            return found
-        return ConsoleDimensions(PIPE_WIDTH, found.height)
+            return result
+        return ConsoleDimensions(PIPE_WIDTH, result.height)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as text, without its control characters."""

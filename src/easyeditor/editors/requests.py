@@ -66,9 +66,9 @@ def _truth(value: Any) -> str | None:
 
 
 def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Probe]]:
-    found: list[list[Probe]] = [[] for _ in range(n)]
+    result: list[list[Probe]] = [[] for _ in range(n)]
     if given is None:
-        return found
+        return result
     if not isinstance(given, Mapping):
         raise EditError(
             f"{group}_inputs must map a name to {{'prompt': [...], 'ground_truth': [...]}}, not "
@@ -80,15 +80,15 @@ def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Pr
             raise EditError(f"{where} must hold 'prompt' and 'ground_truth'.")
         prompts = _list(f"{where}['prompt']", block["prompt"], n)
         answers = _list(f"{where}['ground_truth']", block["ground_truth"], n)
-        for i, (asked, told) in enumerate(zip(prompts, answers, strict=True)):
-            own, truth = _several(where, asked), _several(where, told)
+        for i, (asked, reply) in enumerate(zip(prompts, answers, strict=True)):
+            own, truth = _several(where, asked), _several(where, reply)
             if len(own) != len(truth):
                 raise EditError(f"{where}, edit {i}: {len(own)} prompts but {len(truth)} answers.")
-            found[i] += [
+            result[i] += [
                 Probe(prompt, _accepted(where, answer), f"{group}/{name}")
                 for prompt, answer in zip(own, truth, strict=True)
             ]
-    return found
+    return result
 
 
 def make_cases(

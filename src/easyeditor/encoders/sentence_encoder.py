@@ -80,8 +80,8 @@ class Sentences:
             normalize_embeddings=True,
             show_progress_bar=False,
         )
-        found: torch.Tensor = vectors.detach().float().cpu()
-        return found
+        result: torch.Tensor = vectors.detach().float().cpu()
+        return result
 
     def encode_once(self, texts: Sequence[Prompt | str]) -> torch.Tensor:
         """:meth:`encode` for a corpus: kept in the user's cache under encoder and texts."""
@@ -89,13 +89,13 @@ class Sentences:
         for text in texts:
             digest.update(b"\0" + str(text).encode())
         file = cache_dir() / "sentences" / f"{digest.hexdigest()[:24]}.safetensors"
-        kept = _read(file)
-        if kept is None:
-            kept = self.encode(texts)
+        stored = _read(file)
+        if stored is None:
+            stored = self.encode(texts)
             file.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(file) as beside:
-                save_file({"vectors": kept}, beside)
-        return kept
+                save_file({"vectors": stored}, beside)
+        return stored
 
 
 def _read(file: Path) -> torch.Tensor | None:

@@ -116,11 +116,11 @@ class TextEncoder(nn.Module):
         """``(texts, width)`` float32; differentiable."""
         encodings = self._tokenizer.encode_batch([str(text) for text in texts])
         rows = [encoding.ids or [self.pad_id] for encoding in encodings]
-        found: list[tuple[int, torch.Tensor]] = []
+        result: list[tuple[int, torch.Tensor]] = []
         for chunk in batches_by_length([len(row) for row in rows], [0] * len(rows), BUDGET, 1):
             batch = pad([rows[i] for i in chunk], self.pad_id, self.head.weight.device)
             hidden = self.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
             mask = batch.mask[:, :, None].to(hidden.dtype)
             mean = (hidden * mask).sum(1) / mask.sum(1)
-            found += zip(chunk, self.head(nn.functional.normalize(mean, dim=-1)), strict=True)
-        return torch.stack([vector for _, vector in sorted(found, key=lambda pair: pair[0])])
+            result += zip(chunk, self.head(nn.functional.normalize(mean, dim=-1)), strict=True)
+        return torch.stack([vector for _, vector in sorted(result, key=lambda pair: pair[0])])

@@ -29,8 +29,8 @@ def differences(one: Any, other: Any) -> str:
 
 def signature(tokenizer: Any) -> str:
     """One short string, equal where :func:`differences` finds none."""
-    told = [sorted(_ordinary(tokenizer).items()), _cut(tokenizer)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    result = [sorted(_ordinary(tokenizer).items()), _cut(tokenizer)]
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
 
 
 def largest(tokenizer: Any) -> int:

@@ -70,14 +70,14 @@ def _neighbourhood(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]
     for name, ending in (("NS", "_success"), ("NM", "_diff")):
         usual = f"locality/neighborhood{ending}"
         only = any(usual in row for row in rows)
-        for row, found in zip(rows, out, strict=True):
+        for row, result in zip(rows, out, strict=True):
             near = [
                 value
                 for key, value in row.items()
                 if (key == usual if only else key.startswith("locality/") and key.endswith(ending))
             ]
             if near:
-                found[name] = sum(near) / len(near)
+                result[name] = sum(near) / len(near)
     return out
 
 

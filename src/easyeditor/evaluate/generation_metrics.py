@@ -48,8 +48,8 @@ def _holds(text: str, want: str) -> bool:
 
 def equals(text: str, accepted: Iterable[str]) -> bool:
     """Whether the normalised text is an accepted answer and nothing else."""
-    said = normalise(text)
-    return bool(said) and said in {normalise(answer) for answer in accepted}
+    replies = normalise(text)
+    return bool(replies) and replies in {normalise(answer) for answer in accepted}
 
 
 def ngram_entropy(text: str) -> float:

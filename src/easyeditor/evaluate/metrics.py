@@ -38,8 +38,8 @@ def summarise(
         for name, value in scorer.score(probe, case, before, after).items():
             values[name].append(value)
     result: dict[str, Any] = {"locality": {}, "portability": {}}
-    for name, found in values.items():
-        numbers = [value for value in found if value is not None]
+    for name, results in values.items():
+        numbers = [value for value in results if value is not None]
         *path, last = name.split("/")
         place = result
         for part in path:

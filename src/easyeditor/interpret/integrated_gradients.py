@@ -79,14 +79,14 @@ def attribute(
     work = [(layer, m) for layer in layers for m in range(1, steps + 1)]
     with lm.at_rest():
         copies: _Copies = (_Decoder if lm.encoder_decoder else _Causal)(lm, row)
-        found = _unscaled(lm, copies, layers)
+        result = _unscaled(lm, copies, layers)
         with bar(len(work), "attributing to neurons", "row") as progress:
-            size = max(FEWEST, int(memory // _bytes_per_row(lm, copies, layers[0], found)))
+            size = max(FEWEST, int(memory // _bytes_per_row(lm, copies, layers[0], result)))
             for start in range(0, len(work), size):
                 chunk = work[start : start + size]
-                _add(lm, copies, row.target[-1], chunk, steps, found)
+                _add(lm, copies, row.target[-1], chunk, steps, result)
                 progress.update(len(chunk))
-    return found
+    return result
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def _unscaled(lm: LM, copies: _Copies, layers: Sequence[int]) -> Attribution:
     """One plain pass; the scores are still zero."""
     modules = [lm.projection(layer).module for layer in layers]
     with (
-        reading_output(lm.blocks[-1], stop=False) as said,
+        reading_output(lm.blocks[-1], stop=False) as replies,
         reading_inputs([*modules, lm.head]) as seen,
         stopping(),
     ):
@@ -105,7 +105,7 @@ def _unscaled(lm: LM, copies: _Copies, layers: Sequence[int]) -> Attribution:
         if inputs is not None
     }
     zero = {layer: torch.zeros_like(own) for layer, own in activations.items()}
-    return Attribution(float(_last(hidden_of(said[0])).norm()), activations, zero)
+    return Attribution(float(_last(hidden_of(replies[0])).norm()), activations, zero)
 
 
 def _last(hidden: torch.Tensor) -> torch.Tensor:
@@ -217,12 +217,12 @@ class _Decoder:
         last = torch.full((n,), -1)
         with (
             gathering(self._lm.head, torch.arange(n), last),
-            low_memory_autograd(self._lm, self._shelf) as kept,
+            low_memory_autograd(self._lm, self._shelf) as stored,
         ):
             logits: torch.Tensor = self._lm.call(
                 batch,
                 encoder_outputs=type(self._read)(last_hidden_state=hidden),
                 decoder_input_ids=self._fed.expand(n, -1),
             ).logits[0]
-        self.bytes = kept.bytes
+        self.bytes = stored.bytes
         return logits

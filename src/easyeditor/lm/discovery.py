@@ -110,14 +110,14 @@ def _column(model: PreTrainedModel, names: Mapping[int, str]) -> str:
 
 def _outermost_lists(root: nn.Module, prefix: str) -> dict[str, int]:
     """``{name: length}`` of the lists of composite modules that lie in no other list."""
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for name, module in root.named_modules(prefix=prefix):
-        inside = any(name.startswith(f"{other}.") for other in found)
+        inside = any(name.startswith(f"{other}.") for other in result)
         if inside or not isinstance(module, nn.ModuleList) or not len(module):
             continue
         if all(any(True for _ in block.children()) for block in module):
-            found[name] = len(module)
-    return found
+            result[name] = len(module)
+    return result
 
 
 def _final_norm(model: PreTrainedModel, blocks: str) -> str:

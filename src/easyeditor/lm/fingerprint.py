@@ -43,8 +43,8 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         """One short string, exact for one precision; names caches."""
-        told = {k: v for k, v in asdict(self).items() if k != "packed"}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        result = {k: v for k, v in asdict(self).items() if k != "packed"}
+        return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
 
     def differences(self, other: Fingerprint) -> str:
         """Why ``other`` is another model, or an empty string."""

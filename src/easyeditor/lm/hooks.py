@@ -42,32 +42,32 @@ def reading_inputs(
 
     Yields the list that fills up. Wrap the call of the model in :func:`stopping`.
     """
-    found: list[torch.Tensor | None] = [None] * len(modules)
+    result: list[torch.Tensor | None] = [None] * len(modules)
 
     def hook(index: int) -> Callable[..., None]:
         def read(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            found[index] = args[0] if read_of is None else read_of[index](args)
+            result[index] = args[0] if read_of is None else read_of[index](args)
             if index == len(modules) - 1:
                 raise Stop
 
         return read
 
     with hooks_on([(module, hook(i)) for i, module in enumerate(modules)], before=True):
-        yield found
+        yield result
 
 
 @contextmanager
 def reading_output(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
     """Record a module's output (as it is); with ``stop`` nothing above it is computed."""
-    found: list[Any] = []
+    result: list[Any] = []
 
     def read(_module: nn.Module, _args: Any, output: Any) -> None:
-        found.append(output)
+        result.append(output)
         if stop:
             raise Stop
 
     with hooks_on([(module, read)]):
-        yield found
+        yield result
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def is_quantized(module: nn.Module) -> bool:
 
 def quantized_layers(model: nn.Module) -> list[nn.Module]:
     """Those of the model, and those that plain layers stand for now."""
-    found = [replaced_by(module) or module for module in model.modules()]
-    return [module for module in found if is_quantized(module)]
+    result = [replaced_by(module) or module for module in model.modules()]
+    return [module for module in result if is_quantized(module)]
 
 
 def keep_readable(model: nn.Module) -> None:
@@ -125,8 +125,8 @@ def plain_layer(module: nn.Module, weight: torch.Tensor) -> nn.Module:
 
 def replaced_by(layer: nn.Module) -> nn.Module | None:
     """The quantized layer that a plain one stands for."""
-    found: nn.Module | None = vars(layer).get(_ORIGINAL)
-    return found
+    result: nn.Module | None = vars(layer).get(_ORIGINAL)
+    return result
 
 
 def shared_parts(module: nn.Module) -> dict[int, Any]:

@@ -111,7 +111,7 @@ def _sample(
 ) -> list[tuple[int, ...]]:
     batch = lm.pad(rows, left=True)
     ids, mask, positions = batch.ids, batch.mask, batch.positions
-    made = [list(row) for row in rows]
+    result = [list(row) for row in rows]
     every, last = torch.arange(len(rows)), torch.full((len(rows),), -1)
     cached = takes_cache(lm.model)
     more: dict[str, Any] = {"use_cache": cached}
@@ -121,10 +121,10 @@ def _sample(
             with gathering(lm.head, every, last):
                 out = lm.call(type(batch)(ids, mask, positions), **more)
             chosen = draw(out.logits[0].float().cpu())
-            for row, token in zip(made, chosen, strict=True):
+            for row, token in zip(result, chosen, strict=True):
                 row.append(token)
             if progress is not None:
-                progress(len(made))
+                progress(len(result))
             drawn = torch.tensor(chosen, device=ids.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             cached = cached and getattr(out, "past_key_values", None) is not None
@@ -135,4 +135,4 @@ def _sample(
                 ids = torch.cat([ids, drawn], 1)
                 positions = torch.cat([positions, positions[:, -1:] + 1], 1)
                 more = {"use_cache": False}
-    return [tuple(row) for row in made]
+    return [tuple(row) for row in result]

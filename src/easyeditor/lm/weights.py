@@ -135,8 +135,8 @@ class _Offloaded(_OfParameter):
     @property
     def _maps(self) -> tuple[dict[str, torch.Tensor], Any]:
         """What lies over accelerate's map, and that map."""
-        found = self._hook.weights_map
-        return (dict(found.maps[0]), found.maps[1]) if isinstance(found, _Over) else ({}, found)
+        result = self._hook.weights_map
+        return (dict(result.maps[0]), result.maps[1]) if isinstance(result, _Over) else ({}, result)
 
     @property
     def raw(self) -> torch.Tensor | None:
@@ -286,9 +286,9 @@ def named_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict that the plain model would have: every weight read where it lies."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    kept = {name: t for name, t in model.state_dict().items() if name in buffers}
+    stored = {name: t for name, t in model.state_dict().items() if name in buffers}
     named = model.named_parameters(remove_duplicate=False)
-    return {**{name: weight_handle(model, name).read_weight() for name, _ in named}, **kept}
+    return {**{name: weight_handle(model, name).read_weight() for name, _ in named}, **stored}
 
 
 def missing_weights(model: nn.Module) -> list[str]:
@@ -323,10 +323,10 @@ def require_weights(model: nn.Module) -> None:
 
 def shared_maps(model: nn.Module) -> list[Any]:
     """What accelerate's hooks share among each other: maps of weights, which hold many tensors."""
-    found = [
+    result = [
         getattr(hook, name, None)
         for module in model.modules()
         for hook in _hooks(module)
         for name in ("weights_map", "tied_params_map")
     ]
-    return [each for each in found if each is not None]
+    return [each for each in result if each is not None]

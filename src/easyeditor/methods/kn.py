@@ -134,19 +134,19 @@ class KN(Method[ContextState]):
         entries: dict[str, list[Part]] = {}
         for place, old, new in _changes(lm, edits[0], settings):
             with watch("attribution"):
-                found = []
+                result = []
                 for prefix in prefixes:
                     row = lm.text.row(edits[0].prompt, edits[0].target, prefix=prefix)
                     asked = _ending(lm, row, place, old)
-                    found.append(attribute(lm, asked, layers, steps=settings.steps, memory=memory))
-            neurons = kept_neurons([own.scores for own in found], settings)
+                    result.append(attribute(lm, asked, layers, steps=settings.steps, memory=memory))
+            neurons = kept_neurons([own.scores for own in result], settings)
             if not neurons:
                 raise EditFailed(
                     f"No neuron makes {lm.tokenizer.decode([old])!r} more probable after "
                     f"{edits[0].prompt!r}, so there is none to edit. Give as ground_truth what the "
                     "model says, or leave it out."
                 )
-            for path, part in _parts(lm, neurons, found[0], old, new, settings).items():
+            for path, part in _parts(lm, neurons, result[0], old, new, settings).items():
                 entries.setdefault(path, []).append(part)
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
@@ -165,10 +165,10 @@ def kept_neurons(
             for layer, each in own.items():
                 counts.update((layer, n) for n in (each >= least).nonzero()[:, 0].tolist())
     enough = min(settings.p * len(scores), max(counts.values(), default=0))
-    kept: dict[int, list[int]] = {}
+    stored: dict[int, list[int]] = {}
     for layer, neuron in sorted(key for key, count in counts.items() if count >= enough):
-        kept.setdefault(layer, []).append(neuron)
-    return kept
+        stored.setdefault(layer, []).append(neuron)
+    return stored
 
 
 def _check_width(lm: LM) -> None:
@@ -198,13 +198,13 @@ def _changes(lm: LM, edit: Edit, settings: KNHyperParams) -> list[tuple[int, int
     """
     row = lm.text.row(edit.prompt, edit.target)
     with lm.at_rest(), torch.no_grad():
-        said: list[int] = lm.target_logits([row]).argmax(1).tolist()
+        replies: list[int] = lm.target_logits([row]).argmax(1).tolist()
     if edit.ground_truth and edit.ground_truth.strip():
-        said[0] = lm.text.row(edit.prompt, edit.ground_truth).target[0]
-    places = [i for i, (old, new) in enumerate(zip(said, row.target, strict=True)) if old != new]
+        replies[0] = lm.text.row(edit.prompt, edit.ground_truth).target[0]
+    places = [i for i, (old, new) in enumerate(zip(replies, row.target, strict=True)) if old != new]
     if settings.mode == "erase" or not places:
         places = [0]
-    return [(i, said[i], row.target[i]) for i in places]
+    return [(i, replies[i], row.target[i]) for i in places]
 
 
 def _ending(lm: LM, row: Row, place: int, token: int) -> Row:

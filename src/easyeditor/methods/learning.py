@@ -160,7 +160,7 @@ def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False
     """
     if not cases:
         raise DataError("There are no cases to learn from.")
-    found: list[Case] = []
+    result: list[Case] = []
     lacking = {"rephrase": 0, "locality": 0}
     for case in cases:
         groups = {name: [p for p in case.probes if p.group == name] for name in lacking}
@@ -169,7 +169,7 @@ def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False
         again, near = groups["rephrase"], groups["locality"]
         for i in range(1 if once else max(len(again), len(near))):
             chosen = tuple(own[i % len(own)] for own in (again, near) if own)
-            found.append(Case(f"{case.id}.{i}" if i else case.id, case.edit, chosen))
+            result.append(Case(f"{case.id}.{i}" if i else case.id, case.edit, chosen))
     if not rephrase:
         lacking.pop("rephrase")
     missing = [f"{n} of {len(cases)} have no {name} probe" for name, n in lacking.items() if n]
@@ -179,7 +179,7 @@ def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False
             "other words and an unrelated question: use data with both, such as ZsRE (rephrase, "
             "loc) or CounterFact, or leave such cases out."
         )
-    return found
+    return result
 
 
 def probe_of(case: Case, group: str) -> Probe:

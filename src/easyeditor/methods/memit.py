@@ -189,16 +189,16 @@ def _earlier_keys(
 ) -> list[torch.Tensor]:
     """Keys of the edits that the model carries, each ``(n, d_in)``: stored ones, then read ones."""
     path = lm.down_map(layer).path
-    found = []
+    result = []
     stored = protected_keys(lm.model, path, new)
     if stored is not None:
-        found.append(stored)
+        result.append(stored)
     others = without_stored_keys(lm.model, path, new)
     if others:
         rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
         keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)
-        found.append(_averaged(keys, kind).flatten(0, 1))
-    return found
+        result.append(_averaged(keys, kind).flatten(0, 1))
+    return result
 
 
 def _averaged(keys: torch.Tensor, kind: str) -> torch.Tensor:

@@ -52,9 +52,9 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
             errors[path] = 0.0
         else:
             whole = patch.dense(path).double()
-            kept = min(rank or DENSE_RANK, *whole.shape)
+            stored = min(rank or DENSE_RANK, *whole.shape)
             left, values, right = torch.linalg.svd(whole, full_matrices=False)
-            u, v = left[:, :kept] * values[:kept], right[:kept]
+            u, v = left[:, :stored] * values[:stored], right[:stored]
             lost = float((whole - u @ v).norm() / whole.norm().clamp(min=1e-30))
             errors[path] = lost
         factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())

@@ -77,7 +77,7 @@ class _Generate:
         rows = [row[keep.bool()] for row, keep in zip(input_ids, mask, strict=True)]
         prompts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         reroute = rerouted(lm, prompts)
-        made = []
+        result = []
         for row, full, prompt in zip(rows, input_ids, prompts, strict=True):
             turn = reroute.get(prompt)
             who = (turn and turn.lm) or lm
@@ -90,5 +90,5 @@ class _Generate:
                 )[0]
             new = out if who.encoder_decoder else out[ids.shape[1] :]
             new = new.to(full.device)
-            made.append(new if lm.encoder_decoder else torch.cat([full, new]))
-        return nn.utils.rnn.pad_sequence(made, batch_first=True, padding_value=lm.text.pad_id)
+            result.append(new if lm.encoder_decoder else torch.cat([full, new]))
+        return nn.utils.rnn.pad_sequence(result, batch_first=True, padding_value=lm.text.pad_id)

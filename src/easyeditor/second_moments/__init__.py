@@ -102,8 +102,8 @@ def moments(
     shelf = _Shelf(lm, source, n_tokens, documents, seed, directory)
     wanted = list(dict.fromkeys(layers))
     there = {layer: shelf.load(layer) for layer in wanted}
-    found = {layer: made for layer, made in there.items() if made is not None}
-    missing = sorted(there.keys() - found.keys())
+    result = {layer: created for layer, created in there.items() if created is not None}
+    missing = sorted(there.keys() - result.keys())
     if missing and shelf.checkpoint(sorted(wanted)).exists():
         missing = sorted(wanted)  # it was killed between the writing of two layers
     if missing:
@@ -114,9 +114,9 @@ def moments(
         sums = collected(lm, missing, text, n_tokens, checkpoint)
         give_back()  # what the passes took
         for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
-            found[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
+            result[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
         checkpoint.remove()
-    return found
+    return result
 
 
 def moments_by_size(
@@ -249,10 +249,10 @@ class _Shelf:
     def load(self, layer: int) -> Moments | None:
         """What is there, and readable."""
         file = self._file(layer)
-        kept = read_cache_file(file, WHAT)
-        if kept is None:
+        stored = read_cache_file(file, WHAT)
+        if stored is None:
             return None
-        tensors, info = kept
+        tensors, info = stored
         try:
             matrix, tokens = tensors["moment"], int(info["tokens"])
             if "digest" not in info and not _plausible(matrix.diagonal()):

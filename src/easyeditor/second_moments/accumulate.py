@@ -92,11 +92,11 @@ def _keys(
     with lm.at_rest(), torch.inference_mode():
         with reading_inputs(modules) as inputs, stopping():
             lm.call(batch, **more)
-        found = []
+        result = []
         for keys in inputs:
             assert keys is not None
-            found.append(keys.reshape(-1, keys.shape[-1])[real.to(keys.device)])
-    return found
+            result.append(keys.reshape(-1, keys.shape[-1])[real.to(keys.device)])
+    return result
 
 
 def _fed(lm: LM, sequences: Sequence[Sequence[int]]) -> tuple[Batch, dict[str, Any], torch.Tensor]:

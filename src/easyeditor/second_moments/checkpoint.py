@@ -51,10 +51,10 @@ class Checkpoint:
 
     def restore(self, sums: Sums) -> Place:
         """Fill the sums and say where to go on; the beginning, if nothing usable is there."""
-        kept = read_cache_file(self._file, WHAT)
-        if kept is None:
+        stored = read_cache_file(self._file, WHAT)
+        if stored is None:
             return Place()
-        tensors, info = kept
+        tensors, info = stored
         try:
             place = Place(int(info["sequences"]), int(info["tokens"]))
             sums.restore(tensors, info)

@@ -50,10 +50,10 @@ def _file(moment: Path, digest: str) -> Path:
 
 
 def _read(file: Path, shape: torch.Size, digest: str) -> torch.Tensor | None:
-    kept = read_cache_file(file, WHAT)
-    if kept is None:
+    stored = read_cache_file(file, WHAT)
+    if stored is None:
         return None
-    tensors, info = kept
+    tensors, info = stored
     upper = tensors.get("upper")
     if (
         upper is None

@@ -124,18 +124,20 @@ class Sums:
         recent = self._like("recent", tensors, torch.float32)
         older = self._like("older", tensors, torch.float64) if "older.0.0" in tensors else []
         self.seen, self._unfolded = int(numbers["seen"]), int(numbers["unfolded"])
-        for own, kept in zip(self._recent, recent, strict=True):
-            for mine, its in zip(own, kept, strict=True):
+        for own, stored in zip(self._recent, recent, strict=True):
+            for mine, its in zip(own, stored, strict=True):
                 mine.copy_(its)
         self._older = older
 
     def _like(
         self, age: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> list[list[torch.Tensor]]:
-        found = []
+        result = []
         for i, own in enumerate(self._recent):
-            kept = [tensors[f"{age}.{i}.{k}"] for k in range(len(own))]
-            if any(a.dtype != dtype or a.shape != b.shape for a, b in zip(kept, own, strict=True)):
+            stored = [tensors[f"{age}.{i}.{k}"] for k in range(len(own))]
+            if any(
+                a.dtype != dtype or a.shape != b.shape for a, b in zip(stored, own, strict=True)
+            ):
                 raise ValueError(f"these are no sums of layer {i}")
-            found.append(kept)
-        return found
+            result.append(stored)
+        return result

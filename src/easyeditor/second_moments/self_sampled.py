@@ -36,19 +36,19 @@ def sampled_text(lm: LM, n_tokens: int, seed: int, file: Path) -> Sequence[tuple
     key = ("self-sampled", n_tokens, seed)
     if key not in lm.memo:
         generator = torch.Generator().manual_seed(seed)
-        made = _read(file, generator)
-        left = n_tokens - sum(map(len, made))
+        created = _read(file, generator)
+        left = n_tokens - sum(map(len, created))
         with bar(n_tokens, "sampling text for second moments", "token") as progress:
             progress.update(n_tokens - left)
             while left > 0:
                 rows = min(ROWS, -(-left // LENGTH))
                 starts = [SEEDS[i % len(SEEDS)] for i in range(rows)]
-                made += sample(lm, starts, LENGTH, generator=generator, progress=progress.update)
-                left = n_tokens - sum(map(len, made))
-                _write(file, made, generator)
-        lm.memo[key] = made
-    found: list[tuple[int, ...]] = lm.memo[key]
-    return found
+                created += sample(lm, starts, LENGTH, generator=generator, progress=progress.update)
+                left = n_tokens - sum(map(len, created))
+                _write(file, created, generator)
+        lm.memo[key] = created
+    result: list[tuple[int, ...]] = lm.memo[key]
+    return result
 
 
 def _write(file: Path, made: Sequence[tuple[int, ...]], generator: torch.Generator) -> None:
@@ -62,10 +62,10 @@ def _write(file: Path, made: Sequence[tuple[int, ...]], generator: torch.Generat
 
 def _read(file: Path, generator: torch.Generator) -> list[tuple[int, ...]]:
     """What is there; the generator is then where it was when that was written."""
-    kept = read_cache_file(file, WHAT)
-    if kept is None:
+    stored = read_cache_file(file, WHAT)
+    if stored is None:
         return []
-    tensors, _ = kept
+    tensors, _ = stored
     try:
         parts = torch.split(tensors["ids"], tensors["lengths"].tolist())
         generator.set_state(tensors["generator"])

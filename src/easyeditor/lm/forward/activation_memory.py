@@ -83,15 +83,15 @@ class Kept:
         """The same numbers, once however often they are kept, without the graph behind them."""
         if tensor.untyped_storage().data_ptr() in self._weights:
             return tensor.detach()
-        found = self._known.get(id(tensor))
-        if found is not None and found[0]() is tensor and found[1] == tensor._version:
-            return found[2]
-        kept = tensor.detach()
-        if kept.device.type == "cpu":  # other devices' allocators leave no holes
-            kept = self._shelf.put(kept)
-        self.bytes += kept.numel() * kept.element_size()
-        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, kept)
-        return kept
+        result = self._known.get(id(tensor))
+        if result is not None and result[0]() is tensor and result[1] == tensor._version:
+            return result[2]
+        stored = tensor.detach()
+        if stored.device.type == "cpu":  # other devices' allocators leave no holes
+            stored = self._shelf.put(stored)
+        self.bytes += stored.numel() * stored.element_size()
+        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, stored)
+        return stored
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def low_memory_autograd(
             order in which the pass reads them.
     """
     pool.clear()
-    kept = Kept({p.untyped_storage().data_ptr() for p in lm.model.parameters()}, pool)
+    stored = Kept({p.untyped_storage().data_ptr() for p in lm.model.parameters()}, pool)
     waiting = list(reversed(past))
     places = _offloaded(lm)
 
@@ -116,20 +116,20 @@ def low_memory_autograd(
         if again is not None:
             return again
         if tensor.dim() != 4:
-            return kept.keep(tensor)
+            return stored.keep(tensor)
         group = _repeats(tensor)
         few = tensor[:, ::group]
         known = waiting.pop() if waiting and _starts_with(few, waiting[-1]) else None
         if group == 1 and known is None:
-            return kept.keep(tensor)
-        new = kept.keep(few[:, :, 0 if known is None else known.shape[2] :])
+            return stored.keep(tensor)
+        new = stored.keep(few[:, :, 0 if known is None else known.shape[2] :])
         return lambda: _whole(known, new, group)
 
     def unpack(packed: torch.Tensor | Recompute) -> torch.Tensor:
         return packed if isinstance(packed, torch.Tensor) else packed()
 
     with saved_tensors_hooks(pack, unpack):
-        yield kept
+        yield stored
 
 
 _Place = tuple[dict[str, nn.Parameter | None], str, WeightHandle]
@@ -137,13 +137,13 @@ _Place = tuple[dict[str, nn.Parameter | None], str, WeightHandle]
 
 def _offloaded(lm: LM) -> list[_Place]:
     """Where weights appear for as long as their module runs, and where they lie."""
-    found = []
+    result = []
     for path, parameter in lm.model.named_parameters():
         if parameter.is_meta:
             owner, _, name = path.rpartition(".")
             own = lm.model.get_submodule(owner)._parameters
-            found.append((own, name, weight_handle(lm.model, path)))
-    return found
+            result.append((own, name, weight_handle(lm.model, path)))
+    return result
 
 
 def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Recompute | None:

@@ -49,10 +49,10 @@ class LowerBlockCache:
     def _below(self, ids: tuple[int, ...]) -> torch.Tensor:
         if ids not in self._stored:
             below = self.lm.blocks[self.start - 1]
-            with reading_output(below, stop=True) as found, stopping():
+            with reading_output(below, stop=True) as result, stopping():
                 self.lm.call(self.lm.pad([ids]))
-            self._like = found[0]
-            self._stored[ids] = hidden_of(found[0])[0].clone()
+            self._like = result[0]
+            self._stored[ids] = hidden_of(result[0])[0].clone()
         return self._stored[ids]
 
     def agrees(self, rows: Sequence[Row]) -> bool:

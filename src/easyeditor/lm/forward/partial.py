@@ -149,16 +149,16 @@ class FullForward:
         with (
             adding(self._site.module(self._lm), self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
-            low_memory_autograd(self._lm, self._shelf) as kept,
+            low_memory_autograd(self._lm, self._shelf) as stored,
         ):
             logits: torch.Tensor = self._lm.call(self._batch, **self._more).logits[0]
-        self.left = kept.bytes
+        self.left = stored.bytes
         return logits
 
     def keep(self, rows: torch.Tensor) -> FullForward:
         """See :class:`DeltaForward`."""
-        kept = [self._runs[i] for i in rows.tolist()]
-        return FullForward(self._lm, self._site, kept, self._shelf)
+        stored = [self._runs[i] for i in rows.tolist()]
+        return FullForward(self._lm, self._site, stored, self._shelf)
 
 
 class NotResumable(Exception):
@@ -223,9 +223,9 @@ class PartialForward:
 
     def _run_lower(self) -> Any:
         below = self._lm.blocks[self._site.start - 1]
-        with reading_output(below, stop=True) as found, stopping():
+        with reading_output(below, stop=True) as result, stopping():
             self._lm.call(self._batch, **self._fresh())
-        return found[0]
+        return result[0]
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
@@ -239,11 +239,11 @@ class PartialForward:
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
-            kept = stack.enter_context(
+            cached = stack.enter_context(
                 low_memory_autograd(lm, self._shelf, self._past(site.layer + 1))
             )
             logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
-        self.left = kept.bytes
+        self.left = cached.bytes
         return logits
 
     def _past(self, start: int) -> list[torch.Tensor]:
@@ -261,24 +261,24 @@ class PartialForward:
 
     def keep(self, rows: torch.Tensor) -> PartialForward:
         """See :class:`DeltaForward`."""
-        kept = copy.copy(self)
+        stored = copy.copy(self)
         n = len(self._runs)
-        kept._runs = [self._runs[i] for i in rows.tolist()]
-        kept._index, kept._positions = _reads(kept._runs, [run.start for run in kept._runs])
-        kept._at = self._at[rows]
-        kept._more = {name: _pick(value, rows, n) for name, value in self._more.items()}
+        stored._runs = [self._runs[i] for i in rows.tolist()]
+        stored._index, stored._positions = _reads(stored._runs, [run.start for run in stored._runs])
+        stored._at = self._at[rows]
+        stored._more = {name: _pick(value, rows, n) for name, value in self._more.items()}
         at = rows.to(self._batch.ids.device)
-        kept._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
-        kept._below = _pick(self._below, rows, n)
+        stored._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
+        stored._below = _pick(self._below, rows, n)
         if self._cache is not None:
-            kept._cache = copy.copy(self._cache)
-            kept._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-            for layer in kept._cache.layers:
+            stored._cache = copy.copy(self._cache)
+            stored._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+            for layer in stored._cache.layers:
                 if layer.is_initialized:
                     layer.keys = _pick(layer.keys, rows, n)
                     layer.values = _pick(layer.values, rows, n)
-            kept._drop_lower_cache()
-        return kept
+            stored._drop_lower_cache()
+        return stored
 
 
 def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:

@@ -165,11 +165,11 @@ def _that_fit(lm: LM, shown: Sequence[str]) -> list[str]:
     longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(longest, int):
         return list(shown)
-    left, kept = longest - ROOM, list[str]()
+    left, stored = longest - ROOM, list[str]()
     for text in shown:
         left -= len(lm.text.plain(text))
         if left < 0:
-            log.info("%d of %d demonstrations fit into the model", len(kept), len(shown))
+            log.info("%d of %d demonstrations fit into the model", len(stored), len(shown))
             break
-        kept.append(text)
-    return kept
+        stored.append(text)
+    return stored

@@ -90,9 +90,9 @@ class MEND(Method[State]):
         network = learnt.network
         with watch("networks"), torch.no_grad():
             for site in learnt.sites:
-                found = factors[site.path]
+                result = factors[site.path]
                 u, v = network(
-                    site.path, found.x.to(network.device), found.delta.to(network.device)
+                    site.path, result.x.to(network.device), result.delta.to(network.device)
                 )
                 scaled = v * self.hyperparams.lr_scale
                 entries[site.path] = [LowRank(u.T.contiguous().cpu(), scaled.contiguous().cpu())]

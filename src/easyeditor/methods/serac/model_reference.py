@@ -111,8 +111,8 @@ class ModelReference:
         chat = lm.text.chat_template
         if self._beside is None or self._beside[:2] != (lm.tokenizer, chat):
             self.check_tokenizer(lm.tokenizer)
-            made = LM(self.read(), lm.tokenizer, chat_template=chat)
-            self._beside = (lm.tokenizer, chat, made)
+            result = LM(self.read(), lm.tokenizer, chat_template=chat)
+            self._beside = (lm.tokenizer, chat, result)
         self._beside[2].model.to(lm.device)
         return self._beside[2]
 

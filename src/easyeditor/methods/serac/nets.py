@@ -56,9 +56,9 @@ class Nets(nn.Module):
             small = language_model(config_of(lm.model))
             small.load_state_dict(whole_state(lm.model))
         else:
-            found = load(config.small_name, device=str(lm.device), dtype="float32")
-            _check_pair(lm, found, config.small_name)
-            small = found.model
+            result = load(config.small_name, device=str(lm.device), dtype="float32")
+            _check_pair(lm, result, config.small_name)
+            small = result.model
         return cls(TextEncoder.load(config.cls_name), small).to(lm.device)
 
     def save(self, folder: Path, lm: LM, config: SERACTrainingHparams) -> Path:

@@ -101,8 +101,8 @@ class Scope:
     @torch.inference_mode()
     def vectors(self, texts: Sequence[Prompt | str], device: torch.device) -> torch.Tensor:
         """Of stripped texts, ``(texts, width)`` float32, on the CPU."""
-        found: torch.Tensor = self.classifier.to(device)([str(t).strip() for t in texts])
-        return found.cpu()
+        result: torch.Tensor = self.classifier.to(device)([str(t).strip() for t in texts])
+        return result.cpu()
 
     def differences(self, other: Scope) -> str:
         """Why edits of ``other`` cannot share one memory with those of this, or an empty string."""
@@ -139,9 +139,9 @@ class ScopePatch(RoutePatch):
     ) -> None:
         self.info, self.scope, self.extras = info, scope, dict(extras or {})
         last = {edit.id: i for i, edit in enumerate(memory)}  # the same edit again is one edit
-        kept = sorted(last.values())
-        self.memory = tuple(memory[i] for i in kept)
-        self.vectors = vectors[kept]
+        stored = sorted(last.values())
+        self.memory = tuple(memory[i] for i in stored)
+        self.vectors = vectors[stored]
         newest = {edit.prompt.strip(): i for i, edit in enumerate(self.memory)}
         self._counting = sorted(newest.values())
 
@@ -161,10 +161,10 @@ class ScopePatch(RoutePatch):
                 f"No edit {id!r} is remembered.{did_you_mean(id, self.ids)} The memory holds: "
                 f"{', '.join(self.ids) or 'none'}."
             )
-        kept = [i for i, edit in enumerate(self.memory) if edit.id != id]
+        stored = [i for i, edit in enumerate(self.memory) if edit.id != id]
         edits = tuple(edit for edit in self.info.edits if Remembered.of(edit).id != id)
-        memory = [self.memory[i] for i in kept]
-        return ScopePatch(replace(self.info, edits=edits), memory, self.vectors[kept], self.scope)
+        memory = [self.memory[i] for i in stored]
+        return ScopePatch(replace(self.info, edits=edits), memory, self.vectors[stored], self.scope)
 
     @classmethod
     def merge(cls, patches: Sequence[ScopePatch], compact: bool = False) -> ScopePatch:
@@ -210,14 +210,14 @@ class ScopePatch(RoutePatch):
         """The counterfactual model with the nearest edit, for prompts in its scope."""
         if not self._counting or not prompts:
             return [None] * len(prompts)
-        found: list[Rerouted | None] = []
+        result: list[Rerouted | None] = []
         for prompt, (i, similarity) in zip(prompts, self._nearest(lm, prompts), strict=True):
             if similarity <= self.scope.threshold:
-                found.append(None)
+                result.append(None)
                 continue
             text = told(self.scope.template, self.memory[i], prompt)
-            found.append(Rerouted(text, self.scope.answers.beside(lm)))
-        return found
+            result.append(Rerouted(text, self.scope.answers.beside(lm)))
+        return result
 
     def _nearest(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[tuple[int, float]]:
         queries = self.scope.vectors(prompts, lm.device)
