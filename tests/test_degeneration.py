@@ -6,7 +6,7 @@ import pytest
 
 import support
 from easyeditor import Edit
-from easyeditor.evaluate.degeneration import answer_holds, examine, unsound
+from easyeditor.evaluate.degeneration import _period, answer_holds, examine, unsound
 from easyeditor.lm.inference import Continuation
 
 EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
@@ -72,3 +72,19 @@ def test_one_continuation_only():
 )
 def test_the_whole_answer_and_its_end(text, target, holds):
     assert answer_holds(text, target) is holds
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ((), (0, 0)),
+        ((7,), (0, 0)),
+        ((7, 7), (1, 2)),
+        ((7, 7, 7), (1, 3)),
+        ((5, 1, 2, 1, 2, 1, 2), (2, 3)),
+        ((1, 2, 1, 2), (2, 2)),
+        ((1, 2, 3), (0, 0)),
+    ],
+)
+def test_the_period_of_any_text_is_found(ids, expected):
+    assert _period(ids) == expected

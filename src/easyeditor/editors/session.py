@@ -139,8 +139,8 @@ class EditSession:
     def keep(self, attempt: Attempt) -> None:
         """Apply the attempt's patch for good, and go on from its state."""
         if attempt.patch is not None:
+            self.patches.append(attempt.patch)  # first: an interrupt must not lose it
             attempt.patch.apply(self.lm.model, force=True)
-            self.patches.append(attempt.patch)
             self._state = attempt.state
 
     def put_back(self, state: State | None) -> None:
@@ -149,11 +149,14 @@ class EditSession:
         All or nothing: a sequence that broke off leaves the model as it was.
         """
         carried = {id(patch) for patch in applied_patches(self.lm.model)}
-        for patch in self.patches:
-            if id(patch) in carried:
-                patch.revert(self.lm.model)
-        self.patches.clear()
-        self._state = state
+        try:
+            while self.patches:
+                patch = self.patches[-1]
+                if id(patch) in carried:
+                    patch.revert(self.lm.model)
+                self.patches.pop()
+        finally:
+            self._state = state
 
     def finish(self, whole: Patch) -> None:
         """Let ``whole``, the merged :attr:`patches`, stand for them; the next sequence begins."""

@@ -110,11 +110,11 @@ def _repetition(lm: LM, before: Continuation, after: Continuation) -> list[str]:
 def _period(ids: Sequence[int]) -> tuple[int, int]:
     """``(length, times)`` of the unit whose repetitions at the end cover the most tokens."""
     best = (0, 0)
-    for unit in range(1, LONGEST_PERIOD + 1):
-        times = 1
+    for unit in range(1, min(LONGEST_PERIOD, len(ids)) + 1):
         last = tuple(ids[len(ids) - unit :])
-        while tuple(ids[len(ids) - unit * (times + 1) : len(ids) - unit * times]) == last:
-            times += 1
+        starts = range(len(ids) - 2 * unit, -1, -unit)  # a slice from before 0 would be empty
+        differing = (tuple(ids[start : start + unit]) != last for start in starts)
+        times = 1 + next((i for i, differs in enumerate(differing) if differs), len(starts))
         if times > 1 and unit * times > best[0] * best[1]:
             best = (unit, times)
     return best

@@ -26,7 +26,7 @@ from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, sha
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
-from easyeditor.lm.sampling import continuations
+from easyeditor.lm.sampling import continuations, rows_by_room
 from easyeditor.lm.tokens import Row
 
 TOKEN_BUDGET = 2048
@@ -267,11 +267,24 @@ def _generate(
 ) -> list[Continuation]:
     """Greedy continuations by the model's own ``generate``, without routers."""
     ids = [lm.text.row(prompt).ids for prompt in prompts]
-    max_new_tokens = how.max_new_tokens
-    if lm.context_length is not None and not lm.encoder_decoder and ids:
-        room = lm.context_length - max(map(len, ids))
-        max_new_tokens = max(1, min(max_new_tokens, room))
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **how.options}
+    replies: dict[int, Continuation] = {}
+    # Rows of one length together, so that a row near the end of the context shortens no other.
+    for n_tokens, members in rows_by_room(lm, ids, how.max_new_tokens).items():
+        written = _generate_rows(
+            lm, [ids[i] for i in members], _pick(patches, members), how, n_tokens
+        )
+        replies.update(zip(members, written, strict=True))
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _generate_rows(
+    lm: LM,
+    ids: Sequence[Sequence[int]],
+    patches: Sequence[int] | None,
+    how: _Generation,
+    n_tokens: int,
+) -> list[Continuation]:
+    settings = {"do_sample": False, "max_new_tokens": n_tokens, **how.options}
     replies: dict[int, Continuation] = {}
     # The class's method: the instance's may be one that asks routers.
     method = type(lm.model).generate
@@ -303,7 +316,7 @@ def _generate(
                     tuple(written[:stop]),
                     tuple(spread[k][:stop]) if spread is not None else (),
                 )
-    return [replies[i] for i in range(len(prompts))]
+    return [replies[i] for i in range(len(ids))]
 
 
 def _entropies(logits: Sequence[torch.Tensor]) -> list[list[float]]:

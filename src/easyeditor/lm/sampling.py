@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,8 +59,7 @@ def continuations(
     rows = [lm.text.row(prompt).ids for prompt in prompts]
     texts = [""] * len(rows)
     ends = lm.end_tokens
-    lengths = [len(row) + n_tokens for row in rows]
-    for chunk in batches_by_length(lengths, [0] * len(rows), BUDGET, 1):
+    for count, chunk in _chunks(lm, rows, n_tokens):
         streams = [_stream(prompts[i], seed) for i in chunk]
         of_row = None if patch_of_row is None else torch.tensor([patch_of_row[i] for i in chunk])
 
@@ -75,12 +74,33 @@ def continuations(
             ]
             return best.indices.gather(1, torch.stack(places))[:, 0].tolist()
 
-        sampled = _sample(lm, [rows[i] for i in chunk], n_tokens, draw, patch_of_row=of_row)
+        sampled = _sample(lm, [rows[i] for i in chunk], count, draw, patch_of_row=of_row)
         for i, ids in zip(chunk, sampled, strict=True):
             written = list(ids[len(rows[i]) :])
             end = next((k for k, token in enumerate(written) if token in ends), len(written))
             texts[i] = lm.tokenizer.decode(written[:end], skip_special_tokens=True)
     return texts
+
+
+def rows_by_room(lm: LM, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[int, list[int]]:
+    """Row numbers by how many of ``n_tokens`` fit into the context behind them, at least one."""
+    groups: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        count = n_tokens
+        if lm.context_length is not None and not lm.encoder_decoder:
+            count = max(1, min(n_tokens, lm.context_length - len(row)))
+        groups.setdefault(count, []).append(i)
+    return groups
+
+
+def _chunks(
+    lm: LM, rows: Sequence[Sequence[int]], n_tokens: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Batches within the budget, each with the number of tokens to sample."""
+    for count, members in rows_by_room(lm, rows, n_tokens).items():
+        lengths = [len(rows[i]) + count for i in members]
+        for part in batches_by_length(lengths, [0] * len(members), BUDGET, 1):
+            yield count, [members[i] for i in part]
 
 
 def _among_all(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> list[int]:

@@ -7,6 +7,7 @@ no code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from easyeditor.errors import PatchFormatError, PatchMismatchError
 from easyeditor.lm.fingerprint import Fingerprint, FingerprintRecord
 from easyeditor.patches.kinds import PATCHES
 from easyeditor.patches.patch import Patch, PatchInfo
-from easyeditor.tensor_file import read_tensor_file, write_tensor_file
+from easyeditor.tensor_file import content_digest, read_tensor_file, write_tensor_file
 
 FORMAT = 2
 """Format 1 had no digest and no extras, and one orientation for all matrices of a patch."""
@@ -110,7 +111,10 @@ def load_patch(path: str | Path, *, encoder: str | None = None) -> Patch:
         header = _Header.model_validate(content.header)
         if header.format == 1:
             header = _as_format_2(header, content.tensors)
-        patch = _build(header, content.tensors, content.digest)
+        # A file of format 1 has no digest, but is told from others by one all the same.
+        text = json.dumps(content.header, sort_keys=True)
+        digest = content.digest or content_digest(text, content.tensors)
+        patch = _build(header, content.tensors, digest)
         return patch if encoder is None else patch.with_encoder(encoder)
     except (PatchFormatError, PatchMismatchError):
         raise

@@ -200,6 +200,8 @@ def part_of(fields: Mapping[str, torch.Tensor]) -> WeightPart:
     Raises:
         ValueError: there is no such part, or its tensors do not fit each other.
     """
+    halves = (torch.float16, torch.bfloat16)
+    fields = {name: t.float() if t.dtype in halves else t for name, t in fields.items()}
     for kind in (LowRank, Dense, Rows):
         if set(fields) == set(kind.fields):
             part = _made(kind, fields)

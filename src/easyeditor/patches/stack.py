@@ -70,7 +70,9 @@ class Carried:
         return Carried(together, {**self.by_kind, kind: alike}, from_files)
 
     def minus(self, patch: Any) -> Carried:
-        """Without one."""
+        """Without one, if it is there."""
+        if id(patch) not in self.all:
+            return self
         kind = kind_of(type(patch))
         rest, former = _without(self.all, patch), self.by_kind[kind]
         alike = rest if former is self.all else _without(former, patch)
@@ -284,6 +286,8 @@ def _carry(model: nn.Module, stack: PatchStack, wanted: Carried, change: Change)
     stack.carried = wanted
     stack.generation += 1
     stack.unfinished = None
+    if change.journal.lasting:  # what it would take to undo this change is not kept
+        originals.journal = Journal(originals.carried)
 
 
 def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
