@@ -303,7 +303,7 @@ def test_a_checkpoint_is_read_straight_to_its_place(folder, monkeypatch, acceler
         asked.append(how)
         raise OSError("seen enough")
 
-    monkeypatch.setattr("easyeditor.lm.loading.check_device", lambda *_: None, raising=False)
+    monkeypatch.setattr("easyeditor.lm.loading.pick_device", torch.device)
     find = importlib.util.find_spec
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
     monkeypatch.setattr(
@@ -313,7 +313,8 @@ def test_a_checkpoint_is_read_straight_to_its_place(folder, monkeypatch, acceler
         with pytest.raises(ModelLoadError, match="seen enough"):
             load(str(folder), device=device, dtype="bfloat16")
     away = {"device_map": {"": torch.device("meta")}} if accelerated else {}
-    assert asked == [{"dtype": torch.bfloat16, **away}, {"dtype": torch.bfloat16}]
+    how = {"dtype": torch.bfloat16, "trust_remote_code": False, "output_loading_info": True}
+    assert asked == [{**how, **away}, how]
 
 
 def test_weights_that_are_nowhere_are_refused():
