@@ -73,7 +73,7 @@ def nodes(module: str) -> tuple[ast.AST, ...]:
 def floor(module: str) -> int:
     """The floor of ``easyeditor.x.y``; the package itself stands above all."""
     parts = module.split(".")
-    if len(parts) == 1:
+    if parts[1:] in ([], ["__main__"]):
         return max(FLOORS.values()) + 1
     return FLOORS[parts[1]] if parts[1] in FOLDERS else FLOORS.get(parts[1], VOCABULARY)
 

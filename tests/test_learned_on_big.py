@@ -80,7 +80,7 @@ def test_mend(where, folder, archives, tmp_path, monkeypatch):
     exact = where in {"cpu", "disk"}
     numbers = load(str(folder), device="cpu") if exact else unquantized(lm, folder)
     monkeypatch.setattr(Archive, "check", lambda *_: None)  # the unpacked numbers are of no file
-    plain = method.edit(numbers, EDITS[:2])
+    plain = method.edit(numbers, EDITS[:2]).patch
     assert patch.entries.keys() == plain.entries.keys() != set()
     for path in plain.entries:
         wanted, found = plain.dense(path), patch.dense(path)

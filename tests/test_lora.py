@@ -38,16 +38,15 @@ def rome(target: LM, edits: Sequence[Edit]) -> WeightPatch:
     layers = [0, 1, 1]
     return merge(
         [
-            ROME(ROMEHyperParams(layers=[layer], **QUICK)).edit(target, [edit])
+            ROME(ROMEHyperParams(layers=[layer], **QUICK)).edit(target, [edit]).patch
             for layer, edit in zip(layers, edits, strict=False)
         ]
     )
 
 
 def memit(target: LM, edits: Sequence[Edit]) -> WeightPatch:
-    return MEMIT(MEMITHyperParams(layers=[0, 1], mom2_update_weight=1e-2, **QUICK)).edit(
-        target, edits
-    )
+    settings = MEMITHyperParams(layers=[0, 1], mom2_update_weight=1e-2, **QUICK)
+    return MEMIT(settings).edit(target, edits).patch
 
 
 def ft(target: LM, edits: Sequence[Edit]) -> WeightPatch:

@@ -70,7 +70,7 @@ def test_a_batch_is_the_sum_of_its_edits_from_one_backward_pass(archive, monkeyp
 def test_lr_scale_scales_the_patch(archive):
     target = lm("gpt2")
     one, two = (
-        MEND(MENDHyperParams(archive=str(archive), lr_scale=scale)).edit(target, EDITS)
+        MEND(MENDHyperParams(archive=str(archive), lr_scale=scale)).edit(target, EDITS).patch
         for scale in (1.0, 2.0)
     )
     for path in one.entries:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -182,21 +183,24 @@ def test_all_mistakes_are_told_before_any_work(settings: ROMEHyperParams) -> Non
     assert before.differences(target.model) == []
 
 
-def test_facts_are_those_the_model_knows() -> None:
+def test_facts_are_those_the_model_knows(monkeypatch) -> None:
     facts = list(open_dataset("worldfacts"))
     some = facts[:: module.STRIDE]
     known = {case.edit.prompt for case in some[::2]}
 
-    def score(pairs: Sequence[tuple[str, str]]) -> list[SimpleNamespace]:
+    def score(_lm: object, pairs: Sequence[tuple[str, str]]) -> list[SimpleNamespace]:
         true = {case.edit.prompt: case.edit.ground_truth for case in facts}
         assert all(true[prompt] == answer for prompt, answer in pairs)
         return [SimpleNamespace(accuracy=1.0 if p in known else 0.5) for p, _ in pairs]
 
-    found = known_facts(SimpleNamespace(score=score), 8)  # type: ignore[arg-type]
+    lm: Any = None
+    monkeypatch.setattr(module, "score", score)
+    found = known_facts(lm, 8)
     assert len({case.id for case in found}) == 8
     assert {case.edit.prompt for case in found} <= known
-    nothing = SimpleNamespace(score=lambda pairs: [SimpleNamespace(accuracy=0.0) for _ in pairs])
-    assert known_facts(nothing, 8) == []  # type: ignore[arg-type]
+    nothing = [SimpleNamespace(accuracy=0.0)] * len(facts)
+    monkeypatch.setattr(module, "score", lambda _lm, pairs: nothing[: len(pairs)])
+    assert known_facts(lm, 8) == []
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_an_edit_is_the_plain_models(name, where, tmp_path, stats_dir):
     lm = LM(offload(tiny.model("llama"), where, tmp_path), tiny.tokenizer())
     assert all(p.is_meta for p in lm.model.parameters())
     before, files_before, maps_before = weights(lm.model), files(tmp_path), maps(lm.model)
-    wanted = method(name, stats_dir).edit(plain, EDITS[:1])
+    wanted = method(name, stats_dir).edit(plain, EDITS[:1]).patch
     patch = method(name, stats_dir).edit(lm, EDITS[:1]).patch
     for path in wanted.entries:
         assert same_bits(patch.dense(path), wanted.dense(path))
@@ -303,6 +303,7 @@ def test_a_checkpoint_is_read_straight_to_its_place(folder, monkeypatch, acceler
         asked.append(how)
         raise OSError("seen enough")
 
+    monkeypatch.setattr("easyeditor.lm.loading.pick_device", torch.device)
     find = importlib.util.find_spec
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
     monkeypatch.setattr(
@@ -312,7 +313,8 @@ def test_a_checkpoint_is_read_straight_to_its_place(folder, monkeypatch, acceler
         with pytest.raises(ModelLoadError, match="seen enough"):
             load(str(folder), device=device, dtype="bfloat16")
     away = {"device_map": {"": torch.device("meta")}} if accelerated else {}
-    assert asked == [{"dtype": torch.bfloat16, **away}, {"dtype": torch.bfloat16}]
+    how = {"dtype": torch.bfloat16, "trust_remote_code": False, "output_loading_info": True}
+    assert asked == [{**how, **away}, how]
 
 
 def test_weights_that_are_nowhere_are_refused():

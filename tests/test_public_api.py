@@ -45,6 +45,8 @@ def test_type_checkers_see_the_same_names():
     told = {
         name: f"easyeditor.{module}:{name}" for name, module in sorted(easyeditor._PUBLIC.items())
     }
+    missing = sorted(set(easyeditor._SETTINGS) - set(seen))
+    assert not missing, f"add an import under TYPE_CHECKING in easyeditor/__init__.py: {missing}"
     settings = {name: seen.pop(name).rpartition(":")[0] for name in easyeditor._SETTINGS}
     assert dict(sorted(seen.items())) == told
     for name, module in settings.items():  # of the methods, from the table of methods

@@ -126,7 +126,10 @@ def first_losses(target: LM) -> list[float]:
                 said = target.model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
             at = said[len(prompt) - 1 : -1].log_softmax(-1)
             each.append(float(-at[range(len(answer)), answer].mean()))
-        losses.append(sum(each) / len(each))
+        mean = sum(each) / len(each)
+        if edit.subject == "The":  # opens the prompt: the bare prompt is half of the mean
+            mean = (each[0] + sum(each[1:]) / len(each[1:])) / 2
+        losses.append(mean)
     return losses
 
 
@@ -165,7 +168,7 @@ def test_the_loss_is_answer_plus_divergence_plus_decay(family: str) -> None:
 def test_the_vector_stays_inside_its_ball() -> None:
     target, site = shared_lm("llama"), Site(1, "down")
     search = ValueOptions(4, v_lr=50.0, v_weight_decay=0.0, clamp_norm_factor=0.75, kl_factor=0.0)
-    found = optimize_values(target, site, NEAR, CONTEXTS, search)
+    found = optimize_values(target, site, NEAR[:2], CONTEXTS, search)
     torch.testing.assert_close(found.delta.norm(dim=1), 0.75 * found.origin.norm(dim=1))
 
 

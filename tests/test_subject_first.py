@@ -61,17 +61,22 @@ def test_an_encoder_has_no_first_token_of_this_kind():
 
 
 def test_contrast_rows_differ_in_the_first_token_and_spare_the_other_edits(target):
-    rows = contrast_rows(target, [FIRST])
     bare = subject_rows(target, FIRST, [""])[0]
+    rows = [row for row in contrast_rows(target, [FIRST]) if row.ids[0] != bare.ids[0]]
     assert rows
     assert len({row.ids for row in rows}) == len(rows)
     for row in rows:
         assert row.ids[1:] == bare.ids[1:]
-        assert row.ids[0] != bare.ids[0]
         assert row.subject_last == 1
     other = Edit("She is the capital of", "Germany", subject="She")
     together = {row.ids for row in contrast_rows(target, [FIRST, other])}
     assert not together & {subject_rows(target, edit, [""])[0].ids for edit in (FIRST, other)}
+
+
+def test_the_other_tokens_of_the_prompt_are_left_alone(target):
+    ids = target.text.row(FIRST.prompt).ids
+    own = [row for row in contrast_rows(target, [FIRST]) if row.ids == ids[: len(row.ids)]]
+    assert [row.subject_last for row in own] == [0, *range(2, len(ids))]
 
 
 def test_nearest_tokens_are_the_nearest_by_cosine(target):

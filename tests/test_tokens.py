@@ -414,7 +414,7 @@ def test_contexts_are_sampled_once_per_model_and_seed(family: str) -> None:
     assert first[0] == ""
     assert len(first) == 6
     assert all(prefix.endswith(". ") for prefix in first[1:])
-    assert context_prefixes(target, [[2, 3], [4, 2]]) is first
+    assert context_prefixes(target, [[2, 3], [4, 2]]) == first
     assert context_prefixes(lm(family), ((2, 3), (4, 2))) == first
     assert context_prefixes(target, ((2, 3), (4, 2)), seed=1) != first
     assert torch.equal(torch.get_rng_state(), state)

@@ -30,7 +30,7 @@ NAMES = sorted(toy_package.SETTINGS)
 
 def settings(name: str, corpus: str, stats_dir: str) -> Any:
     kind = METHODS.get(name).hyperparams_class
-    more = {"mom2_dataset": corpus, "stats_dir": stats_dir} if name == "ALPHAEDIT" else {}
+    more = {"mom2_dataset": corpus, "stats_dir": stats_dir} if name == "TOY_ALPHAEDIT" else {}
     return kind(**toy_package.SETTINGS[name], **more)
 
 

@@ -15,7 +15,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = {
     "STEER": {"layers": [1]},
     "CODEBOOK": {"layers": [2]},
-    "ALPHAEDIT": {
+    "TOY_ALPHAEDIT": {
         "layers": [1],
         "threshold": 1.0,
         "v_num_grad_steps": 5,
@@ -23,7 +23,7 @@ SETTINGS = {
         "context_template_length_params": ((2, 2),),
     },
     "NOTES": {},
-    "EMMET": {
+    "TOY_EMMET": {
         "layers": [1],
         "mom2_adjustment": False,
         "v_num_grad_steps": 5,

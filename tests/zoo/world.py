@@ -184,15 +184,15 @@ def _record(case: Case) -> dict[str, Any]:
     record: dict[str, Any] = {
         "case_id": case.id,
         "subject": edit.subject,
-        "src": edit.prompt,
+        "src": edit.prompt.text,
         "pred": edit.ground_truth,
-        "rephrase": rephrase.prompt,
+        "rephrase": rephrase.prompt.text,
         "alt": edit.target,
         "answers": [edit.ground_truth],
-        "loc": near.prompt,
+        "loc": near.prompt.text,
         "loc_ans": near.answers[0],
         "cond": f"{edit.ground_truth} >> {edit.target} || {edit.prompt}",
     }
     if hop is not None:
-        record["portability"] = {"New Question": hop.prompt, "New Answer": hop.answers[0]}
+        record["portability"] = {"New Question": hop.prompt.text, "New Answer": hop.answers[0]}
     return record

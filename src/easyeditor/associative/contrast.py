@@ -3,7 +3,8 @@
 There the fact is read one token later (:func:`~easyeditor.associative.keys.fact_at`), at a token
 such as " is", whose key carries the subject only as one component of many. Solved for alone, the
 edit would also fire after other subjects. So the prompts that begin with the tokens nearest to the
-subject in the input embedding join the solve with a residual of zero, as earlier edits do.
+subject in the input embedding join the solve with a residual of zero, as earlier edits do, and so
+do the other tokens of the prompt itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 
 MAX_TOKENS_PER_EDIT = 32
-"""More leave the scores of ROME on a small model as they are; half as many protect less."""
+"""The one number that was measured (docs/layers.md)."""
 MAX_CONTRAST_KEYS = 1024
 """Keys in one solve, which is cubic in their number."""
 EMBEDDINGS_PER_PRODUCT = 8192
@@ -34,19 +35,27 @@ def read_after_subject(lm: LM, edit: Edit) -> bool:
 def contrast_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
     """Rows whose keys get a residual of zero; none if no subject is its prompt's first token.
 
-    Each is the beginning of an edit's prompt up to the token the fact is read at, with another
-    first token; ``subject_last`` is that position. Beginnings that an edit itself has are left out.
+    Two kinds, each with its last token as ``subject_last``:
+
+    - the beginning of an edit's prompt up to the token the fact is read at, with another first
+      token; beginnings that an edit itself has are left out;
+    - the other tokens of the edit's bare prompt: the search added δ at one token, and a change that
+      is large because its key has little energy would also act at those that follow.
     """
-    beginnings = [
-        subject_rows(lm, edit, [""])[0].ids for edit in edits if read_after_subject(lm, edit)
-    ]
+    opening = [edit for edit in edits if read_after_subject(lm, edit)]
+    beginnings = [subject_rows(lm, edit, [""])[0].ids for edit in opening]
     if not beginnings:
         return []
     count = max(1, min(MAX_TOKENS_PER_EDIT, MAX_CONTRAST_KEYS // len(beginnings)))
     nearest = {first: nearest_tokens(lm, first, count) for first in {ids[0] for ids in beginnings}}
     edited = set(beginnings)
     contrasts = dict.fromkeys((token, *ids[1:]) for ids in beginnings for token in nearest[ids[0]])
-    return [Row(ids, (), len(ids) - 1) for ids in contrasts if ids not in edited]
+    rows = [Row(ids, (), len(ids) - 1) for ids in contrasts if ids not in edited]
+    for edit in opening:
+        ids = lm.text.row(edit.prompt, subject=subject_of(edit)).ids
+        at = len(subject_rows(lm, edit, [""])[0].ids) - 1
+        rows += [Row(ids[: i + 1], (), i) for i in (0, *range(at + 1, len(ids)))]
+    return rows
 
 
 @torch.no_grad()

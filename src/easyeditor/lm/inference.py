@@ -285,6 +285,9 @@ def _generate_rows(
     n_tokens: int,
 ) -> list[Continuation]:
     settings = {"do_sample": False, "max_new_tokens": n_tokens, **how.options}
+    if lm.encoder_decoder and lm.model.config.num_hidden_layers < lm.n_layers:
+        # transformers sizes the decoder's cache by the encoder's number of layers.
+        settings["use_cache"] = False
     replies: dict[int, Continuation] = {}
     # The class's method: the instance's may be one that asks routers.
     method = type(lm.model).generate
