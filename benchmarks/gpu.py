@@ -117,7 +117,11 @@ class Bench:
             "seconds_per_edit": round(seconds / per, 5),
             "peak_share_of_weights": round(peak.total_mb * 2**20 / self.bytes, 3),
         }
-        phases = getattr(getattr(made, "about", None), "seconds", None)
+        phases = getattr(
+            getattr(made, "info", getattr(getattr(made, "patch", None), "info", None)),
+            "seconds",
+            None,
+        )
         if phases:
             self.told[what]["phases"] = dict(phases)
         print(self.name, what, json.dumps(self.told[what]), flush=True)
