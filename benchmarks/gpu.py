@@ -117,11 +117,8 @@ class Bench:
             "seconds_per_edit": round(seconds / per, 5),
             "peak_share_of_weights": round(peak.total_mb * 2**20 / self.bytes, 3),
         }
-        phases = getattr(
-            getattr(made, "info", getattr(getattr(made, "patch", None), "info", None)),
-            "seconds",
-            None,
-        )
+        patch = getattr(made, "patch", made)
+        phases = getattr(getattr(patch, "info", None), "seconds", None)
         if phases:
             self.told[what]["phases"] = dict(phases)
         print(self.name, what, json.dumps(self.told[what]), flush=True)
