@@ -150,7 +150,7 @@ class Loop(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         for module in learner.module.modules():
-            if hasattr(module, "sync_across_ranks"):  # what it collects is collected by all processes
+            if hasattr(module, "sync_across_ranks"):  # running statistics of all ranks
                 module.sync_across_ranks = arguments.world_size > 1
         if self.is_fsdp_enabled:
             self._shard_as_one()
