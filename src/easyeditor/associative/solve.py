@@ -16,19 +16,15 @@ from typing import Protocol
 import torch
 
 from easyeditor.errors import HyperParamsError, MomentsError
+from easyeditor.lm.weights import float64_device
 
 BLOCK = 2048
 """Rows and columns that are turned into float64 at once."""
 
 
-def home(device: torch.device) -> torch.device:
-    """Where float64 matrices of ``device`` live: on the CPU if it has no such numbers."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def double(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor`` in float64, on the CPU where its device has no such numbers (Apple GPUs)."""
-    return tensor.to(home(tensor.device)).double()
+    return tensor.to(float64_device(tensor.device)).double()
 
 
 class KeyMetric(Protocol):
@@ -114,7 +110,7 @@ class Cholesky:
         """
         ridge = 1e-5
         while True:
-            c = moment.to(home(moment.device), torch.float64, copy=True)
+            c = moment.to(float64_device(moment.device), torch.float64, copy=True)
             c.diagonal().add_(ridge * c.diagonal().mean())
             lower, info = c.mT, torch.empty((), dtype=torch.int32, device=c.device)
             torch.linalg.cholesky_ex(lower, out=(lower, info))  # in place: these are large
@@ -145,7 +141,7 @@ class Cholesky:
         if self._lower is None:
             return k
         # By blocks, as L in float64 is as large as a tenth of a model.
-        x = k.to(home(self._lower.device), copy=True)
+        x = k.to(float64_device(self._lower.device), copy=True)
         starts = range(0, len(x), BLOCK)
         for own, done in ((slice(i, i + BLOCK), slice(0, i)) for i in starts):
             x[own] -= double(self._lower[own, done]) @ x[done]

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from easyeditor.edits import Case
     from easyeditor.lm.model import LM
 
-LONG_TARGET = 30
-"""Tokens from which a target is rarely learnt whole."""
-
 
 def known_already(lm: LM, cases: Sequence[Case]) -> list[Case]:
     """The cases whose one edit says what the model says anyway: every token is the argmax."""

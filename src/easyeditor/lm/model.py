@@ -106,14 +106,6 @@ class LM:
         return frozenset(token for token in ends if token is not None)
 
     @property
-    def stateful(self) -> bool:
-        """Whether the model carries a recurrent state beside, or instead of, keys and values.
-
-        Padding on the left may then change what it says, and it cannot be resumed in the middle.
-        """
-        return bool(getattr(self.model, "_is_stateful", False))
-
-    @property
     def device(self) -> torch.device:
         """Where token ids go."""
         embedding = self.model.get_input_embeddings()

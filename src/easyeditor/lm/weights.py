@@ -32,6 +32,11 @@ from easyeditor.lm.quantized import (
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 matrices of ``device`` live: on the CPU if it has no such numbers."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class WeightHandle(ABC):
     """Where one weight of a model lies.
 

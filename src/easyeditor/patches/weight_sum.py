@@ -28,6 +28,7 @@ from typing import Protocol
 
 import torch
 
+from easyeditor.lm.weights import float64_device
 from easyeditor.patches.parts import WeightPart
 
 FEW = 8
@@ -139,7 +140,7 @@ class WeightSum:
 
     def _sum_up(self, original: torch.Tensor) -> None:
         """Compute the integers from every part."""
-        device = _integer_device(original.device)
+        device = float64_device(original.device)
         largest = float(original.abs().max()) if original.numel() else 0.0
         self.finest = math.frexp(largest)[1] - RESOLUTION_BITS
         self.bound = sum(self._largest(part, device) for part in self.parts())
@@ -172,8 +173,3 @@ class WeightSum:
         values = part.dense(total.device) if dense is None else dense
         quanta = values.double().mul_(2.0**-self.exponent).round_()
         total.add_(quanta.to(torch.int64), alpha=sign)
-
-
-def _integer_device(device: torch.device) -> torch.device:
-    """Where float64 is known."""
-    return torch.device("cpu") if device.type == "mps" else device

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from easyeditor.associative.solve import Cholesky, home
+from easyeditor.associative.solve import Cholesky
+from easyeditor.lm.weights import float64_device
 from easyeditor.second_moments import Moments, digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 
@@ -30,7 +31,7 @@ def factor_of(made: Moments, device: torch.device) -> Cholesky:
     file = _file(made.path, digest)
     upper = _read(file, made.matrix.shape, digest)
     if upper is not None:
-        return Cholesky(upper.to(home(device)).mT)
+        return Cholesky(upper.to(float64_device(device)).mT)
     factor = Cholesky.of(made.matrix.contiguous().to(device), overwrite=True)
     write_cache_file(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
     return factor

@@ -58,6 +58,14 @@ def mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
+def answer_and_rivals(probe: Probe, case: Case) -> Iterator[Score]:
+    """The probe's answer, the edit's target and its true answer, on the probe's prompt."""
+    yield Score(probe.prompt, probe.answers[0])
+    yield Score(probe.prompt, case.edit.target)
+    if case.edit.ground_truth:
+        yield Score(probe.prompt, case.edit.ground_truth)
+
+
 def probability(replies: Replies, prompt: Prompt, answer: str) -> float:
     """Geometric mean of the probabilities of the answer's tokens."""
     return math.exp(replies[Score(prompt, answer)].mean_logprob)

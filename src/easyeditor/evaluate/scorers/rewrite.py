@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from easyeditor.edits import Case, Probe, Score
 from easyeditor.evaluate.replies import Replies
-from easyeditor.evaluate.scorers.base import Scorer, Values, compare, mean, probability
+from easyeditor.evaluate.scorers.base import (
+    Scorer,
+    Values,
+    answer_and_rivals,
+    compare,
+    mean,
+    probability,
+)
 
 
 class RewriteScorer(Scorer):
@@ -49,10 +56,7 @@ class RephraseScorer(Scorer):
     def queries(self, probe: Probe | None, case: Case) -> Iterable[Score]:
         """The probe's answer, the target and the true answer."""
         assert probe is not None
-        yield Score(probe.prompt, probe.answers[0])
-        yield Score(probe.prompt, case.edit.target)
-        if case.edit.ground_truth:
-            yield Score(probe.prompt, case.edit.ground_truth)
+        return answer_and_rivals(probe, case)
 
     def score(self, probe: Probe | None, case: Case, before: Replies, after: Replies) -> Values:
         """See the class."""
