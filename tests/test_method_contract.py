@@ -217,6 +217,7 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(
     make_method: Maker,
 ) -> None:
     setting = Setting(name, family)
+    passes_until_failure(setting, place, 0, make_method)  # collects what then lies on disk
     for call in range(1, passes_until_failure(setting, place, 0, make_method) + 1):
         passes_until_failure(setting, place, call, make_method)
 

@@ -73,7 +73,8 @@ def assert_same_search(a: OptimizedValues, b: OptimizedValues) -> None:
 @every_site
 @every_family
 def test_the_search_finds_the_same(family: str, site: Site) -> None:
-    target = shared_lm(family)
+    # Gemma's loss climbs here from 5.9 to 10.4 in a step, which turns float32's rounding into 1e-3.
+    target = lm(family, torch.float64) if family == "gemma" else shared_lm(family)
     found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
     assert target.memo["resumable", site, True, 0]
     plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
