@@ -85,6 +85,7 @@ def main(folder: str, deadly: int, resume: bool) -> None:
     if "LONE" in os.environ:  # one of a program's own processes trains, the other does not
         torch.distributed.init_process_group("gloo")
         if os.environ["RANK"] == "1":
+            torch.distributed.destroy_process_group()
             return
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             del os.environ[name]
@@ -108,6 +109,8 @@ def main(folder: str, deadly: int, resume: bool) -> None:
     assert seen is not None
     kind = type(seen.network.rates).__name__
     sys.stdout.write(f"{kind} learnt: {json.dumps(dict(metrics))}\n")
+    if "FSDP" in os.environ:  # whoever joins a group leaves it
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import json
@@ -148,6 +149,10 @@ class EditTrainer:
             return self._run(resume)
 
     def _run(self, resume: bool) -> TrainingResult:
+        with _process_group_left_at_exit():
+            return self._train(resume)
+
+    def _train(self, resume: bool) -> TrainingResult:
         from easyeditor.train.loop import Loop, arguments_of, own_randomness
 
         began = time.perf_counter()
@@ -316,6 +321,28 @@ class EditTrainer:
                 f"The training in {self.folder} was started with other settings ({'; '.join(other)}"
                 "). Go on with the same, or start anew in another results_dir (--out)."
             )
+
+
+@contextmanager
+def _process_group_left_at_exit() -> Iterator[None]:
+    """Leave the process group that a training joins when the interpreter exits, not after it.
+
+    A group that still lives when the process is torn down may abort it: the training's archive is
+    written and the exit code is that of a crash. It cannot be left earlier, as accelerate's state
+    and a second training in the same process go on with it. A caller's group stays the caller's.
+    """
+    from torch import distributed
+
+    def leave() -> None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    joined = distributed.is_available() and distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if not joined and distributed.is_available() and distributed.is_initialized():
+            atexit.register(leave)
 
 
 def _need_accelerate() -> None:
