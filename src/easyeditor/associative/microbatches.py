@@ -27,12 +27,17 @@ PREFILL_PEAK_FACTOR = 3
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """One run with its owner; ``target`` is empty for the KL prompt."""
+    """One run with its owner; without a ``target`` its reads are compared with those at δ = 0."""
 
     edit: int
     run: EditRow
     target: tuple[int, ...]
     weight: float
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """What is wanted of the reads: tokens, or ``FIRST`` for the first distributions."""
+        return self.target or (FIRST,) * len(self.run.reads)
 
 
 def context_rows_of(
@@ -98,7 +103,7 @@ class MicroBatch:
         After it ``missed`` holds the edits whose target was not the argmax somewhere.
         """
         owner = [i for i, line in enumerate(self.lines) for _ in line.run.reads]
-        targets = [t for line in self.lines for t in line.target or (FIRST,)]
+        targets = [t for line in self.lines for t in line.wanted]
         weight = [self.lines[i].weight for i in owner]
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
@@ -114,8 +119,8 @@ class MicroBatch:
         if len(rows) == len(self.lines):
             return True
         if self.first is not None:
-            order = [i for i, line in enumerate(self.lines) if not line.target]
-            self.first = self.first[[order.index(i) for i in rows if i in order]]
+            owner = [i for i, line in enumerate(self.lines) for t in line.wanted if t == FIRST]
+            self.first = self.first[[k for k, i in enumerate(owner) if i in set(rows)]]
         if rows:
             self.runs = self.runs.keep(torch.tensor(rows))
         self.lines = [self.lines[i] for i in rows]

@@ -5,9 +5,12 @@ section 3.1, eq. 4)::
 
     loss = mean over contexts of −log p(target) + kl · KL(first ‖ now on "{subject} is a")
            + weight_decay · ‖δ‖ / ‖v₀‖²
+           + continuation_kl · KL(first ‖ now behind the target)
 
-All edits are searched together; each stops by itself and leaves the batch. Nothing but the vectors
-is learnt, so each step is cut into micro-batches and the memory does not grow with the edits.
+The last term is not in the paper and off by default
+(:mod:`easyeditor.associative.continuation`). All edits are searched together; each stops by itself
+and leaves the batch. Nothing but the vectors is learnt, so each step is cut into micro-batches and
+the memory does not grow with the edits.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 
+from easyeditor.associative.continuation import continuation_rows
 from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import subject_rows, values_at
 from easyeditor.associative.microbatches import (
@@ -44,7 +48,9 @@ class ValueOptions:
     ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
     the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
     ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
-    saves about half of the steps and leaves the answer less sure.
+    saves about half of the steps and leaves the answer less sure. ``continuation_kl_factor``
+    weighs the mean divergence of ``continuation_tokens`` next-token distributions behind the
+    target from those of the model before the edit.
     """
 
     v_num_grad_steps: int
@@ -54,6 +60,8 @@ class ValueOptions:
     kl_factor: float
     v_stop_nll: float | None = None
     v_stop_argmax: bool = False
+    continuation_kl_factor: float = 0.0
+    continuation_tokens: int = 8
 
 
 @dataclass(slots=True)
@@ -110,6 +118,11 @@ def optimize_values(
     lines = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
     ]
+    if search.continuation_kl_factor:
+        for following in continuation_rows(
+            lm, edits, search.continuation_kl_factor, search.continuation_tokens
+        ):
+            lines[following.edit].append(following)
     total = len(edits) * search.v_num_grad_steps
     with lm.at_rest(), bar(total, "searching values") as progress:
         costs = MemoryModel.measured(lm, site, [line for own in lines for line in own], resume)
