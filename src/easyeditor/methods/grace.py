@@ -123,6 +123,11 @@ class ValueCodebook(RoutedAdapter):
         result = radii(self.get_buffer("keys"), labels, self.get_buffer("initial_radii"))
         self.register_buffer("radii", result, persistent=False)
 
+    @property
+    def output_width(self) -> int:
+        """See :class:`~easyeditor.patches.adapter.Adapter`."""
+        return self.get_buffer("values").shape[1]
+
     def route(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """See :class:`RoutedAdapter`: the nearest entry, if the key lies within its radius."""
         keys = self.get_buffer("keys").to(x.device)
