@@ -42,12 +42,9 @@ from easyeditor.patches.stack import without_patches
 from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
-GAP = 1e-5
-"""How far apart the balls of two entries with different labels are kept."""
-UNRELATED = 500
-"""Prompts by which the initial radius is chosen."""
-TOKENS = 1024
-"""Padded tokens of the values that are searched together."""
+GAP = 1e-5  # between the balls of entries with different labels
+N_UNRELATED_PROMPTS = 300  # by which the initial radius is chosen
+TOKENS_TOGETHER = 1024  # of the values that are searched in one batch
 
 
 class GraceHyperParams(AdapterHyperParams):
@@ -205,7 +202,7 @@ class GRACE(Method[GraceState]):
         if settings.eps is not None:
             return GraceState(settings.eps)
         path = settings.adapted_layer(lm).path
-        inputs = unrelated_inputs(lm, path, UNRELATED, settings.seed)
+        inputs = unrelated_inputs(lm, path, N_UNRELATED_PROMPTS, settings.seed)
         keys = torch.stack([row[-1] for row in inputs])
         return GraceState(nearest_distance_quantile(keys, settings.eps_quantile))
 
@@ -251,7 +248,7 @@ def _values(
     rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
     result = torch.zeros(len(rows), layer.projection.d_out)
     with bar(len(rows), "searching values") as progress:
-        for chunk in row_batches(rows, TOKENS, 1 << 30):
+        for chunk in row_batches(rows, TOKENS_TOGETHER, 1 << 30):
             result[chunk] = _search(lm, layer, [rows[i] for i in chunk], settings).cpu()
             progress.update(len(chunk))
     return result
