@@ -32,7 +32,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import greedy_tokens
 from easyeditor.methods import METHODS
 from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import LowRank, weight_patch
+from easyeditor.patches.weight import LowRank, WeightPatch, weight_patch
 
 WRECKED_NATS = 3.0
 CUT_WORDS = (12, 16)
@@ -135,9 +135,10 @@ def hits(
         read = [(whole, len(row.ids) - 1)]
         (before,), (usual,) = free_answers(lm, [case]), divergence(lm, read)
         patch = edit_by.edit(lm, [edit], state).patch
+        assert isinstance(patch, WeightPatch)
         for scale in scales:
             entries = {
-                path: [LowRank(part.u, part.v * scale) for part in parts]
+                path: [LowRank(p.u, p.v * scale) for p in parts if isinstance(p, LowRank)]
                 for path, parts in patch.entries.items()
             }
             larger = weight_patch(lm, method, (edit,), edit_by.hyperparams, entries, {})

@@ -7,6 +7,7 @@ before and after the edit are compared, so that what a small model does anyway i
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import unicodedata
@@ -57,9 +58,10 @@ def answers_by_form(
         cases: what was asked.
         answers: the :func:`free_answers` in the form that ``lm`` writes prompts in.
     """
-    other = lm.in_other_form()
-    if other is None:
+    if not getattr(lm.tokenizer, "chat_template", None):
         return [{} for _ in cases]
+    other = copy.copy(lm)
+    other.text, other.memo = lm.text.in_other_form(), {}
     this, that = ("chat", "plain") if lm.text.chat_template else ("plain", "chat")
     askable = [
         i for i, case in enumerate(cases) if that == "chat" or case.edit.prompt.system is None

@@ -139,22 +139,6 @@ class LM:
         view.memo = self.memo.setdefault("encoder", {})
         return view
 
-    def in_other_form(self) -> LM | None:
-        """The same model with prompts in chat form where they are plain here, and the reverse.
-
-        None where the tokenizer has no chat template.
-        """
-        if not getattr(self.tokenizer, "chat_template", None):
-            return None
-        view = copy.copy(self)
-        view.text = Text(
-            self.tokenizer,
-            encoder_decoder=self.encoder_decoder,
-            chat_template=not self.text.chat_template,
-        )
-        view.memo = {}
-        return view
-
     @property
     def _stack(self) -> BlockStack:
         if self.in_encoder:

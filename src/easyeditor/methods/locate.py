@@ -51,8 +51,8 @@ class LocateHyperParams(HyperParams):
     ``mom2_n_samples`` documents at most. ``continuation_kl_factor`` weighs a term that the papers
     do not have: the mean divergence of ``continuation_tokens`` next-token distributions behind the
     target from the unedited model's, for edits that are right and leave odd text behind the answer.
-    ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one edit, 14 % for several; more is faster on small
-    models.
+    ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
+    edit, 14 % for several; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
