@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from easyeditor.second_moments import (
     accumulate,
     cache_file,
     checkpoint,
+    cost,
     digest_of,
     moments,
     running_sum,
@@ -243,10 +245,81 @@ def test_a_sampling_goes_on_with_the_same_text(tmp_path: Path) -> None:
     resumed = lm("llama")
     passes = failing_at(resumed.blocks[0], 0)
     assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
-    key = ("self-sampled", 60, 3)
-    assert resumed.memo[key] == straight.memo[key]
-    groups_left = -(-len(straight.memo[key]) // 2) - 2
+    text = self_sampled.TEXTS(straight)[60, 3]
+    assert self_sampled.TEXTS(resumed)[60, 3] == text
+    groups_left = -(-len(text) // 2) - 2
     assert passes() == 5 * groups_left + 1
+
+
+@pytest.mark.usefixtures("groups")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2"])
+def test_a_sampling_goes_on_within_a_group_with_the_same_bits(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_sampled, "SAVE_SECONDS", 0.0)
+    settings = {"source": "self", "tokens": 60, "seed": 3}
+    straight, resumed = lm(family), lm(family)
+    whole = moments(straight, LAYERS[:1], directory=tmp_path / "whole", **settings)
+    folder = tmp_path / "kept"
+    for steps in (3, 7):  # the second time it fails in the next group
+        failing_at(resumed.blocks[0], steps)
+        with pytest.raises(Interrupt):
+            moments(resumed, LAYERS[:1], directory=folder, **settings)
+        resumed = lm(family)
+    (file,) = folder.iterdir()
+    stored = load_file(file)
+    assert (len(stored["lengths"]), stored["steps"].shape) == (2, (1, 2))
+    assert same(moments(resumed, LAYERS[:1], directory=folder, **settings), whole)
+    text = self_sampled.TEXTS(straight)[60, 3]
+    assert self_sampled.TEXTS(resumed)[60, 3] == text
+
+
+@pytest.mark.usefixtures("groups")
+def test_a_process_killed_while_it_samples_goes_on(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "kept", {"source": "self", "tokens": 40}
+    child = Path(__file__).with_name("moments_child.py")
+    done = subprocess.run([sys.executable, child, "self", folder, "8", "40"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (file,) = folder.iterdir()
+    stored = load_file(file)
+    assert (len(stored["lengths"]), stored["steps"].shape) == (2, (2, 2))
+    resumed, straight = lm("llama"), lm("llama")
+    drawn: list[int] = []
+    real = torch.multinomial
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "multinomial", lambda *a, **m: drawn.append(1) or real(*a, **m))
+        found = moments(resumed, LAYERS, directory=folder, **settings)
+    groups_left = -(-len(self_sampled.TEXTS(resumed)[40, 0]) // 2) - 1
+    assert len(drawn) == 5 * groups_left - 2  # what was drawn is only read again
+    assert same(found, moments(straight, LAYERS, directory=tmp_path / "whole", **settings))
+    assert self_sampled.TEXTS(resumed)[40, 0] == self_sampled.TEXTS(straight)[40, 0]
+
+
+def test_a_large_vocabulary_says_what_it_costs_and_what_is_cheaper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(self_sampled, "ROWS", 1)
+    monkeypatch.setattr(self_sampled, "LENGTH", 3)
+    model = tiny.model("llama")
+    model.resize_token_embeddings(262_144, mean_resizing=False)
+    target = LM(model, tiny.tokenizer())
+    settings = {"source": "self", "tokens": 5, "directory": tmp_path}
+    with caplog.at_level(logging.WARNING):
+        moments(lm("llama"), [0], **settings)
+    assert caplog.text == ""  # what is quick announces nothing
+    monkeypatch.setattr(cost, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "LONG_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING):
+        moments(target, [0], **settings)
+    sampling, reading = (record.message for record in caplog.records)
+    assert "Sampling 5 tokens" in sampling
+    assert "vocabulary: 262144" in sampling
+    assert "1 of 5 tokens in" in sampling
+    assert re.search(r"memory so far: [1-9]\d+ MB", sampling)
+    assert "mom2_dataset='FILE.txt'" in sampling
+    assert "--dataset FILE.txt" in sampling
+    assert "Reading 5 tokens up to layer 0" in reading
+    assert "mom2_n_tokens=N" in reading
 
 
 def test_a_text_is_sampled_once_for_all_processes(tmp_path: Path) -> None:

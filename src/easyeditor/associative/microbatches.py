@@ -16,6 +16,7 @@ from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.edits import Edit
 from easyeditor.gradients.losses import FIRST, nll_and_kl
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool
 from easyeditor.lm.forward.partial import DeltaForward, EditRow, Site, open_forward
 from easyeditor.lm.model import LM
@@ -139,16 +140,16 @@ class MemoryModel:
     def measured(cls, lm: LM, site: Site, lines: Sequence[ContextRow], resume: bool) -> MemoryModel:
         """By one forward pass of the longest line; once per model, place and order of length."""
         longest = max((line.run for line in lines), key=lambda run: len(run.ids))
-        key = ("costs", site, resume, len(longest.ids).bit_length())
-        if key not in lm.memo:
+        key = site, resume, len(longest.ids).bit_length()
+        measured = MEASURED(lm)
+        if key not in measured:
             runs = open_forward(lm, site, [longest], resume=resume)
             width = lm.down_map(site.layer).d_out
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
             stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)
-            lm.memo[key] = cls(stored, left, read, resume)
-        costs: MemoryModel = lm.memo[key]
-        return costs
+            measured[key] = cls(stored, left, read, resume)
+        return measured[key]
 
     def storing(self, lines: Sequence[ContextRow]) -> float:
         """What these lines keep between steps."""
@@ -158,6 +159,11 @@ class MemoryModel:
         """What one step of these lines together takes."""
         padded = len(lines) * max(line.run.tokens(self.resume) for line in lines)
         return padded * self.left + sum(len(line.run.reads) for line in lines) * self.read
+
+
+MEASURED: LMCache[tuple[Site, bool, int], MemoryModel] = LMCache(
+    "memory per token of a search; by site, resume, and the order of the length"
+)
 
 
 def groups(

@@ -14,7 +14,6 @@ from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import CaseSummary, request_of
 from easyeditor.editors.session import Attempt, EditSession
 from easyeditor.edits import Case
-from easyeditor.evaluate.change import sizes
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
@@ -26,6 +25,7 @@ from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import State
+from easyeditor.patches.norms import change_norms
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 
@@ -188,7 +188,7 @@ class Worker:
             "seconds": seconds,
             "peak_memory_mb": attempt.peak.total_mb if attempt.peak else None,
             "extra_memory_mb": attempt.peak.extra_mb if attempt.peak else None,
-            "change": sizes(lm, patch) if patch is not None else {},
+            "change": change_norms(lm, patch) if patch is not None else {},
         }
         return {**record, "error": f"failed: {attempt.error}"} if attempt.error else record
 

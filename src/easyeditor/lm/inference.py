@@ -28,6 +28,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
 from easyeditor.lm.sampling import continuations, rows_by_room
 from easyeditor.lm.tokens import Row
+from easyeditor.progress import bar
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in scoring."""
@@ -209,8 +210,10 @@ def _score(lm: LM, queries: Sequence[Score], patches: Sequence[int] | None) -> l
     else:
         plan = scored_sequences(rows, patches, by_prompt=has_adapters(lm.model))
     scores: dict[int, TokenScores] = {}
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(plan), "scoring", "sequence")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for logits, chunk in _logits(lm, plan, rows, patches):
+            progress.update(len(chunk))
             scores.update(_scores(logits, [plan[k] for k in chunk], rows))
     return [scores[i] for i in range(len(rows))]
 
@@ -293,7 +296,8 @@ def _generate_rows(
     method = type(lm.model).generate
     lengths = [len(row) + settings["max_new_tokens"] for row in ids]
     ends = lm.end_tokens
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(ids), "generating", "text")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
             batch = lm.pad([ids[i] for i in chunk], left=True)
             of_row = _pick(patches, chunk)
@@ -319,6 +323,7 @@ def _generate_rows(
                     tuple(written[:stop]),
                     tuple(spread[k][:stop]) if spread is not None else (),
                 )
+            progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]
 
 

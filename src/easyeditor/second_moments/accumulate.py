@@ -14,6 +14,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch
 from easyeditor.progress import bar
 from easyeditor.second_moments.checkpoint import Checkpoint, Place
+from easyeditor.second_moments.cost import CostEstimate
 from easyeditor.second_moments.running_sum import Sums
 
 BUDGET = 2048
@@ -34,14 +35,21 @@ def collected(
     sums, modules = _start(lm, layers)
     place = checkpoint.restore(sums)
     rest = islice(text, place.sequences, None)
-    with _bar(layers, n_tokens) as progress:
-        progress.update(place.tokens)
+    cost = CostEstimate(
+        f"Reading {n_tokens} tokens up to layer {layers[-1]} of {lm.name} for second moments",
+        n_tokens - place.tokens,
+        lm.device,
+        "Fewer tokens are cheaper: mom2_n_tokens=N (easyedit moments --tokens N); 2 to 10 times "
+        f"the width of a key ({lm.projection(layers[-1]).d_in}) are enough.",
+    )
+    with _bar(layers, n_tokens, place.tokens) as progress:
         for batch in _batches(rest, n_tokens - place.tokens):
             sums.add(_keys(lm, modules, batch))
             tokens = sum(map(len, batch))
             place = Place(place.sequences + len(batch), place.tokens + tokens)
             checkpoint.keep(sums, place)
             progress.update(tokens)
+            cost.update(tokens)
     return sums
 
 
@@ -80,8 +88,8 @@ def _start(lm: LM, layers: Sequence[int]) -> tuple[Sums, list[nn.Module]]:
     return sums, [p.module for p in projections]
 
 
-def _bar(layers: Sequence[int], n_tokens: int) -> Any:
-    return bar(n_tokens, f"second moments of {len(layers)} layers", "token")
+def _bar(layers: Sequence[int], n_tokens: int, done: int = 0) -> Any:
+    return bar(n_tokens, f"second moments of {len(layers)} layers", "token", done=done)
 
 
 def _keys(

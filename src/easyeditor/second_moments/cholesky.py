@@ -12,10 +12,13 @@ import torch
 
 from easyeditor.associative.solve import Cholesky
 from easyeditor.lm.weights import float64_device
+from easyeditor.progress import bar
 from easyeditor.second_moments import Moments, digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 
 WHAT = "factored second moments"
+SLOW_WIDTH = 6144
+"""From this width on factoring takes more than two seconds on a CPU with few cores."""
 
 
 def factor_of(made: Moments, device: torch.device) -> Cholesky:
@@ -26,13 +29,13 @@ def factor_of(made: Moments, device: torch.device) -> Cholesky:
     ``made.matrix`` up, as there is no room for two.
     """
     if made.path is None:
-        return Cholesky.of(made.matrix.to(device), overwrite=True)
+        return _factored(made.matrix, device)
     digest = made.digest or digest_of(made.matrix)
     file = _file(made.path, digest)
     upper = _read(file, made.matrix.shape, digest)
     if upper is not None:
         return Cholesky(upper.to(float64_device(device)).mT)
-    factor = Cholesky.of(made.matrix.contiguous().to(device), overwrite=True)
+    factor = _factored(made.matrix.contiguous(), device)
     write_cache_file(file, {"upper": factor.upper.cpu().contiguous()}, {"moment": digest}, WHAT)
     return factor
 
@@ -44,6 +47,15 @@ def factor_once(made: Moments, device: torch.device) -> None:
     """
     if made.path and not _file(made.path, made.digest or digest_of(made.matrix)).exists():
         factor_of(made, device)
+
+
+def _factored(matrix: torch.Tensor, device: torch.device) -> Cholesky:
+    width = len(matrix)
+    what = f"factoring second moments, {width} wide"
+    with bar(1, what, "matrix", at_once=width >= SLOW_WIDTH) as progress:
+        factor = Cholesky.of(matrix.to(device), overwrite=True)
+        progress.update(1)
+    return factor
 
 
 def _file(moment: Path, digest: str) -> Path:

@@ -1,13 +1,12 @@
-"""Forward passes that resume above the edited place instead of repeating what cannot change.
+"""Partial forward passes: only the blocks and tokens that a vector added at one token can change.
 
-A search adds a vector to one layer's output at one token. With causal attention nothing before
-that token changes, and nothing below that layer. So the tokens before it are run once and leave
-their keys and values in a cache; the rest is run once up to the layer; and each step starts from
-the stored hidden states, in the model's own forward, with the lower blocks replaced by stubs.
+With causal attention a vector added to one layer's output at one token changes nothing before that
+token and nothing below that layer. So the tokens before it are run once and leave their keys and
+values in a cache; the rest is run once up to the layer; and each step starts from the stored hidden
+states, in the model's own forward, with the lower blocks replaced by stubs.
 
-:class:`FullForward` repeats everything and is right for every model; :class:`PartialForward` must
-give the
-same logits, which :func:`open_forward` checks once per model and place before it trusts it.
+:class:`FullForward` repeats everything and is exact for every model; :class:`PartialForward` must
+give the same logits, which :func:`open_forward` checks once per model and site before it is used.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
@@ -56,6 +56,12 @@ class Site:
     def start(self) -> int:
         """The first block that has to run again."""
         return self.layer if self.kind == "down" else self.layer + 1
+
+
+RESUMABLE: LMCache[tuple[Site, bool], bool] = LMCache(
+    "whether a zero vector gives the plain logits; by site, and whether there is a prefix",
+    forward_generation,  # adapters may change how the model can be run
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +125,10 @@ def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
 
 def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     index = [i for i, run in enumerate(runs) for _ in run.reads]
-    position = [
-        read - offset for run, offset in zip(runs, offsets, strict=True) for read in run.reads
+    positions = [
+        read - start for run, start in zip(runs, offsets, strict=True) for read in run.reads
     ]
-    return torch.tensor(index), torch.tensor(position)
+    return torch.tensor(index), torch.tensor(positions)
 
 
 class FullForward:
@@ -249,9 +255,8 @@ class PartialForward:
     def _past(self, start: int) -> list[torch.Tensor]:
         """Stored keys and values of the blocks from ``start`` on, in their order."""
         layers = [] if self._cache is None else self._cache.layers[start:]
-        return [
-            each for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)
-        ]
+        filled = [layer for layer in layers if layer.is_initialized]
+        return [states for layer in filled for states in (layer.keys, layer.values)]
 
     def _drop_lower_cache(self) -> None:
         """Of the blocks below only the shape of their keys and values is asked for."""
@@ -363,17 +368,17 @@ def open_forward(
     if not resume:
         return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
-    way = forward_generation(lm.model)  # adapters may change how the model can be run
-    proven = ("resumable", site, any(run.start for run in runs), way)
-    if proven not in lm.memo:
-        lm.memo[proven] = _agrees(lm, site, runs)
-        if not lm.memo[proven]:
+    key = site, any(run.start for run in runs)
+    proven = RESUMABLE(lm)
+    if key not in proven:
+        proven[key] = _agrees(lm, site, runs)
+        if not proven[key]:
             log.warning(
                 "%s cannot be resumed at layer %d; searching with whole forward passes.",
                 type(lm.model).__name__,
                 site.layer,
             )
-    kind = PartialForward if lm.memo[proven] else FullForward
+    kind = PartialForward if proven[key] else FullForward
     return kind(lm, site, runs, pool)
 
 

@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
+
+SHARES_PREFIXES: LMCache[tuple[()], bool] = LMCache(
+    "whether two passes, shared prefixes and rests, give the cache of one", forward_generation
+)
 
 Ids = tuple[int, ...]
 FEW = 4
@@ -97,8 +102,8 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
 
     A batch in which nothing is padded cannot tell, and is not shared before another one has.
     """
-    key = ("shares its past", forward_generation(lm.model))
-    if key not in lm.memo:
+    agreement = SHARES_PREFIXES(lm)
+    if () not in agreement:
         sample = _padded(sequences, heads, whose)
         if sample is None:
             return False
@@ -109,11 +114,10 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
             for a, b in zip(shared.layers, plain.layers, strict=True)
             for name in ("keys", "values")
         )
-        lm.memo[key] = agree
+        agreement[()] = agree
         if not agree:
             log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
-    trusted: bool = lm.memo[key]
-    return trusted
+    return agreement[()]
 
 
 def _padded(
