@@ -9,12 +9,14 @@ row's output as it is, so that the row keeps the unedited model's bits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
 from easyeditor.lm.forward.context import ForwardContext
+
+A = TypeVar("A", bound="Adapter")
 
 
 class Adapter(nn.Module):
@@ -42,7 +44,7 @@ class Adapter(nn.Module):
         return {}
 
     @classmethod
-    def build(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Self:
+    def build(cls: type[A], tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> A:
         """The adapter that ``state_dict()`` and :meth:`settings` describe.
 
         Raises:
@@ -51,7 +53,7 @@ class Adapter(nn.Module):
         return cls(**tensors, **settings)
 
     @classmethod
-    def merge(cls, adapters: Sequence[Self]) -> Adapter:
+    def merge(cls: type[A], adapters: Sequence[A]) -> Adapter:
         """One adapter that does what several of this class do at one place, oldest first.
 
         By default one after the other; a codebook joins its entries, so that the nearest of all
