@@ -21,8 +21,8 @@ def main() -> None:
     text, folder, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
     tokens = int(sys.argv[4]) if len(sys.argv) > 4 else 10**6
     torch.set_num_threads(1)
-    checkpoint.EVERY = checkpoint.SELDOM = 0.0
-    accumulate.BUDGET = 32
+    checkpoint.MIN_INTERVAL_SECONDS = checkpoint.MIN_INTERVAL_WRITES = 0.0
+    accumulate.TOKENS_PER_PASS = 32
     self_sampled.SAVE_SECONDS, self_sampled.ROWS, self_sampled.LENGTH = 0.0, 2, 5
     target, passes = lm("llama"), 0
 

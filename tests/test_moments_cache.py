@@ -25,7 +25,7 @@ from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
 from easyeditor.second_moments import (
     Moments,
-    _Shelf,
+    _CacheFiles,
     accumulate,
     cache_file,
     checkpoint,
@@ -50,9 +50,9 @@ def text(tmp_path: Path) -> str:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every batch, and small batches."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
-    monkeypatch.setattr(checkpoint, "SELDOM", 0.0)
-    monkeypatch.setattr(accumulate, "BUDGET", 32)
+    monkeypatch.setattr(checkpoint, "MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "MIN_INTERVAL_WRITES", 0.0)
+    monkeypatch.setattr(accumulate, "TOKENS_PER_PASS", 32)
 
 
 def files(folder: Path) -> list[str]:
@@ -88,7 +88,7 @@ def interrupted(target: LM, at: int, folder: Path, **settings: object) -> None:
 def test_a_collection_goes_on_with_the_same_bits(
     fold: int, tokens: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_sum, "FOLD", fold)
+    monkeypatch.setattr(running_sum, "MAX_FLOAT32_TOKENS", fold)
     settings = {"source": text, "tokens": tokens}
     straight = lm("llama")
     passes = failing_at(straight.blocks[0], 0)
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_cannot_be_read_is_ignored(
     with caplog.at_level(logging.WARNING):
         found = moments(target, LAYERS, directory=folder, **settings)
     assert "half-collected second moments" in caplog.text
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert same(found, whole)
     assert files(folder) == ["0.safetensors", "2.safetensors"]
 
@@ -163,7 +163,7 @@ def test_other_layers_start_from_the_beginning(text: str, tmp_path: Path) -> Non
 def test_a_short_collection_pays_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accumulate, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "TOKENS_PER_PASS", 32)
     interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
     assert not (tmp_path / "kept").exists()
 
@@ -182,10 +182,10 @@ def test_checkpoints_are_as_seldom_as_they_are_slow(
 
     monkeypatch.setattr(checkpoint, "write_cache_file", write)
     own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
-    state = running_sum.Sums([2], [torch.device("cpu")])
+    state = running_sum.RunningSums([2], [torch.device("cpu")])
     for second in range(0, 600, 5):
         now = max(now, float(second))
-        own.keep(state, checkpoint.Place())
+        own.write_if_due(state, checkpoint.TextPosition())
     assert written == [60, 270, 480]  # 60 s, then 20 × 10 s after each
 
 
@@ -206,15 +206,15 @@ def test_a_collection_that_was_killed_between_two_files_goes_on(
 ) -> None:
     settings, folder = {"source": text, "tokens": ALL}, tmp_path / "kept"
     whole = moments(lm("llama"), LAYERS, directory=tmp_path / "whole", **settings)
-    true, written = _Shelf.store, []
+    true, written = _CacheFiles.store, []
 
-    def store(self: _Shelf, layer: int, made: Moments) -> Moments:
+    def store(self: _CacheFiles, layer: int, made: Moments) -> Moments:
         if written:
             raise Interrupt
         written.append(layer)
         return true(self, layer, made)
 
-    monkeypatch.setattr(_Shelf, "store", store)
+    monkeypatch.setattr(_CacheFiles, "store", store)
     with pytest.raises(Interrupt):
         moments(lm("llama"), LAYERS, directory=folder, **settings)
     monkeypatch.undo()
@@ -492,7 +492,7 @@ def test_a_damaged_moment_is_collected_again_with_a_warning(
         stated = {k: v for k, v in info.items() if k != "digest" or not damage.startswith("no")}
         save_file({"moment": torch.full_like(moment, value)}, path, metadata=stated)
     assert equal(patch_of(method), first)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert all(digest_of(moment) == info["digest"] for _, moment, info in kept_moments(tmp_path))
 
 

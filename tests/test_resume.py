@@ -284,7 +284,7 @@ def test_memory_changes_the_batches_and_no_result(
 
     def counted(*given: object) -> list[MicroBatch]:
         made = micro_batches(*given)
-        sizes.extend(len(batch.lines) for batch in made)
+        sizes.extend(len(batch.rows) for batch in made)
         return made
 
     monkeypatch.setattr(values, "micro_batches", counted)

@@ -373,4 +373,6 @@ class LM:
 
 def _path(model: nn.Module, module: nn.Module) -> str:
     """Of a module's weight."""
-    return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
+    return next(
+        f"{name}.weight" for name, candidate in model.named_modules() if candidate is module
+    )

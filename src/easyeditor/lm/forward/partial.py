@@ -124,10 +124,8 @@ def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
 
 
 def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    index = [i for i, run in enumerate(runs) for _ in run.reads]
-    positions = [
-        read - start for run, start in zip(runs, offsets, strict=True) for read in run.reads
-    ]
+    places = [(i, r - n) for i, n in enumerate(offsets) for r in runs[i].reads]
+    index, positions = zip(*places, strict=True) if places else ((), ())
     return torch.tensor(index), torch.tensor(positions)
 
 
