@@ -134,7 +134,9 @@ def make_cases(
     portability = _probes("portability", portability_inputs, n)
     cases = []
     for i in range(n):
-        missing = [k for k, v in (("prompts", asked[i]), ("target_new", targets[i])) if v is None]
+        missing = [
+            k for k, v in (("prompts", prompt_list[i]), ("target_new", targets[i])) if v is None
+        ]
         if missing:
             raise EditError(f"{missing[0]}, edit {i}: the entry is missing; give a text.")
         edit = Edit(

@@ -20,11 +20,12 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
+from easyeditor.lm.forward.cache_layers import NON_RECORDING, non_recording
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
@@ -216,7 +217,7 @@ class PartialForward:
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
         cache = past_of(self._lm, past)
         layers = cache.layers if type(cache) is DynamicCache else None
-        if not layers or any(type(layer) not in _NON_RECORDING for layer in layers):
+        if not layers or any(type(layer) not in NON_RECORDING for layer in layers):
             raise NotResumable
         return cache
 
@@ -225,7 +226,7 @@ class PartialForward:
         if self._cache is None:
             return dict(self._more)
         cache = copy.copy(self._cache)
-        cache.layers = [_non_recording(layer) for layer in self._cache.layers]
+        cache.layers = [non_recording(layer) for layer in self._cache.layers]
         return {"past_key_values": cache, "use_cache": True}
 
     def _run_lower(self) -> Any:
@@ -295,36 +296,6 @@ def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
         return value[rows.to(value.device)]
     return value
-
-
-class _NonRecordingLayer(DynamicLayer):
-    """Hands out past and new keys and values together, and keeps the past alone."""
-
-    keys: Any
-    values: Any
-
-    def update(self, *args: Any, **more: Any) -> Any:
-        past: tuple[Any, Any] = self.keys, self.values
-        whole = super().update(*args, **more)
-        self.keys, self.values = past
-        return whole
-
-
-class _NonRecordingWindowLayer(_NonRecordingLayer, DynamicSlidingWindowLayer):
-    """The same over a window."""
-
-
-_NON_RECORDING = {
-    DynamicLayer: _NonRecordingLayer,
-    DynamicSlidingWindowLayer: _NonRecordingWindowLayer,
-}
-
-
-def _non_recording(layer: Any) -> Any:
-    copied = copy.copy(layer)
-    if layer.is_initialized:
-        copied.__class__ = _NON_RECORDING[type(layer)]
-    return copied
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
