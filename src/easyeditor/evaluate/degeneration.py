@@ -16,6 +16,7 @@ from typing import Any
 
 from easyeditor.edits import Case, Edit, Generate
 from easyeditor.joining import unspaced
+from easyeditor.lm.caches import CacheStore
 from easyeditor.lm.inference import Continuation, continue_all
 from easyeditor.lm.model import LM
 
@@ -61,7 +62,7 @@ def answers_by_form(
     if not getattr(lm.tokenizer, "chat_template", None):
         return [{} for _ in cases]
     other = copy.copy(lm)
-    other.text, other.memo = lm.text.in_other_form(), {}
+    other.text, other.caches = lm.text.in_other_form(), CacheStore()
     this, that = ("chat", "plain") if lm.text.chat_template else ("plain", "chat")
     askable = [
         i for i, case in enumerate(cases) if that == "chat" or case.edit.prompt.system is None
