@@ -38,6 +38,10 @@ TOKENS = 512
 """Padded tokens per forward and backward pass."""
 
 
+def _named(pattern: str, layers: range) -> list[str]:
+    return [pattern.format(layer) for layer in layers]
+
+
 class UltraEditHyperParams(HyperParams):
     """Settings of UltraEdit.
 
@@ -63,7 +67,22 @@ class UltraEditHyperParams(HyperParams):
             "tokenizer_name",
         ]
     )
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt-j-6B": {"inner_params": _named("transformer.h.{}.mlp.fc_out", range(18, 27))},
+        "llama-3-8b": {
+            "inner_params": [
+                *_named("model.layers.{}.mlp.gate_proj", range(11, 16)),
+                *_named("model.layers.{}.mlp.up_proj", range(18, 25)),
+            ]
+        },
+        "mistral-7b": {"inner_params": _named("model.layers.{}.mlp.down_proj", range(29, 31))},
+        "qwen2.5-7b": {
+            "inner_params": [
+                *_named("model.layers.{}.mlp.gate_proj", range(18, 27)),
+                *_named("model.layers.{}.mlp.up_proj", range(18, 27)),
+            ]
+        },
+    }
 
     alg_name: str = "UltraEdit"
     layers: Layers = (0.91, 0.94)
