@@ -108,9 +108,9 @@ class UltraEditState(State):
     def of(cls, statistics: Mapping[str, RunningStatistics]) -> UltraEditState:
         """The state with these statistics."""
         return cls(
-            {path: each.count for path, each in statistics.items()},
-            {path: each.mean for path, each in statistics.items()},
-            {path: each.squares for path, each in statistics.items()},
+            {path: seen.count for path, seen in statistics.items()},
+            {path: seen.mean for path, seen in statistics.items()},
+            {path: seen.squares for path, seen in statistics.items()},
         )
 
     def statistics(self, path: str) -> RunningStatistics:
