@@ -24,7 +24,7 @@ from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, is_patched, without_patches
 from support import Snapshot, lm, logits, same_bits
-from test_patch_algebra import info
+from synthetic import info
 
 PROMPTS = [
     "Berlin is the capital of",
