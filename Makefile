@@ -49,7 +49,7 @@ encoder: .venv/demo
 	@$(BIN)/easyedit models fetch all-minilm-l6-v2
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned set-up needs Python 3.11 or newer: make PYTHON=python3.11 … (the library itself runs on 3.10)")'
 	$(PYTHON) -m venv .venv
 
 # torch first and alone: the pinned build, never whatever another package would drag in.

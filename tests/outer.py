@@ -29,6 +29,8 @@ FACTS = (
 )
 PROMPTS, SUBJECTS, TARGETS = (list(column) for column in zip(*FACTS, strict=True))
 
+EDITING = ("edit", "--method", "FT", "--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
+
 
 def settings(method: str = "FT", **changes: Any) -> HyperParams:
     """Cheap hyper-parameters for a tiny model, from the table of cases."""

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 
+import pytest
+
 import outer
 from easyeditor.methods import METHODS
 
@@ -367,3 +369,71 @@ def test_no_model_is_recognised_by_a_part_of_its_name():
         and isinstance(node.left, ast.Constant)
         and re.match(kinds, str(node.left.value).lower())
     ] == []
+
+
+# -- Python 3.10 ------------------------------------------------------------------------------
+
+# What the standard library got in 3.11 and later, by module; mypy knows the rest (pyproject.toml).
+NEWER = {
+    "asyncio": {"timeout", "timeout_at", "TaskGroup", "Runner"},
+    "contextlib": {"chdir"},
+    "copy": {"replace"},
+    "datetime": {"UTC"},
+    "enum": {"StrEnum", "ReprEnum", "EnumCheck", "verify", "member", "nonmember", "global_enum"},
+    "hashlib": {"file_digest"},
+    "inspect": {"getmembers_static", "markcoroutinefunction"},
+    "itertools": {"batched"},
+    "logging": {"getLevelNamesMapping"},
+    "math": {"cbrt", "exp2", "sumprod"},
+    "operator": {"call"},
+    "sys": {"exception"},
+    "tomllib": {"load", "loads"},
+    "typing": {
+        *("Self", "Never", "LiteralString", "assert_never", "assert_type", "reveal_type"),
+        *("Unpack", "TypeVarTuple", "Required", "NotRequired", "dataclass_transform", "override"),
+        *("TypeAliasType", "get_overloads", "clear_overloads"),
+    },
+    "warnings": {"deprecated"},
+}
+NEWER_ATTRIBUTES = {"add_note"} | {f"{m}.{name}" for m, names in NEWER.items() for name in names}
+NEWER_BUILTINS = {"ExceptionGroup", "BaseExceptionGroup"}
+
+
+def newer_than_3_10(tree):
+    """What a syntax tree names that Python 3.10 does not have."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = {alias.name for alias in node.names}
+            yield from sorted(names & NEWER.get(node.module or "", set()))
+            yield from ["tomllib"] * (node.module == "tomllib")
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name == "tomllib")
+        elif isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            yield from [dotted] * bool({dotted, f"{node.attr}"} & NEWER_ATTRIBUTES)
+        elif isinstance(node, ast.Name) and node.id in NEWER_BUILTINS:
+            yield node.id
+
+
+def test_python_3_10_is_enough():
+    project = (outer.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'requires-python = ">=3.10"' in project
+    assert 'target-version = "py310"' in project
+    assert 'python_version = "3.10"' in project
+    wrong = []
+    for path in FILES.values():
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text, str(path), feature_version=(3, 10))
+        wrong += [(path.name, name) for name in newer_than_3_10(tree)]
+    assert wrong == []
+
+
+def test_what_python_3_10_lacks_is_noticed():
+    code = (
+        "from enum import StrEnum\nfrom typing import Any, Self\nimport tomllib, hashlib\n"
+        "hashlib.file_digest(f, 'md5')\nerror.add_note('x')\nraise ExceptionGroup('', [])"
+    )
+    names = {"StrEnum", "Self", "tomllib", "hashlib.file_digest", "error.add_note"}
+    assert set(newer_than_3_10(ast.parse(code))) == names | {"ExceptionGroup"}
+    with pytest.raises(SyntaxError):
+        ast.parse("try:\n    pass\nexcept* OSError:\n    pass", feature_version=(3, 10))

@@ -14,7 +14,7 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.base import State
 from easyeditor.methods.ft import FT
 from easyeditor.patches.stack import applied, without_patches
-from support import EDITS, lm, same_bits
+from support import EDITS, lm, same_bits, shared_lm
 
 
 def strong(target: LM):
@@ -82,3 +82,28 @@ def test_protected_keys_leave_with_their_patch(tmp_path: Path) -> None:
     assert same_bits(protected_keys(target.model, path, EDITS[2:]), both[1:])
     patches[1].revert(target.model)
     assert protected_keys(target.model, path, EDITS[2:]) is None
+
+
+def test_a_state_belongs_to_the_content_of_its_edits(tmp_path: Path) -> None:
+    from easyeditor.editors.state_file import load_state, save_state, state_file
+    from easyeditor.edits import Edit, ImageRef, Prompt
+    from easyeditor.errors import PatchFormatError
+    from easyeditor.patches.patch import PatchInfo
+    from easyeditor.patches.weight import WeightPatch
+    from easyeditor.tensor_file import read_tensor_file, write_tensor_file
+
+    def patch(path: str, target: str):
+        prompt = Prompt("The tower is in", (ImageRef(path, "ab" * 32),))
+        edits = [Edit(prompt, target)]
+        info = PatchInfo.of(shared_lm("llama"), "MIXED", edits, FTHyperParams(), {})
+        return WeightPatch({}, info)
+
+    file = tmp_path / "edit.safetensors"
+    save_state(Mixed(1, torch.ones(1), {}), patch("here/a.png", "Rome"), file)
+    assert load_state(Mixed, patch("there/a.png", "Rome"), file).count == 1
+    with pytest.raises(PatchFormatError, match="belongs to another patch"):
+        load_state(Mixed, patch("here/a.png", "Lyon"), file)
+    content = read_tensor_file(state_file(file), "easyedit-state", "", "", PatchFormatError)
+    former = {**content.header, "format": 1, "edits": "of another Python"}
+    write_tensor_file(state_file(file), content.tensors, "easyedit-state", former)
+    assert load_state(Mixed, patch("there/a.png", "Rome"), file).count == 1

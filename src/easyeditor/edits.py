@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -350,6 +351,23 @@ def to_json(value: Any) -> Any:
             del named["rejected"]
         return {name: to_json(each) for name, each in named.items()}
     return value
+
+
+def canonical_json(value: Any) -> str:
+    """Edits, probes or cases as one text that is the same for equal content in any process.
+
+    An image counts by its contents, not by the path it lies at.
+    """
+
+    def without_paths(data: Any) -> Any:
+        if isinstance(data, list):
+            return [without_paths(each) for each in data]
+        if isinstance(data, dict):
+            image = data.keys() == {"path", "sha256"}
+            return {k: without_paths(v) for k, v in data.items() if not (image and k == "path")}
+        return data
+
+    return json.dumps(without_paths(to_json(value)), sort_keys=True)
 
 
 def check_consistent(edits: Iterable[Edit]) -> None:

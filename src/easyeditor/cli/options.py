@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -108,7 +108,7 @@ Dtype = Annotated[
 ]
 
 
-class Scheme(StrEnum):
+class Scheme(str, Enum):
     """How a model may be quantized while it is loaded."""
 
     eight = "8bit"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ Force = Annotated[
 ]
 
 
-class Format(StrEnum):
+class Format(str, Enum):
     """What ``export`` can write."""
 
     lora = "lora"

@@ -15,7 +15,7 @@ from typing import Any
 
 from easyeditor.editors.session import Attempt
 from easyeditor.editors.state_file import load_state, save_state, state_file
-from easyeditor.edits import Case, to_json
+from easyeditor.edits import Case, canonical_json
 from easyeditor.errors import OutputError
 from easyeditor.files import written_whole
 from easyeditor.methods.base import State
@@ -105,6 +105,6 @@ class EditJournal:
 
 def digest(cases: Sequence[Case], **how: Any) -> str:
     """A digest of the edits of ``cases`` and of everything that decides how they are made."""
-    edits = [to_json(edit) for case in cases for edit in case.edits]
-    text = json.dumps([edits, how], sort_keys=True, default=str)
+    edits = canonical_json([edit for case in cases for edit in case.edits])
+    text = f"[{edits}, {json.dumps(how, sort_keys=True, default=str)}]"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from easyeditor.edits import canonical_json
 from easyeditor.errors import PatchFormatError
 from easyeditor.methods.base import State
 from easyeditor.patches.patch import Patch
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 told edits by what Python prints of them, which changes with the classes."""
 KEY = "easyedit-state"
 
 
@@ -50,9 +52,12 @@ def load_state(
     content = read_tensor_file(file, KEY, "a method's state", advice, PatchFormatError)
     try:
         header = content.header
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}; this version reads format {FORMAT}")
+        version = header["format"]
+        if version not in (1, FORMAT) or isinstance(version, bool):
+            raise ValueError(f"format {version}; this version reads formats 1 and {FORMAT}")
         belongs = _belongs_to(patch)
+        if version == 1:
+            del belongs["edits"]
         if any(header[name] != value for name, value in belongs.items()):
             raise PatchFormatError(f"{file} belongs to another patch than {patch_file}. {advice}")
         return state_class.load(content.tensors, header["data"])
@@ -65,5 +70,5 @@ def load_state(
 
 
 def _belongs_to(patch: Patch) -> dict[str, str]:
-    edits = hashlib.sha256(repr(patch.info.edits).encode()).hexdigest()[:16]
+    edits = hashlib.sha256(canonical_json(patch.info.edits).encode()).hexdigest()[:16]
     return {"method": patch.info.method, "model": patch.info.model.digest, "edits": edits}

@@ -28,12 +28,16 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "easyedit-files.json"
 MAX_WAIT_SECONDS = 3600
+PIECE_BYTES = 2**20
 
 
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def cached_model(place: Path, make: Callable[[Path], Path], before: Callable[[], None]) -> Path:

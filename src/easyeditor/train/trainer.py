@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.edits import Case
+from easyeditor.edits import Case, canonical_json
 from easyeditor.errors import (
     EasyEditError,
     HyperParamsError,
@@ -291,9 +291,10 @@ class EditTrainer:
         self._trackers = trackers(self.config.report_to, self.folder)
 
     def _about(self, lm: LM) -> dict[str, Any]:
-        cases = hashlib.sha256(repr([self.train_set, self.val_set]).encode()).hexdigest()[:16]
+        cases = canonical_json([self.train_set, self.val_set])
+        data = hashlib.sha256(cases.encode()).hexdigest()[:16]
         settings = self.config.model_dump(mode="json", exclude=set(FREE))
-        return {**settings, "data": cases, "model": fingerprint(lm.model).digest}
+        return {**settings, "data": data, "model": fingerprint(lm.model).digest}
 
     def _note(self, lm: LM) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
