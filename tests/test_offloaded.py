@@ -17,7 +17,6 @@ import tiny
 from cases import WRITING
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
-from easyeditor.evaluate.change import sizes
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
@@ -28,6 +27,7 @@ from easyeditor.patches.adapter import AddVector
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.norms import change_norms
 from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.patches.weight_sum import WeightSum
 from support import EDITS, logits, same_bits
@@ -178,10 +178,10 @@ def test_whoever_reads_a_weight_reads_the_real_one(tmp_path):
     assert lm.device == torch.device("cpu")
     assert same_bits(lm.projection(1).weight, plain.projection(1).weight)
     patch = some_patch(lm, 1)
-    assert sizes(lm, patch) == sizes(plain, patch)
+    assert change_norms(lm, patch) == change_norms(plain, patch)
     patch.apply(lm.model)
     assert fingerprint(lm.model) == fingerprint(plain.model)
-    assert sizes(lm, patch) == sizes(plain, patch)
+    assert change_norms(lm, patch) == change_norms(plain, patch)
     assert export_lora(patch, tmp_path / "adapter").errors == {next(iter(patch.entries)): 0.0}
     assert model_bytes(lm) == model_bytes(plain)
     state, wanted = whole_state(lm.model), plain.model.state_dict()

@@ -275,7 +275,7 @@ class _GenerateInContext:
         """What the model's own ``generate`` gives."""
         model: Any = self._model
         prompts = [inputs, options.get("input_ids"), options.get("inputs_embeds")]
-        given = next((each for each in prompts if each is not None), None)
+        given = next((prompt for prompt in prompts if prompt is not None), None)
         if inputs is not None:
             options["inputs"] = inputs
         mask = options.get("attention_mask")
