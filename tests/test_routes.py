@@ -175,7 +175,10 @@ def test_options_of_generate_do_what_they_do_without_a_route(options: dict[str, 
     ("options", "why"),
     [
         ({"output_scores": True}, "output_scores was asked for"),
-        ({"generation_config": GenerationConfig(output_logits=True)}, "output_logits was asked"),
+        (
+            {"generation_config": GenerationConfig(output_logits=True)},
+            "output_logits was asked for",
+        ),
         ({"inputs_embeds": torch.zeros(1, 2, 32)}, "inputs_embeds was given"),
         ({"past_key_values": ()}, "past_key_values was given"),
         ({"streamer": Heard()}, "a streamer was given with 2 prompts"),

@@ -335,7 +335,8 @@ def test_continuations_follow_their_seed():
 
 def test_the_most_probable_is_what_is_left_of_one_choice():
     lm = shared_lm("gpt2")
-    assert sampling.continuations(lm, PROMPTS, 8, top_k=1) == generate(lm, PROMPTS, 8)
+    replies = sampling.continuations(lm, PROMPTS, 8, top_k=1)
+    assert [reply.text for reply in replies] == generate(lm, PROMPTS, 8)
 
 
 def test_continuations_are_drawn_from_the_best_five():
@@ -353,7 +354,7 @@ def test_continuations_are_drawn_from_the_best_five():
         made = ids[len(start) :]
         made = made[: made.index(2)] if 2 in made else made
         expected = lm.tokenizer.decode(made, skip_special_tokens=True)
-        (reply,) = continuations(lm, [prompt], 6)
+        (reply,) = sampling.continuations(lm, [prompt], 6)
         assert (reply.text, list(reply.ids)) == (expected, made)
 
 
