@@ -235,7 +235,7 @@ def weight_patch(
     Raises:
         DivergedError: a number in it is not finite.
     """
-    entries = {p: [per_expert(lm.model, p, part) for part in own] for p, own in entries.items()}
+    entries = {p: [per_expert(lm.model, p, part) for part in parts] for p, parts in entries.items()}
     for path, parts in entries.items():
         if not all(part.is_finite() for part in parts):
             raise DivergedError(
