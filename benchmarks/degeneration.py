@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 import common
-from easyeditor import FTHyperParams
 from easyeditor.edits import Case, Edit, Generate
 from easyeditor.evaluate.degeneration import FREE_TOKENS, TOKENS_AFTER_TARGET, examine, free_answers
 from easyeditor.lm.inference import Continuation, continue_all
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
+from easyeditor.methods import METHODS
 from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import Dense, Part, weight_patch
 
@@ -118,14 +118,14 @@ def hits(
     cases = [Case(fact["id"], edit) for fact, edit in zip(facts, edits, strict=True)]
     asked = [(edit.prompt.text, edit.target, f"{edit.prompt} {edit.target}") for edit in edits]
     answers = [(before, right) for _, before, right in perfect_answers(lm, asked)]
-    samples = []
+    samples, settings = [], METHODS.get("FT").hyperparams_class()
     for scale in scales:
         entries: dict[str, list[Part]] = {}
         for layer in range(lm.n_layers - layers, lm.n_layers):
             weight = lm.projection(layer).weight
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(layer))
             entries[lm.projection(layer).path] = [Dense(noise * scale * weight.std())]
-        patch = weight_patch(lm, "noise", (), FTHyperParams(), entries, {})
+        patch = weight_patch(lm, "noise", (), settings, entries, {})
         with applied(lm.model, patch):
             written = free_answers(lm, cases)
         for case, (before, right), now in zip(cases, answers, written, strict=True):
