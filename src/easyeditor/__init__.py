@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from easyeditor.interpret.logit_lens import logit_lens as logit_lens
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
+    from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
+    from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch
@@ -95,8 +99,10 @@ _PUBLIC = {
     "save_patch": "patches.files",
 }
 
-# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods.
-_SETTINGS = {f"{name}HyperParams": name for name in METHODS.built_in}
+# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; one name
+# has been written otherwise since it was first published, and both spellings lead to it.
+_SPELLING = {"GRACE": "Grace"}
+_SETTINGS = {f"{_SPELLING.get(name, name)}HyperParams": name for name in METHODS.built_in}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 
@@ -104,6 +110,8 @@ __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
+    if name in _SETTINGS:
+        return METHODS.get(_SETTINGS[name]).hyperparams_class
     if name.endswith("HyperParams"):
         method = name.removesuffix("HyperParams")
         if method in METHODS:

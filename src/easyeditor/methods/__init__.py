@@ -16,11 +16,15 @@ METHODS: Registry[type[Method[Any]]] = Registry(
     {
         "ROME": "easyeditor.methods.rome:ROME",
         "MEMIT": "easyeditor.methods.memit:MEMIT",
+        "EMMET": "easyeditor.methods.emmet:EMMET",
+        "AlphaEdit": "easyeditor.methods.alphaedit:AlphaEdit",
+        "UltraEdit": "easyeditor.methods.ultraedit:UltraEdit",
         "FT": "easyeditor.methods.ft:FT",
         "KN": "easyeditor.methods.kn:KN",
         "IKE": "easyeditor.methods.ike.ike:IKE",
         "MEND": "easyeditor.methods.mend.mend:MEND",
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
+        "GRACE": "easyeditor.methods.grace:GRACE",
     },
     group="easyeditor.methods",
 )

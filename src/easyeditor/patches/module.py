@@ -7,6 +7,7 @@ order of their patches, and several classes act one after the other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -52,10 +53,14 @@ class ModulePatch(Patch):
         """See :class:`~easyeditor.patches.patch.Patch`.
 
         Raises:
-            PatchMismatchError: the model has no module of that name.
+            PatchMismatchError: the model has no module of that name, or one of another width.
         """
+        modules = {site: _module(model, site) for site in sites_of(patches)}
+        for patch in patches:
+            for site, adapters in patch.adapters.items():
+                for adapter in adapters:
+                    _check_width(modules[site], site, adapter)
         wanted = adapters_at(patches)
-        modules = {site: _module(model, site) for site in wanted}
         # What is put on is noted first, so that it is found again whatever interrupts this.
         sites = {*vars(model).get(_SITES, ()), *wanted}
         vars(model)[_SITES] = sites
@@ -151,6 +156,18 @@ def _module(model: nn.Module, site: str) -> nn.Module:
         ) from None
 
 
+def _check_width(module: nn.Module, site: str, adapter: Adapter) -> None:
+    """Refuse an adapter for another width, where the module is one that says its own."""
+    wanted = adapter.output_width
+    for name in ("out_features", "nf", "embedding_dim"):
+        width = getattr(module, name, None)
+        if isinstance(width, int) and wanted not in (None, width):
+            raise PatchMismatchError(
+                f"The patch's {adapter.name} at {site} is made for outputs of {wanted} numbers; "
+                f"this model's have {width}. Load the model it was made for."
+            )
+
+
 def _tensors_of(
     tensors: Mapping[str, torch.Tensor], site: str, index: int
 ) -> dict[str, torch.Tensor]:
@@ -183,7 +200,8 @@ class SiteHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SiteHook:
         """A copy of the model shares the adapters, as it shares every untouched tensor."""
-        twin = SiteHook(memo.get(id(self.model), self.model), self.site, self.adapters)
+        twin = copy.copy(self)
+        twin.model = memo.get(id(self.model), self.model)
         memo[id(self)] = twin
         return twin
 
