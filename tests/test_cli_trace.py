@@ -40,14 +40,16 @@ def test_json_holds_every_number(easyedit, asked):
 def test_the_lens_shows_an_edit_before_and_after(easyedit, asked, tmp_path):
     from easyeditor import save_patch
 
-    edited = outer.editor("FT", num_steps=60).edit(PROMPT, TARGET, subject=SUBJECT, keep_original_weight=True)
+    edited = outer.editor("FT", num_steps=60).edit(
+        PROMPT, TARGET, subject=SUBJECT, keep_original_weight=True
+    )
     file = tmp_path / "patch.safetensors"
     save_patch(edited.patch, file)
     out = tmp_path / "lens.png"
     words = ("--kind", "lens", "--answer", TARGET, "--patch", file, "--out", out, "--json")
     lens = document(easyedit(*asked, *words))["lens"]
     before, after = (lens[when]["probabilities"][0][-1][-1] for when in ("before", "after"))
-    assert after > 10 * before
+    assert after > 5 * before
     assert out.read_bytes().startswith(b"\x89PNG")
 
 

@@ -113,7 +113,7 @@ def trace(
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text that ends where the answer begins.")
     kinds = list(dict.fromkeys(kind or [Kind.state]))
-    traced = [each.value for each in kinds if each is not Kind.lens]
+    traced = [one.value for one in kinds if one is not Kind.lens]
     if traced and subject is None:
         raise typer.BadParameter("name what is corrupted: --subject", param_hint="--subject")
     if traced and len(answer or []) > 1:
@@ -144,10 +144,13 @@ def trace(
             traces = causal_trace(lm, prompt, subject, first, kinds=traced, options=chosen)
     _draw(pictures, traces, lenses, lm.name)
     if as_json:
-        document: dict[str, Any] = {"model": model, "traces": [each.as_dict() for each in traces]}
+        document: dict[str, Any] = {
+            "model": model,
+            "traces": [result.as_dict() for result in traces],
+        }
         if lenses:
             document["lens"] = dict(
-                zip(("before", "after"), (each.as_dict() for each in lenses), strict=False)
+                zip(("before", "after"), (lens.as_dict() for lens in lenses), strict=False)
             )
         output.print_json({**document, "pictures": {k: str(v) for k, v in pictures.items()}})
         return
@@ -169,8 +172,8 @@ def _pictures(out: Path | None, kinds: list[Kind]) -> dict[str, Path]:
         )
     single = len(kinds) == 1
     paths = {
-        each.value: out if single else out.with_name(f"{out.stem}-{each.value}{out.suffix}")
-        for each in kinds
+        one.value: out if single else out.with_name(f"{out.stem}-{one.value}{out.suffix}")
+        for one in kinds
     }
     for path in paths.values():
         places.check_file(path)
@@ -185,8 +188,8 @@ def _lenses(lm: LM, prompt: str, answers: list[str] | None, patches: list[Any]) 
     named = answers or generate(lm, [prompt], 1)
     with output.working("reading every layer …", long=False):
         lenses = [logit_lens(lm, prompt, named)]
-        for each in patches:
-            each.apply(lm.model)
+        for patch in patches:
+            patch.apply(lm.model)
         return [*lenses, logit_lens(lm, prompt, named)] if patches else lenses
 
 
@@ -197,7 +200,7 @@ def _draw(
         return
     from easyeditor.interpret.pictures import lens_figure, trace_figure
 
-    figures: dict[str, Figure] = {each.kind: trace_figure(each, name) for each in traces}
+    figures: dict[str, Figure] = {trace.kind: trace_figure(trace, name) for trace in traces}
     if lenses:
         figures["lens"] = lens_figure(*lenses)
     for kind, figure in figures.items():

@@ -117,7 +117,7 @@ def lens_figure(lens: LogitLens, after: LogitLens | None = None) -> Figure:
         )
     labels = _labels(lens.tokens, None)
     n_layers = lens.probabilities.shape[-1]
-    high = max(float(each.probabilities.max()) for each in lenses)
+    high = max(float(one.probabilities.max()) for one in lenses)
     with _styled():
         from matplotlib.figure import Figure
 
@@ -125,9 +125,9 @@ def lens_figure(lens: LogitLens, after: LogitLens | None = None) -> Figure:
         size = _width(labels, n_layers) * columns, (0.75 + LINE * len(labels)) * rows
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
-        for line, each in zip(grid, lenses, strict=True):
-            when = "" if after is None else (" before" if each is lens else " after")
-            for axes, answer, numbers in zip(line, each.answers, each.probabilities, strict=True):
+        for line, one in zip(grid, lenses, strict=True):
+            when = "" if after is None else (" before" if one is lens else " after")
+            for axes, answer, numbers in zip(line, one.answers, one.probabilities, strict=True):
                 mesh = axes.pcolor(numbers.numpy(), cmap="viridis", vmin=0, vmax=high)
                 _ticks(axes, labels if axes is line[0] else [""] * len(labels), n_layers)
                 axes.set_title(f"p({answer.strip()}){when}")

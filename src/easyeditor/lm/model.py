@@ -190,11 +190,7 @@ class LM:
         return down_projection(self.model, self.family, self._stack, layer)
 
     def sublayer(self, layer: int, kind: Literal["mlp", "attention"]) -> nn.Module:
-        """The module that writes the MLP's or attention's output of the block at ``layer``.
-
-        Raises:
-            UnsupportedModelError: the block has none.
-        """
+        """The module whose output the MLP or attention at ``layer`` adds to the residual stream."""
         return sublayer(self.model, self._stack, layer, kind)
 
     def has_experts(self, layer: int) -> bool:
