@@ -65,7 +65,7 @@ def resolve(
 
 
 def _low_rank_parts(method: Method[Any], patch: Any) -> dict[str, LowRank]:
-    result = {}
+    result: dict[str, LowRank] = {}
     for path, parts in getattr(patch, "entries", {}).items():
         part = one_part(parts)
         if not isinstance(part, LowRank) or not path.endswith(".weight"):
