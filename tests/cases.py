@@ -61,11 +61,15 @@ class MethodCase:
         name: as in the registry.
         quick: hyper-parameters for random models of three blocks, a few steps of everything.
             Second moments and the archive are filled in.
+        plain: what differs from ``quick`` where a test needs no statistics and an edit that shows.
         variants: further settings, each tried on one family.
         trainer: training settings for a quick archive, of a method that learns.
-        phases: where an edit is interrupted: a function its module calls, at which call.
+        phases: where an edit is interrupted: a function that the method's module calls, or that of
+            a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
+        takes: whether an edit with ``quick`` makes the answer of a random model more probable.
+        routed: whether its patches are adapters that route prompts.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
         rows: of the matrix; by default one with the method's name and default settings.
@@ -73,11 +77,14 @@ class MethodCase:
 
     name: str
     quick: Settings = field(default_factory=dict)
+    plain: Settings = field(default_factory=dict)
     variants: tuple[Settings, ...] = ()
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
     after_norm: tuple[int, ...] | None = None
+    takes: bool = True
+    routed: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
     rows: tuple[MatrixRow, ...] = ()
@@ -95,6 +102,8 @@ LOCATE_QUICK = {
     "context_template_length_params": ((2, 2),),
     "mom2_n_tokens": 200,
 }
+
+LOCATE_PLAIN = {"v_num_grad_steps": 2, "mom2_adjustment": False}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
@@ -157,6 +166,7 @@ CASES = (
     MethodCase(
         "FT",
         quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        plain={"lr": 1e-2, "norm_constraint": None, "objective_optimization": "target_new"},
         variants=(
             {"objective_optimization": "target_new"},
             {"layers": [0, 2], "append_eos": True},
@@ -280,6 +290,7 @@ objective_optimization: prompt_last
         variants=({"refine": True, "n_toks": 2, "n_prompts": 2},),
         phases=(("attribute", 1), ("weight_patch", 1)),
         layers=(1,),
+        takes=False,  # nothing is stored in the neurons of a random model
         side="decoder",
         classic=_CLASSIC
         + """
@@ -306,8 +317,44 @@ p: 0.4
         ),
     ),
     MethodCase(
+        "GRACE",
+        quick={"layers": [1], "n_iter": 20, "eps": 0.05},
+        variants=({"val_init": "warm", "eps": None},),
+        phases=(("inputs_of", 1), ("_values", 1), ("_search", 1)),
+        routed=True,
+        classic=_CLASSIC
+        + """
+alg_name: "GRACE"
+inner_params:
+- transformer.h.1.mlp.c_fc
+edit_lr: 1.0
+n_iter: 200
+eps: 1.0
+dist_fn: euc
+val_init: cold
+val_train: sgd
+val_reg: None
+reg: early_stop
+replacement: replace_last
+eps_expand: coverage
+num_pert: 8
+dropout: 0.0
+""",
+        rows=(
+            # A codebook answers the edited wording: other wordings are the unedited model's.
+            MatrixRow(
+                "GRACE",
+                {"rewrite": 0.99, "locality": 0.99},
+                {"layers": [2]},
+                reading="replaces one activation where the prompt is the edited one; a rephrased "
+                "prompt is seldom near enough.",
+            ),
+        ),
+    ),
+    MethodCase(
         "ROME",
         quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=(
             {"key": "paper"},
             {"key": "averaged"},
@@ -333,6 +380,7 @@ p: 0.4
     MethodCase(
         "MEMIT",
         quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=({"layers": [1]},),
         # the first layer is edited by the second call
         phases=(("values_of", 1), ("closed_form", 2), ("weight_patch", 2)),
@@ -366,3 +414,11 @@ p: 0.4
 )
 
 BY_NAME = {case.name: case for case in CASES}
+WRITING = tuple(case.name for case in CASES if case.layers)
+"""The methods that write down-projections."""
+
+
+def plain_values(name: str, **changes: Any) -> dict[str, Any]:
+    """The fields of ``quick`` and ``plain`` of one method, with ``changes``."""
+    case = BY_NAME[name]
+    return {**case.quick, **case.plain, **changes}

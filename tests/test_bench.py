@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
 from easyeditor.evaluate.aggregate import flatten
 from easyeditor.evaluate.query import Measures
+from tiers import tiered
 
 THREE = ("FT", "ROME", "MEMIT")
 RUNS = {
@@ -164,8 +165,13 @@ def test_single_measures_as_the_editor_does(finished, method):
         alike(record["post"], metric["post"])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "falcon", "t5", "bfloat16"])
-@pytest.mark.parametrize("together", [1, 8])
+@pytest.mark.parametrize(
+    ("family", "together"),
+    tiered(
+        product(["gpt2", "opt", "falcon", "t5", "bfloat16"], [1, 8]),
+        {("gpt2", 8), ("opt", 1), ("t5", 8)},
+    ),
+)
 def test_single_measures_alone_whatever_the_model(family, together, monkeypatch, tmp_path):
     """Cases share forward passes where that is exact, else they are asked one by one."""
     monkeypatch.setattr("easyeditor.bench.config.CASES_PER_FORWARD", together)
@@ -342,9 +348,12 @@ def expected(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", SHORT)
+HOW = ["nothing", "half a line", "all but the last line", "all but the last character", "all"]
+
+
 @pytest.mark.parametrize(
-    "how", ["nothing", "half a line", "all but the last line", "all but the last character", "all"]
+    ("name", "how"),
+    tiered(product(SHORT, HOW), {*product(SHORT, HOW[1:2]), *product(["batch"], HOW)}),
 )
 def test_dying_at_any_append_loses_and_repeats_nothing(
     name, how, expected, done, monkeypatch, tmp_path
@@ -391,6 +400,7 @@ def test_dying_while_a_sequence_saves_its_change(expected, monkeypatch, tmp_path
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow  # the fast tier has a killed process in test_toy_methods.py
 def test_killed_processes_leave_a_run_that_goes_on(tmp_path, stats_dir):
     """Real processes, really killed: once in the first sequence, once in the second."""
     wanted = benching.sequence(stats_dir)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
+    from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
@@ -89,8 +90,10 @@ _PUBLIC = {
     "save_patch": "patches.files",
 }
 
-# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods.
-_SETTINGS = {f"{name}HyperParams": name for name in METHODS.built_in}
+# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; one name
+# has been written otherwise since it was first published, and both spellings lead to it.
+_SPELLING = {"GRACE": "Grace"}
+_SETTINGS = {f"{_SPELLING.get(name, name)}HyperParams": name for name in METHODS.built_in}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 
@@ -98,6 +101,8 @@ __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
+    if name in _SETTINGS:
+        return METHODS.get(_SETTINGS[name]).hyperparams_class
     if name.endswith("HyperParams"):
         method = name.removesuffix("HyperParams")
         if method in METHODS:

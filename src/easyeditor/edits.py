@@ -291,7 +291,7 @@ class Case:
             "edit": edit,
             "probes": tuple(probes),
             "also": tuple(also),
-            "generation": tuple(_prompt("Case", each) for each in generation),
+            "generation": tuple(_prompt("Case", prompt) for prompt in generation),
             "references": tuple(references),
         }
         for name, value in values.items():
@@ -344,12 +344,12 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Prompt):
         return value.to_json()
     if isinstance(value, (tuple, list)):
-        return [to_json(each) for each in value]
+        return [to_json(item) for item in value]
     if is_dataclass(value):
-        named = {each.name: getattr(value, each.name) for each in fields(value)}
+        named = {item.name: getattr(value, item.name) for item in fields(value)}
         if named.get("rejected", "") is None:  # files from before it existed read alike
             del named["rejected"]
-        return {name: to_json(each) for name, each in named.items()}
+        return {name: to_json(item) for name, item in named.items()}
     return value
 
 
@@ -361,7 +361,7 @@ def canonical_json(value: Any) -> str:
 
     def without_paths(data: Any) -> Any:
         if isinstance(data, list):
-            return [without_paths(each) for each in data]
+            return [without_paths(item) for item in data]
         if isinstance(data, dict):
             image = data.keys() == {"path", "sha256"}
             return {k: without_paths(v) for k, v in data.items() if not (image and k == "path")}

@@ -29,6 +29,7 @@ KNOWN_MODELS = {
     "llama-7b": "huggyllama/llama-7b",
     "llama-2-7b": "meta-llama/Llama-2-7b-hf",
     "t5-3b": "google-t5/t5-3b",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "smollm2-135m": "smollm2-135m",
 }
 

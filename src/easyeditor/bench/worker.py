@@ -14,7 +14,6 @@ from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import CaseSummary, request_of
 from easyeditor.editors.session import Attempt, EditSession
 from easyeditor.edits import Case
-from easyeditor.evaluate.change import sizes
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
@@ -26,6 +25,7 @@ from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import State
+from easyeditor.patches.norms import change_norms
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 
@@ -148,11 +148,13 @@ class Worker:
             with session.carrying(carried):
                 replies = [observe(lm, cases, measures)] * len(cases)
             attempts = [*attempts] * len(cases)
-        asked = (time.perf_counter() - began) / len(cases)
+        evaluation_seconds = (time.perf_counter() - began) / len(cases)
         shared: dict[int, Record] = {}
         for attempt in attempts:
             if id(attempt) not in shared:
-                shared[id(attempt)] = self._shared(stage, unit, attempt, asked, len(cases))
+                shared[id(attempt)] = self._shared(
+                    stage, unit, attempt, evaluation_seconds, len(cases)
+                )
         return [
             {
                 "stage": stage,
@@ -170,12 +172,12 @@ class Worker:
         ]
 
     def _shared(
-        self, stage: str, unit: CaseRange, attempt: Attempt, asked: float, n: int
+        self, stage: str, unit: CaseRange, attempt: Attempt, evaluation_seconds: float, n: int
     ) -> Record:
         """What the records of one patch, of ``n`` cases, share."""
         lm, plan, patch = self._lm, self._plan, attempt.patch
         per_patch = 1 if plan.protocol == "single" else n
-        seconds = {"edit": attempt.seconds / per_patch, "evaluate": asked}
+        seconds = {"edit": attempt.seconds / per_patch, "evaluate": evaluation_seconds}
         if patch is not None and stage == "post":
             seconds |= {phase: s / per_patch for phase, s in patch.info.seconds.items()}
         settings = plan.methods[unit.label].resolved(lm.n_layers).model_dump(mode="json")
@@ -188,7 +190,7 @@ class Worker:
             "seconds": seconds,
             "peak_memory_mb": attempt.peak.total_mb if attempt.peak else None,
             "extra_memory_mb": attempt.peak.extra_mb if attempt.peak else None,
-            "change": sizes(lm, patch) if patch is not None else {},
+            "change": change_norms(lm, patch) if patch is not None else {},
         }
         return {**record, "error": f"failed: {attempt.error}"} if attempt.error else record
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -25,7 +25,7 @@ from easyeditor.editors.options import (
     requested_cases,
 )
 from easyeditor.editors.recording import EditRecord, open_record
-from easyeditor.editors.requests import RENAMED_CALLS, Nested, Texts
+from easyeditor.editors.requests import RENAMED_CALLS, Nested, Texts, list_of_cases
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
@@ -102,7 +102,7 @@ class BaseEditor:
     def __getattr__(self, name: str) -> Any:
         if name in RENAMED_CALLS:
             raise RenamedCallError(
-                f"BaseEditor has no {name}(...) any more: it is {RENAMED_CALLS[name]}."
+                f"BaseEditor has no {name} any more: it is {RENAMED_CALLS[name]}."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -297,8 +297,9 @@ class BaseEditor:
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        how = how_to_edit(keep_original_weight, verbose, options)
-        return self.edit_cases(list(ds), batch=batch, **how)
+        named, keep = classic_options(cast(RequestOptions, options), keep_original_weight)
+        how = how_to_edit(keep, verbose, named)
+        return self.edit_cases(list_of_cases(ds), batch=batch, **how)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
@@ -308,6 +309,7 @@ class BaseEditor:
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
+            cases = list_of_cases(cases)
             if self.ledger is None:
                 refuse_ledger_options(options)
                 return self._edit_cases(cases, batch, options)

@@ -119,13 +119,13 @@ def refuse_ledger_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    """Refuse what is no field of ``known``.
+def refuse_unknown(options: Mapping[str, Any], known: type, also: Iterable[str] = ()) -> None:
+    """Refuse what is no field of ``known``; ``also`` are arguments that are parameters.
 
     Raises:
         EditError: an unknown argument; names the nearest known one.
     """
-    names = sorted(get_type_hints(known))
+    names = sorted([*get_type_hints(known), *also])
     unknown = [name for name in options if name not in names]
     if unknown:
         raise EditError(
@@ -140,7 +140,7 @@ def requested_cases(lists: dict[str, Any], options: RequestOptions) -> list[Case
     Raises:
         EditError: an unknown option, nothing to edit, or both ways at once.
     """
-    refuse_unknown(options, RequestOptions)
+    refuse_unknown(options, RequestOptions, also=lists)
     lists["subject"] = options.get("subject")
     lists["rejected"] = options.get("target_neg")
     requests = options.get("requests")

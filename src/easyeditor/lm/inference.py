@@ -28,6 +28,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
 from easyeditor.lm.sampling import continuations, rows_by_room
 from easyeditor.lm.tokens import Row
+from easyeditor.progress import bar
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in scoring."""
@@ -73,8 +74,8 @@ def score(
         PromptTooLongError: prompt and answer do not fit into the model's context.
     """
     scores = [query if isinstance(query, Score) else Score(*query) for query in queries]
-    asked = list(zip(scores, patch_of_query or [0] * len(scores), strict=True))
-    unique = list(dict.fromkeys(asked))
+    pairs = list(zip(scores, patch_of_query or [0] * len(scores), strict=True))
+    unique = list(dict.fromkeys(pairs))
     patches = [patch for _, patch in unique] if patch_of_query is not None else None
     replies = answer_via_routers(
         lm,
@@ -87,7 +88,7 @@ def score(
         ),
     )
     by_query = dict(zip(unique, replies, strict=True))
-    return [by_query[query] for query in asked]
+    return [by_query[query] for query in pairs]
 
 
 def generate(
@@ -126,13 +127,13 @@ def continue_all(
     **options: Any,
 ) -> list[Continuation]:
     """:func:`generate` with the tokens, and if asked with their entropies."""
-    asked = [
+    pairs = [
         (q if isinstance(q, Generate) else Generate(as_prompt(q), max_new_tokens), patch)
         for q, patch in zip(queries, patch_of_query or [0] * len(queries), strict=True)
     ]
     # What the caller samples with options of its own differs from call to call, also where it is
     # asked twice.
-    unique = asked if options.get("do_sample") else list(dict.fromkeys(asked))
+    unique = pairs if options.get("do_sample") else list(dict.fromkeys(pairs))
     kinds: dict[tuple[int, int | None], list[int]] = defaultdict(list)
     for i, (query, _) in enumerate(unique):
         kinds[query.max_new_tokens, query.seed].append(i)
@@ -143,10 +144,10 @@ def continue_all(
 
         settings = _Generation(tokens, seed, entropies, options)
         replies.update(zip(members, _via_routers(lm, prompts, patches, settings), strict=True))
-    if unique is asked:
-        return [replies[i] for i in range(len(asked))]
+    if unique is pairs:
+        return [replies[i] for i in range(len(pairs))]
     place = {question: i for i, question in enumerate(unique)}
-    return [replies[place[question]] for question in asked]
+    return [replies[place[question]] for question in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +210,10 @@ def _score(lm: LM, queries: Sequence[Score], patches: Sequence[int] | None) -> l
     else:
         plan = scored_sequences(rows, patches, by_prompt=has_adapters(lm.model))
     scores: dict[int, TokenScores] = {}
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(plan), "scoring", "sequence")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for logits, chunk in _logits(lm, plan, rows, patches):
+            progress.update(len(chunk))
             scores.update(_scores(logits, [plan[k] for k in chunk], rows))
     return [scores[i] for i in range(len(rows))]
 
@@ -266,6 +269,7 @@ def _generate(
     how: _Generation,
 ) -> list[Continuation]:
     """Greedy continuations by the model's own ``generate``, without routers."""
+    lm.check_inputs()
     ids = [lm.text.row(prompt).ids for prompt in prompts]
     replies: dict[int, Continuation] = {}
     # Rows of one length together, so that a row near the end of the context shortens no other.
@@ -293,7 +297,8 @@ def _generate_rows(
     method = type(lm.model).generate
     lengths = [len(row) + settings["max_new_tokens"] for row in ids]
     ends = lm.end_tokens
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(ids), "generating", "text")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
             batch = lm.pad([ids[i] for i in chunk], left=True)
             of_row = _pick(patches, chunk)
@@ -319,6 +324,7 @@ def _generate_rows(
                     tuple(written[:stop]),
                     tuple(spread[k][:stop]) if spread is not None else (),
                 )
+            progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]
 
 
@@ -345,12 +351,12 @@ def _scores(
     for sequence in plan:
         at += [start + k for _, places in sequence.rows for k in places]
         start += len(sequence.positions)
-    asked = [i for sequence in plan for i, _ in sequence.rows]
-    targets = [token for i in asked for token in rows[i].target]
+    row_numbers = [i for sequence in plan for i, _ in sequence.rows]
+    targets = [token for i in row_numbers for token in rows[i].target]
     place = torch.tensor(at, device=logits.device)
     picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
     values, done = picked.tolist(), 0
-    for i in asked:
+    for i in row_numbers:
         end = done + len(rows[i].target)
         argmax = tuple(best[k] for k in at[done:end])
         yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)

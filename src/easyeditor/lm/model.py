@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from easyeditor.errors import ModelLoadError, UnknownFamilyError
 from easyeditor.hyperparams import resolve_layers
+from easyeditor.lm.caches import CacheStore
 from easyeditor.lm.classic_names import check_module_names
 from easyeditor.lm.discovery import family_of
 from easyeditor.lm.families import BlockStack, Family
@@ -32,7 +32,14 @@ from easyeditor.lm.structure import (
     weights_named,
 )
 from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
-from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
+from easyeditor.lm.unwrapping import (
+    context_length,
+    embedding_rows,
+    forward_inputs,
+    public_name,
+    refuse_missing,
+    unwrap,
+)
 from easyeditor.lm.weights import require_weights, weight_handle
 
 
@@ -48,7 +55,7 @@ class LM:
         checkpoint_dtype: the precision of the checkpoint it was loaded from, where that is known.
         text: the rules that turn prompts into tokens.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
-        memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
+        caches: entries of the caches that :mod:`easyeditor.lm.caches` declares.
 
     Raises:
         MetaDeviceError: weights are nowhere, neither in memory nor offloaded.
@@ -68,11 +75,12 @@ class LM:
         self.text = Text(
             tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
         )
-        self.memo: dict[Any, Any] = {}
+        self.caches = CacheStore()
+        self._encoder_caches = CacheStore()
         self.in_encoder = False
         self._embedding_rows = embedding_rows(model)
         attach_tokenizer(model, tokenizer)
-        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        self._accepts, self._requires = forward_inputs(model)
 
     # -- how it is built ------------------------------------------------------------------
 
@@ -130,7 +138,7 @@ class LM:
             return self
         view = copy.copy(self)
         view.in_encoder = True
-        view.memo = self.memo.setdefault("encoder", {})
+        view.caches = self._encoder_caches
         return view
 
     @property
@@ -334,7 +342,17 @@ class LM:
         arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         if "position_ids" in self._accepts:
             arguments["position_ids"] = batch.positions
+        self.check_inputs({*arguments, *more})
         return self.model(**{**arguments, **more})
+
+    def check_inputs(self, given: Collection[str] = ("input_ids", "attention_mask")) -> None:
+        """Refuse a pass without an input that the model's forward cannot do without: an image.
+
+        Raises:
+            UnsupportedModelError: it names what is missing.
+        """
+        if not self._requires.issubset(given):
+            refuse_missing(self.model, self._requires.difference(given))
 
     def decoder_inputs(self, targets: Sequence[Sequence[int]]) -> torch.Tensor:
         """What an encoder-decoder's decoder reads to predict these targets: shifted by one.
@@ -371,4 +389,6 @@ class LM:
 
 def _path(model: nn.Module, module: nn.Module) -> str:
     """Of a module's weight."""
-    return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
+    return next(
+        f"{name}.weight" for name, candidate in model.named_modules() if candidate is module
+    )

@@ -12,7 +12,7 @@ from easyeditor.edits import Prompt
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.batching import batches_by_length
 from easyeditor.lm.forward.context import generation_context
-from easyeditor.lm.forward.prefix_cache import takes_cache
+from easyeditor.lm.forward.prefix_cache import takes_cache, unread
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 
@@ -27,18 +27,32 @@ def sample(
     *,
     generator: torch.Generator,
     top_k: int | None = None,
-    progress: Callable[[int], object] | None = None,
+    drawn: Sequence[Sequence[int]] = (),
+    after_step: Callable[[list[int]], object] | None = None,
 ) -> list[tuple[int, ...]]:
     """Sample ``n_tokens`` after each start; the start's tokens are part of the result.
 
-    ``progress`` is told how many tokens each step has made.
+    Args:
+        lm: the model.
+        starts: texts that are continued, together.
+        n_tokens: sampled after each.
+        generator: of the random numbers.
+        top_k: sample among so many of the most probable tokens; None: among all.
+        drawn: the first steps' tokens, one per start, of a call that was interrupted. The model
+            reads them step by step, so what follows has the bits of an uninterrupted call if the
+            generator is in the state after the last of them; no logits are computed for them.
+        after_step: called with the tokens of each further step, one per start.
+
+    Raises:
+        DivergedError: the model's predictions are not numbers.
     """
     return _sample(
         lm,
         [lm.text.plain(start) for start in starts],
         n_tokens,
         lambda logits: _among_all(logits, top_k, generator),
-        progress,
+        drawn=drawn,
+        after_step=after_step,
     )
 
 
@@ -126,7 +140,9 @@ def _sample(
     rows: Sequence[tuple[int, ...]],
     n_tokens: int,
     draw: Callable[[torch.Tensor], list[int]],
-    progress: Callable[[int], object] | None = None,
+    *,
+    drawn: Sequence[Sequence[int]] = (),
+    after_step: Callable[[list[int]], object] | None = None,
     patch_of_row: torch.Tensor | None = None,
 ) -> list[tuple[int, ...]]:
     batch = lm.pad(rows, left=True)
@@ -137,22 +153,23 @@ def _sample(
     more: dict[str, Any] = {"use_cache": cached}
     context = generation_context(lm.model, batch.mask, patch_of_row)
     with lm.at_rest(), torch.inference_mode(), context:
-        for _ in range(n_tokens):
-            with gathering(lm.head, every, last):
+        for step in range(n_tokens):
+            repeated = step < len(drawn)
+            with unread(lm) if repeated else gathering(lm.head, every, last):
                 out = lm.call(type(batch)(ids, mask, positions), **more)
-            chosen = draw(out.logits[0].float().cpu())
+            chosen = list(drawn[step]) if repeated else draw(out.logits[0].float().cpu())
             for row, token in zip(result, chosen, strict=True):
                 row.append(token)
-            if progress is not None:
-                progress(len(result))
-            drawn = torch.tensor(chosen, device=ids.device)[:, None]
+            if after_step is not None and not repeated:
+                after_step(chosen)
+            new = torch.tensor(chosen, device=ids.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             cached = cached and getattr(out, "past_key_values", None) is not None
             if cached:
-                ids, positions = drawn, positions[:, -1:] + 1
+                ids, positions = new, positions[:, -1:] + 1
                 more = {"use_cache": True, "past_key_values": out.past_key_values}
             else:  # a state of its own kind: the whole sequence again
-                ids = torch.cat([ids, drawn], 1)
+                ids = torch.cat([ids, new], 1)
                 positions = torch.cat([positions, positions[:, -1:] + 1], 1)
                 more = {"use_cache": False}
     return [tuple(row) for row in result]

@@ -16,6 +16,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals, Step
 from easyeditor.lm.weights import WeightHandle, weight_handle
+from easyeditor.patch_header import WeightsData
 from easyeditor.patches.experts import per_expert
 from easyeditor.patches.parts import (
     Dense,
@@ -131,7 +132,7 @@ class WeightPatch(Patch):
                 raise ValueError(f"the change of {path} has several shapes")
             if not all(part.is_finite() for part in parts):
                 raise ValueError(f"the change of {path} is not finite")
-        in_out = [str(path) for path in data["in_out"]]
+        in_out = WeightsData.model_validate(data).in_out
         return cls(entries, info, extras, frozenset(in_out) & frozenset(entries))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -231,7 +232,7 @@ def weight_patch(
     Raises:
         DivergedError: a number in it is not finite.
     """
-    entries = {p: [per_expert(lm.model, p, part) for part in own] for p, own in entries.items()}
+    entries = {p: [per_expert(lm.model, p, part) for part in parts] for p, parts in entries.items()}
     for path, parts in entries.items():
         if not all(part.is_finite() for part in parts):
             raise DivergedError(

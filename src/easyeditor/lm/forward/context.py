@@ -86,6 +86,12 @@ class ForwardContext:
         after = columns[None] >= self.prompt_end.to(self.mask.device)[:, None]
         return after & self.mask[:, self.start :].bool()
 
+    def prompt_tokens(self) -> torch.Tensor:
+        """``(rows, length)``, True at the tokens of each row's prompt, its last one included."""
+        columns = torch.arange(self.start, self.mask.shape[1], device=self.mask.device)
+        until = columns[None] <= self.prompt_end.to(self.mask.device)[:, None]
+        return until & self.mask[:, self.start :].bool()
+
     def decide(self, key: Any, decision: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What ``key`` decided about the rows ``(rows, …)`` at their prompts, computed once.
 
@@ -269,7 +275,7 @@ class _GenerateInContext:
         """What the model's own ``generate`` gives."""
         model: Any = self._model
         prompts = [inputs, options.get("input_ids"), options.get("inputs_embeds")]
-        given = next((each for each in prompts if each is not None), None)
+        given = next((prompt for prompt in prompts if prompt is not None), None)
         if inputs is not None:
             options["inputs"] = inputs
         mask = options.get("attention_mask")
