@@ -18,10 +18,11 @@ import outer
 import support
 import tiny
 from benching import CASES, MEASURES, numbers, plan, records, tables
-from easyeditor import BaseEditor, Case, load_patch
+from easyeditor import BaseEditor, Case, IKEHyperParams, load_patch
 from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
+from easyeditor.errors import DownstreamError
 from easyeditor.evaluate.aggregate import flatten
 from easyeditor.evaluate.query import Measures
 from tiers import tiered
@@ -274,6 +275,7 @@ def tasks(monkeypatch):
         return {"task": {"sum": lm.model.model.layers[1].mlp.down_proj.weight.sum().item()}}
 
     monkeypatch.setattr("easyeditor.evaluate.downstream.downstream", downstream)
+    monkeypatch.setattr("easyeditor.evaluate.downstream.check_tasks", lambda *_, **__: None)
     return asked
 
 
@@ -297,6 +299,25 @@ def test_downstream_tasks_before_and_after(protocol, tasks, monkeypatch, tmp_pat
             weight = model.model.layers[1].mlp.down_proj.weight
             assert told[label][when]["task"]["sum"] == weight.sum().item()
     assert "task" in tables(tmp_path)["table.md"].decode()
+
+
+def test_a_method_that_has_no_downstream_scores_ends_no_run(tasks, monkeypatch, tmp_path, caplog):
+    from easyeditor.lm.routing import routers_of
+
+    def downstream(lm, *_, **__):
+        if routers_of(lm.model):
+            raise DownstreamError("bare forward passes")
+        return {"task": {"sum": 1.0}}
+
+    monkeypatch.setattr("easyeditor.evaluate.downstream.downstream", downstream)
+    methods = {"IKE": IKEHyperParams(use_icl_examples=False), "FT": outer.settings("FT")}
+    wanted = plan("sequential", methods=methods, downstream=("task",), measures=Measures())
+    run(benching.lm(), wanted, tmp_path)
+    scores = json.loads((tmp_path / "downstream.json").read_text())
+    assert scores["IKE"]["after"] == {}
+    assert scores["FT"]["after"] == {"task": {"sum": 1.0}}
+    assert "IKE has no downstream scores: bare forward passes" in caplog.text
+    assert "IKE" in tables(tmp_path)["table.md"].decode()
 
 
 # -- dying ------------------------------------------------------------------------------------

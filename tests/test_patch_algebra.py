@@ -6,6 +6,8 @@ class of model and in two precisions.
 
 from __future__ import annotations
 
+import copy
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from typing import Any
 import pytest
 import torch
 
-from easyeditor import load_patch, save_patch
+from easyeditor import LM, load_patch, save_patch
 from easyeditor.errors import PatchMismatchError, PatchStateError
 from easyeditor.lm.originals import originals_of
+from easyeditor.patches.adapter import AddVector
+from easyeditor.patches.batched import applied_per_row
 from easyeditor.patches.copies import edited_copy
+from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.parts import Dense, LowRank, part_of, stored_transposed
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, collapse, is_patched, stack_of, without_patches
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.patches.weight_sum import FEW
-from support import Snapshot, lm, same_bits, shared_lm
+from support import Snapshot, lm, logits, same_bits, shared_lm
 from synthetic import KINDS, differing, info, patch, weights
 from tiers import STRUCTURAL
 
@@ -321,3 +326,57 @@ def test_a_patch_is_short_to_print() -> None:
     one = patch(target, "low", 0)
     assert repr(one) == "<WeightPatch of synthetic: 1 edit>"
     assert len(repr(one.info)) < 300
+
+
+def test_patches_that_are_undone_are_let_go() -> None:
+    """Also by the sums of other weights, which they had never changed."""
+    target = lm("llama")
+    others = [patch(target, "low", seed, (0,)) for seed in range(2 * FEW)]
+    for each in others:
+        each.apply(target.model)
+    last = patch(target, "low", 0, (1,))
+    last.apply(target.model)
+    for each in others:
+        each.revert(target.model)
+    (edited,) = originals_of(target.model).edited.values()
+    assert list(edited.change.patches) == [last]
+    names = {id(each) for each in others}
+    del others, each
+    gc.collect()
+    alive = [item for item in gc.get_objects() if type(item) is WeightPatch]
+    assert not names & {id(item) for item in alive}
+
+
+@pytest.mark.parametrize("kind", ["weights", "adapter", "weights per row", "adapter per row"])
+def test_a_deep_copy_of_an_edited_model_can_undo(kind: str) -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    down = target.projection(1)
+    change: Any = patch(target, "low", 0, (1,))
+    if kind.startswith("adapter"):
+        vector = AddVector(torch.ones(down.d_out))
+        change = ModulePatch({down.path.removesuffix(".weight"): (vector,)}, info(target))
+    plain = logits(target.model)
+    if kind.endswith("per row"):
+        with applied_per_row(target, [change, None]):
+            twin = copy.deepcopy(target.model)
+            index = torch.tensor([0, 1])
+            batch = target.pad([(5, 6, 7)] * 2)
+            expected = target.call(batch, patch_of_row=index.tolist()).logits
+            copied = LM(twin, target.tokenizer)
+            assert same_bits(copied.call(batch, patch_of_row=index.tolist()).logits, expected)
+        assert before.differences(target.model) == []
+        again = target.call(batch, patch_of_row=index.tolist()).logits
+        assert same_bits(again[0], again[1])
+        assert same_bits(copied.call(batch, patch_of_row=index.tolist()).logits, expected)
+        assert not same_bits(expected[0], expected[1])
+        return
+    change.apply(target.model)
+    edited = logits(target.model)
+    twin = copy.deepcopy(target.model)
+    assert same_bits(logits(twin), edited)
+    change.revert(twin)
+    assert same_bits(logits(twin), plain)
+    assert same_bits(logits(target.model), edited)
+    change.revert(target.model)
+    assert before.differences(target.model) == []

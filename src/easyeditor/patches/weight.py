@@ -83,6 +83,9 @@ class WeightPatch(Patch):
             handles.setdefault(path, weight_handle(model, path))
         for path, handle in handles.items():
             _update(model, path, handle, wanted, step, originals)
+        for path, edited in originals.edited.items():  # let go of patches of other weights
+            if path not in handles and isinstance(edited.change, WeightSum):
+                edited.change.patches = wanted
         originals.carried = wanted
 
     @classmethod
