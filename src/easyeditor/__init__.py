@@ -39,12 +39,17 @@ if TYPE_CHECKING:
     from easyeditor.errors import EasyEditError as EasyEditError
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
+    from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
+    from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
+    from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
@@ -89,8 +94,9 @@ _PUBLIC = {
     "save_patch": "patches.files",
 }
 
-# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods.
-_SETTINGS = {f"{name}HyperParams": name for name in METHODS.built_in}
+# The settings of every method, as ``<NAME>HyperParams`` without hyphens, come from the table of
+# methods.
+_SETTINGS = {f"{name.replace('-', '')}HyperParams": name for name in METHODS.built_in}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 
@@ -99,7 +105,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
     if name.endswith("HyperParams"):
-        method = name.removesuffix("HyperParams")
+        method = _SETTINGS.get(name, name.removesuffix("HyperParams"))
         if method in METHODS:
             return METHODS.get(method).hyperparams_class
     raise AttributeError(f"module 'easyeditor' has no attribute {name!r}")
