@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from easyeditor import LM, Edit
 from easyeditor.errors import OutputError
+from easyeditor.methods.adalora import AdaLoRA, AdaLoRAHyperParams
 from easyeditor.methods.ft import FT, FTHyperParams
+from easyeditor.methods.lora import LoRA, LoRAHyperParams
 from easyeditor.methods.memit import MEMIT, MEMITHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.lora import export_lora
@@ -53,7 +55,17 @@ def ft(target: LM, edits: Sequence[Edit]) -> WeightPatch:
     return FT(FTHyperParams(layers=[0, 1], num_steps=3, lr=1e-2)).edit(target, edits).patch
 
 
-METHODS = {"rome": rome, "memit": memit, "ft": ft}
+def lora(target: LM, edits: Sequence[Edit]) -> WeightPatch:
+    settings = LoRAHyperParams(num_steps=5, lr=2e-2, rank=3)
+    return LoRA(settings).edit(target, edits).patch
+
+
+def adalora(target: LM, edits: Sequence[Edit]) -> WeightPatch:
+    settings = AdaLoRAHyperParams(num_steps=6, lr=5e-2, rank=1, initial_rank=3)
+    return AdaLoRA(settings).edit(target, edits).patch
+
+
+METHODS = {"rome": rome, "memit": memit, "ft": ft, "lora": lora, "adalora": adalora}
 
 
 def patched(target: LM, patch: WeightPatch) -> torch.Tensor:

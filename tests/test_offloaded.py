@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "MEMIT": {"layers": [0, 1], **LOCATE},
     "FT": {"layers": [1], "num_steps": 3, "lr": 5e-3},
     "KN": {"layers": [1], "steps": 3},
+    "QLoRA": {"layers": [1], "num_steps": 3, "lr": 5e-2},
 }
 PATHS = {
     "llama": "model.layers.{}.mlp.down_proj.weight",

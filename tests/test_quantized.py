@@ -78,7 +78,7 @@ def unquantized(lm: LM, folder: Path) -> LM:
     return plain
 
 
-@pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN"])
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN", "QLoRA"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)

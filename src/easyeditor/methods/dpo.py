@@ -37,7 +37,7 @@ class DPOHyperParams(LowRankHyperParams):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llama-2-7b": {"target_modules": ["q_proj", "v_proj"]},
         "llama-3-8b": {"target_modules": ["q_proj", "v_proj"]},
-        "smollm2-135m": {"num_steps": 50, "lr": 5e-3, "alpha": 0.9},
+        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
     }
 
     alg_name: str = "DPO"

@@ -38,6 +38,12 @@ from easyeditor.patches.stack import applied_patches
 from easyeditor.patches.weight import WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
 
+_BLOCK = [
+    *(f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkvo"),
+    *(f"model.layers.{{}}.mlp.{name}_proj" for name in ("gate", "up", "down")),
+]
+"""The matrices of a whole layer."""
+
 
 class LocFTBFHyperParams(HyperParams):
     """Settings of LocFT-BF; defaults as published for LLaMA-3, the layer relative to the depth."""
@@ -45,8 +51,9 @@ class LocFTBFHyperParams(HyperParams):
     ignored: ClassVar[frozenset[str]] = frozenset({"kl_factor", "max_length", "norm_constraint"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llama-3-8b": {"layers": [22]},
+        "mistral-7b": {"layers": [23], "modules": _BLOCK, "lr": 5e-5},
         "qwen2.5-7b": {"layers": [6]},
-        "smollm2-135m": {"layers": [21]},
+        "smollm2-135m": {"layers": [21], "lr": 1e-3, "batch_size": 10},
     }
 
     alg_name: str = "LocFT-BF"

@@ -20,7 +20,7 @@ class LoRAHyperParams(LowRankHyperParams):
         "gpt-j-6B": {"target_modules": ["fc_in", "fc_out"], "num_steps": 50},
         "llama-2-7b": {"target_modules": ["q_proj", "v_proj"]},
         "llama-3-8b": {"target_modules": ["q_proj", "v_proj"]},
-        "smollm2-135m": {},
+        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
     }
 
     alg_name: str = "LoRA"

@@ -33,7 +33,7 @@ class QLoRAHyperParams(LowRankHyperParams):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "llama-2-7b": {"target_modules": ["q_proj", "v_proj"], "num_steps": 1},
         "llama-3-8b": {"target_modules": ["q_proj", "v_proj"], "num_steps": 1},
-        "smollm2-135m": {},
+        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
     }
 
     alg_name: str = "QLoRA"
