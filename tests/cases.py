@@ -66,6 +66,7 @@ class MethodCase:
         phases: where an edit is interrupted: a function its module calls, at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
+        routed: whether its patches are adapters that route prompts.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
         rows: of the matrix; by default one with the method's name and default settings.
@@ -78,6 +79,7 @@ class MethodCase:
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
     after_norm: tuple[int, ...] | None = None
+    routed: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
     rows: tuple[MatrixRow, ...] = ()
@@ -344,6 +346,41 @@ p: 0.4
                 reading="makes a few neurons that fire for the old answer write the new one. "
                 "Nothing in it makes sure of the target, so rewrite is not whole, and neighbours "
                 "that use the same neurons pay.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "GRACE",
+        quick={"layers": [1], "n_iter": 20, "eps": 0.05},
+        variants=({"val_init": "warm", "eps": None},),
+        phases=(("inputs_of", 1), ("_values", 1), ("_search", 1)),
+        routed=True,
+        classic=_CLASSIC
+        + """
+alg_name: "GRACE"
+inner_params:
+- transformer.h.1.mlp.c_fc
+edit_lr: 1.0
+n_iter: 200
+eps: 1.0
+dist_fn: euc
+val_init: cold
+val_train: sgd
+val_reg: None
+reg: early_stop
+replacement: replace_last
+eps_expand: coverage
+num_pert: 8
+dropout: 0.0
+""",
+        rows=(
+            # A codebook answers the edited wording: other wordings are the unedited model's.
+            MatrixRow(
+                "GRACE",
+                {"rewrite": 0.99, "locality": 0.99},
+                {"layers": [2]},
+                reading="replaces one activation where the prompt is the edited one; a rephrased "
+                "prompt is seldom near enough.",
             ),
         ),
     ),

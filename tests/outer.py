@@ -27,6 +27,8 @@ FACTS = (
 )
 PROMPTS, SUBJECTS, TARGETS = (list(column) for column in zip(*FACTS, strict=True))
 
+EDITING = ("edit", "--method", "FT", "--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
+
 SETTINGS: dict[str, tuple[type[HyperParams], dict[str, Any]]] = {
     "FT": (
         FTHyperParams,

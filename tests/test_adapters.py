@@ -23,6 +23,7 @@ from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, is_patched, without_patches
+from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 from support import Snapshot, lm, logits, same_bits
 from test_patch_algebra import info
 
@@ -266,3 +267,32 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
         load_patch(save_patch(odd, tmp_path / "odd.safetensors"))
     ADAPTERS._entries["Codebook"] = "test_adapters:Codebook"
     assert load_patch(file).rows() == one.rows()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_of_another_width_is_refused(family: str) -> None:
+    target = lm(family)
+    before = Snapshot(target.model)
+    site = target.projection(1).path.removesuffix(".weight")
+    width = target.model.config.hidden_size
+    good = ModulePatch({site: (AddVector(torch.ones(width)),)}, info(target))
+    good.apply(target.model)
+    expected = logits(target.model)
+    bad = ModulePatch({site: (AddVector(torch.ones(width - 1)),)}, info(target))
+    with pytest.raises(PatchMismatchError, match=f"outputs of {width - 1} numbers.*have {width}"):
+        bad.apply(target.model)
+    assert same_bits(logits(target.model), expected)
+    good.revert(target.model)
+    assert before.differences(target.model) == []
+
+
+def test_a_file_of_a_vector_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    target = lm("llama")
+    patch = ModulePatch({"model.norm": (AddVector(torch.ones(3)),)}, info(target))
+    file = save_patch(patch, tmp_path / "vector.safetensors")
+    content = read_tensor_file(file, "easyedit", "a patch", "", PatchFormatError)
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        tensors = {name: tensor.to(dtype) for name, tensor in content.tensors.items()}
+        write_tensor_file(file, tensors, "easyedit", content.header)
+        with pytest.raises(PatchFormatError, match="a vector of shape"):
+            load_patch(file)

@@ -6,15 +6,18 @@ import pytest
 import torch
 
 import outer
+from easyeditor import Case, Edit
 from easyeditor.errors import EditError, RenamedCallError
 from outer import PROMPT, PROMPTS, SUBJECT, SUBJECTS, TARGET, TARGETS
 
+EDIT = Edit(PROMPT, TARGET, subject=SUBJECT)
 MANY = {"prompts": PROMPTS, "target_new": TARGETS, "subject": SUBJECTS}
 RENAMED = {
     "loc_prompts": "locality_inputs",
     "rephrased_prompts": "rephrase_prompts",
     "keep_original_weights": "keep_original_weight",
     "eval_metric": "measures",
+    "summary_metrics": "nothing",
 }
 
 
@@ -97,6 +100,43 @@ def test_accepted_answers(prompts, truth):
     assert result.patch.info.edits[0].ground_truth == "Danish"
     probes = result.metrics[0]["requested_rewrite"]["probes"]
     assert [list(p["answers"]) for p in probes] == [["old", "ancient"]]
+
+
+@pytest.mark.parametrize(("name", "now"), [("tok", "tokenizer"), ("alg_name", "hparams.alg_name")])
+def test_a_renamed_attribute_is_named(name, now):
+    with pytest.raises(RenamedCallError, match=f"no {name} any more: it is {now}"):
+        getattr(outer.editor(), name)
+
+
+def test_empty_cells_of_a_column_of_texts_are_nothing():
+    frame = pytest.importorskip("pandas").DataFrame({**MANY, "truth": ["Danish", None, None]})
+    columns = frame.astype("string")
+    result = outer.editor().edit(
+        columns.prompts, columns.target_new, columns.truth, subject=columns.subject, verbose=False
+    )
+    assert [edit.ground_truth for edit in result.patch.info.edits] == ["Danish", None, None]
+    with pytest.raises(EditError, match=r"target_new, edit 1: the entry is missing"):
+        outer.editor().edit(columns.prompts, columns.truth, subject=columns.subject)
+
+
+@pytest.mark.parametrize("cases", ["edits.json", [{"prompt": PROMPT}], [EDIT], EDIT], ids=repr)
+@pytest.mark.parametrize("call", ["edit_dataset", "edit_cases"])
+def test_a_dataset_of_something_else_than_cases(cases, call):
+    editor = outer.editor()
+    before = outer.bits(editor.model)
+    with pytest.raises(EditError, match=r"by its Cases, not by .*open_dataset\(path\)"):
+        getattr(editor, call)(cases)
+    assert outer.changed(editor.model, before) == []
+
+
+def test_a_dataset_is_a_sequence_too():
+    result = outer.editor().edit_dataset([Case("one", EDIT)], sequential_edit=True, verbose=False)
+    assert "post" in result.metrics[0]
+
+
+def test_a_near_miss_of_a_parameter_is_suggested():
+    with pytest.raises(EditError, match="Did you mean 'ground_truth'"):
+        outer.editor().edit(PROMPT, TARGET, ground_thruth="Danish")
 
 
 def test_a_result_is_one_line():

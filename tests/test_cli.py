@@ -17,6 +17,7 @@ from easyeditor import load_patch
 from easyeditor.cli import catalog
 from easyeditor.cli.info import write_presets
 from easyeditor.cli.peek import peek
+from easyeditor.errors import PatchFormatError
 from easyeditor.hyperparams import KNOWN_MODELS
 from easyeditor.lm.families import FAMILIES
 from easyeditor.methods import METHODS
@@ -334,6 +335,33 @@ def test_show_reads_the_same_with_and_without_torch(patches):
     other = patches.parent / "damaged.safetensors"
     other.write_bytes(damaged)
     assert peek(other) is None
+    other.write_bytes((patches / "ft.safetensors").read_bytes() + b"more")
+    assert peek(other) is None
+
+
+def test_show_refuses_the_headers_that_are_refused_with_torch(easyedit, patches, tmp_path):
+    from easyeditor.tensor_file import read_tensor_file, write_tensor_file
+
+    content = read_tensor_file(patches / "rome.safetensors", "easyedit", "", "", PatchFormatError)
+    file, header = tmp_path / "odd.safetensors", content.header
+    wrong = [{"prompt": PROMPT, "target": TARGET, "subject": "someone else"}], [{"prompt": 1}], None
+    odd = {
+        "edits": wrong,
+        "method": (5, None),
+        "seconds": ({"values": "long"}, [], {"values": float("nan")}),
+        "versions": ({"torch": 2}, "x"),
+        "hyperparams": ([], "x"),
+        "data": ({}, {"in_out": "x"}, {"in_out": [1]}),
+        "model": ({**header["model"], "packed": [10**6]}, {}),
+        "more": (1,),
+    }
+    for name, values in odd.items():
+        for value in values:
+            write_tensor_file(file, content.tensors, "easyedit", {**header, name: value})
+            assert peek(file) is None, (name, value)
+            with pytest.raises(PatchFormatError):
+                load_patch(file)
+    assert easyedit("show", file).code == BAD_INPUT
 
 
 def test_a_patch_through_pipes(easyedit, folder, patches, monkeypatch):

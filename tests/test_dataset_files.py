@@ -343,19 +343,28 @@ def test_prompts_that_are_none(tmp_path, prompt, why):
         list(EditsDataset(saved(tmp_path, [{"prompt": prompt, "target": "b"}])))
 
 
-def test_braces_that_are_no_gap(tmp_path):
+def test_braces_that_are_no_gap(tmp_path, caplog):
     records = [
         {"prompt": "In Python {} is a", "target": "dict"},
         {"prompt": "In Python {} is a", "target": "dict", "subject": "Python"},
     ]
     data = open_dataset(saved(tmp_path, records))
     assert [case.edit.prompt for case in data] == ["In Python {} is a"] * 2
+    (warning,) = {record.getMessage() for record in caplog.records}
+    assert "names no subject" in warning
 
 
 def test_zsre_without_answers(tmp_path):
     record = {"src": "Who owns the mill?", "alt": "Berg", "subject": "the mill"}
     (case,) = open_dataset(saved(tmp_path, [record]))
     assert case.edit == Edit("Who owns the mill?", "Berg", "the mill")
+
+
+def test_zsre_without_a_new_answer(tmp_path):
+    """As in ROME's protocol: what is asked for is the known answer."""
+    record = {"src": "Who owns the mill?", "answers": ["Holm", "A. Holm"], "subject": "the mill"}
+    (case,) = open_dataset(saved(tmp_path, [record]))
+    assert case.edit == Edit("Who owns the mill?", "Holm", "the mill", "Holm")
 
 
 TABLE = [["case_id", " prompt ", "target_new", ""], ["7", "a; b, c\td is", "e", "0"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import outer
 import tiny
 from easyeditor import load
 from easyeditor.errors import EasyEditError, ModelLoadError, UnsupportedModelError
 from easyeditor.lm import model_cache
-from easyeditor.lm.inference import score
+from easyeditor.lm.inference import generate, score
 from easyeditor.lm.loading import ModelSpec, pick_device, save
 from easyeditor.lm.model import LM
 from easyeditor.lm.unwrapping import public_name, unwrap
 from easyeditor.methods.ft import FT, FTHyperParams
-from support import EDITS, same_bits
+from support import EDITS, Snapshot, same_bits
 
 
 def folder_of(name: str, where: Path, **changes: object) -> Path:
@@ -90,6 +92,21 @@ def test_missing_weights_are_named(folder: Path) -> None:
     refused(folder, "lacks 18 weights", "model.layers.3.")
 
 
+def test_weights_of_another_shape_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "9 weights of other shapes", "model.layers.0.mlp.down_proj.weight is (32, 64)")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("content", [b"", b"\x80\x04junk", b"PK\x03\x04junk", b"\x80\x02}q."])
+def test_weights_of_the_former_format_that_are_damaged(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    refused(folder, "could not be loaded")
+
+
 def test_unused_weights_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] = 2
@@ -106,6 +123,56 @@ def test_a_models_own_code_runs_only_when_asked(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     refused(folder, "Python code", "trust_remote_code=True")
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "edit"])
+def test_the_command_line_never_asks_about_code(
+    easyedit, folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that says yes to everything is no consent; the flag is."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 50))
+    ran = folder / "ran"
+    (folder / "own.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config.update(model_type="own", auto_map=classes, architectures=["OwnModel"])
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {
+        "generate": ["generate", "Rome is", "--max-new-tokens", 1, "--json"],
+        "edit": [*outer.EDITING, "--set", "num_steps=1", "--set", "layers=[1]", "--json"],
+    }[command]
+    refusal = easyedit(*words, "--model", folder)
+    assert refusal.code == 2
+    assert "--trust-remote-code" in json.loads(refusal.out)["error"]["message"]
+    assert not ran.exists()
+    answer = easyedit(*words, "--model", folder, "--trust-remote-code")
+    assert answer.code in (0, 1)
+    assert "error" not in json.loads(answer.out)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("call", ["score", "generate", "edit"])
+def test_a_model_that_needs_an_image_says_so(call: str) -> None:
+    target = LM(tiny.vision_model("blip-2"), tiny.tokenizer())
+    calls = {
+        "score": lambda: score(target, [("Rome is", "the")]),
+        "generate": lambda: generate(target, ["Rome is"], 2),
+        "edit": lambda: FT(FTHyperParams(layers=[1], num_steps=1)).edit(target, EDITS[:1]),
+    }
+    before = Snapshot(target.model)
+    with pytest.raises(
+        UnsupportedModelError, match=r"needs pixel_values.*LM\(model.language_model"
+    ):
+        calls[call]()
+    assert before.differences(target.model) == []
+    inside = LM(target.model.language_model, tiny.tokenizer())
+    assert generate(inside, ["Rome is"], 2)
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "xpu", "mps", "meta", "gpu", "nonsense:1"])

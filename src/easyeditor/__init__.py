@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
+    from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
@@ -95,8 +96,12 @@ _PUBLIC = {
 }
 
 # The settings of every method, as ``<NAME>HyperParams`` without hyphens, come from the table of
-# methods.
-_SETTINGS = {f"{name.replace('-', '')}HyperParams": name for name in METHODS.built_in}
+# methods; one name has been written otherwise since it was first published, and both spellings lead
+# to it.
+_SPELLING = {"GRACE": "Grace"}
+_SETTINGS = {
+    f"{_SPELLING.get(name, name).replace('-', '')}HyperParams": name for name in METHODS.built_in
+}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 
@@ -104,8 +109,10 @@ __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"easyeditor.{_PUBLIC[name]}"), name)
+    if name in _SETTINGS:
+        return METHODS.get(_SETTINGS[name]).hyperparams_class
     if name.endswith("HyperParams"):
-        method = _SETTINGS.get(name, name.removesuffix("HyperParams"))
+        method = name.removesuffix("HyperParams")
         if method in METHODS:
             return METHODS.get(method).hyperparams_class
     raise AttributeError(f"module 'easyeditor' has no attribute {name!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from safetensors.torch import save_file
 
 from easyeditor.errors import EasyEditError
 from easyeditor.files import written_whole
+from easyeditor.patch_header import parsed_header
 
 DIGEST = "sha256"
 """The key of the digest in the file's metadata."""
-MAX_DEPTH = 40
-"""Levels of nesting in a header."""
-MAX_HEADER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,40 +113,7 @@ def read_tensor_file(
 
 
 def _parsed(file: Path, text: str, error_class: type[EasyEditError]) -> dict[str, Any]:
-    why = f"it is longer than {MAX_HEADER_BYTES // 2**20} MB"
-    if len(text) <= MAX_HEADER_BYTES:
-        try:
-            header = json.loads(text)
-            if isinstance(header, dict):
-                check_plain(header)
-                return header
-            why = f"it is {type(header).__name__}, not an object"
-        except RecursionError:
-            why = f"it is nested deeper than {MAX_DEPTH} levels"
-        except ValueError as error:
-            why = str(error)
-    raise error_class(f"{file} has a header that does not fit its content: {why}.") from None
-
-
-def check_plain(value: Any, depth: int = 0) -> None:
-    """Make sure that a JSON value is of bounded depth, finite, and text that can be printed.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if depth > MAX_DEPTH:
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            check_plain(name, depth + 1)
-            check_plain(inner, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            check_plain(inner, depth + 1)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("a text holds half of a surrogate pair") from None
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a number is {value}")
+    try:
+        return parsed_header(text)
+    except ValueError as error:
+        raise error_class(f"{file} has a header that does not fit its content: {error}.") from None

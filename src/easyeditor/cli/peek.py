@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from easyeditor.patch_header import MAX_HEADER_BYTES, PatchHeader, WeightsData, parsed_header
+
 SHOWN = ("method", "edits", "hyperparams", "model_name", "model", "versions", "seconds")
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
-LARGEST_HEADER = 64 * 2**20
 
 
 def peek(file: Path) -> dict[str, Any] | None:
@@ -31,15 +32,19 @@ def peek(file: Path) -> dict[str, Any] | None:
 def _read(file: Path) -> dict[str, Any] | None:
     content = np.memmap(file, dtype=np.uint8, mode="r")
     length = int.from_bytes(content[:8].tobytes(), "little")
-    if length > min(LARGEST_HEADER, len(content) - 8):
+    if length > min(MAX_HEADER_BYTES, len(content) - 8):
         return None
     table = json.loads(content[8 : 8 + length].tobytes())
     metadata = table.pop("__metadata__")
     text, body = metadata["easyedit"], content[8 + length :]
-    header = json.loads(text)
-    if header["format"] != 2 or header["kind"] != "weights":
+    header = parsed_header(text)
+    typed = PatchHeader.model_validate(header)
+    if typed.format != 2 or typed.kind != "weights":
         return None
-    if metadata["sha256"] != _digest(text, table, body):
+    WeightsData.model_validate(typed.data)
+    typed.edits_of()
+    typed.model.checked()
+    if metadata["sha256"] != _digest(text, table, body) or not _covered(table, len(body)):
         return None
     parts: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for key, entry in table.items():
@@ -51,6 +56,16 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not matrices or not all(math.isfinite(row["norm"]) for row in matrices.values()):
         return None
     return {**{name: header[name] for name in SHOWN}, "matrices": matrices}
+
+
+def _covered(table: dict[str, Any], size: int) -> bool:
+    """Whether the tensors lie one behind the other and fill the file."""
+    end = 0
+    for begin, after in sorted(entry["data_offsets"] for entry in table.values()):
+        if begin != end:
+            return False
+        end = after
+    return bool(end == size)
 
 
 def _digest(text: str, table: dict[str, Any], body: np.ndarray) -> str:

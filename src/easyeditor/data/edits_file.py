@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.data.prompts import with_prompts
 from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 EDIT_FIELDS = {
     "prompt": "prompt",
@@ -43,6 +46,7 @@ FIELDS = {
     "known": "known",
 }
 ARROW = "=>"
+GAP = "{}"  # where a template's subject goes
 NEAR, HOP = "neighborhood", "one_hop"  # what a probe without a name is called
 
 
@@ -131,7 +135,14 @@ def _edit(known: Mapping[str, Any]) -> Edit:
     truth = known.get("ground_truth")
     texts = isinstance(prompt, str) and isinstance(subject, str) and subject.strip()
     if texts and as_written(subject, prompt) is None:
-        prompt = prompt.replace("{}", subject)  # ROME's records leave a gap for the subject
+        prompt = prompt.replace(GAP, subject)  # ROME's records leave a gap for the subject
+    elif isinstance(prompt, str) and not subject and GAP in prompt.split():
+        log.warning(
+            "The prompt %r has a gap %s and its record names no subject, so the model reads the "
+            "braces as they are; give subject to fill the gap.",
+            prompt,
+            GAP,
+        )
     if isinstance(target, Mapping):
         target = first_text("target_new", target)
     if isinstance(truth, (list, Mapping)):

@@ -19,8 +19,8 @@ class ZsreDataset(CaseDataset):
     ``portability/one_hop``.
     KnowEdit's ZsRE has other records: that is ``KnowEditDataset``.
 
-    The trap: a few records have an empty ``alt``. They ask for no change, and are read as the edit
-    to ``answers[0]``, as every record is in ROME's protocol.
+    The trap: a few records have an empty ``alt``, other files have none. Those ask for no change,
+    and are read as the edit to ``answers[0]``, as every record is in ROME's protocol.
     """
 
     name = "zsre"
@@ -29,13 +29,14 @@ class ZsreDataset(CaseDataset):
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
-        """It has ``src`` and ``alt``."""
-        return {"src", "alt"} <= set(record)
+        """It has ``src``, and ``alt`` or ``answers``."""
+        return "src" in record and ("alt" in record or "answers" in record)
 
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""
-        prompt, target = record.text("src"), record.text("alt")
         truths = record.answers("answers") if "answers" in record else ()
+        prompt = record.text("src")
+        target = record.text("alt") if not truths or "alt" in record else ""
         if not target.strip() and truths:
             target = truths[0]
         subject = as_written(record.maybe("subject"), prompt)

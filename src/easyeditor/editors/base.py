@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -27,6 +27,7 @@ from easyeditor.editors.requests import (
     Nested,
     Texts,
     cases_of,
+    list_of_cases,
     make_cases,
 )
 from easyeditor.editors.session import EditSession
@@ -94,7 +95,7 @@ class BaseEditor:
     def __getattr__(self, name: str) -> Any:
         if name in RENAMED_CALLS:
             raise RenamedCallError(
-                f"BaseEditor has no {name}(...) any more: it is {RENAMED_CALLS[name]}."
+                f"BaseEditor has no {name} any more: it is {RENAMED_CALLS[name]}."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -272,8 +273,9 @@ class BaseEditor:
         Raises:
             DataError: a bad record, before anything is edited.
         """
-        how = how_to_edit(keep_original_weight, verbose, options)
-        return self.edit_cases(list(ds), batch=batch, **how)
+        named, keep = classic_options(cast(RequestOptions, options), keep_original_weight)
+        how = how_to_edit(keep, verbose, named)
+        return self.edit_cases(list_of_cases(ds), batch=batch, **how)
 
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
@@ -283,7 +285,7 @@ class BaseEditor:
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
-            return self._edit_cases(cases, batch, options)
+            return self._edit_cases(list_of_cases(cases), batch, options)
 
     def _edit_cases(self, cases: Sequence[Case], batch: bool, options: EditOptions) -> EditResult:
         refuse_unknown(options, EditOptions)
@@ -341,7 +343,7 @@ class _Undo:
 
 
 def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
-    refuse_unknown(options, RequestOptions)
+    refuse_unknown(options, RequestOptions, also=lists)
     lists["subject"] = options.get("subject")
     lists["rejected"] = options.get("target_neg")
     requests = options.get("requests")

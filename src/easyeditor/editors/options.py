@@ -86,13 +86,13 @@ def how_to_edit(
     )
 
 
-def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    """Refuse what is no field of ``known``.
+def refuse_unknown(options: Mapping[str, Any], known: type, also: Iterable[str] = ()) -> None:
+    """Refuse what is no field of ``known``; ``also`` are arguments that are parameters.
 
     Raises:
         EditError: an unknown argument; names the nearest known one.
     """
-    names = sorted(get_type_hints(known))
+    names = sorted([*get_type_hints(known), *also])
     unknown = [name for name in options if name not in names]
     if unknown:
         raise EditError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from easyeditor.data.edits_file import case_of
@@ -22,9 +22,15 @@ def _plain(value: Any) -> Any:
         value = listed()
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:  # a missing cell of pandas
-        return None
-    return value
+    return None if _missing(value) else value
+
+
+def _missing(value: Any) -> bool:
+    """Whether a value is an empty cell of a column: NaN, ``pandas.NA``, ``NaT``."""
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas.NA is neither equal to itself nor not
+        return True
 
 
 def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
@@ -126,6 +132,9 @@ def make_cases(
     portability = _probes("portability", portability_inputs, n)
     cases = []
     for i in range(n):
+        missing = [k for k, v in (("prompts", asked[i]), ("target_new", targets[i])) if v is None]
+        if missing:
+            raise EditError(f"{missing[0]}, edit {i}: the entry is missing; give a text.")
         edit = Edit(
             asked[i], targets[i], subjects[i] or None, _truth(truths[i]), negatives[i] or None
         )
@@ -154,6 +163,25 @@ def cases_of(requests: Sequence[Mapping[str, Any]]) -> list[Case]:
     return cases
 
 
+def list_of_cases(cases: object) -> list[Case]:
+    """A dataset, or any cases, as a list.
+
+    Raises:
+        EditError: something else, e.g. the path of a file, or records.
+    """
+    rows: list[Any] = [cases]
+    if isinstance(cases, Iterable) and not isinstance(cases, str):
+        rows = list(cases)
+    wrong = next((row for row in rows if not isinstance(row, Case)), None)
+    if wrong is not None:
+        raise EditError(
+            f"A dataset is edited by its Cases, not by {type(wrong).__name__} "
+            f"({str(wrong)[:60]!r}): open_dataset(path) reads a file, edit(requests=[...]) takes "
+            "records."
+        )
+    return rows
+
+
 RENAMED = {
     "rephrased_prompts": "rephrase_prompts",
     "rephrase_prompt": "rephrase_prompts",
@@ -167,6 +195,8 @@ RENAMED = {
     "eval_metric": "measures",
     "metric_kwargs": "measures",
     "pre_file": "nothing: the scores before an edit are always measured",
+    "pre_edit": "nothing: the scores before an edit are always measured",
+    "summary_metrics": "nothing: easyeditor.evaluate.aggregate.averages(metrics) sums results up",
 }
 """Arguments of other versions that do not exist here, and what takes their place."""
 RENAMED_CALLS = {
@@ -175,8 +205,12 @@ RENAMED_CALLS = {
     "edit_requests": "edit(requests=[...])",
     "batch_edit_requests": "batch_edit(requests=[...])",
     "edit_evaluation": "edit(...), whose metrics hold the evaluation",
+    "tok": "tokenizer",
+    "alg_name": "hparams.alg_name",
+    "model_name": "hparams.model_name",
+    "apply_algo": "method",
 }
-"""The same of methods of an editor."""
+"""The same of methods and attributes of an editor."""
 
 
 def translated(options: Mapping[str, Any], keep_original_weight: bool = False) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from easyeditor.errors import UnsupportedModelError
 from easyeditor.lm.originals import unedited
 from easyeditor.lm.weights import named_weights, weight_handle
+from easyeditor.patch_header import FingerprintRecord
 
 PER_PARAMETER = 2
 _SAMPLED = "easyedit_samples"
@@ -72,21 +72,8 @@ class Fingerprint:
         Raises:
             ValueError: it holds no fingerprint.
         """
-        record = FingerprintRecord.model_validate(data)
-        if any(not 0 <= place < len(record.samples) for place in record.packed):
-            raise ValueError("packed numbers that are not among the samples")
+        record = FingerprintRecord.model_validate(data).checked()
         return cls(record.architecture, record.shapes, tuple(record.samples), tuple(record.packed))
-
-
-class FingerprintRecord(BaseModel):
-    """A fingerprint as JSON, typed."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    architecture: str
-    shapes: str
-    samples: list[float]
-    packed: list[int] = []  # not in files from before there were any
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:

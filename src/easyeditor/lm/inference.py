@@ -266,6 +266,7 @@ def _generate(
     how: _Generation,
 ) -> list[Continuation]:
     """Greedy continuations by the model's own ``generate``, without routers."""
+    lm.check_inputs()
     ids = [lm.text.row(prompt).ids for prompt in prompts]
     replies: dict[int, Continuation] = {}
     # Rows of one length together, so that a row near the end of the context shortens no other.

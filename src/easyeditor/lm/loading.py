@@ -99,9 +99,9 @@ def load(spec: ModelSpec | str, **options: Any) -> LM:
     try:
         where, public = _locate(name, spec.precision)
         model, tokenizer, stored = _read(where, spec, target)
-    except EasyEditError:
+    except (EasyEditError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # of any type: a damaged file fails where it is damaged
         raise _load_error(name, error, spec) from error
     if public:
         model.config._name_or_path = public
@@ -147,7 +147,7 @@ def _locate(name: str, dtype: str | None) -> tuple[str, str]:
 
 def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:
     text = str(error).strip()
-    reason = text.splitlines()[0] if text else repr(error)
+    reason = (text.splitlines()[0] if text else repr(error)).rstrip(".")
     if "trust_remote_code" in text and not spec.trust_remote_code:
         return ModelLoadError(
             f"The model {name!r} is built by Python code that comes with it, which is not run "
@@ -162,7 +162,7 @@ def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:
     known = embedded.NAMES
     hint = "" if name.lower() in known else did_you_mean(name, known)
     return ModelLoadError(
-        f"The model {name!r} could not be loaded: {reason}{hint} Give a hub name that is "
+        f"The model {name!r} could not be loaded: {reason}.{hint} Give a hub name that is "
         f"reachable from here, a folder, a .gguf file, or {known[0]!r}."
     )
 
@@ -191,7 +191,12 @@ def _read(where: str, spec: ModelSpec, device: torch.device) -> tuple[PreTrained
     elif spec.quantization or (direct and device.type != "cpu"):
         how["device_map"] = {"": device}
     model, info = auto.from_pretrained(
-        where, dtype=kind, trust_remote_code=trust, output_loading_info=True, **how
+        where,
+        dtype=kind,
+        trust_remote_code=trust,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        **how,
     )
     _check_complete(spec.model_name, info)
     if "device_map" not in how and model.device != device:
@@ -246,6 +251,14 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
     Raises:
         ModelLoadError: weights are missing or have another shape; the message names them.
     """
+    other = {name: (has, wants) for name, has, wants in info.get("mismatched_keys") or ()}
+    if other:
+        first = min(other)
+        raise ModelLoadError(
+            f"The checkpoint {name!r} has {len(other)} weights of other shapes than its "
+            f"config.json describes: {first} is {tuple(other[first][0])}, not "
+            f"{tuple(other[first][1])}. Copy the whole folder again, or correct config.json."
+        )
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         raise ModelLoadError(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -33,7 +32,14 @@ from easyeditor.lm.structure import (
     weights_named,
 )
 from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
-from easyeditor.lm.unwrapping import context_length, embedding_rows, public_name, unwrap
+from easyeditor.lm.unwrapping import (
+    context_length,
+    embedding_rows,
+    forward_inputs,
+    public_name,
+    refuse_missing,
+    unwrap,
+)
 from easyeditor.lm.weights import require_weights, weight_handle
 
 
@@ -73,7 +79,7 @@ class LM:
         self.in_encoder = False
         self._embedding_rows = embedding_rows(model)
         attach_tokenizer(model, tokenizer)
-        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        self._accepts, self._requires = forward_inputs(model)
 
     # -- how it is built ------------------------------------------------------------------
 
@@ -360,7 +366,17 @@ class LM:
         arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         if "position_ids" in self._accepts:
             arguments["position_ids"] = batch.positions
+        self.check_inputs({*arguments, *more})
         return self.model(**{**arguments, **more})
+
+    def check_inputs(self, given: Collection[str] = ("input_ids", "attention_mask")) -> None:
+        """Refuse a pass without an input that the model's forward cannot do without: an image.
+
+        Raises:
+            UnsupportedModelError: it names what is missing.
+        """
+        if not self._requires.issubset(given):
+            refuse_missing(self.model, self._requires.difference(given))
 
     def decoder_inputs(self, targets: Sequence[Sequence[int]]) -> torch.Tensor:
         """What an encoder-decoder's decoder reads to predict these targets: shifted by one.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,29 @@ def embedding_rows(model: PreTrainedModel) -> int | None:
     except (AttributeError, NotImplementedError):
         return None
     return int(weight.shape[0]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
+
+
+def forward_inputs(model: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
+    """The arguments that a model's forward accepts, and those it has no default for."""
+    parameters = inspect.signature(model.forward).parameters
+    required = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    return frozenset(parameters), frozenset(required)
+
+
+def refuse_missing(model: nn.Module, missing: Iterable[str]) -> None:
+    """Say that a model cannot run without some inputs.
+
+    Raises:
+        UnsupportedModelError: always; names them.
+    """
+    inside = hasattr(getattr(model, "language_model", None), "generate")
+    advice = "Edit the language model inside it: LM(model.language_model, tokenizer)."
+    raise UnsupportedModelError(
+        f"{type(model).__name__} cannot read text alone: it needs {', '.join(sorted(missing))}. "
+        f"{advice if inside else 'Take a model that also reads text alone.'}"
+    )

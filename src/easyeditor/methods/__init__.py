@@ -26,6 +26,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "IKE": "easyeditor.methods.ike.ike:IKE",
         "MEND": "easyeditor.methods.mend.mend:MEND",
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
+        "GRACE": "easyeditor.methods.grace:GRACE",
     },
     group="easyeditor.methods",
 )

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from easyeditor.errors import ArchiveError
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.fingerprint import Fingerprint, FingerprintRecord, fingerprint
+from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
+from easyeditor.patch_header import FingerprintRecord
 from easyeditor.patches.patch import versions
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 

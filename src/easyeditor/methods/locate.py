@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ from easyeditor.methods.base import State
 from easyeditor.patches.stack import without_patches
 from easyeditor.second_moments import Moments, moments
 from easyeditor.second_moments.cholesky import factor_of, factor_once
+
+ContextLengths = tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]], ...]
+"""``(tokens, count)`` of the prefixes that are sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class LocateHyperParams(HyperParams):
     mom2_n_tokens: int | None = Field(None, ge=1)
     mom2_n_samples: int | None = Field(None, ge=1)
     stats_dir: str | None = None
-    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    context_template_length_params: ContextLengths = ((5, 10), (10, 10))
     resume: bool = True
     memory_mb: int | None = Field(None, ge=1)
     seed: int = 0

@@ -38,7 +38,13 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
+from easyeditor.methods.locate import (
+    ContextLengths,
+    ContextState,
+    Factors,
+    LocateHyperParams,
+    values_of,
+)
 from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import Dense, LowRank, Part, weight_patch
 from easyeditor.timing import Stopwatch
@@ -89,7 +95,7 @@ class MEMITHyperParams(LocateHyperParams):
     layers: Layers = (0.11, 0.14, 0.18, 0.21, 0.25, 0.29)
     v_num_grad_steps: int = Field(25, ge=1)
     clamp_norm_factor: float = Field(0.75, gt=0)
-    context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
+    context_template_length_params: ContextLengths = ((10, 5),)
     mom2_update_weight: float = Field(15000, ge=0)
     batch_size: int = Field(100, ge=1)
     key: Literal["averaged", "ridge"] = "averaged"

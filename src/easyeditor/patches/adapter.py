@@ -43,6 +43,11 @@ class Adapter(nn.Module):
         """The constructor's arguments that are no tensors, as JSON."""
         return {}
 
+    @property
+    def output_width(self) -> int | None:
+        """The width of the output it is made for, checked where it is put on; None: any."""
+        return None
+
     @classmethod
     def build(cls: type[A], tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> A:
         """The adapter that ``state_dict()`` and :meth:`settings` describe.
@@ -90,14 +95,22 @@ class AddVector(Adapter):
 
     def __init__(self, vector: torch.Tensor, answer_only: bool = False) -> None:
         super().__init__()
-        if vector.dim() != 1 or not isinstance(answer_only, bool):
-            raise ValueError(f"a vector of shape {tuple(vector.shape)}, {answer_only!r}")
+        numbers = vector.dim() == 1 and vector.is_floating_point()
+        if not numbers or not isinstance(answer_only, bool):
+            raise ValueError(
+                f"a vector of shape {tuple(vector.shape)} and {vector.dtype}, {answer_only!r}"
+            )
         self.register_buffer("vector", vector.detach().clone())
         self.answer_only = answer_only
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Adapter`."""
         return {"answer_only": self.answer_only}
+
+    @property
+    def output_width(self) -> int:
+        """See :class:`Adapter`."""
+        return len(self.get_buffer("vector"))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """See :class:`Adapter`."""

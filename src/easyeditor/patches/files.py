@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from easyeditor.edits import Edit, to_json
+from easyeditor.edits import to_json
 from easyeditor.errors import PatchFormatError, PatchMismatchError
-from easyeditor.lm.fingerprint import Fingerprint, FingerprintRecord
+from easyeditor.lm.fingerprint import Fingerprint
+from easyeditor.patch_header import PatchHeader
 from easyeditor.patches.kinds import PATCHES
 from easyeditor.patches.patch import Patch, PatchInfo
 from easyeditor.tensor_file import content_digest, read_tensor_file, write_tensor_file
@@ -30,33 +31,6 @@ EXTRA = "extra:"
 DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
 """What building from a header that does not fit its tensors may raise."""
 ADVICE = "Copy it again, or save the patch again."
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _Edit(_Strict):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    prompt: str | dict[str, Any]
-    target: str
-
-
-class _Header(_Strict):
-    """The header of a patch file; everything is typed before anything is built from it."""
-
-    format: int
-    kind: str
-    method: str
-    edits: list[_Edit]
-    hyperparams: dict[str, Any]
-    model: FingerprintRecord
-    model_name: str = ""
-    versions: dict[str, str]
-    seconds: dict[str, float]
-    data: dict[str, Any] = {}
-    transposed: bool | None = None
 
 
 def save_patch(patch: Patch, path: str | Path) -> Path:
@@ -108,7 +82,7 @@ def load_patch(path: str | Path, *, encoder: str | None = None) -> Patch:
             raise ValueError(f"format {version}; this version reads formats 1 and {FORMAT}")
         if version == FORMAT and not content.digest:
             raise ValueError("it has no digest")
-        header = _Header.model_validate(content.header)
+        header = PatchHeader.model_validate(content.header)
         if header.format == 1:
             header = _as_format_2(header, content.tensors)
         # A file of format 1 has no digest, but is told from others by one all the same.
@@ -129,7 +103,7 @@ def load_patch(path: str | Path, *, encoder: str | None = None) -> Patch:
     )
 
 
-def _as_format_2(header: _Header, tensors: Mapping[str, torch.Tensor]) -> _Header:
+def _as_format_2(header: PatchHeader, tensors: Mapping[str, torch.Tensor]) -> PatchHeader:
     """The header that this version would have written for a file of format 1."""
     if header.kind != "weights":
         return header
@@ -139,10 +113,10 @@ def _as_format_2(header: _Header, tensors: Mapping[str, torch.Tensor]) -> _Heade
     return header.model_copy(update={"data": {"in_out": [] if header.transposed else list(paths)}})
 
 
-def _build(header: _Header, tensors: Mapping[str, torch.Tensor], digest: str) -> Patch:
+def _build(header: PatchHeader, tensors: Mapping[str, torch.Tensor], digest: str) -> Patch:
     info = PatchInfo(
         method=header.method,
-        edits=tuple(Edit(**edit.model_dump()) for edit in header.edits),
+        edits=header.edits_of(),
         hyperparams=header.hyperparams,
         model=Fingerprint.from_dict(header.model.model_dump()),
         model_name=header.model_name,

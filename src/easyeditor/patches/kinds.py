@@ -27,7 +27,10 @@ PATCHES: Registry[Any] = Registry(
 ADAPTERS: Registry[Any] = Registry(
     "adapter",
     PatchFormatError,
-    {"AddVector": "easyeditor.patches.adapter:AddVector"},
+    {
+        "AddVector": "easyeditor.patches.adapter:AddVector",
+        "ValueCodebook": "easyeditor.methods.grace:ValueCodebook",
+    },
     group="easyeditor.adapters",
 )
 """``name -> "module:class"`` of :class:`~easyeditor.patches.adapter.Adapter`."""

@@ -52,10 +52,14 @@ class ModulePatch(Patch):
         """See :class:`~easyeditor.patches.patch.Patch`.
 
         Raises:
-            PatchMismatchError: the model has no module of that name.
+            PatchMismatchError: the model has no module of that name, or one of another width.
         """
+        modules = {site: _module(model, site) for site in sites_of(patches)}
+        for patch in patches:
+            for site, adapters in patch.adapters.items():
+                for adapter in adapters:
+                    _check_width(modules[site], site, adapter)
         wanted = adapters_at(patches)
-        modules = {site: _module(model, site) for site in wanted}
         # What is put on is noted first, so that it is found again whatever interrupts this.
         sites = {*vars(model).get(_SITES, ()), *wanted}
         vars(model)[_SITES] = sites
@@ -149,6 +153,18 @@ def _module(model: nn.Module, site: str) -> nn.Module:
         raise PatchMismatchError(
             f"The patch puts an adapter on {site}; {type(model).__name__} has no such module."
         ) from None
+
+
+def _check_width(module: nn.Module, site: str, adapter: Adapter) -> None:
+    """Refuse an adapter for another width, where the module is one that says its own."""
+    wanted = adapter.output_width
+    for name in ("out_features", "nf", "embedding_dim"):
+        width = getattr(module, name, None)
+        if isinstance(width, int) and wanted not in (None, width):
+            raise PatchMismatchError(
+                f"The patch's {adapter.name} at {site} is made for outputs of {wanted} numbers; "
+                f"this model's have {width}. Load the model it was made for."
+            )
 
 
 def _tensors_of(

@@ -197,19 +197,21 @@ def applied(model: nn.Module, patch: Installable) -> Iterator[None]:
 
 
 @contextmanager
-def without_patches(model: nn.Module) -> Iterator[None]:
+def without_patches(model: nn.Module, kind: type | None = None) -> Iterator[None]:
     """The unedited model inside, and the patches it carried on it again after.
 
-    Patches that are pushed inside stay, on top of the others.
+    With ``kind`` only the patches of that kind are taken off. Patches that are pushed inside stay,
+    on top of the others.
     """
     with lock_of(model):
         stack = stack_of(model)
         former = stack.carried
+        left = () if kind is None else (p for p in stack.patches if kind_of(type(p)) is not kind)
 
         def together(now: Carried) -> Carried:
-            return Carried.of((*former.all.values(), *now.all.values()))
+            return Carried.of((former.all | now.all).values())
 
-        with _temporarily(model, stack, Carried(), together):
+        with _temporarily(model, stack, Carried.of(left), together):
             yield
 
 

@@ -16,6 +16,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals, Step
 from easyeditor.lm.weights import WeightHandle, weight_handle
+from easyeditor.patch_header import WeightsData
 from easyeditor.patches.experts import per_expert
 from easyeditor.patches.parts import (
     Dense,
@@ -131,7 +132,7 @@ class WeightPatch(Patch):
                 raise ValueError(f"the change of {path} has several shapes")
             if not all(part.is_finite() for part in parts):
                 raise ValueError(f"the change of {path} is not finite")
-        in_out = [str(path) for path in data["in_out"]]
+        in_out = WeightsData.model_validate(data).in_out
         return cls(entries, info, extras, frozenset(in_out) & frozenset(entries))
 
     def rows(self) -> list[dict[str, Any]]:

@@ -86,6 +86,12 @@ class ForwardContext:
         after = columns[None] >= self.prompt_end.to(self.mask.device)[:, None]
         return after & self.mask[:, self.start :].bool()
 
+    def prompt_tokens(self) -> torch.Tensor:
+        """``(rows, length)``, True at the tokens of each row's prompt, its last one included."""
+        columns = torch.arange(self.start, self.mask.shape[1], device=self.mask.device)
+        until = columns[None] <= self.prompt_end.to(self.mask.device)[:, None]
+        return until & self.mask[:, self.start :].bool()
+
     def decide(self, key: Any, decision: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What ``key`` decided about the rows ``(rows, …)`` at their prompts, computed once.
 

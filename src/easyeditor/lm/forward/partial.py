@@ -37,17 +37,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the vector is added.
+    """Where the vector is added: ``"block"``, the output of the whole block, or ``"down"``.
 
-    ``"down"``: the output of the MLP's down-projection itself (post-norms and residual
-    multipliers come after it); ``"block"``: the output of the whole block.
+    That is the output of the MLP's down-projection itself (post-norms and residual multipliers
+    come after it), or of the module of the block that ``path`` names.
     """
 
     layer: int
     kind: Literal["down", "block"]
+    path: str = ""
 
     def module(self, lm: LM) -> nn.Module:
         """The module whose output the vector is added to."""
+        if self.path:
+            return lm.model.get_submodule(self.path)
         if self.kind == "down":
             return lm.down_map(self.layer).module
         return lm.blocks[self.layer]
@@ -381,7 +384,7 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
     # The shortest and the longest prefix: between them lie all paddings of these runs.
     order = sorted(runs, key=lambda run: run.start or len(run.ids))
     sample = [order[0], order[-1]]
-    width = lm.down_map(site.layer).d_out
+    width = 1 if site.path else lm.down_map(site.layer).d_out  # one zero stands for all
     zero = torch.zeros(len(sample), width, device=lm.device)
     try:
         with torch.no_grad():

@@ -1,0 +1,165 @@
+"""The linear layer that a method puts an adapter on, and how it is named in settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+
+from easyeditor.edits import Edit
+from easyeditor.errors import HyperParamsError, did_you_mean
+from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
+from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.model import LM
+from easyeditor.lm.projection import Projection
+from easyeditor.lm.restoring import hooks_on
+from easyeditor.lm.tokens import Row
+from easyeditor.patches.adapter import Adapter
+from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.patch import PatchInfo
+
+
+def _plain_names(value: object) -> object:
+    """``h[35].mlp.c_fc.weight`` of the classic files as PyTorch names it, ``h.35.mlp.c_fc``."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        return value
+    return tuple(re.sub(r"\[(\d+)\]", r".\1", str(n)).removesuffix(".weight") for n in names)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedLayer:
+    """One linear layer of one block.
+
+    Attributes:
+        layer: the block's number.
+        path: the module's name in the model.
+        projection: its weight and widths.
+    """
+
+    layer: int
+    path: str
+    projection: Projection
+
+    @property
+    def site(self) -> Site:
+        """The layer's output, for passes that resume there."""
+        return Site(self.layer, "down", self.path)
+
+    def base(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's own output, whatever hooks it carries."""
+        result: torch.Tensor = self.projection.module.forward(x)
+        return result
+
+    def patch(
+        self,
+        lm: LM,
+        method: str,
+        edits: Sequence[Edit],
+        settings: HyperParams,
+        adapter: Adapter,
+        seconds: dict[str, float],
+    ) -> ModulePatch:
+        """The patch that puts ``adapter`` on this layer."""
+        info = PatchInfo.of(lm, method, edits, settings, seconds)
+        return ModulePatch({self.path: (adapter.eval(),)}, info)
+
+    @contextmanager
+    def replaced(
+        self, rows: int, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> Iterator[None]:
+        """Inside, the layer gives ``function(x, y)`` for inputs ``(rows, length, d_in)``.
+
+        ``y`` is its own output without adapters; gradients flow through ``function``.
+        """
+
+        def compute(_module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            x = args[0].reshape(rows, -1, args[0].shape[-1])
+            return function(x, self.base(x)).to(output.dtype).view(output.shape)
+
+        with hooks_on([(self.projection.module, compute)]):
+            yield
+
+
+class AdapterHyperParams(HyperParams):
+    """Fields of the methods that put an adapter on one linear layer.
+
+    ``layers`` names one block, whose down-projection is adapted; ``inner_params``, as classic files
+    have it, names another linear layer of a block in its place.
+    """
+
+    layers: Layers = (0.83,)
+    inner_params: Annotated[
+        tuple[str, ...], BeforeValidator(_plain_names), Field(max_length=1)
+    ] = ()
+    seed: int = 0
+
+    def adapted_layer(self, lm: LM) -> AdaptedLayer:
+        """The layer that these settings name in ``lm``.
+
+        Raises:
+            HyperParamsError: several layers, or no linear layer of a block.
+            UnsupportedModelError: the block has routed experts alone, or no MLP.
+        """
+        if not self.inner_params:
+            layers = self.resolved(lm.n_layers).layers
+            if len(layers) > 1:
+                raise HyperParamsError(
+                    f"layers={list(layers)}: {self.alg_name} adapts one layer. Name one."
+                )
+            projection = lm.projection(int(layers[0]))
+            return AdaptedLayer(int(layers[0]), projection.path.removesuffix(".weight"), projection)
+        (path,) = self.inner_params
+        named = dict(lm.model.named_modules())
+        blocks = next(name for name, module in named.items() if module is lm.blocks)
+        number = path.removeprefix(f"{blocks}.").partition(".")[0]
+        linear = path in named and hasattr(named[path], "weight") and named[path].weight.dim() == 2
+        if not (linear and path.startswith(f"{blocks}.") and number.isdigit()):
+            raise HyperParamsError(
+                f"inner_params names {path!r}, which is no linear layer of a block of "
+                f"{type(lm.model).__name__}.{did_you_mean(path, named)} Name one, such as "
+                f"{lm.projection(0).path!r}, or leave it out and give layers."
+            )
+        return AdaptedLayer(int(number), path, Projection(lm.model, path, lm.family.conv1d))
+
+
+class RowLogits:
+    """Logits of the targets of some rows, again and again, from the adapted layer's block on.
+
+    What is below that block is computed once per row where the model allows it (a causal model
+    whose logits from stored states are its plain ones).
+    """
+
+    def __init__(self, lm: LM, layer: AdaptedLayer, rows: Sequence[Row]) -> None:
+        self._lm, self._layer, self.rows = lm, layer, list(rows)
+        self._cache: LowerBlockCache | None = None
+        if layer.layer and not lm.encoder_decoder:
+            cache = LowerBlockCache(lm, layer.layer)
+            key = ("row logits", layer.layer)
+            if key not in lm.memo:
+                lm.memo[key] = _agrees(cache, self.rows[:2])
+            self._cache = cache if lm.memo[key] else None
+
+    def __call__(
+        self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """``(sum of target lengths, vocabulary)`` with ``function(x, y)`` for the layer's output.
+
+        See :meth:`AdaptedLayer.replaced`; differentiable.
+        """
+        source = self._lm if self._cache is None else self._cache
+        with self._layer.replaced(len(self.rows), function):
+            return source.target_logits(self.rows)
+
+
+def _agrees(cache: LowerBlockCache, rows: Sequence[Row]) -> bool:
+    try:
+        return cache.agrees(rows)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False
