@@ -28,7 +28,6 @@ from easyeditor.lm.structure import (
     down_projection,
     down_weight,
     mlp_projections,
-    weights_in_blocks,
     weights_named,
 )
 from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
@@ -241,31 +240,6 @@ class LM:
             for stack in self._stacks
             if layer < len(self._blocks(stack))
         ]
-
-    def linear_weights(self, layers: Sequence[int], names: Sequence[str]) -> list[NamedWeight]:
-        """The weights called ``names`` in the blocks at ``layers`` of every column, each once.
-
-        No layers stand for all, and no names for the down-projections. A name with ``{}`` is a
-        whole one, as of :meth:`weights`; any other ends a module's name within a block.
-
-        Raises:
-            HyperParamsError: no such weight.
-            UnsupportedModelError: a block without an MLP, or a weight that cannot be read.
-        """
-        layers = layers or range(max(len(self._blocks(stack)) for stack in self._stacks))
-        whole = [name for name in names if "{}" in name]
-        ends = [name for name in names if "{}" not in name]
-        result = self.weights(layers, whole) if whole or not names else []
-        if ends:
-            columns = [(stack.blocks, self._blocks(stack)) for stack in self._stacks]
-            blocks = {
-                f"{path}.{layer}": column[layer]
-                for path, column in columns
-                for layer in layers
-                if layer < len(column)
-            }
-            result += weights_in_blocks(self.model, blocks, ends)
-        return list({weight.path: weight for weight in result}.values())
 
     @property
     def _stacks(self) -> list[BlockStack]:

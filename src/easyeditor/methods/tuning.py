@@ -27,6 +27,7 @@ from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.forward.lower_block_cache import logits_above
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import NamedWeight
+from easyeditor.lm.structure import weights_in_blocks
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Outcome, State
 from easyeditor.patches.weight import weight_patch
@@ -83,7 +84,7 @@ class LowRankMethod(Method[State]):
         check_consistent(edits)
         settings = self.hyperparams.resolved(lm.n_layers)
         watch = Stopwatch()
-        weights = lm.linear_weights([int(i) for i in settings.layers], settings.target_modules)
+        weights = linear_weights(lm, settings.layers, settings.target_modules)
         generator = torch.Generator().manual_seed(settings.seed)
         products = low_rank_products(weights, settings, generator)
         with watch("train"), lm.at_rest():
@@ -100,6 +101,30 @@ class LowRankMethod(Method[State]):
         rows = target_rows(lm, edits, append_eos=self.hyperparams.append_eos)
         logits = logits_above(lm, [weight.path for weight in weights], rows)
         return target_objective(logits, rows)
+
+
+def linear_weights(
+    lm: LM, layers: Sequence[int | float], names: Sequence[str]
+) -> list[NamedWeight]:
+    """The weights called ``names`` in the blocks at ``layers`` of every column, each once.
+
+    No layers stand for all, and no names for the down-projections. A name with ``{}`` is a whole
+    one; any other ends a module's name within a block.
+
+    Raises:
+        HyperParamsError: no such weight.
+        UnsupportedModelError: a block without an MLP, or a weight that cannot be read.
+    """
+    columns = {id(side.blocks): side.blocks for side in (lm.encoder_side(), lm)}.values()
+    chosen = [int(i) for i in layers] or list(range(max(map(len, columns))))
+    whole = [name for name in names if "{}" in name]
+    ends = [name for name in names if "{}" not in name]
+    result = lm.weights(chosen, whole) if whole or not names else []
+    if ends:
+        paths = {id(module): path for path, module in lm.model.named_modules()}
+        blocks = [column[i] for i in chosen for column in columns if i < len(column)]
+        result += weights_in_blocks(lm.model, {paths[id(b)]: b for b in blocks}, ends)
+    return list({weight.path: weight for weight in result}.values())
 
 
 def low_rank_products(
