@@ -121,17 +121,16 @@ def main() -> None:
         label, *words = line.split()
         changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in words)}
         rows.append(row(lm, label, changes, cases, args.tokens))
-        print(json.dumps(rows[-1]), flush=True)
-    common.write(
-        args.name,
-        {
-            "what": f"{Path(args.data).name}, records {args.first} to "
-            f"{args.first + args.cases - 1}, smollm2-135m, float32",
-            "ids": [case.id for case in cases],
-            "unedited": unedited,
-            "rows": rows,
-        },
-    )
+        common.write(
+            args.name,
+            {
+                "what": f"{Path(args.data).name}, records {args.first} to "
+                f"{args.first + args.cases - 1}, smollm2-135m, float32",
+                "ids": [case.id for case in cases],
+                "unedited": unedited,
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

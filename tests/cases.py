@@ -61,11 +61,14 @@ class MethodCase:
         name: as in the registry.
         quick: hyper-parameters for random models of three blocks, a few steps of everything.
             Second moments and the archive are filled in.
+        plain: what differs from ``quick`` where a test needs no statistics and an edit that shows.
         variants: further settings, each tried on one family.
         trainer: training settings for a quick archive, of a method that learns.
-        phases: where an edit is interrupted: a function its module calls, at which call.
+        phases: where an edit is interrupted: a function that the method's module calls, or that of
+            a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
+        takes: whether an edit with ``quick`` makes the answer of a random model more probable.
         routed: whether its patches are adapters that route prompts.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
@@ -74,11 +77,13 @@ class MethodCase:
 
     name: str
     quick: Settings = field(default_factory=dict)
+    plain: Settings = field(default_factory=dict)
     variants: tuple[Settings, ...] = ()
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
     after_norm: tuple[int, ...] | None = None
+    takes: bool = True
     routed: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
@@ -97,6 +102,8 @@ LOCATE_QUICK = {
     "context_template_length_params": ((2, 2),),
     "mom2_n_tokens": 200,
 }
+
+LOCATE_PLAIN = {"v_num_grad_steps": 2, "mom2_adjustment": False}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
@@ -159,6 +166,7 @@ CASES = (
     MethodCase(
         "FT",
         quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        plain={"lr": 1e-2, "norm_constraint": None, "objective_optimization": "target_new"},
         variants=(
             {"objective_optimization": "target_new"},
             {"layers": [0, 2], "append_eos": True},
@@ -220,7 +228,7 @@ objective_optimization: prompt_last
     ),
     MethodCase(
         "LoRA",
-        quick={"layers": [1], "num_steps": 3, "rank": 2},
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
         variants=({"lora_dropout": 0.2, "append_eos": True, "batch_size": 2},),
         phases=(("minimize", 1), ("weight_patch", 1)),
         layers=(1,),
@@ -228,19 +236,19 @@ objective_optimization: prompt_last
     ),
     MethodCase(
         "AdaLoRA",
-        quick={"layers": [1], "num_steps": 3, "rank": 1, "initial_rank": 2},
+        quick={"layers": [1], "num_steps": 3, "rank": 1, "initial_rank": 2, "lr": 5e-2},
         layers=(1,),
         side="both",
     ),
     MethodCase(
         "QLoRA",
-        quick={"layers": [1], "num_steps": 3, "rank": 2},
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
         layers=(1,),
         side="both",
     ),
     MethodCase(
         "DPO",
-        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-3, "alpha": 0.5},
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2, "alpha": 0.5},
         layers=(1,),
         side="both",
     ),
@@ -324,6 +332,7 @@ objective_optimization: prompt_last
         variants=({"refine": True, "n_toks": 2, "n_prompts": 2},),
         phases=(("attribute", 1), ("weight_patch", 1)),
         layers=(1,),
+        takes=False,  # nothing is stored in the neurons of a random model
         side="decoder",
         classic=_CLASSIC
         + """
@@ -387,6 +396,7 @@ dropout: 0.0
     MethodCase(
         "ROME",
         quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=(
             {"key": "paper"},
             {"key": "averaged"},
@@ -412,6 +422,7 @@ dropout: 0.0
     MethodCase(
         "MEMIT",
         quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=({"layers": [1]},),
         # the first layer is edited by the second call
         phases=(("values_of", 1), ("closed_form", 2), ("weight_patch", 2)),
@@ -445,3 +456,11 @@ dropout: 0.0
 )
 
 BY_NAME = {case.name: case for case in CASES}
+WRITING = tuple(case.name for case in CASES if case.layers)
+"""The methods that write down-projections."""
+
+
+def plain_values(name: str, **changes: Any) -> dict[str, Any]:
+    """The fields of ``quick`` and ``plain`` of one method, with ``changes``."""
+    case = BY_NAME[name]
+    return {**case.quick, **case.plain, **changes}

@@ -25,6 +25,7 @@ from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.locft_bf import latest
 from easyeditor.methods.qlora import QLoRAHyperParams
 from easyeditor.methods.tuning import target_rows
+from easyeditor.patches.lora import export_lora
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
 from support import EDITS, Snapshot, lm, logits, logprobs, same_bits
@@ -269,6 +270,25 @@ def test_the_trained_model_is_the_patched_model() -> None:
         weight.data = original + change.T
         torch.testing.assert_close(logits(target.model), trained, rtol=0, atol=1e-4)
         weight.data = original
+
+
+# peft 0.21 asks transformers 5 for a name that it has deprecated.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["LoRA", "AdaLoRA"])
+def test_peft_gives_the_logits_of_the_patched_model(name: str, family: str, tmp_path: Any) -> None:
+    import peft
+
+    target = lm(family)
+    before = logits(target.model)
+    patch = patch_of(name, target, layers=[], rank=2, lr=5e-2)
+    exported = export_lora(patch, tmp_path / "adapter")
+    assert set(exported.errors.values()) == {0.0}
+    with applied(target.model, patch):
+        expected = logits(target.model)
+    adapter = peft.PeftModel.from_pretrained(copy.deepcopy(target.model), exported.folder).eval()
+    torch.testing.assert_close(logits(adapter), expected, rtol=0, atol=1e-4)
+    assert (expected - before).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("steps", [2, 8])

@@ -143,15 +143,17 @@ class Cholesky:
         # By blocks, as L in float64 is as large as a tenth of a model.
         x = k.to(float64_device(self._lower.device), copy=True)
         starts = range(0, len(x), BLOCK)
-        for own, done in ((slice(i, i + BLOCK), slice(0, i)) for i in starts):
-            x[own] -= double(self._lower[own, done]) @ x[done]
-            x[own] = torch.linalg.solve_triangular(
-                double(self._lower[own, own]), x[own], upper=False
+        for block, done in ((slice(i, i + BLOCK), slice(0, i)) for i in starts):
+            x[block] -= double(self._lower[block, done]) @ x[done]
+            x[block] = torch.linalg.solve_triangular(
+                double(self._lower[block, block]), x[block], upper=False
             )
-        for own, done in ((slice(i, i + BLOCK), slice(i + BLOCK, None)) for i in reversed(starts)):
-            x[own] -= double(self._lower[done, own]).mT @ x[done]
-            x[own] = torch.linalg.solve_triangular(
-                double(self._lower[own, own]).mT, x[own], upper=True
+        for block, done in (
+            (slice(i, i + BLOCK), slice(i + BLOCK, None)) for i in reversed(starts)
+        ):
+            x[block] -= double(self._lower[done, block]).mT @ x[done]
+            x[block] = torch.linalg.solve_triangular(
+                double(self._lower[block, block]).mT, x[block], upper=True
             )
         return x.to(k.device)
 

@@ -83,6 +83,9 @@ class WeightPatch(Patch):
             handles.setdefault(path, weight_handle(model, path))
         for path, handle in handles.items():
             _update(model, path, handle, wanted, step, originals)
+        for path, edited in originals.edited.items():  # let go of patches of other weights
+            if path not in handles and isinstance(edited.change, WeightSum):
+                edited.change.patches = wanted
         originals.carried = wanted
 
     @classmethod
@@ -232,7 +235,7 @@ def weight_patch(
     Raises:
         DivergedError: a number in it is not finite.
     """
-    entries = {p: [per_expert(lm.model, p, part) for part in own] for p, own in entries.items()}
+    entries = {p: [per_expert(lm.model, p, part) for part in parts] for p, parts in entries.items()}
     for path, parts in entries.items():
         if not all(part.is_finite() for part in parts):
             raise DivergedError(
