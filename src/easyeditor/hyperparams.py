@@ -29,8 +29,8 @@ KNOWN_MODELS = {
     "llama-7b": "huggyllama/llama-7b",
     "llama-2-7b": "meta-llama/Llama-2-7b-hf",
     "llama-3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
-    "mistral-7b": "mistralai/Mistral-7B-v0.1",
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
     "t5-3b": "google-t5/t5-3b",
     "smollm2-135m": "smollm2-135m",
 }
