@@ -322,7 +322,8 @@ class Generate:
     Attributes:
         prompt: the text to continue; a ``str`` is accepted.
         max_new_tokens: tokens at most.
-        seed: of the sampling among the five most probable tokens; None: greedy.
+        seed: of the sampling among the five most probable tokens; None: greedy. The trap: an
+            encoder-decoder, which is not trained to write freely, answers greedily all the same.
     """
 
     prompt: Prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import CaseSummary, request_of
 from easyeditor.editors.session import Attempt, EditSession
 from easyeditor.edits import Case
+from easyeditor.errors import DownstreamError
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
@@ -29,6 +31,7 @@ from easyeditor.patches.norms import change_norms
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 
+log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
@@ -197,14 +200,20 @@ class Worker:
     def _downstream(self, total: Patch | None) -> Result:
         from easyeditor.evaluate.downstream import downstream
 
+        scores: Record = {}
         with nullcontext() if total is None else applied(self._lm.model, total):
-            scores = downstream(
-                self._lm,
-                self._plan.downstream,
-                limit=self._plan.downstream_limit,
-                include_path=self._plan.downstream_path,
-                seed=self._plan.seed,
-            )
+            try:
+                scores = downstream(
+                    self._lm,
+                    self._plan.downstream,
+                    limit=self._plan.downstream_limit,
+                    include_path=self._plan.downstream_path,
+                    seed=self._plan.seed,
+                )
+            except DownstreamError as error:  # of one method, e.g. edits that act on the text
+                if total is None:
+                    raise
+                log.warning("%s has no downstream scores: %s", total.info.method, error)
         return Result([scores])
 
 
@@ -215,7 +224,12 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
         EditError: a case that a method cannot carry out.
         HyperParamsError: settings that do not fit this model.
         MissingExtraError: a measure needs a package that is not installed.
+        DownstreamError: a downstream task nobody knows.
     """
+    if plan.downstream:
+        from easyeditor.evaluate.downstream import check_tasks
+
+        check_tasks(plan.downstream, limit=plan.downstream_limit, include_path=plan.downstream_path)
     for label, settings in plan.methods.items():
         method = METHODS.get(settings.alg_name)(settings)
         lm.check_claims(settings.family_claims)

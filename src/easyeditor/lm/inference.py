@@ -26,7 +26,8 @@ from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, sha
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
-from easyeditor.lm.sampling import continuations, rows_by_room
+from easyeditor.lm.sampling import Continuation as Continuation
+from easyeditor.lm.sampling import continuations, entropies_of, rows_by_room
 from easyeditor.lm.tokens import Row
 from easyeditor.progress import bar
 
@@ -36,21 +37,6 @@ LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
 GENERATION_BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch of generation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: the tokens decoded, special ones left out.
-        ids: the tokens up to and without the first that ends the text.
-        entropies: of the distribution each of them was taken from, in nats; empty unless asked.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    entropies: tuple[float, ...] = ()
 
 
 def score(
@@ -167,8 +153,10 @@ def _via_routers(
         check_length(who, [who.text.row(text) for text in texts])
         if settings.seed is None or who.encoder_decoder:
             return _generate(who, texts, of, settings)
-        sampled = continuations(who, texts, settings.max_new_tokens, of, seed=settings.seed)
-        return [Continuation(text, ()) for text in sampled]
+        asked = settings.entropies
+        return continuations(
+            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=asked
+        )
 
     return answer_via_routers(
         lm,
@@ -314,7 +302,7 @@ def _generate_rows(
                     **settings,
                 )
             start = 0 if lm.encoder_decoder else batch.ids.shape[1]
-            spread = _entropies(out.logits) if how.entropies else None
+            spread = entropies_of(torch.stack(out.logits, 1)).tolist() if how.entropies else None
             for k, (i, row) in enumerate(zip(chunk, out.sequences, strict=True)):
                 new = row[start:].tolist()
                 written = new[1:] if lm.encoder_decoder else new
@@ -326,12 +314,6 @@ def _generate_rows(
                 )
             progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]
-
-
-def _entropies(logits: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Per row and step, in nats."""
-    log_p = torch.stack(list(logits), 1).float().log_softmax(-1)
-    return (-(log_p.exp() * log_p).nansum(-1)).tolist()
 
 
 def _read_at(plan: Sequence[ScoredSequence], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,28 @@ from easyeditor.lm.model import LM
 
 BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: the tokens decoded, special ones left out.
+        ids: the tokens up to and without the first that ends the text.
+        entropies: of the model's distribution at each of them, over the whole vocabulary (also
+            where only the most probable tokens are sampled from), in nats; empty unless asked.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    entropies: tuple[float, ...] = ()
+
+
+def entropies_of(logits: torch.Tensor) -> torch.Tensor:
+    """Of the distributions along the last axis, in nats."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).nansum(-1)
 
 
 def sample(
@@ -64,20 +87,28 @@ def continuations(
     *,
     top_k: int = 5,
     seed: int = 0,
-) -> list[str]:
+    entropies: bool = False,
+) -> list[Continuation]:
     """``n_tokens`` sampled after each prompt, up to an end-of-sequence token; the prompt left out.
 
     Every prompt has a random stream of its own, so its continuation does not depend on what else
     is in the batch. Of a causal model, without routers: :func:`easyeditor.lm.inference.generate`.
     """
     rows = [lm.text.row(prompt).ids for prompt in prompts]
-    texts = [""] * len(rows)
+    replies: dict[int, Continuation] = {}
     ends = lm.end_tokens
     for count, chunk in _chunks(lm, rows, n_tokens):
         streams = [_stream(prompts[i], seed) for i in chunk]
         of_row = None if patch_of_row is None else torch.tensor([patch_of_row[i] for i in chunk])
+        spread: list[torch.Tensor] = []
 
-        def draw(logits: torch.Tensor, streams: Sequence[torch.Generator] = streams) -> list[int]:
+        def draw(
+            logits: torch.Tensor,
+            streams: Sequence[torch.Generator] = streams,
+            spread: list[torch.Tensor] = spread,
+        ) -> list[int]:
+            if entropies:
+                spread.append(entropies_of(logits))
             best = logits.topk(top_k)
             probabilities = best.values.softmax(-1)
             # A wrecked model writes, too: its first token.
@@ -89,11 +120,15 @@ def continuations(
             return best.indices.gather(1, torch.stack(places))[:, 0].tolist()
 
         sampled = _sample(lm, [rows[i] for i in chunk], count, draw, patch_of_row=of_row)
-        for i, ids in zip(chunk, sampled, strict=True):
-            written = list(ids[len(rows[i]) :])
-            end = next((k for k, token in enumerate(written) if token in ends), len(written))
-            texts[i] = lm.tokenizer.decode(written[:end], skip_special_tokens=True)
-    return texts
+        for k, (i, ids) in enumerate(zip(chunk, sampled, strict=True)):
+            written = ids[len(rows[i]) :]
+            end = next((j for j, token in enumerate(written) if token in ends), len(written))
+            replies[i] = Continuation(
+                lm.tokenizer.decode(written[:end], skip_special_tokens=True),
+                written[:end],
+                tuple(float(step[k]) for step in spread[:end]),
+            )
+    return [replies[i] for i in range(len(rows))]
 
 
 def rows_by_room(lm: LM, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[int, list[int]]:

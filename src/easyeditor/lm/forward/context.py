@@ -265,6 +265,14 @@ def decoder_context(model: nn.Module, rows: int, length: int) -> ForwardContext 
     )
 
 
+def prompt_mask(model: Any, given: torch.Tensor) -> torch.Tensor:
+    """The mask that the model's own ``generate`` assumes for prompts that come without one."""
+    pad, end = (getattr(model.generation_config, f"{k}_token_id", None) for k in PADS)
+    if pad is not None and pad != end and given.dim() == 2 and (given == pad).any():
+        return given.ne(pad).long()
+    return torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+
+
 class _GenerateInContext:
     """Stands for ``model.generate`` while the model carries adapters."""
 
@@ -282,10 +290,7 @@ class _GenerateInContext:
         if given is None or isinstance(vars(model).get(_CONTEXT), _Generation):
             return type(model).generate(model, **options)
         if mask is None:
-            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-            pad, end = (getattr(model.generation_config, f"{k}_token_id", None) for k in PADS)
-            if pad is not None and pad != end and given.dim() == 2 and (given == pad).any():
-                mask = given.ne(pad).long()
+            mask = prompt_mask(model, given)
         with generation_context(model, mask):
             return type(model).generate(model, **options)
 
