@@ -71,22 +71,22 @@ class RoutedGenerate:
         for i, (row, full, prompt) in enumerate(zip(rows, input_ids, prompts, strict=True)):
             target = targets.get(prompt)
             who = (target and target.lm) or lm
-            options_of_lm = dict(options)
+            row_options = dict(options)
             for name in PER_TOKEN:
-                value = options_of_lm.pop(name, None)
+                value = row_options.pop(name, None)
                 if value is not None and target is None:
-                    options_of_lm[name] = value[i : i + 1][:, mask[i].bool()]
+                    row_options[name] = value[i : i + 1][:, mask[i].bool()]
             allowed = options.get("prefix_allowed_tokens_fn")
             if allowed is not None:
-                options_of_lm["prefix_allowed_tokens_fn"] = _of_row(allowed, i)
+                row_options["prefix_allowed_tokens_fn"] = _of_row(allowed, i)
             if options.get("streamer") is not None:
-                options_of_lm["streamer"] = _Streamer(options["streamer"], full)
+                row_options["streamer"] = _Streamer(options["streamer"], full)
             ids = row if target is None else torch.tensor(who.text.row(target.prompt).ids)
             ids = ids.to(who.device)[None]
             alone = torch.ones_like(ids)
             with generation_context(who.model, alone):
                 written = type(who.model).generate(
-                    who.model, input_ids=ids, attention_mask=alone, **options_of_lm
+                    who.model, input_ids=ids, attention_mask=alone, **row_options
                 )
             as_dict = as_dict or not isinstance(written, torch.Tensor)
             for sequence in getattr(written, "sequences", written):
