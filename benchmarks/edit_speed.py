@@ -44,7 +44,7 @@ def main() -> None:
             made = method(settings)
             if Need.SUBJECT in method.needs:  # statistics on disk; contexts are sampled by the edit
                 made.initial_state(lm)
-            lm.memo.clear()
+            lm.caches.clear()
             outcome, seconds, extra = common.measured(partial(made.edit, lm, edits))
             patch = outcome.patch
             told[f"{name} {n}"] = {

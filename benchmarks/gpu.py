@@ -29,12 +29,12 @@ import common
 import tiny
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.value_optimization import optimize_values
-from easyeditor.evaluate.change import peak_memory
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.second_moments import moments
+from easyeditor.timing import peak_memory
 
 MOMENT_LAYERS = [4, 5, 6, 7, 8]
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import support
 from easyeditor import LM, Case, Edit, Probe
 from easyeditor.bench.config import BenchmarkConfig
 from easyeditor.bench.report import report
+from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
 from easyeditor.evaluate.query import Measures
@@ -99,6 +103,54 @@ def tables(out: Path) -> dict[str, bytes]:
     """The report without what is measured, as bytes."""
     made = report(out, measured=False, pictures=False)
     return {file.name: file.read_bytes() for file in made.files}
+
+
+def killed_after(appends: int, work: Callable[[], object]) -> bool:
+    """Do ``work`` in another process, killed (SIGKILL) once it wrote so many pieces of a journal.
+
+    The process is a fork of this one, which costs no imports. Returns whether it was killed; else
+    the work came to its end.
+    """
+    with warnings.catch_warnings():  # Python 3.12 warns of threads, which the child does not use
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            _die_after(appends)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or os.waitstatus_to_exitcode(status) == 0
+    return killed
+
+
+def _die_after(appends: int) -> None:
+    append, left = EventLog.append, [appends]
+
+    def deadly(log: EventLog, records: Any) -> None:
+        append(log, records)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    EventLog.append = deadly  # type: ignore[method-assign]
+
+
+def killing(monkeypatch: pytest.MonkeyPatch, job: type, executor: Any, *when: int) -> None:
+    """Kill the worker that is going to work next, after these records were kept."""
+    kept: list[Any] = []
+    real = job.done
+
+    def done(self: Any, task: Any, result: Any) -> None:
+        real(self, task, result)
+        kept.append(task)
+        if len(kept) in when:
+            os.kill(executor.processes()[0], signal.SIGKILL)
+
+    monkeypatch.setattr(job, "done", done)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -61,11 +61,14 @@ class MethodCase:
         name: as in the registry.
         quick: hyper-parameters for random models of three blocks, a few steps of everything.
             Second moments and the archive are filled in.
+        plain: what differs from ``quick`` where a test needs no statistics and an edit that shows.
         variants: further settings, each tried on one family.
         trainer: training settings for a quick archive, of a method that learns.
-        phases: where an edit is interrupted: a function its module calls, at which call.
+        phases: where an edit is interrupted: a function that the method's module calls, or that of
+            a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
+        takes: whether an edit with ``quick`` makes the answer of a random model more probable.
         routed: whether its patches are adapters that route prompts.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
@@ -74,11 +77,13 @@ class MethodCase:
 
     name: str
     quick: Settings = field(default_factory=dict)
+    plain: Settings = field(default_factory=dict)
     variants: tuple[Settings, ...] = ()
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
     after_norm: tuple[int, ...] | None = None
+    takes: bool = True
     routed: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
@@ -97,6 +102,8 @@ LOCATE_QUICK = {
     "context_template_length_params": ((2, 2),),
     "mom2_n_tokens": 200,
 }
+
+LOCATE_PLAIN = {"v_num_grad_steps": 2, "mom2_adjustment": False}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
@@ -159,6 +166,7 @@ CASES = (
     MethodCase(
         "FT",
         quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        plain={"lr": 1e-2, "norm_constraint": None, "objective_optimization": "target_new"},
         variants=(
             {"objective_optimization": "target_new"},
             {"layers": [0, 2], "append_eos": True},
@@ -282,6 +290,7 @@ objective_optimization: prompt_last
         variants=({"refine": True, "n_toks": 2, "n_prompts": 2},),
         phases=(("attribute", 1), ("weight_patch", 1)),
         layers=(1,),
+        takes=False,  # nothing is stored in the neurons of a random model
         side="decoder",
         classic=_CLASSIC
         + """
@@ -389,6 +398,7 @@ replay: false
     MethodCase(
         "ROME",
         quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=(
             {"key": "paper"},
             {"key": "averaged"},
@@ -414,9 +424,10 @@ replay: false
     MethodCase(
         "MEMIT",
         quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
         variants=({"layers": [1]},),
         # the first layer is edited by the second call
-        phases=(("values_of", 1), ("closed_form", 2), ("weight_patch", 2)),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
         layers=(0, 1),
         after_norm=(1,),  # z is searched and written at one layer
         classic=_CLASSIC
@@ -444,6 +455,96 @@ replay: false
             ),
         ),
     ),
+    MethodCase(
+        "EMMET",
+        quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        phases=(("values_of", 1), ("solve_directions", 1), ("weight_patch", 1)),
+        layers=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "EMMET"\nlayers: [1]\nlayer_selection: "all"\nmom2_update_weight: 1\n'
+        + "update_norm_lambda: 0\nemmet_lambda: 0.1"
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "EMMET",
+                {"rewrite": 0.9, "rephrase": 0.85, "locality": 0.9},
+                {"layers": [1], **_LOCATE, **_OF_A_BLOCK},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}},
+                reading="is MEMIT in one layer, without a regularization for a single fact.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "AlphaEdit",
+        quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain={**LOCATE_PLAIN, "L2": 1e-3},
+        variants=(
+            {"layers": [1], "key": "ridge", "anchor_norm": True},
+            {"null_space_by": "trace", "null_space": 0.1, "L2": 0.1},
+        ),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "AlphaEdit"\nlayers: [1, 2]\nlayer_selection: "all"\n'
+        + 'mom2_update_weight: 20000\nnullspace_threshold: 2e-2\nL2: 10\nP_loc: "./P.pt"'
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "AlphaEdit",
+                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                reading="writes where the keys of text have next to no energy.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "UltraEdit",
+        quick={"layers": [1], "lr": 1e-3},
+        variants=({"layers": [0, 2], "ridge": 0.1},),
+        phases=(("closed_form", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        classic=_CLASSIC
+        + """
+alg_name: "UltraEdit"
+model_class: AutoModelForCausalLM
+tokenizer_class: AutoTokenizer
+tokenizer_name: gpt2-xl
+inner_params:
+- transformer.h.2.mlp.c_proj
+dropout: 0.0
+no_grad_layers: null
+lr: 1e-6
+token: mask
+batch_size: 100
+batch_size_once: 10
+editor_batch_size: 1024
+silent: false
+half: true
+results_dir: ./results
+""",
+        rows=(
+            MatrixRow(
+                "UltraEdit",
+                {"locality": 0.5},
+                {"layers": [-2, -1], "lr": 1e-2, "ridge": 1e-2},
+                reading="is one forward and one backward pass, and a ridge.",
+            ),
+        ),
+    ),
 )
 
 BY_NAME = {case.name: case for case in CASES}
+WRITING = tuple(case.name for case in CASES if case.layers)
+"""The methods that write down-projections."""
+
+
+def plain_values(name: str, **changes: Any) -> dict[str, Any]:
+    """The fields of ``quick`` and ``plain`` of one method, with ``changes``."""
+    case = BY_NAME[name]
+    return {**case.quick, **case.plain, **changes}

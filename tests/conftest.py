@@ -64,15 +64,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def easyedit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[outer.Script]:
-    """Call the script; logging and the environment are put back afterwards."""
+    """Call the script with the user's cache; logging and the environment are put back."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     loggers = [logging.getLogger(name) for name in (None, "easyeditor")]
     levels = [logger.level for logger in loggers]
     yield outer.Script(monkeypatch, capsys)
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture
+def easyedit(script: outer.Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> outer.Script:
+    """Call the script with an empty cache."""
+    monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
+    return script

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import tiny
-from easyeditor import BaseEditor, FTHyperParams, MEMITHyperParams, ROMEHyperParams
+from cases import plain_values
+from easyeditor import BaseEditor
 from easyeditor.hyperparams import HyperParams
+from easyeditor.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "easyeditor"
@@ -29,36 +31,10 @@ PROMPTS, SUBJECTS, TARGETS = (list(column) for column in zip(*FACTS, strict=True
 
 EDITING = ("edit", "--method", "FT", "--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
 
-SETTINGS: dict[str, tuple[type[HyperParams], dict[str, Any]]] = {
-    "FT": (
-        FTHyperParams,
-        {"layers": [1], "num_steps": 3, "lr": 1e-2, "objective_optimization": "target_new"},
-    ),
-    "ROME": (
-        ROMEHyperParams,
-        {
-            "layers": [1],
-            "v_num_grad_steps": 2,
-            "mom2_adjustment": False,
-            "context_template_length_params": [[2, 2]],
-        },
-    ),
-    "MEMIT": (
-        MEMITHyperParams,
-        {
-            "layers": [0, 1],
-            "v_num_grad_steps": 2,
-            "mom2_adjustment": False,
-            "context_template_length_params": [[2, 2]],
-        },
-    ),
-}
-
 
 def settings(method: str = "FT", **changes: Any) -> HyperParams:
-    """Cheap hyper-parameters for a tiny model."""
-    kind, values = SETTINGS[method]
-    return kind(**{**values, **changes})
+    """Cheap hyper-parameters for a tiny model, from the table of cases."""
+    return METHODS.get(method).hyperparams_class(**plain_values(method, **changes))
 
 
 def editor(method: str = "FT", family: str = "llama", **changes: Any) -> BaseEditor:

@@ -25,7 +25,7 @@ from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, is_patched, without_patches
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 from support import Snapshot, lm, logits, same_bits
-from test_patch_algebra import info
+from synthetic import info
 
 PROMPTS = [
     "Berlin is the capital of",

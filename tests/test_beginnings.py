@@ -50,7 +50,7 @@ def test_the_past_is_that_of_the_plain_pass(
     real = target.pad(ids, left=True).mask.bool()
     with target.at_rest(), torch.no_grad():
         found, whole = past_of(target, ids), plain(target, ids)
-    assert target.memo["shares its past", 0] is (family not in WINDOWS)
+    assert module.SHARES_PREFIXES(target)[()] is (family not in WINDOWS)
     for mine, its in zip(found.layers, whole.layers, strict=True):
         assert type(mine) is type(its)
         for name in ("keys", "values"):
@@ -102,9 +102,9 @@ def test_a_batch_without_padding_proves_nothing() -> None:
     same = [(5, 6, 7, 8, 9, 10, 11, last) for last in range(12, 18)]
     with torch.no_grad():
         past_of(target, same)
-        assert ("shares its past", 0) not in target.memo
+        assert not module.SHARES_PREFIXES(target)
         past_of(target, [*same, same[0] + (1, 2), (3, 4)])
-    assert target.memo["shares its past", 0] is True
+    assert module.SHARES_PREFIXES(target)[()] is True
 
 
 def test_a_model_that_disagrees_runs_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_model_that_disagrees_runs_everything(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_shared", wrong)
     with torch.no_grad():
         found = past_of(target, ids)
-    assert target.memo["shares its past", 0] is False
+    assert module.SHARES_PREFIXES(target)[()] is False
     for mine, its in zip(found.layers, whole.layers, strict=True):
         assert torch.equal(mine.values, its.values)
 

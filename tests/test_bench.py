@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,14 @@ import outer
 import support
 import tiny
 from benching import CASES, MEASURES, numbers, plan, records, tables
-from easyeditor import BaseEditor, Case, load_patch
+from easyeditor import BaseEditor, Case, IKEHyperParams, load_patch
 from easyeditor.bench.run_dir import EventLog
 from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
+from easyeditor.errors import DownstreamError
 from easyeditor.evaluate.aggregate import flatten
 from easyeditor.evaluate.query import Measures
+from tiers import tiered
 
 THREE = ("FT", "ROME", "MEMIT")
 RUNS = {
@@ -164,8 +166,13 @@ def test_single_measures_as_the_editor_does(finished, method):
         alike(record["post"], metric["post"])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "falcon", "t5", "bfloat16"])
-@pytest.mark.parametrize("together", [1, 8])
+@pytest.mark.parametrize(
+    ("family", "together"),
+    tiered(
+        product(["gpt2", "opt", "falcon", "t5", "bfloat16"], [1, 8]),
+        {("gpt2", 8), ("opt", 1), ("t5", 8)},
+    ),
+)
 def test_single_measures_alone_whatever_the_model(family, together, monkeypatch, tmp_path):
     """Cases share forward passes where that is exact, else they are asked one by one."""
     monkeypatch.setattr("easyeditor.bench.config.CASES_PER_FORWARD", together)
@@ -268,6 +275,7 @@ def tasks(monkeypatch):
         return {"task": {"sum": lm.model.model.layers[1].mlp.down_proj.weight.sum().item()}}
 
     monkeypatch.setattr("easyeditor.evaluate.downstream.downstream", downstream)
+    monkeypatch.setattr("easyeditor.evaluate.downstream.check_tasks", lambda *_, **__: None)
     return asked
 
 
@@ -291,6 +299,25 @@ def test_downstream_tasks_before_and_after(protocol, tasks, monkeypatch, tmp_pat
             weight = model.model.layers[1].mlp.down_proj.weight
             assert told[label][when]["task"]["sum"] == weight.sum().item()
     assert "task" in tables(tmp_path)["table.md"].decode()
+
+
+def test_a_method_that_has_no_downstream_scores_ends_no_run(tasks, monkeypatch, tmp_path, caplog):
+    from easyeditor.lm.routing import routers_of
+
+    def downstream(lm, *_, **__):
+        if routers_of(lm.model):
+            raise DownstreamError("bare forward passes")
+        return {"task": {"sum": 1.0}}
+
+    monkeypatch.setattr("easyeditor.evaluate.downstream.downstream", downstream)
+    methods = {"IKE": IKEHyperParams(use_icl_examples=False), "FT": outer.settings("FT")}
+    wanted = plan("sequential", methods=methods, downstream=("task",), measures=Measures())
+    run(benching.lm(), wanted, tmp_path)
+    scores = json.loads((tmp_path / "downstream.json").read_text())
+    assert scores["IKE"]["after"] == {}
+    assert scores["FT"]["after"] == {"task": {"sum": 1.0}}
+    assert "IKE has no downstream scores: bare forward passes" in caplog.text
+    assert "IKE" in tables(tmp_path)["table.md"].decode()
 
 
 # -- dying ------------------------------------------------------------------------------------
@@ -342,9 +369,12 @@ def expected(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", SHORT)
+HOW = ["nothing", "half a line", "all but the last line", "all but the last character", "all"]
+
+
 @pytest.mark.parametrize(
-    "how", ["nothing", "half a line", "all but the last line", "all but the last character", "all"]
+    ("name", "how"),
+    tiered(product(SHORT, HOW), {*product(SHORT, HOW[1:2]), *product(["batch"], HOW)}),
 )
 def test_dying_at_any_append_loses_and_repeats_nothing(
     name, how, expected, done, monkeypatch, tmp_path
@@ -391,6 +421,7 @@ def test_dying_while_a_sequence_saves_its_change(expected, monkeypatch, tmp_path
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow  # the fast tier has a killed process in test_toy_methods.py
 def test_killed_processes_leave_a_run_that_goes_on(tmp_path, stats_dir):
     """Real processes, really killed: once in the first sequence, once in the second."""
     wanted = benching.sequence(stats_dir)

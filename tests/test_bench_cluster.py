@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import types
 from contextlib import suppress
@@ -14,7 +13,7 @@ import pytest
 
 import benching
 import tiny
-from benching import numbers, plan, records, tables
+from benching import killing, numbers, plan, records, tables
 from easyeditor import load
 from easyeditor.bench import cluster
 from easyeditor.bench.cluster import RayExecutor
@@ -63,19 +62,6 @@ def ray():
     yield ray
     ray.shutdown()
     assert not [told for told in children() if b"ray" in told]
-
-
-def killing(monkeypatch, line, executor, *when):
-    """Kill the worker that is going to work next, after these records were kept."""
-    kept, real = [], line.done
-
-    def done(self, task, result):
-        real(self, task, result)
-        kept.append(task)
-        if len(kept) in when:
-            os.kill(executor.processes()[0], signal.SIGKILL)
-
-    monkeypatch.setattr(line, "done", done)
 
 
 # -- a real cluster ---------------------------------------------------------------------------

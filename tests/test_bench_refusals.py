@@ -18,6 +18,7 @@ from easyeditor.bench.runner import run
 from easyeditor.errors import (
     BenchError,
     ContradictingEditsError,
+    DownstreamError,
     HyperParamsError,
     MissingExtraError,
     RunBusyError,
@@ -123,6 +124,28 @@ def test_what_is_known_to_be_wrong_is_said_first(
     changes = {name: value for name, value in changes.items() if name != "n"}
     with pytest.raises(error, match=why):
         run(benching.lm(), plan(**changes), tmp_path / "out", crew)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # the harness is imported, and its 14,000 tasks are read
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"downstream": ("helaswag",)}, "Did you mean 'hellaswag'"),
+        ({"downstream": ("hellaswag",), "downstream_limit": 0}, "limit=0"),
+        ({"downstream": ("hellaswag",), "downstream_path": "nowhere"}, "no such folder"),
+    ],
+)
+def test_a_downstream_task_is_looked_up_first(changes, why, tmp_path, nothing_is_done):
+    with pytest.raises(DownstreamError, match=why):
+        run(benching.lm(), plan("sequential", **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_downstream_task_needs_its_package_first(tmp_path, nothing_is_done, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(MissingExtraError, match="lm-eval"):
+        run(benching.lm(), plan("sequential", downstream=("hellaswag",)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

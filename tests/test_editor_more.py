@@ -11,6 +11,7 @@ import benching
 import classic
 import outer
 import tiny
+from cases import plain_values
 from easyeditor import BaseEditor, Case, CounterFactDataset, Edit, Probe, ZsreDataset, open_dataset
 from easyeditor.editors import metric_recorder as sheet
 from easyeditor.editors import session
@@ -377,7 +378,7 @@ def hub(tmp_path, monkeypatch):
     tiny.tokenizer().save_pretrained(tmp_path / "gpt2-xl")
     monkeypatch.chdir(tmp_path)
     for method in METHODS:
-        kind, values = outer.SETTINGS[method]
+        kind, values = type(outer.settings(method)), plain_values(method)
         place = tmp_path / "hparams" / method / "gpt2-xl.yaml"
         place.parent.mkdir(parents=True)
         told = {"alg_name": method, "model_name": "./gpt2-xl", "device": 0, **values}

@@ -12,7 +12,7 @@ from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_
 from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.data.corpus import own_texts
 from easyeditor.errors import HyperParamsError
-from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
+from easyeditor.lm.forward.partial import RESUMABLE, EditRow, FullForward, PartialForward, Site
 from easyeditor.second_moments import moments
 from support import CONTEXTS, lm
 
@@ -48,8 +48,8 @@ def test_the_encoders_view_is_the_same_model() -> None:
     assert view.model is target.model
     assert view.projection(3).path.startswith("encoder.block.3")
     assert target.projection(1).path.startswith("decoder.block.1")
-    assert view.memo is target.encoder_side().memo
-    assert view.memo is not target.memo
+    assert view.caches is target.encoder_side().caches
+    assert view.caches is not target.caches
     assert lm("gpt2").encoder_side().in_encoder is False
 
 
@@ -76,7 +76,7 @@ def test_resumed_logits_and_gradients_are_the_plain_ones(site: Site, encoder: bo
 def test_the_search_finds_the_same(site: Site, encoder: bool) -> None:
     target = column(encoder)
     found = optimize_values(target, site, EDITS, CONTEXTS, SEARCH)
-    assert target.memo["resumable", site, False, 0]
+    assert RESUMABLE(target)[site, False]
     plain = optimize_values(target, site, EDITS, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     for mine, its in zip(found.losses, plain.losses, strict=True):

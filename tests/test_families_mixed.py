@@ -16,9 +16,12 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.inference import generate, score
 from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.ike.ike import IKEHyperParams
+from easyeditor.methods.kn import KN, KNHyperParams
+from easyeditor.methods.mend.mend import MEND, MENDHyperParams
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.stack import pop, push
+from mending import stirred
 from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits, shared_lm
 
 # Per family and layer: the down-projection of every token, or the routed experts' fused ones.
@@ -270,3 +273,43 @@ def test_fine_tuning_takes_any_weights_by_name() -> None:
     ]
     with pytest.raises(HyperParamsError, match=r"no weight named.*o_prj'.*Did you mean"):
         edited(target, ft(modules=["model.layers.1.self_attn.o_prj"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("deepseek_v3", [0, 1, 2]), ("qwen2_moe", [0, 1, 2]), ("jamba", [0, 2])]
+)
+def test_knowledge_neurons_are_those_of_mlps_that_every_token_runs_through(
+    name: str, layers: list[int]
+) -> None:
+    target = lm(name)
+    before = Snapshot(target.model)
+    patch = edited(target, KN(KNHyperParams(steps=3, layers=layers)))
+    assert before.differences(target.model) == []
+    assert patch.entries.keys() <= {target.projection(layer).path for layer in layers}
+    patch.apply(target.model)
+    assert before.differences(target.model) != []
+    patch.revert(target.model)
+    assert before.differences(target.model) == []
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe"])
+def test_networks_learn_beside_a_mixture(name: str, tmp_path: Path) -> None:
+    target = lm(name)
+    before = Snapshot(target.model)
+    archive = stirred(target).save(tmp_path)
+    patch = edited(target, MEND(MENDHyperParams(archive=str(archive))))
+    assert before.differences(target.model) == []
+    patch.apply(target.model)
+    assert before.differences(target.model) != []
+    patch.revert(target.model)
+    assert before.differences(target.model) == []
+
+
+def test_a_mixture_without_such_mlps_is_refused_by_both() -> None:
+    target = lm("mixtral")
+    before = Snapshot(target.model)
+    with pytest.raises(UnsupportedModelError, match="routes every token"):
+        edited(target, KN(KNHyperParams(steps=3)))
+    with pytest.raises(UnsupportedModelError, match="routes every token"):
+        stirred(target)
+    assert before.differences(target.model) == []

@@ -13,7 +13,7 @@ import torch
 
 import outer
 import tiny
-from easyeditor import load
+from easyeditor import BaseEditor, load
 from easyeditor.errors import EasyEditError, ModelLoadError, UnsupportedModelError
 from easyeditor.lm import model_cache
 from easyeditor.lm.inference import generate, score
@@ -21,7 +21,7 @@ from easyeditor.lm.loading import ModelSpec, pick_device, save
 from easyeditor.lm.model import LM
 from easyeditor.lm.unwrapping import public_name, unwrap
 from easyeditor.methods.ft import FT, FTHyperParams
-from support import EDITS, Snapshot, same_bits
+from support import EDITS, Snapshot, logits, same_bits
 
 
 def folder_of(name: str, where: Path, **changes: object) -> Path:
@@ -216,6 +216,30 @@ def test_wrappers_are_opened() -> None:
         assert unwrap(wrapped) is model
     assert unwrap(torch.nn.DataParallel(torch.compile(model, backend="eager"))) is model
     assert LM(torch.compile(model, backend="eager"), tiny.tokenizer()).model is model
+
+
+def test_a_model_that_processes_share_is_edited_inside_its_wrapper() -> None:
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.nn.parallel import DistributedDataParallel
+
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        shared = DistributedDataParallel(tiny.model("llama"))
+        before, clean = Snapshot(shared.module), logits(shared.module)
+        editor = BaseEditor.from_pretrained(
+            shared, tiny.tokenizer(), FTHyperParams(layers=[1], num_steps=2, lr=1e-2)
+        )
+        edit = EDITS[0]
+        result = editor.edit(str(edit.prompt), edit.target, subject=edit.subject, verbose=False)
+        assert all(not path.startswith("module.") for path in result.patch.entries)
+        ids = torch.tensor([tiny.tokenizer()(edit.prompt.text)["input_ids"]])
+        with torch.no_grad():
+            assert same_bits(shared(input_ids=ids).logits, logits(shared.module))
+        assert not same_bits(logits(shared.module), clean)
+        editor.undo(result.patch)
+        assert before.differences(shared.module) == []
+    finally:
+        destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -12,55 +11,43 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from easyeditor import LM, Edit
+from easyeditor import LM
 from easyeditor.errors import OutputError
-from easyeditor.methods.ft import FT, FTHyperParams
-from easyeditor.methods.memit import MEMIT, MEMITHyperParams
-from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.patch import merge
 from easyeditor.patches.weight import Dense, LowRank, WeightPatch
-from support import EDITS, Snapshot, lm, logits
+from support import Snapshot, lm, logits
+from synthetic import patch
 
 # peft 0.21 asks transformers 5 for a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 FAMILIES = ["llama", "gpt2", "opt", "bloom"]
-QUICK = {
-    "v_num_grad_steps": 3,
-    "context_template_length_params": (),
-    "mom2_adjustment": False,
-}
 
 
-def rome(target: LM, edits: Sequence[Edit]) -> WeightPatch:
-    """One rank per edit, at two layers so that the ranks of the matrices differ."""
-    layers = [0, 1, 1]
-    return merge(
-        [
-            ROME(ROMEHyperParams(layers=[layer], **QUICK)).edit(target, [edit]).patch
-            for layer, edit in zip(layers, edits, strict=False)
-        ]
-    )
+def rank_one(target: LM, count: int = 3) -> WeightPatch:
+    """Of one rank per edit, at two layers, so that the ranks of the matrices differ."""
+    return merge([patch(target, "low", i, (min(i, 1),), size=0.3) for i in range(count)])
 
 
-def memit(target: LM, edits: Sequence[Edit]) -> WeightPatch:
-    settings = MEMITHyperParams(layers=[0, 1], mom2_update_weight=1e-2, **QUICK)
-    return MEMIT(settings).edit(target, edits).patch
+def low_rank(target: LM, rank: int = 3) -> WeightPatch:
+    """Of the same rank at two layers."""
+    return patch(target, f"rank {rank}", 3, size=0.3)
 
 
-def ft(target: LM, edits: Sequence[Edit]) -> WeightPatch:
-    return FT(FTHyperParams(layers=[0, 1], num_steps=3, lr=1e-2)).edit(target, edits).patch
+def dense(target: LM) -> WeightPatch:
+    """Of full rank at two layers."""
+    return patch(target, "dense", 4)
 
 
-METHODS = {"rome": rome, "memit": memit, "ft": ft}
+PATCHES = {"ranks that differ": rank_one, "one rank": low_rank, "full rank": dense}
 
 
-def patched(target: LM, patch: WeightPatch) -> torch.Tensor:
-    patch.apply(target.model)
-    said = logits(target.model)
-    patch.revert(target.model)
-    return said
+def patched(target: LM, edit: WeightPatch) -> torch.Tensor:
+    edit.apply(target.model)
+    result = logits(target.model)
+    edit.revert(target.model)
+    return result
 
 
 def adapted(target: LM, folder: Path, *, merge: bool = False) -> torch.Tensor:
@@ -73,18 +60,18 @@ def adapted(target: LM, folder: Path, *, merge: bool = False) -> torch.Tensor:
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize(
-    ("name", "family"), [*product(METHODS, FAMILIES), ("ft", "t5"), ("memit", "gemma2")]
+    ("name", "family"), [*product(PATCHES, FAMILIES), ("full rank", "t5"), ("one rank", "gemma2")]
 )
 def test_peft_says_what_the_patched_model_says(
     name: str, family: str, merge: bool, tmp_path: Path
 ) -> None:
     target = lm(family)
-    patch = METHODS[name](target, EDITS)
+    edit = PATCHES[name](target)
     before = Snapshot(target.model)
-    made = export_lora(patch, tmp_path / "adapter")
+    made = export_lora(edit, tmp_path / "adapter")
     assert before.differences(target.model) == []
-    assert set(made.errors) == set(patch.entries)
-    wanted = patched(target, patch)
+    assert set(made.errors) == set(edit.entries)
+    wanted = patched(target, edit)
     said = adapted(target, made.folder, merge=merge)
     assert (wanted - logits(target.model)).abs().max() > 1e-2
     tolerance = 5e-4 if family == "t5" else 1e-5  # the tiny T5's logits reach 16
@@ -93,30 +80,30 @@ def test_peft_says_what_the_patched_model_says(
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_rank_is_the_number_of_edits_and_nothing_is_lost(
+def test_the_rank_is_that_of_the_patch_and_nothing_is_lost(
     family: str, count: int, tmp_path: Path
 ) -> None:
     target = lm(family)
-    patch = memit(target, EDITS[:count])
-    made = export_lora(patch, tmp_path)
+    edit = low_rank(target, count)
+    made = export_lora(edit, tmp_path)
     assert made.rank == count
     assert set(made.errors.values()) == {0.0}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (count, count)
     assert config["fan_in_fan_out"] == (family == "gpt2")
-    for path in patch.entries:
-        assert torch.equal(added(tmp_path, path), patch.dense(path))
+    for path in edit.entries:
+        assert torch.equal(added(tmp_path, path), edit.dense(path))
     with pytest.raises(OutputError, match="is not an empty folder"):
-        export_lora(patch, tmp_path)
+        export_lora(edit, tmp_path)
 
 
 def test_matrices_of_unequal_rank_share_the_largest(tmp_path: Path) -> None:
     target = lm("llama")
-    patch = rome(target, EDITS)
-    made = export_lora(patch, tmp_path)
-    assert [sum(part.u.shape[1] for part in parts) for parts in patch.entries.values()] == [1, 2]
+    edit = rank_one(target)
+    made = export_lora(edit, tmp_path)
+    assert [sum(part.u.shape[1] for part in parts) for parts in edit.entries.values()] == [1, 2]
     assert made.rank == 2
-    torch.testing.assert_close(adapted(target, tmp_path), patched(target, patch), rtol=0, atol=1e-5)
+    torch.testing.assert_close(adapted(target, tmp_path), patched(target, edit), rtol=0, atol=1e-5)
 
 
 def added(folder: Path, path: str) -> torch.Tensor:
@@ -132,11 +119,11 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
     family: str, rank: int, tmp_path: Path
 ) -> None:
     target = lm(family)
-    patch = ft(target, EDITS)
-    made = export_lora(patch, tmp_path, rank=rank)
+    edit = dense(target)
+    made = export_lora(edit, tmp_path, rank=rank)
     assert made.rank == rank
     for path, error in made.errors.items():
-        whole = patch.dense(path).double()
+        whole = edit.dense(path).double()
         kept = added(tmp_path, path).double()
         true = float((whole - kept).norm() / whole.norm())
         spectrum = torch.linalg.svdvals(whole)
@@ -145,23 +132,23 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
         assert error == pytest.approx(best, rel=1e-4)
         assert 0.01 < error < 1
     cut = WeightPatch(
-        {path: (Dense(added(tmp_path, path)),) for path in patch.entries},
-        patch.info,
-        in_out=patch.in_out,
+        {path: (Dense(added(tmp_path, path)),) for path in edit.entries},
+        edit.info,
+        in_out=edit.in_out,
     )
     torch.testing.assert_close(adapted(target, tmp_path), patched(target, cut), rtol=0, atol=1e-5)
 
 
 def test_a_dense_patch_of_full_rank_loses_nothing(tmp_path: Path) -> None:
-    made = export_lora(ft(lm("llama"), EDITS), tmp_path)
+    made = export_lora(dense(lm("llama")), tmp_path)
     assert made.rank == 32  # the default is more than the width allows
     assert max(made.errors.values()) < 1e-6
 
 
 def test_dense_and_low_rank_parts_of_one_matrix_are_added(tmp_path: Path) -> None:
     target = lm("gpt2")
-    low, dense = rome(target, EDITS[:1]), ft(target, EDITS)
-    both = merge([low, dense])
+    low = rank_one(target, 1)
+    both = merge([low, dense(target)])
     (path,) = low.entries
     assert {type(part) for part in both.entries[path]} == {LowRank, Dense}
     made = export_lora(both, tmp_path)
@@ -173,8 +160,8 @@ def test_only_the_edited_layers_are_adapted(tmp_path: Path) -> None:
     import peft
 
     target = lm("gpt2")
-    patch = rome(target, EDITS[:1])
-    export_lora(patch, tmp_path)
+    edit = rank_one(target, 1)
+    export_lora(edit, tmp_path)
     model = peft.PeftModel.from_pretrained(copy.deepcopy(target.model), tmp_path)
     kind = peft.tuners.lora.LoraLayer
     layers = [name for name, module in model.named_modules() if isinstance(module, kind)]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -222,6 +224,12 @@ def test_an_edit_that_fails_in_any_pass_changes_nothing(
         passes_until_failure(setting, place, call, make_method)
 
 
+def modules_of(kind: type[Method], function: str) -> list[ModuleType]:
+    """The modules of a method and of the classes it inherits from that have such a function."""
+    modules = {name: import_module(name) for name in (base.__module__ for base in kind.__mro__)}
+    return [module for module in modules.values() if function in vars(module)]
+
+
 @pytest.mark.parametrize(
     ("name", "function", "call"), [(case.name, *phase) for case in CASES for phase in case.phases]
 )
@@ -232,22 +240,26 @@ def test_an_edit_that_fails_in_any_phase_changes_nothing(
     make_method: Maker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = METHODS.get(name).__module__
-    original = vars(import_module(module))[function]
     calls = 0
 
-    def interrupted(*args: object, **more: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Interrupt
-        return original(*args, **more)
+    def interrupted(original: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **more: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Interrupt
+            return original(*args, **more)
+
+        return counted
 
     target = lm("gpt2")
     method = make_method(name, target, "gpt2")
     unsettle(target.model)
     before = Snapshot(target.model)
-    monkeypatch.setattr(f"{module}.{function}", interrupted)
+    modules = modules_of(METHODS.get(name), function)
+    assert modules
+    for module in modules:
+        monkeypatch.setattr(module, function, interrupted(vars(module)[function]))
     with pytest.raises(Interrupt):
         edit_with(method, target, batch_of(name))
     assert before.differences(target.model) == []

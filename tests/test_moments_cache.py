@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,11 @@ from easyeditor.methods.memit import MEMIT
 from easyeditor.methods.rome import ROME
 from easyeditor.second_moments import (
     Moments,
-    _Shelf,
+    _CacheFiles,
     accumulate,
     cache_file,
     checkpoint,
+    cost,
     digest_of,
     moments,
     running_sum,
@@ -48,9 +50,9 @@ def text(tmp_path: Path) -> str:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every batch, and small batches."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
-    monkeypatch.setattr(checkpoint, "SELDOM", 0.0)
-    monkeypatch.setattr(accumulate, "BUDGET", 32)
+    monkeypatch.setattr(checkpoint, "MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "MIN_INTERVAL_WRITES", 0.0)
+    monkeypatch.setattr(accumulate, "TOKENS_PER_PASS", 32)
 
 
 def files(folder: Path) -> list[str]:
@@ -86,7 +88,7 @@ def interrupted(target: LM, at: int, folder: Path, **settings: object) -> None:
 def test_a_collection_goes_on_with_the_same_bits(
     fold: int, tokens: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_sum, "FOLD", fold)
+    monkeypatch.setattr(running_sum, "MAX_FLOAT32_TOKENS", fold)
     settings = {"source": text, "tokens": tokens}
     straight = lm("llama")
     passes = failing_at(straight.blocks[0], 0)
@@ -144,7 +146,7 @@ def test_a_checkpoint_that_cannot_be_read_is_ignored(
     with caplog.at_level(logging.WARNING):
         found = moments(target, LAYERS, directory=folder, **settings)
     assert "half-collected second moments" in caplog.text
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert same(found, whole)
     assert files(folder) == ["0.safetensors", "2.safetensors"]
 
@@ -161,7 +163,7 @@ def test_other_layers_start_from_the_beginning(text: str, tmp_path: Path) -> Non
 def test_a_short_collection_pays_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accumulate, "BUDGET", 32)
+    monkeypatch.setattr(accumulate, "TOKENS_PER_PASS", 32)
     interrupted(lm("llama"), 4, tmp_path / "kept", source=text, tokens=ALL)
     assert not (tmp_path / "kept").exists()
 
@@ -180,10 +182,10 @@ def test_checkpoints_are_as_seldom_as_they_are_slow(
 
     monkeypatch.setattr(checkpoint, "write_cache_file", write)
     own = checkpoint.Checkpoint(tmp_path / "half.safetensors")
-    state = running_sum.Sums([2], [torch.device("cpu")])
+    state = running_sum.RunningSums([2], [torch.device("cpu")])
     for second in range(0, 600, 5):
         now = max(now, float(second))
-        own.keep(state, checkpoint.Place())
+        own.write_if_due(state, checkpoint.TextPosition())
     assert written == [60, 270, 480]  # 60 s, then 20 × 10 s after each
 
 
@@ -204,15 +206,15 @@ def test_a_collection_that_was_killed_between_two_files_goes_on(
 ) -> None:
     settings, folder = {"source": text, "tokens": ALL}, tmp_path / "kept"
     whole = moments(lm("llama"), LAYERS, directory=tmp_path / "whole", **settings)
-    true, written = _Shelf.store, []
+    true, written = _CacheFiles.store, []
 
-    def store(self: _Shelf, layer: int, made: Moments) -> Moments:
+    def store(self: _CacheFiles, layer: int, made: Moments) -> Moments:
         if written:
             raise Interrupt
         written.append(layer)
         return true(self, layer, made)
 
-    monkeypatch.setattr(_Shelf, "store", store)
+    monkeypatch.setattr(_CacheFiles, "store", store)
     with pytest.raises(Interrupt):
         moments(lm("llama"), LAYERS, directory=folder, **settings)
     monkeypatch.undo()
@@ -243,10 +245,81 @@ def test_a_sampling_goes_on_with_the_same_text(tmp_path: Path) -> None:
     resumed = lm("llama")
     passes = failing_at(resumed.blocks[0], 0)
     assert same(moments(resumed, LAYERS, directory=folder, **settings), whole)
-    key = ("self-sampled", 60, 3)
-    assert resumed.memo[key] == straight.memo[key]
-    groups_left = -(-len(straight.memo[key]) // 2) - 2
+    text = self_sampled.TEXTS(straight)[60, 3]
+    assert self_sampled.TEXTS(resumed)[60, 3] == text
+    groups_left = -(-len(text) // 2) - 2
     assert passes() == 5 * groups_left + 1
+
+
+@pytest.mark.usefixtures("groups")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2"])
+def test_a_sampling_goes_on_within_a_group_with_the_same_bits(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_sampled, "SAVE_SECONDS", 0.0)
+    settings = {"source": "self", "tokens": 60, "seed": 3}
+    straight, resumed = lm(family), lm(family)
+    whole = moments(straight, LAYERS[:1], directory=tmp_path / "whole", **settings)
+    folder = tmp_path / "kept"
+    for steps in (3, 7):  # the second time it fails in the next group
+        failing_at(resumed.blocks[0], steps)
+        with pytest.raises(Interrupt):
+            moments(resumed, LAYERS[:1], directory=folder, **settings)
+        resumed = lm(family)
+    (file,) = folder.iterdir()
+    stored = load_file(file)
+    assert (len(stored["lengths"]), stored["steps"].shape) == (2, (1, 2))
+    assert same(moments(resumed, LAYERS[:1], directory=folder, **settings), whole)
+    text = self_sampled.TEXTS(straight)[60, 3]
+    assert self_sampled.TEXTS(resumed)[60, 3] == text
+
+
+@pytest.mark.usefixtures("groups")
+def test_a_process_killed_while_it_samples_goes_on(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "kept", {"source": "self", "tokens": 40}
+    child = Path(__file__).with_name("moments_child.py")
+    done = subprocess.run([sys.executable, child, "self", folder, "8", "40"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (file,) = folder.iterdir()
+    stored = load_file(file)
+    assert (len(stored["lengths"]), stored["steps"].shape) == (2, (2, 2))
+    resumed, straight = lm("llama"), lm("llama")
+    drawn: list[int] = []
+    real = torch.multinomial
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "multinomial", lambda *a, **m: drawn.append(1) or real(*a, **m))
+        found = moments(resumed, LAYERS, directory=folder, **settings)
+    groups_left = -(-len(self_sampled.TEXTS(resumed)[40, 0]) // 2) - 1
+    assert len(drawn) == 5 * groups_left - 2  # what was drawn is only read again
+    assert same(found, moments(straight, LAYERS, directory=tmp_path / "whole", **settings))
+    assert self_sampled.TEXTS(resumed)[40, 0] == self_sampled.TEXTS(straight)[40, 0]
+
+
+def test_a_large_vocabulary_says_what_it_costs_and_what_is_cheaper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(self_sampled, "ROWS", 1)
+    monkeypatch.setattr(self_sampled, "LENGTH", 3)
+    model = tiny.model("llama")
+    model.resize_token_embeddings(262_144, mean_resizing=False)
+    target = LM(model, tiny.tokenizer())
+    settings = {"source": "self", "tokens": 5, "directory": tmp_path}
+    with caplog.at_level(logging.WARNING):
+        moments(lm("llama"), [0], **settings)
+    assert caplog.text == ""  # what is quick announces nothing
+    monkeypatch.setattr(cost, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "LONG_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING):
+        moments(target, [0], **settings)
+    sampling, reading = (record.message for record in caplog.records)
+    assert "Sampling 5 tokens" in sampling
+    assert "vocabulary: 262144" in sampling
+    assert "1 of 5 tokens in" in sampling
+    assert re.search(r"memory so far: [1-9]\d+ MB", sampling)
+    assert "mom2_dataset='FILE.txt'" in sampling
+    assert "--dataset FILE.txt" in sampling
+    assert "Reading 5 tokens up to layer 0" in reading
+    assert "mom2_n_tokens=N" in reading
 
 
 def test_a_text_is_sampled_once_for_all_processes(tmp_path: Path) -> None:
@@ -346,7 +419,7 @@ def test_preparing_factors_and_an_edit_does_not(
     target, made = lm("llama"), method()
     made.initial_state(target)
     assert len(factored) == len(factor_files(tmp_path)) > 0
-    assert not made._factors._factors
+    assert not made._metrics._metrics
     factored.clear()
     made.edit(target, EDITS[:1])
     assert factored == []
@@ -419,7 +492,7 @@ def test_a_damaged_moment_is_collected_again_with_a_warning(
         stated = {k: v for k, v in info.items() if k != "digest" or not damage.startswith("no")}
         save_file({"moment": torch.full_like(moment, value)}, path, metadata=stated)
     assert equal(patch_of(method), first)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     assert all(digest_of(moment) == info["digest"] for _, moment, info in kept_moments(tmp_path))
 
 

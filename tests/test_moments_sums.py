@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from easyeditor.second_moments import running_sum as module
-from easyeditor.second_moments.running_sum import Sums, add_products, strips, whole
+from easyeditor.second_moments.running_sum import RunningSums, add_products, strips, whole
 from support import same_bits
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ def keys(tokens: int, d_in: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("d_in", [1, 4, 10, 16])
 def test_the_strips_are_the_full_product(d_in: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EDGE", 4)
+    monkeypatch.setattr(module, "STRIP_ROWS", 4)
     total, wanted = strips(d_in), torch.zeros(d_in, d_in, dtype=torch.float64)
     for seed in range(3):
         own = keys(20, d_in, seed)
@@ -30,9 +30,9 @@ def test_the_strips_are_the_full_product(d_in: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_lies_left_of_the_strips_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EDGE", 4)
+    monkeypatch.setattr(module, "STRIP_ROWS", 4)
     assert [tuple(strip.shape) for strip in strips(10)] == [(4, 10), (4, 6), (2, 2)]
-    sums = Sums([10], [CPU])
+    sums = RunningSums([10], [CPU])
     sums.add([keys(20, 10)])
     assert sum(t.numel() for t in sums.state()[0].values()) == 68
 
@@ -44,8 +44,8 @@ def test_a_narrow_layer_is_one_plain_product() -> None:
 
 
 def ones_after_a_large_one(fold: int, monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(module, "FOLD", fold)
-    sums = Sums([1], [CPU])
+    monkeypatch.setattr(module, "MAX_FLOAT32_TOKENS", fold)
+    sums = RunningSums([1], [CPU])
     sums.add([torch.tensor([[4096.0]])])  # its square is 2²⁴: in float32, one more is no more
     for _ in range(999):
         sums.add([torch.tensor([[1.0]])])
@@ -62,14 +62,14 @@ def test_many_tokens_lose_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_go_on_from_their_state_with_the_same_bits(
     fold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FOLD", fold)
-    whole, first = Sums([8, 4], [CPU, CPU]), Sums([8, 4], [CPU, CPU])
+    monkeypatch.setattr(module, "MAX_FLOAT32_TOKENS", fold)
+    whole, first = RunningSums([8, 4], [CPU, CPU]), RunningSums([8, 4], [CPU, CPU])
     for seed in range(6):
         whole.add([keys(20, 8, seed), keys(20, 4, seed)])
     for seed in range(3):
         first.add([keys(20, 8, seed), keys(20, 4, seed)])
     tensors, numbers = first.state()
-    second = Sums([8, 4], [CPU, CPU])
+    second = RunningSums([8, 4], [CPU, CPU])
     second.restore({name: t.clone() for name, t in tensors.items()}, numbers)
     for seed in range(3, 6):
         second.add([keys(20, 8, seed), keys(20, 4, seed)])
@@ -81,9 +81,9 @@ def test_sums_go_on_from_their_state_with_the_same_bits(
 
 @pytest.mark.parametrize("fold", [30, 1000])
 def test_the_last_mean_gives_the_sums_back(fold: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FOLD", fold)
-    monkeypatch.setattr(module, "EDGE", 4)
-    sums = Sums([10, 6], [CPU, CPU])
+    monkeypatch.setattr(module, "MAX_FLOAT32_TOKENS", fold)
+    monkeypatch.setattr(module, "STRIP_ROWS", 4)
+    sums = RunningSums([10, 6], [CPU, CPU])
     for seed in range(3):
         sums.add([keys(20, 10, seed), keys(20, 6, seed)])
     first = sums.mean(0)
@@ -95,7 +95,7 @@ def test_the_last_mean_gives_the_sums_back(fold: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("wrong", ["narrower", "another precision", "fewer layers", "no numbers"])
 def test_a_state_of_other_sums_is_refused(wrong: str) -> None:
-    sums = Sums([4, 4], [CPU, CPU])
+    sums = RunningSums([4, 4], [CPU, CPU])
     sums.add([keys(9, 4), keys(9, 4)])
     before = sums.mean(0)
     tensors, numbers = sums.state()
@@ -119,7 +119,7 @@ def test_torchs_defaults_change_nothing() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            sums = Sums([6], [CPU])
+            sums = RunningSums([6], [CPU])
             sums.add([own])
             found = sums.mean(0)
     finally:

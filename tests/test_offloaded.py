@@ -14,40 +14,29 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tiny
+from cases import WRITING
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
-from easyeditor.evaluate.change import sizes
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
 from easyeditor.lm.inference import generate
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.weights import weight_handle, whole_state
-from easyeditor.methods import METHODS
-from easyeditor.methods.base import Method
+from easyeditor.patches.adapter import AddVector
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.lora import export_lora
+from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.norms import change_norms
 from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.patches.weight_sum import WeightSum
 from support import EDITS, logits, same_bits
+from synthetic import info, some_patch
 
-LOCATE = {"v_num_grad_steps": 3, "context_template_length_params": ((2, 2),), "mom2_n_tokens": 200}
-SETTINGS: dict[str, dict[str, object]] = {
-    "ROME": {"layers": [1], **LOCATE},
-    "MEMIT": {"layers": [0, 1], **LOCATE},
-    "FT": {"layers": [1], "num_steps": 3, "lr": 5e-3},
-    "KN": {"layers": [1], "steps": 3},
-}
 PATHS = {
     "llama": "model.layers.{}.mlp.down_proj.weight",
     "gpt2": "transformer.h.{}.mlp.c_proj.weight",
 }
-
-
-def method(name: str, stats_dir: str, **more: object) -> Method:
-    kind = METHODS.get(name)
-    more |= {"stats_dir": stats_dir} if name in {"ROME", "MEMIT"} else {}
-    return kind(kind.hyperparams_class(**SETTINGS[name], **more))
 
 
 def offload(model: PreTrainedModel, where: str, folder: Path) -> PreTrainedModel:
@@ -86,27 +75,15 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in sorted(folder.iterdir())}
 
 
-def some_patch(lm: LM, layer: int, seed: int = 0) -> WeightPatch:
-    """A rank-one change that no method made."""
-    made = METHODS.get("FT")(FTHyperParams(layers=[layer], num_steps=1))
-    info = made.edit(lm, EDITS[:1]).patch.info
-    p = lm.projection(layer)
-    draw = torch.Generator().manual_seed(seed)
-    part = LowRank(
-        torch.randn(p.d_in, 1, generator=draw), torch.randn(1, p.d_out, generator=draw) / 8
-    )
-    return WeightPatch({p.path: (part,)}, info)
-
-
-@pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN"])
+@pytest.mark.parametrize("name", WRITING)
 @pytest.mark.parametrize("where", ["disk", "cpu"])
-def test_an_edit_is_the_plain_models(name, where, tmp_path, stats_dir):
+def test_an_edit_is_the_plain_models(name, where, make_method, tmp_path):
     plain = LM(tiny.model("llama"), tiny.tokenizer())
     lm = LM(offload(tiny.model("llama"), where, tmp_path), tiny.tokenizer())
     assert all(p.is_meta for p in lm.model.parameters())
     before, files_before, maps_before = weights(lm.model), files(tmp_path), maps(lm.model)
-    wanted = method(name, stats_dir).edit(plain, EDITS[:1]).patch
-    patch = method(name, stats_dir).edit(lm, EDITS[:1]).patch
+    wanted = make_method(name, plain, "llama").edit(plain, EDITS[:1]).patch
+    patch = make_method(name, lm, "llama").edit(lm, EDITS[:1]).patch
     for path in wanted.entries:
         assert same_bits(patch.dense(path), wanted.dense(path))
         assert patch.dense(path).abs().max() > 0
@@ -116,6 +93,29 @@ def test_an_edit_is_the_plain_models(name, where, tmp_path, stats_dir):
     wanted.apply(plain.model)  # and a patch of the plain model fits the offloaded one
     wanted.apply(lm.model)
     assert same_bits(logits(lm.model), logits(plain.model))
+    assert files(tmp_path) == files_before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_adapters_act_on_offloaded_modules(where, family, tmp_path):
+    plain = LM(tiny.model(family), tiny.tokenizer())
+    lm = LM(offload(tiny.model(family), where, tmp_path), tiny.tokenizer())
+    clean, maps_before, files_before = logits(lm.model), maps(lm.model), files(tmp_path)
+    vector = torch.randn(plain.projection(1).d_out, generator=torch.Generator().manual_seed(0))
+    site = plain.projection(1).path.removesuffix(".weight")
+    steering = ModulePatch({site: (AddVector(vector * 20, True),)}, info(plain))
+    low = some_patch(plain, 1)
+    for patch in (steering, low):  # beside a weight of the same module
+        patch.apply(plain.model)
+        patch.apply(lm.model)
+    assert same_bits(logits(lm.model), logits(plain.model))
+    prompts = [edit.prompt for edit in EDITS]
+    assert generate(lm, prompts, 4) == generate(plain, prompts, 4)
+    for patch in (steering, low):
+        patch.revert(lm.model)
+    assert same_bits(logits(lm.model), clean)
+    assert [id(m) for m in maps(lm.model)] == [id(m) for m in maps_before]
     assert files(tmp_path) == files_before
 
 
@@ -178,10 +178,10 @@ def test_whoever_reads_a_weight_reads_the_real_one(tmp_path):
     assert lm.device == torch.device("cpu")
     assert same_bits(lm.projection(1).weight, plain.projection(1).weight)
     patch = some_patch(lm, 1)
-    assert sizes(lm, patch) == sizes(plain, patch)
+    assert change_norms(lm, patch) == change_norms(plain, patch)
     patch.apply(lm.model)
     assert fingerprint(lm.model) == fingerprint(plain.model)
-    assert sizes(lm, patch) == sizes(plain, patch)
+    assert change_norms(lm, patch) == change_norms(plain, patch)
     assert export_lora(patch, tmp_path / "adapter").errors == {next(iter(patch.entries)): 0.0}
     assert model_bytes(lm) == model_bytes(plain)
     state, wanted = whole_state(lm.model), plain.model.state_dict()

@@ -6,6 +6,8 @@ class of model and in two precisions.
 
 from __future__ import annotations
 
+import copy
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -13,72 +15,23 @@ from typing import Any
 import pytest
 import torch
 
-from easyeditor import LM, Edit, load_patch, save_patch
+from easyeditor import LM, load_patch, save_patch
 from easyeditor.errors import PatchMismatchError, PatchStateError
-from easyeditor.hyperparams import HyperParams
+from easyeditor.lm.originals import originals_of
+from easyeditor.patches.adapter import AddVector
+from easyeditor.patches.batched import applied_per_row
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.parts import Dense, LowRank, Rows, WeightPart, stored_transposed
-from easyeditor.patches.patch import PatchInfo, merge
+from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.parts import Dense, LowRank, part_of, stored_transposed
+from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, collapse, is_patched, stack_of, without_patches
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.patches.weight_sum import FEW
-from support import Snapshot, lm, same_bits, shared_lm
+from support import Snapshot, lm, logits, same_bits, shared_lm
+from synthetic import KINDS, differing, info, patch, weights
+from tiers import STRUCTURAL
 
-FAMILIES = ["llama", "gpt2", "opt", "bloom", "gemma2", "mistral", "gptj", "t5"]
-KINDS = ["low", "dense", "rows", "two parts", "high rank", "vector"]
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def info(target: LM, name: str = "synthetic") -> PatchInfo:
-    edit = Edit("The Eiffel Tower is in", "Rome", subject="The Eiffel Tower")
-    return PatchInfo.of(target, name, [edit], HyperParams(), {"search": 0.5})
-
-
-def draw(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator) * 0.05
-
-
-def parts(kind: str, shape: tuple[int, int], generator: torch.Generator) -> tuple[WeightPart, ...]:
-    d_in, d_out = shape
-    low = LowRank(draw((d_in, 1), generator), draw((1, d_out), generator))
-    if kind == "low":
-        return (low,)
-    if kind == "dense":
-        return (Dense(draw(shape, generator)),)
-    if kind == "rows":
-        index = torch.randperm(d_in, generator=generator)[:3]
-        return (Rows(index, draw((3, d_out), generator), d_in),)
-    if kind == "two parts":
-        return low, Dense(draw(shape, generator))
-    rank = max(shape) + 2
-    return (LowRank(draw((d_in, rank), generator), draw((rank, d_out), generator)),)
-
-
-def vector_path(target: LM) -> str:
-    """A bias or a norm's scale."""
-    return next(name for name, p in target.model.named_parameters() if p.dim() == 1)
-
-
-def patch(target: LM, kind: str, seed: int, layers: tuple[int, ...] = (0, 1)) -> WeightPatch:
-    """A random patch on the down-projections of some layers, or on one vector."""
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "vector":
-        path = vector_path(target)
-        shape = tuple(target.model.get_parameter(path).shape)
-        return WeightPatch({path: (Dense(draw(shape, generator)),)}, info(target))
-    entries = {}
-    for layer in layers:
-        p = target.projection(layer)
-        entries[p.path] = parts(kind, (p.d_in, p.d_out), generator)
-    return WeightPatch(entries, info(target))
-
-
-def weights(target: LM) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in target.model.named_parameters()}
-
-
-def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in one if not same_bits(one[name], other[name])]
 
 
 # -- one patch --------------------------------------------------------------------------------
@@ -86,7 +39,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STRUCTURAL)
 def test_a_patch_is_one_rounded_sum_and_is_undone_exactly(
     family: str, kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -242,6 +195,49 @@ def test_the_stack_may_be_changed_inside() -> None:
     assert differing(weights(target), weights(fresh)) == []
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_patch_may_be_undone_inside_its_own_block(count: int) -> None:
+    target = lm("llama")
+    others = [patch(target, "low", seed) for seed in range(count)]
+    for one in others:
+        one.apply(target.model)
+    before, short = weights(target), patch(target, "dense", 9)
+    with applied(target.model, short):
+        short.revert(target.model)
+        assert differing(before, weights(target)) == []
+    assert stack_of(target.model).patches == tuple(others)
+    assert differing(before, weights(target)) == []
+
+
+def test_what_a_change_replaced_is_not_stored_once_it_is_done() -> None:
+    target = lm("llama")
+    one, two = patch(target, "low", 0), patch(target, "dense", 1)
+    for step in (one.apply, two.apply, one.revert, one.apply, two.revert, one.revert):
+        step(target.model)
+        assert originals_of(target.model).journal.weights == {}
+    with applied(target.model, one):
+        pass
+    assert originals_of(target.model).journal.weights == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_parts_in_half_precision_are_float32_before_they_are_added(dtype: torch.dtype) -> None:
+    one, other = lm("llama"), lm("llama")
+    path = one.projection(0).path
+    halves = [
+        {name: getattr(part, name).to(dtype) for name in part.fields}
+        for kind in ("low", "dense")
+        for part in patch(one, kind, 2, (0,)).entries[path]
+    ]
+    parts = tuple(part_of(fields) for fields in halves)
+    assert all(getattr(part, name).dtype == torch.float32 for part in parts for name in part.fields)
+    WeightPatch({path: parts}, info(one)).apply(one.model)
+    wide = (LowRank(**{k: t.float() for k, t in halves[0].items()}),)
+    wide += (Dense(**{k: t.float() for k, t in halves[1].items()}),)
+    WeightPatch({path: wide}, info(other)).apply(other.model)
+    assert differing(weights(one), weights(other)) == []
+
+
 def test_the_generation_grows_with_every_change() -> None:
     target = lm("llama")
     one, seen = patch(target, "low", 0), []
@@ -330,3 +326,57 @@ def test_a_patch_is_short_to_print() -> None:
     one = patch(target, "low", 0)
     assert repr(one) == "<WeightPatch of synthetic: 1 edit>"
     assert len(repr(one.info)) < 300
+
+
+def test_patches_that_are_undone_are_let_go() -> None:
+    """Also by the sums of other weights, which they had never changed."""
+    target = lm("llama")
+    others = [patch(target, "low", seed, (0,)) for seed in range(2 * FEW)]
+    for each in others:
+        each.apply(target.model)
+    last = patch(target, "low", 0, (1,))
+    last.apply(target.model)
+    for each in others:
+        each.revert(target.model)
+    (edited,) = originals_of(target.model).edited.values()
+    assert list(edited.change.patches) == [last]
+    names = {id(each) for each in others}
+    del others, each
+    gc.collect()
+    alive = [item for item in gc.get_objects() if type(item) is WeightPatch]
+    assert not names & {id(item) for item in alive}
+
+
+@pytest.mark.parametrize("kind", ["weights", "adapter", "weights per row", "adapter per row"])
+def test_a_deep_copy_of_an_edited_model_can_undo(kind: str) -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    down = target.projection(1)
+    change: Any = patch(target, "low", 0, (1,))
+    if kind.startswith("adapter"):
+        vector = AddVector(torch.ones(down.d_out))
+        change = ModulePatch({down.path.removesuffix(".weight"): (vector,)}, info(target))
+    plain = logits(target.model)
+    if kind.endswith("per row"):
+        with applied_per_row(target, [change, None]):
+            twin = copy.deepcopy(target.model)
+            index = torch.tensor([0, 1])
+            batch = target.pad([(5, 6, 7)] * 2)
+            expected = target.call(batch, patch_of_row=index.tolist()).logits
+            copied = LM(twin, target.tokenizer)
+            assert same_bits(copied.call(batch, patch_of_row=index.tolist()).logits, expected)
+        assert before.differences(target.model) == []
+        again = target.call(batch, patch_of_row=index.tolist()).logits
+        assert same_bits(again[0], again[1])
+        assert same_bits(copied.call(batch, patch_of_row=index.tolist()).logits, expected)
+        assert not same_bits(expected[0], expected[1])
+        return
+    change.apply(target.model)
+    edited = logits(target.model)
+    twin = copy.deepcopy(target.model)
+    assert same_bits(logits(twin), edited)
+    change.revert(twin)
+    assert same_bits(logits(twin), plain)
+    assert same_bits(logits(target.model), edited)
+    change.revert(target.model)
+    assert before.differences(target.model) == []

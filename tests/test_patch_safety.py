@@ -32,7 +32,7 @@ from easyeditor.patches.stack import applied, is_patched, stack_of, without_patc
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.patches.weight_sum import FEW
 from support import EDITS, Snapshot, lm, unsettle
-from test_patch_algebra import differing, info, patch, weights
+from synthetic import differing, info, patch, weights
 
 DATA = Path(__file__).parent / "data"
 WATCHED = tuple(
@@ -297,6 +297,8 @@ def test_a_file_of_format_1_has_the_bits_it_had(family: str, digest: str) -> Non
     assert (old.info.method, old.info.edits[0].target) == ("ROME", "Rome")
     assert old.in_out == (frozenset(old.entries) if family == "gpt2" else frozenset())
     old.apply(target.model)
+    with pytest.raises(PatchStateError, match="same file"):
+        load_patch(DATA / f"format1_{family}.safetensors").apply(target.model)
     paths = sorted(old.entries)
     bits = b"".join(target.model.get_parameter(p).detach().numpy().tobytes() for p in paths)
     assert hashlib.sha256(bits).hexdigest() == digest

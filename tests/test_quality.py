@@ -1,7 +1,9 @@
 """Edits of the real embedded model, on facts it knows, written by us (``facts.json``).
 
 The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
-processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails.
+processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails. The
+fast tier edits six facts, which tells whether an edit takes; how well is asked of forty in the slow
+one.
 """
 
 import json
@@ -54,20 +56,24 @@ def one_at_a_time(method, facts):
     return editor(method).edit_cases(cases, keep_original_weight=True, verbose=False)
 
 
-def test_one_fact_at_a_time():
-    check(one_at_a_time("ROME", FACTS[::3][:12]), rephrase=0.65, locality=0.9)
-
-
-def test_forty_facts_in_one_batch():
-    cases = [case_of(fact) for fact in FACTS]
-    result = editor("MEMIT").edit_cases(
+def in_one_batch(method, facts):
+    cases = [case_of(fact) for fact in facts]
+    return editor(method).edit_cases(
         cases, keep_original_weight=True, verbose=False, batch=True, evaluate_when="end"
     )
-    check(result, rephrase=0.78, locality=0.83)
 
 
-def test_fine_tuning_one_fact_at_a_time():
-    check(one_at_a_time("FT", FACTS[::5]), rephrase=0.3, locality=0.3)
+def test_two_facts_one_at_a_time():
+    check(one_at_a_time("ROME", FACTS[::20]), rephrase=0.5, locality=0.75)
+
+
+def test_four_facts_in_one_batch():
+    check(in_one_batch("MEMIT", FACTS[::10]), rephrase=0.6, locality=0.75)
+
+
+@pytest.mark.slow
+def test_forty_facts_in_one_batch():
+    check(in_one_batch("MEMIT", FACTS), rephrase=0.78, locality=0.83)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.pytorch_utils import Conv1D
 
 import tiny
+from cases import BY_NAME, WRITING
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.errors import (
@@ -30,7 +31,7 @@ from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 from support import EDITS, Snapshot, logits, logprobs, same_bits
-from test_offloaded import method, some_patch
+from synthetic import some_patch
 
 SCHEMES = ("8bit", "4bit")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # 4 bits come in blocks of 64
@@ -78,15 +79,18 @@ def unquantized(lm: LM, folder: Path) -> LM:
     return plain
 
 
-@pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "KN"])
+@pytest.mark.parametrize("name", WRITING)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)
     clean, before = logits(lm.model), packed(lm.model)
     assert len(before) == 3 * 7
     snapshot = Snapshot(lm.model)
-    more = {"mom2_update_weight": 1} if name == "MEMIT" else {}
-    patch = method(name, stats_dir, **more).edit(lm, EDITS[:1]).patch
+    kind = METHODS.get(name)
+    fields = kind.hyperparams_class.model_fields
+    more = {"stats_dir": stats_dir, "mom2_update_weight": 1}  # of the text that is shipped
+    more = {key: value for key, value in more.items() if key in fields}
+    patch = kind(kind.hyperparams_class(**BY_NAME[name].quick, **more)).edit(lm, EDITS[:1]).patch
     assert snapshot.differences(lm.model) == []
     assert all(patch.dense(path).abs().max() > 0 for path in patch.entries)
     asked = [(EDITS[0].prompt, EDITS[0].target)]
@@ -99,7 +103,7 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
         exact = (reads[path].float() + patch.dense(path).T).to(lm.model.dtype)
         assert same_bits(layer.weight.data, exact)
     assert len(quantized_layers(lm.model)) == 3 * 7
-    if name != "KN":  # which on random weights moves anything
+    if BY_NAME[name].takes:
         assert sum(logprobs(lm, asked)[0]) > said + 0.1
     assert generate(lm, [EDITS[0].prompt], 3)[0]
     loaded = load_patch(save_patch(patch, tmp_path / "p.safetensors"))
@@ -111,7 +115,7 @@ def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_patch_is_that_of_the_unpacked_numbers(scheme, folders, stats_dir):
+def test_the_patch_is_that_of_the_unpacked_numbers(scheme, folders):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)
     plain = unquantized(lm, folders["llama"])
     site = Site(1, "down")
@@ -193,7 +197,7 @@ def test_copies_share_what_is_packed(scheme, folders):
     assert same_bits(logits(twin), clean)
 
 
-def test_a_model_quantized_by_its_owner_and_an_editor(folders, stats_dir, tmp_path):
+def test_a_model_quantized_by_its_owner_and_an_editor(folders, tmp_path):
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
     )

@@ -21,7 +21,9 @@ def commands():
     return [shlex.split(line, comments=True)[1:] for line in lines if "easyedit " in line]
 
 
-def test_the_commands_run_one_after_the_other(tmp_path):
+@pytest.fixture
+def typed(tmp_path):
+    """The commands as words, and the file they read; a benchmark of one case, no long texts."""
     record = json.loads(re.search(r"```json\n(.*?)```", README, re.S).group(1))
     (tmp_path / "facts.jsonl").write_text(json.dumps(record), encoding="utf-8")
     known = commands()
@@ -30,9 +32,28 @@ def test_the_commands_run_one_after_the_other(tmp_path):
         "hparams",
     ]  # fmt: skip
     for words in known:
-        if words[0] == "bench":  # one case, no long texts
-            words = ["1" if word == "50" else word for word in words]
+        if words[0] == "bench":
+            words[words.index("50")] = "1"
             words += ["--continuation-tokens", "0", "--heldout", "none"]
+    return known
+
+
+def test_the_commands_run_one_after_the_other(typed, script, tmp_path, monkeypatch):
+    """In this process; the benchmark and the second edit are of the slow tier."""
+    monkeypatch.chdir(tmp_path)
+    for words in typed:
+        if words[0] == "bench" or "memit" in words:
+            continue
+        done = script(*words)
+        assert done.code == 0, (words, done.out, done.err)
+        assert done.out
+    assert (tmp_path / "edited" / "model.safetensors").is_file()
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_a_process_of_its_own(typed, tmp_path):
+    for words in typed:
         command = [sys.executable, "-c", MAIN, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (words, done.stdout, done.stderr)

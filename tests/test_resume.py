@@ -15,6 +15,7 @@ from easyeditor.associative.microbatches import MicroBatch, micro_batches
 from easyeditor.associative.value_optimization import OptimizedValues, ValueOptions, optimize_values
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.partial import (
+    RESUMABLE,
     EditRow,
     FullForward,
     NotResumable,
@@ -76,7 +77,7 @@ def test_the_search_finds_the_same(family: str, site: Site) -> None:
     # Gemma's loss climbs here from 5.9 to 10.4 in a step, which turns float32's rounding into 1e-3.
     target = lm(family, torch.float64) if family == "gemma" else shared_lm(family)
     found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
-    assert target.memo["resumable", site, True, 0]
+    assert RESUMABLE(target)[site, True]
     plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     assert_same_search(found, plain)
@@ -283,7 +284,7 @@ def test_memory_changes_the_batches_and_no_result(
 
     def counted(*given: object) -> list[MicroBatch]:
         made = micro_batches(*given)
-        sizes.extend(len(batch.lines) for batch in made)
+        sizes.extend(len(batch.rows) for batch in made)
         return made
 
     monkeypatch.setattr(values, "micro_batches", counted)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import tiny
 from easyeditor import LM, Edit, Generate
@@ -109,6 +110,99 @@ def test_the_models_own_generate_goes_the_same_way(family: str) -> None:
     own.revert(target.model)
     assert "generate" not in vars(target.model)
     assert torch.equal(target.model.generate(**fed, do_sample=False), before)
+
+
+class Heard:
+    """A streamer."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"return_dict_in_generate": True},
+        {"max_length": 40},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [5 + row]},
+        {"streamer": True},
+        {"generation_config": GenerationConfig(max_new_tokens=4, return_dict_in_generate=True)},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_options_of_generate_do_what_they_do_without_a_route(options: dict[str, Any]) -> None:
+    """A row that goes elsewhere is continued as its other text is by the plain model."""
+    target, plain = lm("llama"), lm("llama")
+    patch(target, "Berlin").apply(target.model)
+    asked = ASKED[:1] if "streamer" in options else ASKED
+    rows = [target.text.row(text).ids for text in asked]
+    batch = target.pad(rows, left=True)
+    width = batch.ids.shape[1]
+    limit = {} if {"max_length", "generation_config"} & set(options) else {"max_new_tokens": 4}
+    heard = [Heard() for _ in range(2)]
+    given = {**options, "do_sample": False, **limit}
+    streamed = [{"streamer": each} if "streamer" in options else {} for each in heard]
+    out = target.model.generate(batch.ids, attention_mask=batch.mask, **{**given, **streamed[0]})
+    as_dict = not isinstance(out, torch.Tensor)
+    assert as_dict == any("return_dict" in str(value) for value in options.items())
+    result = (out.sequences if as_dict else out).split(options.get("num_return_sequences", 1))
+    for i, (text, found) in enumerate(zip(asked, result, strict=True)):
+        ids = torch.tensor([plain.text.row(FRONT + text if i == 0 else text).ids])
+        how = {**given, **streamed[1]}
+        if "max_length" in how:
+            how["max_new_tokens"] = how.pop("max_length") - width
+        if "prefix_allowed_tokens_fn" in how:
+            how["prefix_allowed_tokens_fn"] = lambda _row, _ids, i=i: [5 + i]
+        wanted = plain.model.generate(ids, **how)
+        wanted = (wanted.sequences if as_dict else wanted)[:, ids.shape[1] :]
+        assert torch.equal(found[:, :width], batch.ids[i].expand(len(found), -1))
+        assert torch.equal(found[:, width : width + wanted.shape[1]], wanted)
+    if "streamer" in options:
+        assert heard[0].tokens == result[0][0].tolist()
+        assert heard[0].ended == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"output_scores": True}, "output_scores was asked for"),
+        (
+            {"generation_config": GenerationConfig(output_logits=True)},
+            "output_logits was asked for",
+        ),
+        ({"inputs_embeds": torch.zeros(1, 2, 32)}, "inputs_embeds was given"),
+        ({"past_key_values": ()}, "past_key_values was given"),
+        ({"streamer": Heard()}, "a streamer was given with 2 prompts"),
+        ({"input_ids": None}, "no input_ids was given"),
+    ],
+)
+def test_what_a_routed_generate_cannot_do(options: dict[str, Any], why: str) -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    route = patch(target, "Berlin")
+    route.apply(target.model)
+    with pytest.raises(PatchStateError, match=f"{why}. Give the prompts as tokens"):
+        target.model.generate(**{"input_ids": torch.tensor([[5, 6], [7, 8]]), **options})
+    route.revert(target.model)
+    assert before.differences(target.model) == []
+
+
+def test_a_batch_without_a_mask_is_masked_as_usual() -> None:
+    target = lm("llama")
+    batch = target.pad([target.text.row(text).ids for text in ASKED], left=True)
+    patch(target, "Berlin").apply(target.model)
+    how = {"max_new_tokens": 4, "do_sample": False}
+    with_mask = target.model.generate(batch.ids, attention_mask=batch.mask, **how)
+    assert torch.equal(target.model.generate(inputs=batch.ids, **how), with_mask)
 
 
 def test_a_copy_is_routed_and_the_original_is_not() -> None:

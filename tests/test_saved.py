@@ -181,8 +181,8 @@ def test_micro_batches_are_equal_and_fit() -> None:
     lines = [line(0, 9, 2) for _ in range(21)]
     with target.at_rest():
         made = micro_batches(target, SITE, lines, COSTS, 900)
-    assert [len(batch.lines) for batch in made] == [10, 11]  # 42 are stored, a line steps with 75
-    assert max(COSTS.stepping(batch.lines) for batch in made) + COSTS.storing(lines) <= 900
+    assert [len(batch.rows) for batch in made] == [10, 11]  # 42 are stored, a line steps with 75
+    assert max(COSTS.stepping(batch.rows) for batch in made) + COSTS.storing(lines) <= 900
 
 
 def test_edits_of_like_length_are_searched_together() -> None:

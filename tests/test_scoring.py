@@ -20,7 +20,7 @@ from easyeditor.lm.forward.batching import (
     batches_by_length,
     scored_sequences,
 )
-from easyeditor.lm.inference import generate, score
+from easyeditor.lm.inference import continue_all, generate, score
 from easyeditor.lm.tokens import Row
 from support import argmaxes, logprobs, shared_lm
 
@@ -335,7 +335,8 @@ def test_continuations_follow_their_seed():
 
 def test_the_most_probable_is_what_is_left_of_one_choice():
     lm = shared_lm("gpt2")
-    assert sampling.continuations(lm, PROMPTS, 8, top_k=1) == generate(lm, PROMPTS, 8)
+    replies = sampling.continuations(lm, PROMPTS, 8, top_k=1)
+    assert [reply.text for reply in replies] == generate(lm, PROMPTS, 8)
 
 
 def test_continuations_are_drawn_from_the_best_five():
@@ -353,7 +354,26 @@ def test_continuations_are_drawn_from_the_best_five():
         made = ids[len(start) :]
         made = made[: made.index(2)] if 2 in made else made
         expected = lm.tokenizer.decode(made, skip_special_tokens=True)
-        assert continuations(lm, [prompt], 6) == [expected]
+        (reply,) = sampling.continuations(lm, [prompt], 6)
+        assert (reply.text, list(reply.ids)) == (expected, made)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_continuation_has_its_tokens_and_their_entropies(seed):
+    """By one plain pass over what was written; sampled and greedy ones alike."""
+    lm = shared_lm("gpt2")
+    queries = [Generate(prompt, 6, seed) for prompt in PROMPTS]
+    replies = continue_all(lm, queries, entropies=True)
+    assert [reply.text for reply in replies] == generate(lm, queries)
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        assert reply.text == lm.tokenizer.decode(reply.ids, skip_special_tokens=True)
+        start = lm.text.row(prompt).ids
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([[*start, *reply.ids]])).logits[0, len(start) - 1 :]
+        expected = torch.distributions.Categorical(logits=logits).entropy()[: len(reply.ids)]
+        assert reply.ids
+        assert reply.entropies == pytest.approx(expected.tolist(), abs=1e-4)
+    assert all(not reply.entropies for reply in continue_all(lm, queries))
 
 
 def test_the_end_of_a_text_ends_it():

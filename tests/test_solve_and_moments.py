@@ -20,7 +20,7 @@ from easyeditor.associative.solve import Cholesky, closed_form
 from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.methods.rome import ROME, ROMEHyperParams
-from easyeditor.second_moments import Moments, moments
+from easyeditor.second_moments import Moments, moments, self_sampled
 from support import EDITS, Snapshot, lm, same_bits, shared_lm, unsettle
 
 ALL = 10**6
@@ -339,7 +339,7 @@ def test_text_sampled_from_the_model_needs_nothing_else(
         assert made[layer].tokens == 70
         assert same_bits(made[layer].matrix, again[layer].matrix)
     assert not torch.equal(made[0].matrix, other[0].matrix)
-    sampled = list(first.memo["self-sampled", 70, 0])
+    sampled = list(self_sampled.TEXTS(first)[70, 0])
     cut = [sampled[0], sampled[1][: 70 - len(sampled[0])]]
     assert_moment(made[1], naive(first, 1, cut), 70)
 

@@ -13,12 +13,10 @@ import torch
 import outer
 import support
 import tiny
-from easyeditor import LM, Case, Edit, Generate, Probe, Score
+from easyeditor import LM, Case, Edit, Generate, Probe, Score, timing
 from easyeditor.errors import MissingExtraError
-from easyeditor.evaluate import change
 from easyeditor.evaluate import generation_metrics as text
 from easyeditor.evaluate.aggregate import flatten
-from easyeditor.evaluate.change import peak_memory, sizes
 from easyeditor.evaluate.generation_metrics import (
     Consistency,
     contains,
@@ -32,8 +30,11 @@ from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import EvalOptions, Replies, observe
 from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.patches import norms
+from easyeditor.patches.norms import change_norms, spectral_norm
 from easyeditor.patches.patch import merge
 from easyeditor.patches.weight import Dense, LowRank, weight_patch
+from easyeditor.timing import peak_memory
 from support import shared_lm
 
 # -- right answers ----------------------------------------------------------------------------
@@ -226,13 +227,32 @@ def test_sizes_are_those_of_linear_algebra(family, kind):
         "relative": (torch.linalg.matrix_norm(whole) / torch.linalg.matrix_norm(weight)).item(),
         "spectral": torch.linalg.matrix_norm(whole, 2).item(),
     }
-    assert sizes(lm, patch) == {path: pytest.approx(expected, rel=2e-3)}
-    assert sizes(lm, patch)[path]["norm"] == pytest.approx(expected["norm"], rel=1e-5)
+    assert change_norms(lm, patch) == {path: pytest.approx(expected, rel=2e-3)}
+    assert change_norms(lm, patch)[path]["norm"] == pytest.approx(expected["norm"], rel=1e-5)
     # The same on a model that carries this and other changes: relative to the unedited weight.
     patch.apply(lm.model)
     other = weight_patch(lm, "FT", (), outer.settings(), {path: parts("dense", d_in, d_out)}, {})
     other.apply(lm.model)
-    assert sizes(lm, patch) == {path: pytest.approx(expected, rel=2e-3)}
+    assert change_norms(lm, patch) == {path: pytest.approx(expected, rel=2e-3)}
+
+
+@pytest.mark.parametrize("width", [8, 10**4], ids=["LOBPCG", "exact"])
+@pytest.mark.parametrize("kind", ["rank one", "rank three", "dense", "nothing", "one number"])
+def test_a_spectral_norm_draws_no_random_numbers(kind, width, monkeypatch):
+    monkeypatch.setattr(norms, "EXACT_WIDTH", width)
+    change = sum(part.dense() for part in parts(kind))
+    state = torch.get_rng_state()
+    expected = torch.linalg.matrix_norm(change, 2).item()
+    assert spectral_norm([Dense(change)]) == pytest.approx(expected, rel=1e-4)
+    assert spectral_norm(parts(kind)) == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_low_rank_change_is_not_multiplied_out(monkeypatch):
+    (part,) = parts("rank three")
+    expected = torch.linalg.matrix_norm(part.dense().double(), 2).item()
+    monkeypatch.setattr(LowRank, "dense", None)
+    assert spectral_norm([part, part]) == pytest.approx(2 * expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kinds", [["rank one"], ["rank one"] * 3, ["rank three", "dense"]])
@@ -279,7 +299,7 @@ def test_peak_memory_sees_what_was_given_back():
 
 def test_peak_memory_elsewhere(monkeypatch, tmp_path):
     """Without /proc it is what the system counts since the start of the process."""
-    monkeypatch.setattr(change, "Path", lambda _: tmp_path / "nothing" / "here")
+    monkeypatch.setattr(timing, "Path", lambda _: tmp_path / "nothing" / "here")
     with peak_memory(torch.device("cpu")) as peak:
         pass
     assert peak.total_mb > 50

@@ -10,7 +10,7 @@ import torch
 
 import benching
 import toy_package
-from benching import MEASURES, numbers
+from benching import MEASURES, killed_after, numbers
 from easyeditor import BaseEditor, Edit, load_patch
 from easyeditor.bench.config import BenchmarkConfig
 from easyeditor.bench.runner import run
@@ -104,17 +104,29 @@ def test_two_wrappers_give_one_patch(name, editor_of) -> None:
     assert all(torch.equal(tensor, other_tensors[key]) for key, tensor in tensors.items())
 
 
+def sequence(name: str, corpus: str, stats_dir: str) -> BenchmarkConfig:
+    methods = {name: settings(name, corpus, stats_dir)}
+    return BenchmarkConfig(methods, benching.CASES, "sequential", measures=MEASURES, data="facts")
+
+
+@pytest.mark.parametrize("name", ["STEER", "TOY_ALPHAEDIT"])
+def test_killed_processes_leave_a_sequence_that_goes_on_with_its_state(
+    name, corpus, stats_dir, tmp_path
+) -> None:
+    """Killed after the unedited model and one edit, then after two edits."""
+    assert METHODS.get(name).state_class is not None
+    plan, out = sequence(name, corpus, stats_dir), tmp_path / "out"
+    for _ in range(2):
+        assert killed_after(2, lambda: run(benching.lm(), plan, out))
+    assert not killed_after(2, lambda: run(benching.lm(), plan, out))
+    assert numbers(out) == numbers(run(benching.lm(), plan, tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sequence_that_is_killed_goes_on_with_its_state(
+def test_a_sequence_that_breaks_off_goes_on_with_its_state(
     name, corpus, stats_dir, tmp_path, monkeypatch
 ) -> None:
-    plan = BenchmarkConfig(
-        {name: settings(name, corpus, stats_dir)},
-        benching.CASES,
-        "sequential",
-        measures=MEASURES,
-        data="facts",
-    )
+    plan = sequence(name, corpus, stats_dir)
     whole = run(benching.lm(), plan, tmp_path / "whole")
     out, real = tmp_path / "out", Worker.run_task
     for _ in range(12):

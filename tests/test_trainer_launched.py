@@ -43,7 +43,7 @@ def launch(
     return both.returncode, told
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["DDP", pytest.param("FSDP", marks=pytest.mark.slow)])
 def shared(request, tmp_path_factory) -> tuple[str, Path]:
     """How two processes shared a training that went through, and where."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -6,7 +6,6 @@ import pytest
 
 from easyeditor import EditTrainer
 from easyeditor.errors import HyperParamsError, MissingExtraError
-from easyeditor.train.trackers import trackers
 from training_child import CASES, config, trainer
 
 
@@ -44,6 +43,8 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("names", [["all"], ["none"], []])
 def test_all_and_none_are_trackers_that_are_installed_and_none(names, tmp_path):
+    from easyeditor.train.trackers import trackers
+
     known = {type(tracker).__name__ for tracker in trackers(names, tmp_path)}
     assert ("TensorBoardCallback" in known) == (names == ["all"])
     assert known if names == ["all"] else not known

@@ -22,6 +22,10 @@ STRUCTURAL = {
 
 def tiered(values: Iterable[Any], fast: Container[Any] = STRUCTURAL) -> list[Any]:
     """Values for ``parametrize``; those that are not in ``fast`` are of the slow tier."""
-    return [
-        value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values
-    ]
+    return [value if value in fast else _slow(value) for value in values]
+
+
+def _slow(value: Any) -> Any:
+    """The value, or the values of several names, as one parameter of the slow tier."""
+    several = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*several, marks=pytest.mark.slow)

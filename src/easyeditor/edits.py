@@ -291,7 +291,7 @@ class Case:
             "edit": edit,
             "probes": tuple(probes),
             "also": tuple(also),
-            "generation": tuple(_prompt("Case", each) for each in generation),
+            "generation": tuple(_prompt("Case", prompt) for prompt in generation),
             "references": tuple(references),
         }
         for name, value in values.items():
@@ -322,7 +322,8 @@ class Generate:
     Attributes:
         prompt: the text to continue; a ``str`` is accepted.
         max_new_tokens: tokens at most.
-        seed: of the sampling among the five most probable tokens; None: greedy.
+        seed: of the sampling among the five most probable tokens; None: greedy. The trap: an
+            encoder-decoder, which is not trained to write freely, answers greedily all the same.
     """
 
     prompt: Prompt
@@ -344,12 +345,12 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Prompt):
         return value.to_json()
     if isinstance(value, (tuple, list)):
-        return [to_json(each) for each in value]
+        return [to_json(item) for item in value]
     if is_dataclass(value):
-        named = {each.name: getattr(value, each.name) for each in fields(value)}
+        named = {item.name: getattr(value, item.name) for item in fields(value)}
         if named.get("rejected", "") is None:  # files from before it existed read alike
             del named["rejected"]
-        return {name: to_json(each) for name, each in named.items()}
+        return {name: to_json(item) for name, item in named.items()}
     return value
 
 
@@ -361,7 +362,7 @@ def canonical_json(value: Any) -> str:
 
     def without_paths(data: Any) -> Any:
         if isinstance(data, list):
-            return [without_paths(each) for each in data]
+            return [without_paths(item) for item in data]
         if isinstance(data, dict):
             image = data.keys() == {"path", "sha256"}
             return {k: without_paths(v) for k, v in data.items() if not (image and k == "path")}

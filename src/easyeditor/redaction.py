@@ -75,7 +75,7 @@ def public_url(url: str) -> str:
     shown = re.sub(r"(?<=://)[^\s?#]*@", f"{MASK}@", url)
     return re.sub(
         r"(?<=[?&])([^=&#\s]+)=([^&#\s]*)",
-        lambda found: f"{found[1]}={MASK}" if SECRET_NAMES.search(found[1]) else found[0],
+        lambda match: f"{match[1]}={MASK}" if SECRET_NAMES.search(match[1]) else match[0],
         shown,
     )
 

@@ -114,10 +114,10 @@ def _folded(text: str) -> tuple[str, list[int]]:
     parts: list[tuple[str, int]] = []
     for i, char in enumerate(text):
         for piece in unicodedata.normalize("NFD", char.translate(_ALIKE)).casefold():
-            parts += [(each, i) for each in unicodedata.normalize("NFD", piece)]
+            parts += [(part, i) for part in unicodedata.normalize("NFD", piece)]
     start = 0
     for k in range(len(parts) + 1):
         if k == len(parts) or not unicodedata.combining(parts[k][0]):
             parts[start:k] = sorted(parts[start:k], key=lambda part: unicodedata.combining(part[0]))
             start = k
-    return "".join(each for each, _ in parts), [i for _, i in parts]
+    return "".join(part for part, _ in parts), [i for _, i in parts]

@@ -13,6 +13,7 @@ import torch
 from easyeditor.lm.model import LM
 from easyeditor.lm.sampling import sample
 from easyeditor.patches.stack import without_patches
+from easyeditor.progress import bar
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
@@ -55,10 +56,19 @@ def context_prefixes(
         return ("", *(f"{WRITTEN[i % len(WRITTEN)]} " for i in range(wanted)))
     generator = torch.Generator().manual_seed(seed)
     prefixes = [""]
-    with without_patches(lm.model):
+    total = sum(n_tokens * count for n_tokens, count in lengths)
+    with without_patches(lm.model), bar(total, "sampling contexts", "token") as progress:
         for n_tokens, count in lengths:
             starts = [SEEDS[i % len(SEEDS)] for i in range(count)]
-            for ids in sample(lm, starts, n_tokens, generator=generator, top_k=TOP_K):
+            sampled = sample(
+                lm,
+                starts,
+                n_tokens,
+                generator=generator,
+                top_k=TOP_K,
+                after_step=lambda tokens: progress.update(len(tokens)),
+            )
+            for ids in sampled:
                 text = lm.tokenizer.decode(ids, skip_special_tokens=True)
                 prefixes.append(" ".join(text.split()) + ". ")
     return tuple(prefixes)

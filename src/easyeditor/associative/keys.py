@@ -12,6 +12,7 @@ import torch
 
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectRequiredError
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
@@ -21,6 +22,9 @@ from easyeditor.patches.stack import without_patches
 
 TOKENS = 256
 """Padded tokens per forward pass."""
+WRITE_SCALES: LMCache[int, float | None] = LMCache(
+    "the share of a down-projection's output that arrives at the block's; by layer"
+)
 
 
 def subject_of(edit: Edit) -> str:
@@ -120,16 +124,15 @@ def write_scale(lm: LM, layer: int) -> float | None:
     expert of Qwen's mixtures): then no vector added at the block's output can be written exactly.
     Measured on the unedited model, once per layer.
     """
-    key = ("write scale", layer)
-    if key not in lm.memo:
+    scales = WRITE_SCALES(lm)
+    if layer not in scales:
         scale = _write_scale(lm, layer, "The")
         if scale is not None and lm.has_experts(layer):
             other = _write_scale(lm, layer, "Paris, 1889")
             if other is None or abs(other - scale) > 0.01 * abs(scale):
                 scale = None
-        lm.memo[key] = scale
-    found_scale: float | None = lm.memo[key]
-    return found_scale
+        scales[layer] = scale
+    return scales[layer]
 
 
 def _write_scale(lm: LM, layer: int, text: str) -> float | None:

@@ -1,14 +1,15 @@
-"""The search's micro-batches: as large as the memory allows, measured instead of guessed.
+"""Micro-batches of the value optimisation, as large as a memory budget allows.
 
-What a line (one context of one edit) costs hangs on the model: its cache, what a token leaves for
-the backward pass, its logits. One pass of the longest line tells, and the others are cut by it.
+The memory of a context row (one context of one edit) depends on the model: its cache, the
+activations saved for the backward pass, its logits. It is measured by one pass of the longest row
+and used to size the micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 
@@ -16,18 +17,27 @@ from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.edits import Edit
 from easyeditor.gradients.losses import FIRST, nll_and_kl
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool
 from easyeditor.lm.forward.partial import DeltaForward, EditRow, Site, open_forward
+from easyeditor.lm.memory import releasing_memory
 from easyeditor.lm.model import LM
 
 KL_PROMPT = "{} is a"
 PREFILL_PEAK_FACTOR = 3
-"""What storing the past takes for a moment, in units of what is stored; measured."""
+"""Peak memory of computing the stored states, as a multiple of their size; measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextRow:
-    """One run with its owner; ``target`` is empty for the KL prompt."""
+    """One context of one edit.
+
+    Attributes:
+        edit: number of the edit.
+        run: the token sequence.
+        target: the target's tokens; empty for the KL prompt.
+        weight: of its loss in that of the edit.
+    """
 
     edit: int
     run: EditRow
@@ -38,13 +48,13 @@ class ContextRow:
 def context_rows_of(
     lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float
 ) -> list[ContextRow]:
-    """The rows of edit ``i``: one per context, and the KL prompt if it counts.
+    """The rows of edit ``i``: one per context, and the KL prompt unless ``kl_factor`` is 0.
 
-    The contexts count alike, unless the bare prompt is read after its subject
+    All contexts have equal weights, unless the bare prompt is read after its subject
     (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean.
     """
     subject = subject_of(edit)
-    lines = []
+    rows = []
     # δ is added at two kinds of tokens then, after the bare prompt's subject and at the others'.
     halves = len(contexts) > 1 and read_after_subject(lm, edit)
     for context in contexts:
@@ -58,7 +68,7 @@ def context_rows_of(
         parts = len(contexts)
         if halves:
             parts = 2 if not context else 2 * (len(contexts) - 1)
-        lines.append(ContextRow(i, run, row.target, 1 / (parts * len(row.target))))
+        rows.append(ContextRow(i, run, row.target, 1 / (parts * len(row.target))))
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
@@ -66,68 +76,74 @@ def context_rows_of(
         if not lm.encoder_decoder and fact_at(lm, bare) == bare.subject_last:
             assert row.subject_last is not None
             at = row.subject_last  # a token later only where the edit's prompt is read there, too
-        said = (
+        run = (
             EditRow(row.ids, at, (0,), ())
             if lm.encoder_decoder
             else EditRow(row.ids[: at + 1], at, (at,))
         )
-        lines.append(ContextRow(i, said, (), kl_factor))
-    return lines
+        rows.append(ContextRow(i, run, (), kl_factor))
+    return rows
 
 
 class MicroBatch:
-    """Some lines, opened once and stepped many times."""
+    """Context rows that are run together at every step.
+
+    Attributes:
+        rows: those of unfinished edits.
+        first: log-probabilities of the KL prompts at δ = 0.
+        missed: edits whose target was not the argmax at some position of the last step.
+    """
 
     def __init__(
         self,
         lm: LM,
         site: Site,
-        lines: Sequence[ContextRow],
+        rows: Sequence[ContextRow],
         resume: bool,
         pool: BufferPool | None = None,
     ) -> None:
-        self.lines = list(lines)
-        runs = [line.run for line in lines]
+        self.rows = list(rows)
+        runs = [row.run for row in rows]
         self.runs: DeltaForward = open_forward(lm, site, runs, resume=resume, pool=pool)
-        self.first: torch.Tensor | None = None  # log-probabilities of the KL prompts at δ = 0
+        self.first: torch.Tensor | None = None
         self.missed: set[int] = set()
 
     def losses(self, delta: torch.Tensor) -> torch.Tensor:
-        """Weighted loss of each line given its vector ``(lines, width)``; differentiable.
-
-        After it ``missed`` holds the edits whose target was not the argmax somewhere.
-        """
-        owner = [i for i, line in enumerate(self.lines) for _ in line.run.reads]
-        targets = [t for line in self.lines for t in line.target or (FIRST,)]
-        weight = [self.lines[i].weight for i in owner]
+        """Weighted loss of each row given its vector ``(rows, width)``; differentiable."""
+        owner = [i for i, row in enumerate(self.rows) for _ in row.run.reads]
+        targets = [t for row in self.rows for t in row.target or (FIRST,)]
+        weight = [self.rows[i].weight for i in owner]
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
-        self.missed = {self.lines[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
+        self.missed = {self.rows[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
         value, self.first = nll_and_kl(logits, wanted, self.first)
         weighted = value * torch.tensor(weight, device=value.device)
         index = torch.tensor(owner, device=value.device)
-        return value.new_zeros(len(self.lines)).index_add(0, index, weighted)
+        return value.new_zeros(len(self.rows)).index_add(0, index, weighted)
 
     def keep(self, alive: set[int]) -> bool:
-        """Drop the lines of finished edits; False once nothing is left."""
-        rows = [i for i, line in enumerate(self.lines) if line.edit in alive]
-        if len(rows) == len(self.lines):
+        """Drop the rows of finished edits; False if none is left."""
+        remaining = [i for i, row in enumerate(self.rows) if row.edit in alive]
+        if len(remaining) == len(self.rows):
             return True
         if self.first is not None:
-            order = [i for i, line in enumerate(self.lines) if not line.target]
-            self.first = self.first[[order.index(i) for i in rows if i in order]]
-        if rows:
-            self.runs = self.runs.keep(torch.tensor(rows))
-        self.lines = [self.lines[i] for i in rows]
-        return bool(rows)
+            order = [i for i, row in enumerate(self.rows) if not row.target]
+            self.first = self.first[[order.index(i) for i in remaining if i in order]]
+        if remaining:
+            self.runs = self.runs.keep(torch.tensor(remaining))
+        self.rows = [self.rows[i] for i in remaining]
+        return bool(remaining)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """What lines take, in bytes.
+    """Memory of context rows, in bytes.
 
-    ``stored`` per token whose state is kept, which only ``resume`` does not run again; ``left`` by
-    every token that is; ``read`` per logits read.
+    Attributes:
+        stored: per token whose hidden state, keys and values are kept between steps.
+        left: per token that a step runs, for its backward pass.
+        read: per position whose logits are read.
+        resume: whether steps start from stored states.
     """
 
     stored: float
@@ -136,51 +152,60 @@ class MemoryModel:
     resume: bool
 
     @classmethod
-    def measured(cls, lm: LM, site: Site, lines: Sequence[ContextRow], resume: bool) -> MemoryModel:
-        """By one forward pass of the longest line; once per model, place and order of length."""
-        longest = max((line.run for line in lines), key=lambda run: len(run.ids))
-        key = ("costs", site, resume, len(longest.ids).bit_length())
-        if key not in lm.memo:
+    def measured(cls, lm: LM, site: Site, rows: Sequence[ContextRow], resume: bool) -> MemoryModel:
+        """Measured by one pass of the longest row; once per model, site and order of length."""
+        longest = max((row.run for row in rows), key=lambda run: len(run.ids))
+        key = site, resume, len(longest.ids).bit_length()
+        measured = MEASURED(lm)
+        if key not in measured:
             runs = open_forward(lm, site, [longest], resume=resume)
             width = lm.down_map(site.layer).d_out
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
             stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)
-            lm.memo[key] = cls(stored, left, read, resume)
-        costs: MemoryModel = lm.memo[key]
-        return costs
+            measured[key] = cls(stored, left, read, resume)
+        return measured[key]
 
-    def storing(self, lines: Sequence[ContextRow]) -> float:
-        """What these lines keep between steps."""
-        return len(lines) * max(line.run.past for line in lines) * self.stored
+    def storing(self, rows: Sequence[ContextRow]) -> float:
+        """Bytes kept between the steps of these rows."""
+        return len(rows) * max(row.run.past for row in rows) * self.stored
 
-    def stepping(self, lines: Sequence[ContextRow]) -> float:
-        """What one step of these lines together takes."""
-        padded = len(lines) * max(line.run.tokens(self.resume) for line in lines)
-        return padded * self.left + sum(len(line.run.reads) for line in lines) * self.read
+    def stepping(self, rows: Sequence[ContextRow]) -> float:
+        """Bytes that one step of these rows together takes."""
+        padded = len(rows) * max(row.run.tokens(self.resume) for row in rows)
+        return padded * self.left + sum(len(row.run.reads) for row in rows) * self.read
+
+
+MEASURED: LMCache[tuple[Site, bool, int], MemoryModel] = LMCache(
+    "memory per token of a search; by site, resume, and the order of the length"
+)
 
 
 def groups(
-    lines: Sequence[list[ContextRow]], costs: MemoryModel, memory: int
+    rows_of_edits: Sequence[list[ContextRow]], costs: MemoryModel, memory: int
 ) -> Iterator[list[list[ContextRow]]]:
-    """Edits of like length that fit into ``memory`` as one micro-batch; a larger one is alone."""
+    """Groups of edits of similar length that fit into ``memory`` as one micro-batch.
+
+    An edit that does not fit is a group by itself.
+    """
     group: list[list[ContextRow]] = []
-    for own in sorted(lines, key=lambda own: own[0].run.tokens(costs.resume)):
-        together = [line for each in [*group, own] for line in each]
+    for rows in sorted(rows_of_edits, key=lambda rows: rows[0].run.tokens(costs.resume)):
+        together = list(chain.from_iterable([*group, rows]))
         stored = costs.storing(together)
         if group and max(PREFILL_PEAK_FACTOR * stored, stored + costs.stepping(together)) > memory:
             yield group
             group = []
-        group.append(own)
+        group.append(rows)
     if group:
         yield group
 
 
+@releasing_memory
 def micro_batches(
-    lm: LM, site: Site, lines: Sequence[ContextRow], costs: MemoryModel, memory: int
+    lm: LM, site: Site, rows: Sequence[ContextRow], costs: MemoryModel, memory: int
 ) -> list[MicroBatch]:
-    """The fewest equal micro-batches that keep to ``memory`` one at a time."""
-    ordered = sorted(lines, key=lambda line: line.run.tokens(costs.resume))
+    """The smallest number of equal micro-batches that keep to ``memory``, one at a time."""
+    ordered = sorted(rows, key=lambda row: row.run.tokens(costs.resume))
     room = memory - costs.storing(ordered)
     for n in range(1, len(ordered) + 1):
         cuts = [len(ordered) * i // n for i in range(n + 1)]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from easyeditor.data.corpus import own_texts
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
@@ -60,14 +61,18 @@ def inputs_of(lm: LM, module: nn.Module, rows: list[Row]) -> list[torch.Tensor]:
     return result
 
 
+UNRELATED_INPUTS: LMCache[tuple[str, int, int], list[torch.Tensor]] = LMCache(
+    "the unedited model's inputs of a layer on unrelated prompts; by path, number and seed"
+)
+
+
 def unrelated_inputs(lm: LM, path: str, n: int, seed: int = 0) -> list[torch.Tensor]:
     """:func:`inputs_of` the unedited model's layer ``path`` on ``n`` unrelated prompts."""
-    key = ("unrelated inputs", path, n, seed)
-    if key not in lm.memo:
+    inputs, key = UNRELATED_INPUTS(lm), (path, n, seed)
+    if key not in inputs:
         with without_patches(lm.model):
-            lm.memo[key] = inputs_of(lm, lm.model.get_submodule(path), unrelated_rows(lm, n, seed))
-    result: list[torch.Tensor] = lm.memo[key]
-    return result
+            inputs[key] = inputs_of(lm, lm.model.get_submodule(path), unrelated_rows(lm, n, seed))
+    return inputs[key]
 
 
 def nearest_distance_quantile(keys: torch.Tensor, share: float) -> float:

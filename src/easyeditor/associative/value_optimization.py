@@ -1,19 +1,21 @@
-"""Find what a layer should say: a vector δ that makes the model answer with the target.
+"""Optimises ``v* = v₀ + δ`` for a batch of edits: the layer output that gives the target.
 
-Adam on one vector per edit, added at the subject's last token in every context (arXiv 2202.05262,
-section 3.1, eq. 4)::
+Adam on one vector δ per edit, added at the subject's last token in every context (ROME, arXiv
+2202.05262, section 3.1, eq. 4)::
 
     loss = mean over contexts of −log p(target) + kl · KL(first ‖ now on "{subject} is a")
            + weight_decay · ‖δ‖ / ‖v₀‖²
 
-All edits are searched together; each stops by itself and leaves the batch. Nothing but the vectors
-is learnt, so each step is cut into micro-batches and the memory does not grow with the edits.
+All edits are optimised together; each has its own stopping rule and then leaves the batch. Each
+step is computed in micro-batches that add up their gradients, so memory does not grow with the
+number of edits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from easyeditor.associative.microbatches import (
 from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.partial import Site
-from easyeditor.lm.memory import give_back, room
+from easyeditor.lm.memory import give_back, releasing_memory, room
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
 
@@ -39,12 +41,12 @@ STOP_LOSS = 5e-2
 
 @dataclass(frozen=True, slots=True)
 class ValueOptions:
-    """Settings of the search; the names are the classic files'.
+    """Settings of the optimisation, under their names in the classic files.
 
     ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
     the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
     ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
-    saves about half of the steps and leaves the answer less sure.
+    saves about half of the steps and gives the answer a lower probability.
     """
 
     v_num_grad_steps: int
@@ -58,12 +60,12 @@ class ValueOptions:
 
 @dataclass(slots=True)
 class OptimizedValues:
-    """What the search found.
+    """The optimised vectors of a batch of edits.
 
     Attributes:
-        delta: ``(edits, width)``, float32.
-        origin: ``(edits, width)``: the module's own output on the bare prompt, v₀.
-        losses: the loss of each edit at each step it took.
+        delta: δ, ``(edits, width)``, float32.
+        origin: v₀, ``(edits, width)``: the module's output on the bare prompt.
+        losses: the loss of each edit at each of its steps.
     """
 
     delta: torch.Tensor
@@ -81,7 +83,7 @@ def optimize_values(
     resume: bool = True,
     memory: int | None = None,
 ) -> OptimizedValues:
-    """Search δ for every edit.
+    """Optimise δ for every edit.
 
     Args:
         lm: the model; its weights are only read.
@@ -89,9 +91,9 @@ def optimize_values(
         edits: each must name a subject.
         contexts: prefixes, the first of them empty.
         search: the settings.
-        resume: False repeats the whole forward pass at every step (the same numbers, slower).
-        memory: bytes the search may use beside the model; by default 18 % of the model for one edit
-            and 14 % for several, whose groups leave holes (at least 32 MB).
+        resume: False runs the whole forward pass at every step (the same numbers, slower).
+        memory: budget in bytes beside the model; by default 18 % of the model for one edit and
+            14 % for several, whose groups fragment the heap (at least 32 MB).
 
     Raises:
         SubjectRequiredError: an edit has no subject.
@@ -107,36 +109,36 @@ def optimize_values(
             elsewhere = values_at(lm, site, subject_rows(lm, edit, contexts[1:]))
             norms[i] = torch.maximum(norms[i], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
-    lines = [
+    rows = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
     ]
     total = len(edits) * search.v_num_grad_steps
-    with lm.at_rest(), bar(total, "searching values") as progress:
-        costs = MemoryModel.measured(lm, site, [line for own in lines for line in own], resume)
-        for group in groups(lines, costs, memory):
-            _search_group(lm, site, group, result, norms, search, costs, memory, progress)
-            give_back()
+    with lm.at_rest(), bar(total, "optimising values") as progress:
+        costs = MemoryModel.measured(lm, site, list(chain.from_iterable(rows)), resume)
+        for group in groups(rows, costs, memory):
+            _optimize_group(lm, site, group, result, norms, search, costs, memory, progress)
     return result
 
 
-def _search_group(
+@releasing_memory
+def _optimize_group(
     lm: LM,
     site: Site,
-    lines: Sequence[list[ContextRow]],
-    found: OptimizedValues,
+    rows_of_edits: Sequence[list[ContextRow]],
+    result: OptimizedValues,
     norms: torch.Tensor,
     search: ValueOptions,
     costs: MemoryModel,
     memory: int,
     progress: Any,
 ) -> None:
-    members = [own[0].edit for own in lines]
+    """Optimise the edits of one group and write their δ and losses into ``result``."""
+    members = [rows[0].edit for rows in rows_of_edits]
     slot = {edit: i for i, edit in enumerate(members)}
     size = norms[members]
-    delta = torch.zeros_like(found.origin[members])
+    delta = torch.zeros_like(result.origin[members])
     adam = torch.optim.Adam([delta], lr=search.v_lr, foreach=False)
-    batches = micro_batches(lm, site, [line for own in lines for line in own], costs, memory)
-    give_back()  # opening them took more than they keep
+    batches = micro_batches(lm, site, list(chain.from_iterable(rows_of_edits)), costs, memory)
     alive = set(members)
     for step in range(search.v_num_grad_steps):
         decay = search.v_weight_decay / size**2
@@ -147,18 +149,18 @@ def _search_group(
         nll = dict.fromkeys(alive, 0.0)
         missed: set[int] = set()
         for batch in batches:
-            owner = torch.tensor([slot[line.edit] for line in batch.lines], device=delta.device)
+            owner = torch.tensor([slot[row.edit] for row in batch.rows], device=delta.device)
             vectors = delta[owner].requires_grad_()
-            each = batch.losses(vectors)
-            each.sum().backward()  # type: ignore[no-untyped-call]
+            losses = batch.losses(vectors)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             assert vectors.grad is not None
             gradient.index_add_(0, owner, vectors.grad)
             missed |= batch.missed
-            for line, loss in zip(batch.lines, each.tolist(), strict=True):
-                total[line.edit] += loss
-                nll[line.edit] += loss if line.target else 0.0
+            for row, loss in zip(batch.rows, losses.tolist(), strict=True):
+                total[row.edit] += loss
+                nll[row.edit] += loss if row.target else 0.0
         for edit in alive:
-            found.losses[edit].append(total[edit])
+            result.losses[edit].append(total[edit])
         wrong = [edit for edit in alive if total[edit] != total[edit] or abs(total[edit]) > 1e30]
         if wrong:
             raise DivergedError(
@@ -176,14 +178,14 @@ def _search_group(
         if not alive:
             break
         if finished:
-            give_back()  # before what is kept of the batches is copied
+            give_back()  # before what remains of the batches is copied
             batches = [batch for batch in batches if batch.keep(alive)]
-        rows = torch.tensor([slot[edit] for edit in sorted(alive)], device=delta.device)
+        moving = torch.tensor([slot[edit] for edit in sorted(alive)], device=delta.device)
         stopped, delta.grad = delta.clone(), gradient
         adam.step()  # of all rows: those that have stopped are put back
-        changed = delta[rows]
-        longest = search.clamp_norm_factor * size[rows]
+        changed = delta[moving]
+        longest = search.clamp_norm_factor * size[moving]
         norm = changed.norm(dim=1, keepdim=True)
         delta.copy_(stopped)
-        delta[rows] = torch.where(norm > longest, changed * (longest / norm), changed)
-    found.delta[members] = delta
+        delta[moving] = torch.where(norm > longest, changed * (longest / norm), changed)
+    result.delta[members] = delta

@@ -26,8 +26,8 @@ from easyeditor.methods.locate import LocateHyperParams
 from easyeditor.second_moments import (
     Moments,
     condition_number,
-    keep_moments,
     moments_by_size,
+    write_moments,
 )
 
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 10.0)
@@ -120,12 +120,12 @@ def convergence(
     edited = [int(layer) for layer in settings.resolved(column.n_layers).layers]
     shown = sorted(set(edited if layers is None else [*layers, *(edited if cases else [])]))
     d_in = column.projection(shown[0]).d_in
-    asked = sorted(set(sizes or [round(width * d_in) for width in WIDTHS]))
-    _check(settings, cases, asked)
-    settings = settings.replace(mom2_n_tokens=asked[-1])
+    wanted_sizes = sorted(set(sizes or [round(width * d_in) for width in WIDTHS]))
+    _check(settings, cases, wanted_sizes)
+    settings = settings.replace(mom2_n_tokens=wanted_sizes[-1])
     final = settings.second_moments(column, shown)
     reached = next(iter(final.values())).tokens
-    before = [size for size in asked if size < reached]
+    before = [size for size in wanted_sizes if size < reached]
     if before:
         for moments in moments_by_size(column, shown, before, **settings.corpus()):
             with TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def _cached(
     """Settings that read these moments, and no others, from a cache folder."""
     tokens = next(iter(moments.values())).tokens
     here = settings.replace(mom2_n_tokens=tokens, stats_dir=folder)
-    keep_moments(column, moments, **here.corpus())
+    write_moments(column, moments, **here.corpus())
     return here
 
 
@@ -187,18 +187,18 @@ def _mean(by_name: Mapping[str, Any], ending: str) -> float | None:
 
 
 def _row(
-    made: Mapping[int, Moments],
+    collected: Mapping[int, Moments],
     final: Mapping[int, Moments],
     d_in: int,
     scores: Mapping[str, float],
 ) -> Row:
-    tokens = next(iter(made.values())).tokens
-    layers = tuple(_spectrum(layer, own, final[layer]) for layer, own in made.items())
+    tokens = next(iter(collected.values())).tokens
+    layers = tuple(_spectrum(layer, moment, final[layer]) for layer, moment in collected.items())
     return Row(tokens, tokens / d_in, layers, scores)
 
 
-def _spectrum(layer: int, made: Moments, final: Moments) -> Spectrum:
-    values = made.eigenvalues()
+def _spectrum(layer: int, moment: Moments, final: Moments) -> Spectrum:
+    values = moment.eigenvalues()
     largest = {rank: float(values[rank - 1]) for rank in RANKS if rank <= len(values)}
-    distance = torch.linalg.norm(made.matrix - final.matrix) / torch.linalg.norm(final.matrix)
+    distance = torch.linalg.norm(moment.matrix - final.matrix) / torch.linalg.norm(final.matrix)
     return Spectrum(layer, largest, condition_number(values), float(distance))

@@ -35,15 +35,15 @@ def judge_run(
         JudgeError: the judge does not answer.
     """
     run = read_runs([folder])[0]
-    asked: list[tuple[str, str, Question]] = []
+    questions: list[tuple[str, str, Question]] = []
     for label, stages in run.records.items():
         for record in stages.get("final") or stages.get("post", ()):
-            asked += [(label, kind, question) for kind, question in _questions(record)]
-    if not asked:
+            questions += [(label, kind, question) for kind, question in _questions(record)]
+    if not questions:
         raise BenchError(f"{folder} holds no free answers: run it with --answers 24.")
-    verdicts = judge([question for _, _, question in asked])
+    verdicts = judge([question for _, _, question in questions])
     by_label: dict[str, dict[str, list[Verdict]]] = {}
-    for (label, kind, _), verdict in zip(asked, verdicts, strict=True):
+    for (label, kind, _), verdict in zip(questions, verdicts, strict=True):
         by_label.setdefault(label, {}).setdefault(kind, []).append(verdict)
     scores = {
         label: {kind: score_verdicts(given) for kind, given in kinds.items()}

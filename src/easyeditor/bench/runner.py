@@ -95,8 +95,8 @@ def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | Non
     work = executor or SerialExecutor(Worker(lm, plan))
     whole = len(plan.cases) * (1 + len(plan.methods))
     with RunDirectory(out, plan.describe(lm)) as folder, bar(whole, "whole run", "case") as overall:
-        asked = [BaselineJob(folder.before, unit) for unit in chunks(plan)]
-        work.run([_Counted(job, overall) for job in asked], "unedited model")
+        jobs = [BaselineJob(folder.before, unit) for unit in chunks(plan)]
+        work.run([_Counted(job, overall) for job in jobs], "unedited model")
         work.set_baseline(joined(sorted(folder.before.records, key=lambda record: record["chunk"])))
         for label in plan.methods:
             event_log = folder.event_log(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.metric_recorder import CaseSummary, request_of
 from easyeditor.editors.session import Attempt, EditSession
 from easyeditor.edits import Case
-from easyeditor.evaluate.change import sizes
+from easyeditor.errors import DownstreamError
 from easyeditor.evaluate.query import (
     Measures,
     Replies,
@@ -26,9 +27,11 @@ from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import State
+from easyeditor.patches.norms import change_norms
 from easyeditor.patches.patch import Patch, merge, versions
 from easyeditor.patches.stack import applied
 
+log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
@@ -148,11 +151,13 @@ class Worker:
             with session.carrying(carried):
                 replies = [observe(lm, cases, measures)] * len(cases)
             attempts = [*attempts] * len(cases)
-        asked = (time.perf_counter() - began) / len(cases)
+        evaluation_seconds = (time.perf_counter() - began) / len(cases)
         shared: dict[int, Record] = {}
         for attempt in attempts:
             if id(attempt) not in shared:
-                shared[id(attempt)] = self._shared(stage, unit, attempt, asked, len(cases))
+                shared[id(attempt)] = self._shared(
+                    stage, unit, attempt, evaluation_seconds, len(cases)
+                )
         return [
             {
                 "stage": stage,
@@ -170,12 +175,12 @@ class Worker:
         ]
 
     def _shared(
-        self, stage: str, unit: CaseRange, attempt: Attempt, asked: float, n: int
+        self, stage: str, unit: CaseRange, attempt: Attempt, evaluation_seconds: float, n: int
     ) -> Record:
         """What the records of one patch, of ``n`` cases, share."""
         lm, plan, patch = self._lm, self._plan, attempt.patch
         per_patch = 1 if plan.protocol == "single" else n
-        seconds = {"edit": attempt.seconds / per_patch, "evaluate": asked}
+        seconds = {"edit": attempt.seconds / per_patch, "evaluate": evaluation_seconds}
         if patch is not None and stage == "post":
             seconds |= {phase: s / per_patch for phase, s in patch.info.seconds.items()}
         settings = plan.methods[unit.label].resolved(lm.n_layers).model_dump(mode="json")
@@ -188,21 +193,27 @@ class Worker:
             "seconds": seconds,
             "peak_memory_mb": attempt.peak.total_mb if attempt.peak else None,
             "extra_memory_mb": attempt.peak.extra_mb if attempt.peak else None,
-            "change": sizes(lm, patch) if patch is not None else {},
+            "change": change_norms(lm, patch) if patch is not None else {},
         }
         return {**record, "error": f"failed: {attempt.error}"} if attempt.error else record
 
     def _downstream(self, total: Patch | None) -> Result:
         from easyeditor.evaluate.downstream import downstream
 
+        scores: Record = {}
         with nullcontext() if total is None else applied(self._lm.model, total):
-            scores = downstream(
-                self._lm,
-                self._plan.downstream,
-                limit=self._plan.downstream_limit,
-                include_path=self._plan.downstream_path,
-                seed=self._plan.seed,
-            )
+            try:
+                scores = downstream(
+                    self._lm,
+                    self._plan.downstream,
+                    limit=self._plan.downstream_limit,
+                    include_path=self._plan.downstream_path,
+                    seed=self._plan.seed,
+                )
+            except DownstreamError as error:  # of one method, e.g. edits that act on the text
+                if total is None:
+                    raise
+                log.warning("%s has no downstream scores: %s", total.info.method, error)
         return Result([scores])
 
 
@@ -213,7 +224,12 @@ def check(lm: LM, plan: BenchmarkConfig) -> None:
         EditError: a case that a method cannot carry out.
         HyperParamsError: settings that do not fit this model.
         MissingExtraError: a measure needs a package that is not installed.
+        DownstreamError: a downstream task nobody knows.
     """
+    if plan.downstream:
+        from easyeditor.evaluate.downstream import check_tasks
+
+        check_tasks(plan.downstream, limit=plan.downstream_limit, include_path=plan.downstream_path)
     for label, settings in plan.methods.items():
         method = METHODS.get(settings.alg_name)(settings)
         lm.check_claims(settings.family_claims)

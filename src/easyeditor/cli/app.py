@@ -154,4 +154,6 @@ def _options(
     # httpx and friends log every request at INFO; only our own messages are wanted.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("easyeditor").setLevel(level)
+    # Where stderr is no terminal, work of minutes says in a line how far it is.
+    logging.getLogger("easyeditor.progress").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

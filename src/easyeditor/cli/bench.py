@@ -197,8 +197,10 @@ def judge(
     from easyeditor.bench.judging import judge_run
     from easyeditor.evaluate.judge import Judge
 
-    asked = Judge(base_url, judge_model, concurrency=concurrency, cache=run / "judge_replies.jsonl")
-    scores = judge_run(run, asked)
+    client = Judge(
+        base_url, judge_model, concurrency=concurrency, cache=run / "judge_replies.jsonl"
+    )
+    scores = judge_run(run, client)
     if as_json:
         output.print_json(scores)
         return
@@ -220,12 +222,12 @@ def _entrants(
     device: str | None,
     dtype: str | None,
 ) -> dict[str, HyperParams]:
-    asked = [
+    wanted = [
         (name.strip(), name.strip(), list[str]()) for name in methods.split(",") if name.strip()
     ]
     for text in entrants:
         try:
-            head, *own = shlex.split(text) or [""]
+            head, *own_changes = shlex.split(text) or [""]
         except ValueError as error:
             raise typer.BadParameter(f"{text!r}: {error}", param_hint="--entrant") from None
         label, equals, name = head.partition("=")
@@ -233,17 +235,17 @@ def _entrants(
             raise typer.BadParameter(
                 f"{text!r} must read 'LABEL=METHOD NAME=VALUE …'", param_hint="--entrant"
             )
-        asked.append((label, name, own))
-    if not asked:
+        wanted.append((label, name, own_changes))
+    if not wanted:
         raise typer.BadParameter("name at least one", param_hint="--methods")
     result: dict[str, HyperParams] = {}
-    for label, name, own in asked:
+    for label, name, own_changes in wanted:
         method = METHODS.canonical(name)
         label = method if label == name else label
         if label in result:
             raise typer.BadParameter(f"{label!r} takes part twice; give it another label")
-        settings = options.settings_of(method, model, None, [*changes, *own])
-        named = {change.partition("=")[0].strip() for change in (*changes, *own)}
+        settings = options.settings_of(method, model, None, [*changes, *own_changes])
+        named = {change.partition("=")[0].strip() for change in (*changes, *own_changes)}
         variant = settings.variant(label)  # "FT-M=ft" means what FT-M stands for
         more = {name: value for name, value in variant.items() if name not in named}
         more |= {"device": device} if device is not None else {}
@@ -305,17 +307,17 @@ def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
     from easyeditor.bench.report import report as write
 
     with output.working("writing the report …"):
-        made = write(runs, out)
+        document = write(runs, out)
     if as_json:
-        output.print_json(made.document())
+        output.print_json(document.document())
         return
     if output.out.is_terminal:
-        show_table(made.table)
+        show_table(document.table)
     else:
-        output.out.print_line(made.markdown())
-    output.out.print_line(f"Tables and plots: {made.out}")
-    if made.without:
-        output.out.print_line(made.without)
+        output.out.print_line(document.markdown())
+    output.out.print_line(f"Tables and plots: {document.out}")
+    if document.without:
+        output.out.print_line(document.without)
 
 
 def show_table(table: Table) -> None:

@@ -88,24 +88,24 @@ def describe(name: Name, size: Size = None, as_json: options.Json = False) -> No
     from easyeditor.data.open import describe as told_of
 
     with output.working(f"reading {name} …", long=False):
-        told = told_of(_open(name, size))
+        description = told_of(_open(name, size))
     if as_json:
-        output.print_json(told)
+        output.print_json(description)
         return
     from rich.table import Table
 
-    output.out.print(f"{told['path']}: {told['title']}", soft_wrap=True)
+    output.out.print(f"{description['path']}: {description['title']}", soft_wrap=True)
     table = Table()
     for column in ("", "cases", "probes"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
-    table.add_row("all", str(told["cases"]), "")
-    for field, number in told["with"].items():
+    table.add_row("all", str(description["cases"]), "")
+    for field, number in description["with"].items():
         table.add_row(f"with {field}", str(number), "")
     table.add_section()
-    for kind, counts in told["probes"].items():
+    for kind, counts in description["probes"].items():
         table.add_row(kind, str(counts["cases"]), str(counts["probes"]))
     output.out.print(table)
-    for example in told["examples"]:
+    for example in description["examples"]:
         _show(example)
 
 
@@ -147,11 +147,13 @@ def convert(
         dataset = _open(source, size)
         file = write_cases(dataset, out, force=force)
         cases = len(dataset)
-        told = {"path": str(file), "kind": dataset.name, "cases": cases}
+        description = {"path": str(file), "kind": dataset.name, "cases": cases}
     if as_json:
-        output.print_json(told)
+        output.print_json(description)
     else:
-        output.out.print_line(f"{count(cases, 'case')} of {source} ({told['kind']}) are in {file}.")
+        output.out.print_line(
+            f"{count(cases, 'case')} of {source} ({description['kind']}) are in {file}."
+        )
 
 
 def _open(name: str, size: int | None) -> CaseDataset:

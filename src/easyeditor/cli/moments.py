@@ -174,14 +174,14 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no infinity
 
 
-def _about(layer: int, made: Moments) -> dict[str, Any]:
+def _about(layer: int, moment: Moments) -> dict[str, Any]:
     return {
         "layer": layer,
-        "d_in": len(made.matrix),
-        "tokens": made.tokens,
-        "condition_number": _finite(made.condition_number()),
-        "source": made.source,
-        "file": str(made.path) if made.path else None,
+        "d_in": len(moment.matrix),
+        "tokens": moment.tokens,
+        "condition_number": _finite(moment.condition_number()),
+        "source": moment.source,
+        "file": str(moment.path) if moment.path else None,
     }
 
 
@@ -201,8 +201,8 @@ def _show(title: str, shown: Sequence[dict[str, Any]]) -> None:
     ]
     output.show(title, columns, rows)
     for line in shown:
-        kept = line["file"] or "in no file: the folder cannot be written"
-        output.out.print_line(f"Layer {line['layer']}: {kept}")
+        place = line["file"] or "in no file: the folder cannot be written"
+        output.out.print_line(f"Layer {line['layer']}: {place}")
 
 
 def _short(value: float | None) -> str:
@@ -219,7 +219,7 @@ def _show_rows(title: str, rows: Sequence[Row]) -> None:
     from easyeditor.bench.convergence import RANKS
 
     scores = [name for name in SCORES if name in rows[-1].scores]
-    layers = [own.layer for own in rows[-1].layers]
+    layers = [spectrum.layer for spectrum in rows[-1].layers]
     title += f", layer {layers[0]}" if len(layers) == 1 else ""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     ranks = [rank for rank in RANKS if rank in rows[-1].layers[0].eigenvalues]
@@ -235,13 +235,13 @@ def _show_rows(title: str, rows: Sequence[Row]) -> None:
 
 def _lines(row: Row, ranks: Sequence[int], scores: Sequence[str]) -> Iterator[list[str]]:
     """One per layer; what belongs to all of them stands in the first."""
-    for i, own in enumerate(row.layers):
+    for i, spectrum in enumerate(row.layers):
         yield [
             f"{row.tokens}" if i == 0 else "",
             f"{row.widths:.3g}" if i == 0 else "",
-            *([str(own.layer)] if len(row.layers) > 1 else []),
-            *(f"{own.eigenvalues[rank]:.3g}" for rank in ranks),
-            _short(_finite(own.condition_number)),
-            f"{own.distance:.2f}",
+            *([str(spectrum.layer)] if len(row.layers) > 1 else []),
+            *(f"{spectrum.eigenvalues[rank]:.3g}" for rank in ranks),
+            _short(_finite(spectrum.condition_number)),
+            f"{spectrum.distance:.2f}",
             *(f"{row.scores[name]:.2f}" if i == 0 else "" for name in scores),
         ]

@@ -198,15 +198,15 @@ def export(
 
     from easyeditor.patches.lora import export_lora
 
-    made = export_lora(_weights([patch])[0], out, rank=rank)
+    adapter = export_lora(_weights([patch])[0], out, rank=rank)
     if as_json:
-        result = {"out": str(made.folder), "format": format.value, "rank": made.rank}
-        output.print_json({**result, "relative_errors": made.errors})
+        result = {"out": str(adapter.folder), "format": format.value, "rank": adapter.rank}
+        output.print_json({**result, "relative_errors": adapter.errors})
         return
-    output.out.print_line(f"LoRA adapter of rank {made.rank} in {made.folder}.")
-    for name, error in made.errors.items():
-        said = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
-        output.out.print_line(f"  {name}: {said}")
+    output.out.print_line(f"LoRA adapter of rank {adapter.rank} in {adapter.folder}.")
+    for name, error in adapter.errors.items():
+        accuracy = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
+        output.out.print_line(f"  {name}: {accuracy}")
 
 
 def show(
@@ -248,8 +248,8 @@ def show(
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
     output.out.print_line(f"Settings: {settings}")
-    made = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
-    output.out.print_line(f"Made with {made}; {output.seconds_line(header['seconds'])}")
+    versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
+    output.out.print_line(f"Made with {versions}; {output.seconds_line(header['seconds'])}")
 
 
 def _described(file: Path) -> dict[str, Any]:

@@ -21,7 +21,11 @@ def known_already(lm: LM, cases: Sequence[Case]) -> list[Case]:
 
     alone = [case for case in cases if not case.also]
     scores = score(lm, [(case.edit.prompt, case.edit.target) for case in alone])
-    return [case for case, each in zip(alone, scores, strict=True) if each.accuracy == 1.0]
+    return [
+        case
+        for case, answer_score in zip(alone, scores, strict=True)
+        if answer_score.accuracy == 1.0
+    ]
 
 
 def warn_repeated_subjects(cases: Sequence[Case]) -> None:

@@ -95,10 +95,10 @@ def _copy(answer: Any, out: BinaryIO, name: str) -> None:
 def _download(name: str, file: Path) -> None:
     from urllib.request import Request, urlopen
 
-    asked = Request(_url(name), headers={"User-Agent": "easyeditor"})
+    request = Request(_url(name), headers={"User-Agent": "easyeditor"})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(asked, timeout=SECONDS) as answer, written_whole(file) as part:
+        with urlopen(request, timeout=SECONDS) as answer, written_whole(file) as part:
             with part.open("wb") as out:
                 _copy(answer, out, name)
             with part.open("rb") as head:

@@ -117,14 +117,14 @@ class KnowEditDataset(CaseDataset):
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""
         part = KINDS[self.kind] if self.kind else _part(record)
-        edit, probes, asked, references = {
+        edit, probes, prompts, references = {
             FACTS: self._facts,
             BIOGRAPHY: self._biography,
             OPINION: self._opinion,
             FORGETTING: self._forgetting,
         }[part](record, index)
         name = case_id(record.raw, index) or str(index)
-        return Case(name, edit, tuple(probes), generation=asked, references=references)
+        return Case(name, edit, tuple(probes), generation=prompts, references=references)
 
     def _facts(self, record: Fields, _: int) -> _Parts:
         prompt, target = record.text("prompt"), record.text("target_new")

@@ -108,14 +108,14 @@ def describe(dataset: CaseDataset, examples: int = 2) -> dict[str, Any]:
     """
     cases = 0
     has: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
     for case in dataset:
         cases += 1
         has.update(name for name in OF_EDIT if getattr(case.edit, name))
         has.update(name for name in OF_CASE if getattr(case, name))
         has.update({probe.kind for probe in case.probes})
-        asked.update(probe.kind for probe in case.probes)
+        kinds.update(probe.kind for probe in case.probes)
         if len(shown) < examples:
             shown.append(record_of(case))
     return {
@@ -124,6 +124,6 @@ def describe(dataset: CaseDataset, examples: int = 2) -> dict[str, Any]:
         "title": dataset.title,
         "cases": cases,
         "with": {name: has[name] for name in (*OF_EDIT, *OF_CASE)},
-        "probes": {kind: {"cases": has[kind], "probes": asked[kind]} for kind in sorted(asked)},
+        "probes": {kind: {"cases": has[kind], "probes": kinds[kind]} for kind in sorted(kinds)},
         "examples": shown,
     }

@@ -89,8 +89,8 @@ class RippleEditsDataset(CaseDataset):
         probes: list[Probe] = []
         for name, group in tests.items():
             kind = f"{'locality' if name in STAYS else 'portability'}/{name}"
-            asked = [query for test in group for query in test.objects("test_queries")]
-            probes += [item for query in asked for item in _probe(kind, query)]
+            queries = [query for test in group for query in test.objects("test_queries")]
+            probes += [item for query in queries for item in _probe(kind, query)]
         if self.conditions:
             probes = _conditions(change, tests) + probes
         return Case(case_id(record.raw, index) or str(index), edit, tuple(probes))

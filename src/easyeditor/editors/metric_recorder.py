@@ -118,7 +118,7 @@ class MetricRecorder:
 def request_of(case: Case) -> dict[str, Any]:
     """What was asked, as plain data."""
     edit = case.edit
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "prompt": edit.prompt.to_json(),
         "target_new": edit.target,
         "ground_truth": edit.ground_truth,
@@ -129,7 +129,7 @@ def request_of(case: Case) -> dict[str, Any]:
         ],
     }
     if case.also:
-        asked["also"] = [
-            {"prompt": own.prompt.to_json(), "target_new": own.target} for own in case.also
+        request["also"] = [
+            {"prompt": other.prompt.to_json(), "target_new": other.target} for other in case.also
         ]
-    return asked
+    return request

@@ -86,13 +86,15 @@ def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Pr
             raise EditError(f"{where} must hold 'prompt' and 'ground_truth'.")
         prompts = _list(f"{where}['prompt']", block["prompt"], n)
         answers = _list(f"{where}['ground_truth']", block["ground_truth"], n)
-        for i, (asked, reply) in enumerate(zip(prompts, answers, strict=True)):
-            own, truth = _several(where, asked), _several(where, reply)
-            if len(own) != len(truth):
-                raise EditError(f"{where}, edit {i}: {len(own)} prompts but {len(truth)} answers.")
+        for i, (prompt, reply) in enumerate(zip(prompts, answers, strict=True)):
+            edit_prompts, truth = _several(where, prompt), _several(where, reply)
+            if len(edit_prompts) != len(truth):
+                raise EditError(
+                    f"{where}, edit {i}: {len(edit_prompts)} prompts but {len(truth)} answers."
+                )
             result[i] += [
                 Probe(prompt, _accepted(where, answer), f"{group}/{name}")
-                for prompt, answer in zip(own, truth, strict=True)
+                for prompt, answer in zip(edit_prompts, truth, strict=True)
             ]
     return result
 
@@ -116,8 +118,8 @@ def make_cases(
     Raises:
         EditError: lengths that do not match, wrong types, an edit that cannot be carried out.
     """
-    asked = _list("prompts", prompts)
-    n = len(asked)
+    prompt_list = _list("prompts", prompts)
+    n = len(prompt_list)
     if not n:
         raise EditError("There is nothing to edit: prompts is empty.")
     targets = _list("target_new", target_new, n)
@@ -132,11 +134,13 @@ def make_cases(
     portability = _probes("portability", portability_inputs, n)
     cases = []
     for i in range(n):
-        missing = [k for k, v in (("prompts", asked[i]), ("target_new", targets[i])) if v is None]
+        missing = [
+            k for k, v in (("prompts", prompt_list[i]), ("target_new", targets[i])) if v is None
+        ]
         if missing:
             raise EditError(f"{missing[0]}, edit {i}: the entry is missing; give a text.")
         edit = Edit(
-            asked[i], targets[i], subjects[i] or None, _truth(truths[i]), negatives[i] or None
+            prompt_list[i], targets[i], subjects[i] or None, _truth(truths[i]), negatives[i] or None
         )
         probes = [
             Probe(text, (edit.target,), "rephrase")

@@ -14,11 +14,11 @@ from typing import Any
 from easyeditor.editors.apply_method import outcome_of
 from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError, EditFailed
-from easyeditor.evaluate.change import Peak, peak_memory
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, State
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied, applied_patches, collapse, without_patches
+from easyeditor.timing import Peak, peak_memory
 
 
 @dataclass(frozen=True, slots=True)

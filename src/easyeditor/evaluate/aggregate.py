@@ -58,7 +58,7 @@ def summary(
     """
     rows = [flatten(item) for item in metrics]
     for row, near in zip(rows, _neighbourhood(rows), strict=True):
-        row |= {name: row[own] for name, own in PAPER.items() if own in row} | near
+        row |= {name: row[ours] for name, ours in PAPER.items() if ours in row} | near
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     scores = {"S": ("ES", "PS", "NS")}

@@ -59,27 +59,43 @@ def downstream(
         DownstreamError: an unknown task, no such ``include_path``, a task that cannot be loaded
             (often its data set: it comes from a hub) or run, an impossible limit or batch size.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise MissingExtraError.of("lm_eval", "lm-eval", "Downstream evaluation")
     if routers_of(lm.model):
         raise DownstreamError(
             "The harness runs bare forward passes, and this model's edits act on the text before "
             "one: it would score the unedited model. Only edits of weights can be scored."
         )
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
-    if not names:
-        raise DownstreamError("No downstream task was named.")
-    if (limit is not None and limit < 1) or batch_size < 1:
-        raise DownstreamError(
-            f"limit={limit}, batch_size={batch_size}: both are 1 or more; limit=None takes all."
-        )
-    manager = _manager(names, include_path)
+    manager = check_tasks(names, limit=limit, include_path=include_path, batch_size=batch_size)
     with _random_state_restored(), lm.at_rest(), _tied_weights_restored(lm):
         results = _run(lm, names, manager, limit, batch_size, seed)
     return {
         task: _scores(row, results["versions"].get(task))
         for task, row in results["results"].items()
     }
+
+
+def check_tasks(
+    names: Sequence[str],
+    *,
+    limit: int | None = None,
+    include_path: Path | str | None = None,
+    batch_size: int = 8,
+) -> Any:
+    """Refuse what :func:`downstream` would refuse of its arguments; returns the index of tasks.
+
+    Raises:
+        MissingExtraError: the package ``lm_eval`` is not installed.
+        DownstreamError: no task, or one nobody knows; an impossible limit, batch size or folder.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError.of("lm_eval", "lm-eval", "Downstream evaluation")
+    if not names:
+        raise DownstreamError("No downstream task was named.")
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise DownstreamError(
+            f"limit={limit}, batch_size={batch_size}: both are 1 or more; limit=None takes all."
+        )
+    return _manager(list(names), include_path)
 
 
 def _run(

@@ -262,11 +262,11 @@ class Judge:
         ) as client:
             try:
                 with bar(len(missing), "judging", "answer") as progress:
-                    asked = [
+                    futures = [
                         pool.submit(self._ask, client, key, question, stop, cache)
                         for key, question in missing.items()
                     ]
-                    for done in as_completed(asked):
+                    for done in as_completed(futures):
                         done.result()
                         progress.update(1)
             except Exception as error:
@@ -311,7 +311,7 @@ class Judge:
         import openai
 
         tries = f"{self.retries + 1} tries" if self.retries else "one try"
-        said = self._redactor.masked(" ".join(str(error).split()))[:300]
+        reply = self._redactor.masked(" ".join(str(error).split()))[:300]
         if isinstance(error, openai.APITimeoutError):
             return (
                 f"did not answer within {self.timeout} s in {tries}. Raise timeout=, or lower "
@@ -319,37 +319,37 @@ class Judge:
             )
         if isinstance(error, openai.APIConnectionError):
             return (
-                f"cannot be reached ({self._redactor.masked(str(error.__cause__ or said))}; "
+                f"cannot be reached ({self._redactor.masked(str(error.__cause__ or reply))}; "
                 f"{tries}). Start the server, or correct base_url."
             )
         if isinstance(error, openai.APIStatusError):
-            return self._status(error.status_code, said, tries, client)
+            return self._status(error.status_code, reply, tries, client)
         if isinstance(error, OSError):
             return f"answered, but the cache cannot be written: {error}. Make room."
         return (
-            f"did not answer like an OpenAI-compatible endpoint ({said}). base_url is what comes "
+            f"did not answer like an OpenAI-compatible endpoint ({reply}). base_url is what comes "
             "before /chat/completions, usually ending in /v1."
         )
 
-    def _status(self, status: int, said: str, tries: str, client: Any) -> str:
+    def _status(self, status: int, reply: str, tries: str, client: Any) -> str:
         if status in {401, 403}:
-            return f"refused the key ({said}). Set OPENAI_API_KEY, or pass api_key=."
+            return f"refused the key ({reply}). Set OPENAI_API_KEY, or pass api_key=."
         if status == 404:
             names = [self._redactor.masked(name) for name in _offered(client)]
             if names:
                 some = ", ".join(names[:10])
                 hint = did_you_mean(self.model, names)
-                return f"is not known there ({said}).{hint} The endpoint offers: {some}."
+                return f"is not known there ({reply}).{hint} The endpoint offers: {some}."
             return (
-                f"was not found ({said}). Either the model is unknown there, or base_url is wrong: "
-                "it is what comes before /chat/completions, usually ending in /v1."
+                f"was not found ({reply}). Either the model is unknown there, or base_url is "
+                "wrong: it is what comes before /chat/completions, usually ending in /v1."
             )
         if status == 429:
-            return f"is still too busy after {tries} ({said}). Lower concurrency=, or wait."
+            return f"is still too busy after {tries} ({reply}). Lower concurrency=, or wait."
         if status >= 500:
-            return f"failed in {tries} ({said}). The log of the server says why."
+            return f"failed in {tries} ({reply}). The log of the server says why."
         return (
-            f"refused the request ({said}). A field it does not take can be left out or replaced: "
+            f"refused the request ({reply}). A field it does not take can be left out or replaced: "
             "request={'temperature': None}."
         )
 

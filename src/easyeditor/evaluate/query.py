@@ -90,8 +90,8 @@ def _ask(
     of_text = [i for _, i in texts] if per_patch else None
     by_score: list[dict[Score, TokenScores]] = [{} for _ in groups]
     by_text: list[dict[Generate, str]] = [{} for _ in groups]
-    asked = [query for query, _ in scores]
-    for (query, i), result in zip(scores, score(lm, asked, of_score), strict=True):
+    score_queries = [query for query, _ in scores]
+    for (query, i), result in zip(scores, score(lm, score_queries, of_score), strict=True):
         by_score[i][query] = result
     written = generate(lm, [query for query, _ in texts], patch_of_query=of_text)
     for (text_query, i), text in zip(texts, written, strict=True):

@@ -63,13 +63,13 @@ def factors_of(
         loss = target_nll(logits(rows), rows).sum()
         paths = [site.path for site in sites]
         gradients = torch.autograd.grad(loss, [outputs[path] for path in paths])
-    found = {}
+    factors = {}
     for path, gradient in zip(paths, gradients, strict=True):
         delta = gradient.reshape(len(rows), -1, gradient.shape[-1]).float()
         x = inputs[path].reshape(len(rows), -1, inputs[path].shape[-1]).float()
         row, place = (delta != 0).any(-1).nonzero(as_tuple=True)
-        found[path] = Factors(x[row, place], delta[row, place], row, place)
-    return found
+        factors[path] = Factors(x[row, place], delta[row, place], row, place)
+    return factors
 
 
 @contextmanager

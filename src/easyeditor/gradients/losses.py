@@ -52,8 +52,8 @@ def nll_and_kl(
         targets: ``(rows,)``: a token, or ``FIRST`` for KL(first ‖ now).
         first: ``(rows with FIRST, vocabulary)`` log-probabilities; None takes the present ones.
     """
-    value, kept = _NllAndKl.apply(logits, targets, first)  # type: ignore[no-untyped-call]
-    return value, kept
+    value, initial = _NllAndKl.apply(logits, targets, first)  # type: ignore[no-untyped-call]
+    return value, initial
 
 
 class _NllAndKl(torch.autograd.Function):

@@ -104,7 +104,7 @@ def _unscaled(lm: LM, copies: _Copies, layers: Sequence[int]) -> Attribution:
         for layer, inputs in zip(layers, seen[:-1], strict=True)
         if inputs is not None
     }
-    zero = {layer: torch.zeros_like(own) for layer, own in activations.items()}
+    zero = {layer: torch.zeros_like(activation) for layer, activation in activations.items()}
     return Attribution(float(_last(hidden_of(replies[0])).norm()), activations, zero)
 
 
@@ -119,7 +119,7 @@ def _add(
     token: int,
     work: Sequence[tuple[int, int]],
     steps: int,
-    found: Attribution,
+    attribution: Attribution,
 ) -> None:
     """One forward and one backward pass for some (layer, step)."""
     rows: dict[int, list[int]] = {}
@@ -127,15 +127,15 @@ def _add(
         rows.setdefault(layer, []).append(i)
     scaled = {}
     with ExitStack() as hooks:
-        for layer, own in rows.items():
-            activation = found.activations[layer]
+        for layer, rows_of_layer in rows.items():
+            activation = attribution.activations[layer]
             share = torch.tensor(
-                [(work[i][1] - 0.5) / steps for i in own], device=activation.device
+                [(work[i][1] - 0.5) / steps for i in rows_of_layer], device=activation.device
             )
             scaled[layer] = (share[:, None] * activation).requires_grad_()
             module = lm.projection(layer).module
             hooks.enter_context(
-                replacing_input(module, len(work), torch.tensor(own), scaled[layer])
+                replacing_input(module, len(work), torch.tensor(rows_of_layer), scaled[layer])
             )
         probability = copies.logits(len(work)).float().softmax(-1)[:, token].sum()
     if not probability.isfinite():
@@ -146,12 +146,12 @@ def _add(
     probability.backward()  # type: ignore[no-untyped-call]
     for layer, values in scaled.items():
         assert values.grad is not None
-        found.scores[layer] += found.activations[layer] * values.grad.sum(0) / steps
+        attribution.scores[layer] += attribution.activations[layer] * values.grad.sum(0) / steps
 
 
-def _bytes_per_row(lm: LM, copies: _Copies, lowest: int, found: Attribution) -> int:
+def _bytes_per_row(lm: LM, copies: _Copies, lowest: int, attribution: Attribution) -> int:
     """What one row keeps for its backward pass, and its logits with their probabilities."""
-    values = found.activations[lowest][None].clone().requires_grad_()
+    values = attribution.activations[lowest][None].clone().requires_grad_()
     with replacing_input(lm.projection(lowest).module, 1, torch.tensor([0]), values):
         logits = copies.logits(1)
     return copies.bytes + logits.shape[-1] * (logits.element_size() + 8)

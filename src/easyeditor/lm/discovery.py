@@ -78,10 +78,10 @@ def discover(model: PreTrainedModel) -> Family:
     width = int(head.weight.shape[-1])
     ff = getattr(model.config.get_text_config(), "intermediate_size", None)
     layers = [_block_paths(model, block, width, ff) for block in blocks.children()]
-    usual = max(layers, key=lambda each: (bool(each.down), layers.count(each)))
+    usual = max(layers, key=lambda paths: (bool(paths.down), layers.count(paths)))
     usual = replace(usual, blocks=blocks_name, final_norm=_final_norm(model, blocks_name))
-    layers = [replace(each, blocks=blocks_name, final_norm=usual.final_norm) for each in layers]
-    differing = {i: each for i, each in enumerate(layers) if each != usual}
+    layers = [replace(paths, blocks=blocks_name, final_norm=usual.final_norm) for paths in layers]
+    differing = {i: paths for i, paths in enumerate(layers) if paths != usual}
     stack = replace(usual, differing=differing)
     first = layers.index(usual)
     conv1d = bool(usual.down) and isinstance(blocks[first].get_submodule(usual.down), Conv1D)

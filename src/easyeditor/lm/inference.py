@@ -26,8 +26,10 @@ from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, sha
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
-from easyeditor.lm.sampling import continuations, rows_by_room
+from easyeditor.lm.sampling import Continuation as Continuation
+from easyeditor.lm.sampling import continuations, entropies_of, rows_by_room
 from easyeditor.lm.tokens import Row
+from easyeditor.progress import bar
 
 TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in scoring."""
@@ -35,21 +37,6 @@ LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
 GENERATION_BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch of generation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: the tokens decoded, special ones left out.
-        ids: the tokens up to and without the first that ends the text.
-        entropies: of the distribution each of them was taken from, in nats; empty unless asked.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    entropies: tuple[float, ...] = ()
 
 
 def score(
@@ -73,8 +60,8 @@ def score(
         PromptTooLongError: prompt and answer do not fit into the model's context.
     """
     scores = [query if isinstance(query, Score) else Score(*query) for query in queries]
-    asked = list(zip(scores, patch_of_query or [0] * len(scores), strict=True))
-    unique = list(dict.fromkeys(asked))
+    pairs = list(zip(scores, patch_of_query or [0] * len(scores), strict=True))
+    unique = list(dict.fromkeys(pairs))
     patches = [patch for _, patch in unique] if patch_of_query is not None else None
     replies = answer_via_routers(
         lm,
@@ -87,7 +74,7 @@ def score(
         ),
     )
     by_query = dict(zip(unique, replies, strict=True))
-    return [by_query[query] for query in asked]
+    return [by_query[query] for query in pairs]
 
 
 def generate(
@@ -126,13 +113,13 @@ def continue_all(
     **options: Any,
 ) -> list[Continuation]:
     """:func:`generate` with the tokens, and if asked with their entropies."""
-    asked = [
+    pairs = [
         (q if isinstance(q, Generate) else Generate(as_prompt(q), max_new_tokens), patch)
         for q, patch in zip(queries, patch_of_query or [0] * len(queries), strict=True)
     ]
     # What the caller samples with options of its own differs from call to call, also where it is
     # asked twice.
-    unique = asked if options.get("do_sample") else list(dict.fromkeys(asked))
+    unique = pairs if options.get("do_sample") else list(dict.fromkeys(pairs))
     kinds: dict[tuple[int, int | None], list[int]] = defaultdict(list)
     for i, (query, _) in enumerate(unique):
         kinds[query.max_new_tokens, query.seed].append(i)
@@ -143,10 +130,10 @@ def continue_all(
 
         settings = _Generation(tokens, seed, entropies, options)
         replies.update(zip(members, _via_routers(lm, prompts, patches, settings), strict=True))
-    if unique is asked:
-        return [replies[i] for i in range(len(asked))]
+    if unique is pairs:
+        return [replies[i] for i in range(len(pairs))]
     place = {question: i for i, question in enumerate(unique)}
-    return [replies[place[question]] for question in asked]
+    return [replies[place[question]] for question in pairs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +153,10 @@ def _via_routers(
         check_length(who, [who.text.row(text) for text in texts])
         if settings.seed is None or who.encoder_decoder:
             return _generate(who, texts, of, settings)
-        sampled = continuations(who, texts, settings.max_new_tokens, of, seed=settings.seed)
-        return [Continuation(text, ()) for text in sampled]
+        asked = settings.entropies
+        return continuations(
+            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=asked
+        )
 
     return answer_via_routers(
         lm,
@@ -209,8 +198,10 @@ def _score(lm: LM, queries: Sequence[Score], patches: Sequence[int] | None) -> l
     else:
         plan = scored_sequences(rows, patches, by_prompt=has_adapters(lm.model))
     scores: dict[int, TokenScores] = {}
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(plan), "scoring", "sequence")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for logits, chunk in _logits(lm, plan, rows, patches):
+            progress.update(len(chunk))
             scores.update(_scores(logits, [plan[k] for k in chunk], rows))
     return [scores[i] for i in range(len(rows))]
 
@@ -294,7 +285,8 @@ def _generate_rows(
     method = type(lm.model).generate
     lengths = [len(row) + settings["max_new_tokens"] for row in ids]
     ends = lm.end_tokens
-    with lm.at_rest(), torch.inference_mode():
+    shown = bar(len(ids), "generating", "text")
+    with lm.at_rest(), torch.inference_mode(), shown as progress:
         for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
             batch = lm.pad([ids[i] for i in chunk], left=True)
             of_row = _pick(patches, chunk)
@@ -310,7 +302,7 @@ def _generate_rows(
                     **settings,
                 )
             start = 0 if lm.encoder_decoder else batch.ids.shape[1]
-            spread = _entropies(out.logits) if how.entropies else None
+            spread = entropies_of(torch.stack(out.logits, 1)).tolist() if how.entropies else None
             for k, (i, row) in enumerate(zip(chunk, out.sequences, strict=True)):
                 new = row[start:].tolist()
                 written = new[1:] if lm.encoder_decoder else new
@@ -320,13 +312,8 @@ def _generate_rows(
                     tuple(written[:stop]),
                     tuple(spread[k][:stop]) if spread is not None else (),
                 )
+            progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]
-
-
-def _entropies(logits: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Per row and step, in nats."""
-    log_p = torch.stack(list(logits), 1).float().log_softmax(-1)
-    return (-(log_p.exp() * log_p).nansum(-1)).tolist()
 
 
 def _read_at(plan: Sequence[ScoredSequence], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -346,12 +333,12 @@ def _scores(
     for sequence in plan:
         at += [start + k for _, places in sequence.rows for k in places]
         start += len(sequence.positions)
-    asked = [i for sequence in plan for i, _ in sequence.rows]
-    targets = [token for i in asked for token in rows[i].target]
+    row_numbers = [i for sequence in plan for i, _ in sequence.rows]
+    targets = [token for i in row_numbers for token in rows[i].target]
     place = torch.tensor(at, device=logits.device)
     picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
     values, done = picked.tolist(), 0
-    for i in asked:
+    for i in row_numbers:
         end = done + len(rows[i].target)
         argmax = tuple(best[k] for k in at[done:end])
         yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)

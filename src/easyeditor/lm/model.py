@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from easyeditor.errors import ModelLoadError, UnknownFamilyError
 from easyeditor.hyperparams import resolve_layers
+from easyeditor.lm.caches import CacheStore
 from easyeditor.lm.classic_names import check_module_names
 from easyeditor.lm.discovery import family_of
 from easyeditor.lm.families import BlockStack, Family
@@ -54,7 +55,7 @@ class LM:
         checkpoint_dtype: the precision of the checkpoint it was loaded from, where that is known.
         text: the rules that turn prompts into tokens.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
-        memo: what was computed once for this model (sampled contexts, checks); cleared by no one.
+        caches: entries of the caches that :mod:`easyeditor.lm.caches` declares.
 
     Raises:
         MetaDeviceError: weights are nowhere, neither in memory nor offloaded.
@@ -74,7 +75,8 @@ class LM:
         self.text = Text(
             tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
         )
-        self.memo: dict[Any, Any] = {}
+        self.caches = CacheStore()
+        self._encoder_caches = CacheStore()
         self.in_encoder = False
         self._embedding_rows = embedding_rows(model)
         attach_tokenizer(model, tokenizer)
@@ -136,7 +138,7 @@ class LM:
             return self
         view = copy.copy(self)
         view.in_encoder = True
-        view.memo = self.memo.setdefault("encoder", {})
+        view.caches = self._encoder_caches
         return view
 
     @property
@@ -387,4 +389,6 @@ class LM:
 
 def _path(model: nn.Module, module: nn.Module) -> str:
     """Of a module's weight."""
-    return next(f"{name}.weight" for name, own in model.named_modules() if own is module)
+    return next(
+        f"{name}.weight" for name, candidate in model.named_modules() if candidate is module
+    )

@@ -98,10 +98,10 @@ def damage_of(folder: Path) -> str:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        found = file.stat()
-        if found.st_size != entry["size"]:
-            return f"{name} has {found.st_size} bytes instead of {entry['size']}"
-        if found.st_mtime_ns != entry["mtime"] and sha256_of(file) != entry["sha256"]:
+        status = file.stat()
+        if status.st_size != entry["size"]:
+            return f"{name} has {status.st_size} bytes instead of {entry['size']}"
+        if status.st_mtime_ns != entry["mtime"] and sha256_of(file) != entry["sha256"]:
             return f"{name} has another digest"
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,34 @@ from easyeditor.edits import Prompt
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.batching import batches_by_length
 from easyeditor.lm.forward.context import generation_context
-from easyeditor.lm.forward.prefix_cache import takes_cache
+from easyeditor.lm.forward.prefix_cache import takes_cache, unread
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 
 BUDGET = 8192
 """Tokens, prompts and continuations together, in one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: the tokens decoded, special ones left out.
+        ids: the tokens up to and without the first that ends the text.
+        entropies: of the model's distribution at each of them, over the whole vocabulary (also
+            where only the most probable tokens are sampled from), in nats; empty unless asked.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    entropies: tuple[float, ...] = ()
+
+
+def entropies_of(logits: torch.Tensor) -> torch.Tensor:
+    """Of the distributions along the last axis, in nats."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).nansum(-1)
 
 
 def sample(
@@ -27,18 +50,32 @@ def sample(
     *,
     generator: torch.Generator,
     top_k: int | None = None,
-    progress: Callable[[int], object] | None = None,
+    drawn: Sequence[Sequence[int]] = (),
+    after_step: Callable[[list[int]], object] | None = None,
 ) -> list[tuple[int, ...]]:
     """Sample ``n_tokens`` after each start; the start's tokens are part of the result.
 
-    ``progress`` is told how many tokens each step has made.
+    Args:
+        lm: the model.
+        starts: texts that are continued, together.
+        n_tokens: sampled after each.
+        generator: of the random numbers.
+        top_k: sample among so many of the most probable tokens; None: among all.
+        drawn: the first steps' tokens, one per start, of a call that was interrupted. The model
+            reads them step by step, so what follows has the bits of an uninterrupted call if the
+            generator is in the state after the last of them; no logits are computed for them.
+        after_step: called with the tokens of each further step, one per start.
+
+    Raises:
+        DivergedError: the model's predictions are not numbers.
     """
     return _sample(
         lm,
         [lm.text.plain(start) for start in starts],
         n_tokens,
         lambda logits: _among_all(logits, top_k, generator),
-        progress,
+        drawn=drawn,
+        after_step=after_step,
     )
 
 
@@ -50,20 +87,28 @@ def continuations(
     *,
     top_k: int = 5,
     seed: int = 0,
-) -> list[str]:
+    entropies: bool = False,
+) -> list[Continuation]:
     """``n_tokens`` sampled after each prompt, up to an end-of-sequence token; the prompt left out.
 
     Every prompt has a random stream of its own, so its continuation does not depend on what else
     is in the batch. Of a causal model, without routers: :func:`easyeditor.lm.inference.generate`.
     """
     rows = [lm.text.row(prompt).ids for prompt in prompts]
-    texts = [""] * len(rows)
+    replies: dict[int, Continuation] = {}
     ends = lm.end_tokens
     for count, chunk in _chunks(lm, rows, n_tokens):
         streams = [_stream(prompts[i], seed) for i in chunk]
         of_row = None if patch_of_row is None else torch.tensor([patch_of_row[i] for i in chunk])
+        spread: list[torch.Tensor] = []
 
-        def draw(logits: torch.Tensor, streams: Sequence[torch.Generator] = streams) -> list[int]:
+        def draw(
+            logits: torch.Tensor,
+            streams: Sequence[torch.Generator] = streams,
+            spread: list[torch.Tensor] = spread,
+        ) -> list[int]:
+            if entropies:
+                spread.append(entropies_of(logits))
             best = logits.topk(top_k)
             probabilities = best.values.softmax(-1)
             # A wrecked model writes, too: its first token.
@@ -75,11 +120,15 @@ def continuations(
             return best.indices.gather(1, torch.stack(places))[:, 0].tolist()
 
         sampled = _sample(lm, [rows[i] for i in chunk], count, draw, patch_of_row=of_row)
-        for i, ids in zip(chunk, sampled, strict=True):
-            written = list(ids[len(rows[i]) :])
-            end = next((k for k, token in enumerate(written) if token in ends), len(written))
-            texts[i] = lm.tokenizer.decode(written[:end], skip_special_tokens=True)
-    return texts
+        for k, (i, ids) in enumerate(zip(chunk, sampled, strict=True)):
+            written = ids[len(rows[i]) :]
+            end = next((j for j, token in enumerate(written) if token in ends), len(written))
+            replies[i] = Continuation(
+                lm.tokenizer.decode(written[:end], skip_special_tokens=True),
+                written[:end],
+                tuple(float(step[k]) for step in spread[:end]),
+            )
+    return [replies[i] for i in range(len(rows))]
 
 
 def rows_by_room(lm: LM, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[int, list[int]]:
@@ -126,7 +175,9 @@ def _sample(
     rows: Sequence[tuple[int, ...]],
     n_tokens: int,
     draw: Callable[[torch.Tensor], list[int]],
-    progress: Callable[[int], object] | None = None,
+    *,
+    drawn: Sequence[Sequence[int]] = (),
+    after_step: Callable[[list[int]], object] | None = None,
     patch_of_row: torch.Tensor | None = None,
 ) -> list[tuple[int, ...]]:
     batch = lm.pad(rows, left=True)
@@ -137,22 +188,23 @@ def _sample(
     more: dict[str, Any] = {"use_cache": cached}
     context = generation_context(lm.model, batch.mask, patch_of_row)
     with lm.at_rest(), torch.inference_mode(), context:
-        for _ in range(n_tokens):
-            with gathering(lm.head, every, last):
+        for step in range(n_tokens):
+            repeated = step < len(drawn)
+            with unread(lm) if repeated else gathering(lm.head, every, last):
                 out = lm.call(type(batch)(ids, mask, positions), **more)
-            chosen = draw(out.logits[0].float().cpu())
+            chosen = list(drawn[step]) if repeated else draw(out.logits[0].float().cpu())
             for row, token in zip(result, chosen, strict=True):
                 row.append(token)
-            if progress is not None:
-                progress(len(result))
-            drawn = torch.tensor(chosen, device=ids.device)[:, None]
+            if after_step is not None and not repeated:
+                after_step(chosen)
+            new = torch.tensor(chosen, device=ids.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             cached = cached and getattr(out, "past_key_values", None) is not None
             if cached:
-                ids, positions = drawn, positions[:, -1:] + 1
+                ids, positions = new, positions[:, -1:] + 1
                 more = {"use_cache": True, "past_key_values": out.past_key_values}
             else:  # a state of its own kind: the whole sequence again
-                ids = torch.cat([ids, drawn], 1)
+                ids = torch.cat([ids, new], 1)
                 positions = torch.cat([positions, positions[:, -1:] + 1], 1)
                 more = {"use_cache": False}
     return [tuple(row) for row in result]

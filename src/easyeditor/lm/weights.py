@@ -334,4 +334,4 @@ def shared_maps(model: nn.Module) -> list[Any]:
         for hook in _hooks(module)
         for name in ("weights_map", "tied_params_map")
     ]
-    return [each for each in result if each is not None]
+    return [entry for entry in result if entry is not None]

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError, did_you_mean
 from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
@@ -129,6 +130,11 @@ class AdapterHyperParams(HyperParams):
         return AdaptedLayer(int(number), path, Projection(lm.model, path, lm.family.conv1d))
 
 
+STORED_LOGITS: LMCache[int, bool] = LMCache(
+    "whether logits from the states stored below a layer are the plain ones; by layer"
+)
+
+
 class RowLogits:
     """Logits of the targets of some rows, again and again, from the adapted layer's block on.
 
@@ -141,10 +147,10 @@ class RowLogits:
         self._cache: LowerBlockCache | None = None
         if layer.layer and not lm.encoder_decoder:
             cache = LowerBlockCache(lm, layer.layer)
-            key = ("row logits", layer.layer)
-            if key not in lm.memo:
-                lm.memo[key] = _agrees(cache, self.rows[:2])
-            self._cache = cache if lm.memo[key] else None
+            agreement = STORED_LOGITS(lm)
+            if layer.layer not in agreement:
+                agreement[layer.layer] = _agrees(cache, self.rows[:2])
+            self._cache = cache if agreement[layer.layer] else None
 
     def __call__(
         self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -68,7 +68,7 @@ def applied_per_row(lm: LM, patches: Sequence[Patch | None]) -> Iterator[None]:
     for path in dict.fromkeys(path for entries in weights for path in entries or ()):
         module = lm.model.get_submodule(path.rpartition(".")[0])
         changes = [None if entries is None else entries.get(path) for entries in weights]
-        hooks.append((module, _adding(lm, changes)))
+        hooks.append((module, _Adding(lm.model, changes)))
     at_sites: list[tuple[nn.Module, Any]] = []
     for site in sites_of(adapters):
         at_site = [() if p is None else adapters_at([p]).get(site, ()) for p in adapters]
@@ -85,21 +85,26 @@ def applied_per_row(lm: LM, patches: Sequence[Patch | None]) -> Iterator[None]:
         yield
 
 
-def _adding(lm: LM, changes: Sequence[Sequence[Part] | None]) -> Any:
-    u, v = _stacked(changes)
+class _Adding:
+    """A forward hook that adds to each row the change of its patch; a copied model gets its own."""
 
-    def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-        index = patch_of_row(lm.model)
+    def __init__(self, model: nn.Module, changes: Sequence[Sequence[Part] | None]) -> None:
+        self.model = model
+        self.u, self.v = _stacked(changes)
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> Any:
+        """The output with the changes."""
+        index = patch_of_row(self.model)
         if index is None:
             return output
         index = index.cpu()
         x = args[0].reshape(len(index), -1, args[0].shape[-1])  # OPT's MLP input is flat
-        change = x @ u[index].to(x.device)
-        if v is not None:
-            change = change @ v[index].to(x.device)
+        change = x @ self.u[index].to(x.device)
+        if self.v is not None:
+            change = change @ self.v[index].to(x.device)
         return output + change.reshape(output.shape)
-
-    return add
 
 
 def _stacked(

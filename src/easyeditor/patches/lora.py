@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from easyeditor.errors import PatchError
 from easyeditor.files import folder_written_whole
+from easyeditor.patches.parts import Part
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import LowRank, WeightPatch
+from easyeditor.progress import bar
 
 DENSE_RANK = 64
 
@@ -45,19 +47,11 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
     _check_linear(patch)
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     errors: dict[str, float] = {}
-    for path, parts in patch.entries.items():
-        if all(isinstance(part, LowRank) for part in parts):
-            u = torch.cat([part.u for part in parts if isinstance(part, LowRank)], 1)
-            v = torch.cat([part.v for part in parts if isinstance(part, LowRank)], 0)
-            errors[path] = 0.0
-        else:
-            whole = patch.dense(path).double()
-            stored = min(rank or DENSE_RANK, *whole.shape)
-            left, values, right = torch.linalg.svd(whole, full_matrices=False)
-            u, v = left[:, :stored] * values[:stored], right[:stored]
-            lost = float((whole - u @ v).norm() / whole.norm().clamp(min=1e-30))
-            errors[path] = lost
-        factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
+    with bar(len(patch.entries), "exporting", "matrix") as progress:
+        for path, parts in patch.entries.items():
+            u, v, errors[path] = _factors(patch, path, parts, rank)
+            factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
+            progress.update(1)
     most = max(u.shape[1] for u, _ in factors.values())
     tensors = {}
     for name, (u, v) in factors.items():
@@ -84,6 +78,20 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return LoraExport(place, most, errors)
+
+
+def _factors(
+    patch: WeightPatch, path: str, parts: tuple[Part, ...], rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """``(u, v, relative error)`` with ``u v`` the change of one matrix."""
+    low = [part for part in parts if isinstance(part, LowRank)]
+    if len(low) == len(parts):
+        return torch.cat([part.u for part in low], 1), torch.cat([part.v for part in low], 0), 0.0
+    whole = patch.dense(path).double()
+    stored = min(rank or DENSE_RANK, *whole.shape)
+    left, values, right = torch.linalg.svd(whole, full_matrices=False)
+    u, v = left[:, :stored] * values[:stored], right[:stored]
+    return u, v, float((whole - u @ v).norm() / whole.norm().clamp(min=1e-30))
 
 
 def _check_linear(patch: Patch) -> None:

@@ -7,6 +7,7 @@ order of their patches, and several classes act one after the other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -199,7 +200,8 @@ class SiteHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SiteHook:
         """A copy of the model shares the adapters, as it shares every untouched tensor."""
-        twin = SiteHook(memo.get(id(self.model), self.model), self.site, self.adapters)
+        twin = copy.copy(self)
+        twin.model = memo.get(id(self.model), self.model)
         memo[id(self)] = twin
         return twin
 

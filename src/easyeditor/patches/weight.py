@@ -30,7 +30,7 @@ from easyeditor.patches.parts import (
 from easyeditor.patches.patch import Patch, PatchInfo, merged_extras, merged_info
 from easyeditor.patches.weight_sum import WeightSum
 
-__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "weight_patch"]
+__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "smallest_part", "weight_patch"]
 
 Part = WeightPart
 
@@ -83,6 +83,9 @@ class WeightPatch(Patch):
             handles.setdefault(path, weight_handle(model, path))
         for path, handle in handles.items():
             _update(model, path, handle, wanted, step, originals)
+        for path, edited in originals.edited.items():  # let go of patches of other weights
+            if path not in handles and isinstance(edited.change, WeightSum):
+                edited.change.patches = wanted
         originals.carried = wanted
 
     @classmethod
@@ -218,6 +221,18 @@ def _update(
     originals.write(path, handle, new.weight(original).to(handle.dtype), new)
 
 
+def smallest_part(u: torch.Tensor, v: torch.Tensor) -> Part:
+    """``u v`` as a part: low-rank while that takes fewer numbers than the whole matrix.
+
+    Args:
+        u: ``(d_in, r)``.
+        v: ``(r, d_out)``.
+    """
+    low = LowRank(u.float().contiguous(), v.float().contiguous())
+    rank, (d_in, d_out) = u.shape[1], low.shape
+    return low if rank * (d_in + d_out) < d_in * d_out else Dense((u @ v.to(u)).float())
+
+
 def weight_patch(
     lm: LM,
     method: str,
@@ -232,7 +247,7 @@ def weight_patch(
     Raises:
         DivergedError: a number in it is not finite.
     """
-    entries = {p: [per_expert(lm.model, p, part) for part in own] for p, own in entries.items()}
+    entries = {p: [per_expert(lm.model, p, part) for part in parts] for p, parts in entries.items()}
     for path, parts in entries.items():
         if not all(part.is_finite() for part in parts):
             raise DivergedError(

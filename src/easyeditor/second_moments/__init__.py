@@ -1,13 +1,12 @@
-"""Second moments ``C = E[k kᵀ]`` of what goes into the down-projections, and their cache.
+"""Second moments ``C = E[k kᵀ]`` of the inputs of the down-projections, cached on disk.
 
 One pass over the text (:mod:`~easyeditor.second_moments.corpus`) serves all layers and stops at the
-highest (:mod:`~easyeditor.second_moments.accumulate`); sums are kept in float32 or better
-(:mod:`~easyeditor.second_moments.running_sum`), and a pass that was killed goes on
+highest (:mod:`~easyeditor.second_moments.accumulate`). Sums are float32 or better
+(:mod:`~easyeditor.second_moments.running_sum`), and an interrupted pass resumes from a checkpoint
 (:mod:`~easyeditor.second_moments.checkpoint`). Results are cached under a fingerprint of the
-weights,
-and a model that carries patches is refused: statistics must come from the unedited model (a
-reference implementation computes them for the second layer after editing the first, and stores
-the result).
+weights. A model that carries patches is refused: statistics must come from the unedited model (a
+reference implementation computes those of the second layer after editing the first, and caches the
+result).
 """
 
 from __future__ import annotations
@@ -23,32 +22,35 @@ import torch
 
 from easyeditor.errors import MomentsError
 from easyeditor.lm.fingerprint import fingerprint
-from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.patches.stack import is_patched
 from easyeditor.paths import cache_dir
-from easyeditor.second_moments.accumulate import collected, growing
+from easyeditor.second_moments.accumulate import accumulated, accumulated_by_size
 from easyeditor.second_moments.cache_file import digest_of as digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 from easyeditor.second_moments.checkpoint import Checkpoint
 from easyeditor.second_moments.corpus import SELF, identity, sequences
-from easyeditor.second_moments.running_sum import Sums
+from easyeditor.second_moments.running_sum import RunningSums
 
 log = logging.getLogger(__name__)
 
 TOKENS_PER_WIDTH = 10
 """Default number of tokens, in units of ``d_in``; 2 to 10 are enough (arXiv 2506.04226)."""
-WHAT = "second moments"
+CONTENT = "second moments"
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """``C`` of one layer, ``(d_in, d_in)`` float32 on the CPU, and how it was made.
+    """The second moment ``C`` of one layer.
 
-    ``path`` is the file that holds it, None where none could be written. From a file the matrix is
-    mapped, not read, so what never looks into it pays no memory for it; ``digest`` says which one
-    it is, and is empty where no file states it. The trap: whoever writes into a mapped file (the
-    package replaces files) changes the matrix, or ends the process.
+    Attributes:
+        matrix: ``(d_in, d_in)``, float32, on the CPU; memory-mapped where it comes from a file.
+            The trap: writing into a mapped file (the package only replaces files) changes the
+            matrix or ends the process.
+        tokens: number of tokens it is the mean over.
+        source: of the text, see :func:`moments`.
+        path: the file that holds it; None where none could be written.
+        digest: of the matrix, as the file states it; empty if it does not.
     """
 
     matrix: torch.Tensor
@@ -58,7 +60,7 @@ class Moments:
     digest: str = ""
 
     def eigenvalues(self) -> torch.Tensor:
-        """All of them, the largest first; float64."""
+        """All eigenvalues, the largest first; float64."""
         return torch.linalg.eigvalsh(self.matrix.double()).flip(0)
 
     def condition_number(self) -> float:
@@ -82,7 +84,7 @@ def moments(
     directory: str | Path | None = None,
     seed: int = 0,
 ) -> dict[int, Moments]:
-    """Second moments for all ``layers``, from the cache or in one pass.
+    """Second moments of ``layers``, from the cache or by one pass over the text.
 
     Args:
         lm: the model; if nothing is cached it must carry no patch.
@@ -91,7 +93,7 @@ def moments(
             Hugging Face dataset (extra ``datasets``).
         tokens: how many; ``10 · d_in`` by default.
         documents: at most this many documents of a file or dataset.
-        directory: where they are kept; the user's cache by default.
+        directory: of the cache files; the user's cache by default.
         seed: of the sampling.
 
     Raises:
@@ -99,22 +101,21 @@ def moments(
         MissingExtraError: a dataset was named and ``datasets`` is not installed.
     """
     n_tokens = tokens or default_tokens(lm, layers[0])
-    shelf = _Shelf(lm, source, n_tokens, documents, seed, directory)
+    files = _CacheFiles(lm, source, n_tokens, documents, seed, directory)
     wanted = list(dict.fromkeys(layers))
-    there = {layer: shelf.load(layer) for layer in wanted}
-    result = {layer: created for layer, created in there.items() if created is not None}
-    missing = sorted(there.keys() - result.keys())
-    if missing and shelf.checkpoint(sorted(wanted)).exists():
-        missing = sorted(wanted)  # it was killed between the writing of two layers
+    cached = {layer: files.load(layer) for layer in wanted}
+    result = {layer: moment for layer, moment in cached.items() if moment is not None}
+    missing = sorted(cached.keys() - result.keys())
+    if missing and files.checkpoint(sorted(wanted)).exists():
+        missing = sorted(wanted)  # interrupted between the writing of two layers
     if missing:
         _refuse_patched(lm)
         log.info("collecting second moments of layers %s from %s", missing, source)
-        text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
-        checkpoint = Checkpoint(shelf.checkpoint(missing))
-        sums = collected(lm, missing, text, n_tokens, checkpoint)
-        give_back()  # what the passes took
+        text = sequences(lm, source, n_tokens, documents, seed, files.text)
+        checkpoint = Checkpoint(files.checkpoint(missing))
+        sums = accumulated(lm, missing, text, n_tokens, checkpoint)
         for i, layer in enumerate(missing):  # one mean at a time: each is 4 % of a 7B model
-            result[layer] = shelf.store(layer, _mean(sums, i, source, last=True))
+            result[layer] = files.store(layer, _mean(sums, i, source, last=True))
         checkpoint.remove()
     return result
 
@@ -130,10 +131,10 @@ def moments_by_size(
     directory: str | Path | None = None,
     seed: int = 0,
 ) -> Iterator[dict[int, Moments]]:
-    """Second moments of the first so many tokens of what :func:`moments` reads, in one pass.
+    """Second moments of the first ``sizes`` tokens of the text that :func:`moments` reads.
 
-    They are not cached, and a size that the text does not reach is left out. The trap: a text that
-    is sampled from the model depends on ``tokens``, its whole length.
+    One pass for all sizes; nothing is cached. A size that the text does not reach is left out. The
+    trap: a text that is sampled from the model depends on ``tokens``, its whole length.
 
     Args:
         lm: as for :func:`moments`, and so are the other arguments.
@@ -142,7 +143,7 @@ def moments_by_size(
         source: see there.
         tokens: of the whole text.
         documents: see there.
-        directory: where a sampled text is kept.
+        directory: of the file of a sampled text.
         seed: of the sampling.
 
     Raises:
@@ -150,16 +151,16 @@ def moments_by_size(
     """
     _refuse_patched(lm)
     n_tokens = tokens or default_tokens(lm, layers[0])
-    shelf = _Shelf(lm, source, n_tokens, documents, seed, directory)
-    text = sequences(lm, source, n_tokens, documents, seed, shelf.text)
+    files = _CacheFiles(lm, source, n_tokens, documents, seed, directory)
+    text = sequences(lm, source, n_tokens, documents, seed, files.text)
     ordered = sorted(set(layers))
-    for sums in growing(lm, ordered, text, n_tokens, sorted(set(sizes))):
+    for sums in accumulated_by_size(lm, ordered, text, n_tokens, sorted(set(sizes))):
         yield {layer: _mean(sums, i, source) for i, layer in enumerate(ordered)}
 
 
-def keep_moments(
+def write_moments(
     lm: LM,
-    made: Mapping[int, Moments],
+    collected: Mapping[int, Moments],
     directory: str | Path,
     *,
     source: str = SELF,
@@ -167,19 +168,20 @@ def keep_moments(
     documents: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Write ``made`` where :func:`moments` with the same arguments will look for it.
+    """Write ``collected`` to the cache files that :func:`moments` reads with these arguments.
 
-    The trap: it believes you. Use a folder of its own.
+    The trap: nothing checks that the matrices belong to this model and text. Use a directory of
+    its own.
     """
-    shelf = _Shelf(lm, source, tokens, documents, seed, directory)
-    for layer, own in made.items():
-        shelf.store(layer, own)
+    files = _CacheFiles(lm, source, tokens, documents, seed, directory)
+    for layer, moment in collected.items():
+        files.store(layer, moment)
 
 
 def default_tokens(lm: LM, layer: int) -> int:
-    """``10 · d_in``; of the widest layer where they differ, so that it is one text for all."""
+    """``10 · d_in``, of the widest layer where they differ: one text serves all layers."""
     layers = lm.layers_with_down or (layer,)
-    return TOKENS_PER_WIDTH * max(lm.projection(each).d_in for each in layers)
+    return TOKENS_PER_WIDTH * max(lm.projection(other).d_in for other in layers)
 
 
 def _refuse_patched(lm: LM) -> None:
@@ -190,7 +192,7 @@ def _refuse_patched(lm: LM) -> None:
         )
 
 
-def _mean(sums: Sums, i: int, source: str, *, last: bool = False) -> Moments:
+def _mean(sums: RunningSums, i: int, source: str, *, last: bool = False) -> Moments:
     if not sums.seen:
         raise MomentsError(f"The source {source!r} holds no text to collect second moments from.")
     matrix = sums.mean(i, last=last)
@@ -203,13 +205,13 @@ def _mean(sums: Sums, i: int, source: str, *, last: bool = False) -> Moments:
 
 
 def _plausible(diagonal: torch.Tensor) -> bool:
-    """Whether it may be a second moment's, whose diagonal bounds the rest."""
+    """Whether it may be the diagonal of a second moment, which bounds all other entries."""
     finite = bool(diagonal.isfinite().all())
     return finite and float(diagonal.min()) >= 0 and float(diagonal.max()) > 0
 
 
-class _Shelf:
-    """The files of one model and corpus, named by a digest of how they are made."""
+class _CacheFiles:
+    """The cache files of one model and corpus, named by a digest of model and settings."""
 
     def __init__(
         self,
@@ -238,18 +240,18 @@ class _Shelf:
 
     @property
     def text(self) -> Path:
-        """The text that was sampled."""
+        """The file of the sampled text."""
         return self._file("text")
 
     def checkpoint(self, layers: Sequence[int]) -> Path:
-        """The sums of layers that are being collected."""
+        """The file of the running sums of layers that are being collected."""
         which = hashlib.sha256(json.dumps(list(layers)).encode()).hexdigest()[:8]
         return self._file(f"half-{which}")
 
     def load(self, layer: int) -> Moments | None:
-        """What is there, and readable."""
+        """The cached moment of a layer; None if there is no file, or an unusable one."""
         file = self._file(layer)
-        stored = read_cache_file(file, WHAT)
+        stored = read_cache_file(file, CONTENT)
         if stored is None:
             return None
         tensors, info = stored
@@ -259,18 +261,18 @@ class _Shelf:
                 raise ValueError("the diagonal of a second moment is finite and not negative")
             return Moments(matrix, tokens, info["source"], file, info.get("digest", ""))
         except (KeyError, ValueError, RuntimeError, IndexError) as error:
-            ignored(file, WHAT, repr(error))
+            ignored(file, CONTENT, repr(error))
             return None
 
-    def store(self, layer: int, made: Moments) -> Moments:
-        """Write it; what comes back is mapped from its file, if it could be written."""
+    def store(self, layer: int, moment: Moments) -> Moments:
+        """Write a moment; the returned one is mapped from its file, if that could be written."""
         info = {
-            "tokens": str(made.tokens),
-            "source": made.source,
+            "tokens": str(moment.tokens),
+            "source": moment.source,
             "recipe": self._recipe,
-            "digest": digest_of(made.matrix),
+            "digest": digest_of(moment.matrix),
         }
-        matrix = made.matrix.contiguous()
-        if not write_cache_file(self._file(layer), {"moment": matrix}, info, WHAT):
-            return made
-        return self.load(layer) or made
+        matrix = moment.matrix.contiguous()
+        if not write_cache_file(self._file(layer), {"moment": matrix}, info, CONTENT):
+            return moment
+        return self.load(layer) or moment

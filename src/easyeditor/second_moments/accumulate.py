@@ -1,4 +1,4 @@
-"""One pass over a text for all layers, stopping at the highest: the sums of ``k kᵀ``."""
+"""Accumulates ``Σ k kᵀ`` over a text: one forward pass serves all layers, up to the highest."""
 
 from __future__ import annotations
 
@@ -10,53 +10,62 @@ import torch
 from torch import nn
 
 from easyeditor.lm.hooks import reading_inputs, stopping
+from easyeditor.lm.memory import releasing_memory
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch
 from easyeditor.progress import bar
-from easyeditor.second_moments.checkpoint import Checkpoint, Place
-from easyeditor.second_moments.running_sum import Sums
+from easyeditor.second_moments.checkpoint import Checkpoint, TextPosition
+from easyeditor.second_moments.cost import CostEstimate
+from easyeditor.second_moments.running_sum import RunningSums
 
-BUDGET = 2048
-"""Tokens per forward pass, about."""
+TOKENS_PER_PASS = 2048
+"""A batch is complete once it has so many tokens."""
 
 
-def collected(
+@releasing_memory
+def accumulated(
     lm: LM,
     layers: Sequence[int],
     text: Iterable[Sequence[int]],
     n_tokens: int,
     checkpoint: Checkpoint,
-) -> Sums:
-    """The sums of ``layers`` (ascending) over the first ``n_tokens`` tokens of ``text``.
+) -> RunningSums:
+    """``Σ k kᵀ`` of ``layers`` (ascending) over the first ``n_tokens`` tokens of ``text``.
 
-    Goes on where the checkpoint says, and then has the bits it would have had in one go.
+    Resumes from the checkpoint, with the bits of an uninterrupted pass.
     """
     sums, modules = _start(lm, layers)
-    place = checkpoint.restore(sums)
-    rest = islice(text, place.sequences, None)
-    with _bar(layers, n_tokens) as progress:
-        progress.update(place.tokens)
-        for batch in _batches(rest, n_tokens - place.tokens):
+    position = checkpoint.restore(sums)
+    rest = islice(text, position.sequences, None)
+    cost = CostEstimate(
+        f"Reading {n_tokens} tokens up to layer {layers[-1]} of {lm.name} for second moments",
+        n_tokens - position.tokens,
+        lm.device,
+        "Fewer tokens are cheaper: mom2_n_tokens=N (easyedit moments --tokens N); 2 to 10 times "
+        f"the width of a key ({lm.projection(layers[-1]).d_in}) are enough.",
+    )
+    with _bar(layers, n_tokens, position.tokens) as progress:
+        for batch in _batches(rest, n_tokens - position.tokens):
             sums.add(_keys(lm, modules, batch))
             tokens = sum(map(len, batch))
-            place = Place(place.sequences + len(batch), place.tokens + tokens)
-            checkpoint.keep(sums, place)
+            position = TextPosition(position.sequences + len(batch), position.tokens + tokens)
+            checkpoint.write_if_due(sums, position)
             progress.update(tokens)
+            cost.update(tokens)
     return sums
 
 
-def growing(
+def accumulated_by_size(
     lm: LM,
     layers: Sequence[int],
     text: Iterable[Sequence[int]],
     n_tokens: int,
     sizes: Sequence[int],
-) -> Iterator[Sums]:
-    """What :func:`collected` sums, after each of ``sizes`` (ascending) keys; from one pass.
+) -> Iterator[RunningSums]:
+    """The sums of :func:`accumulated` after each of ``sizes`` (ascending) tokens, from one pass.
 
-    A size that is not reached is left out.
-
-    The trap: it is one object that grows.
+    A size that the text does not reach is left out. The trap: every item is the same object, which
+    later tokens are added to.
     """
     sums, modules = _start(lm, layers)
     ahead = list(sizes)
@@ -65,8 +74,8 @@ def growing(
             keys = _keys(lm, modules, batch)
             while ahead and sums.seen + len(keys[0]) >= ahead[0]:
                 wanted = ahead.pop(0) - sums.seen
-                sums.add([own[:wanted] for own in keys])
-                keys = [own[wanted:] for own in keys]
+                sums.add([of_layer[:wanted] for of_layer in keys])
+                keys = [of_layer[wanted:] for of_layer in keys]
                 yield sums
             if not ahead:
                 return
@@ -74,20 +83,20 @@ def growing(
             progress.update(len(keys[0]))
 
 
-def _start(lm: LM, layers: Sequence[int]) -> tuple[Sums, list[nn.Module]]:
+def _start(lm: LM, layers: Sequence[int]) -> tuple[RunningSums, list[nn.Module]]:
     projections = [lm.projection(layer) for layer in layers]
-    sums = Sums([p.d_in for p in projections], [p.device for p in projections])
+    sums = RunningSums([p.d_in for p in projections], [p.device for p in projections])
     return sums, [p.module for p in projections]
 
 
-def _bar(layers: Sequence[int], n_tokens: int) -> Any:
-    return bar(n_tokens, f"second moments of {len(layers)} layers", "token")
+def _bar(layers: Sequence[int], n_tokens: int, done: int = 0) -> Any:
+    return bar(n_tokens, f"second moments of {len(layers)} layers", "token", done=done)
 
 
 def _keys(
     lm: LM, modules: Sequence[nn.Module], sequences: Sequence[Sequence[int]]
 ) -> list[torch.Tensor]:
-    """What goes into each module at every real token, ``(tokens, d_in)``, in the text's order."""
+    """The input of each module at every token that is no padding, ``(tokens, d_in)``, in order."""
     batch, more, real = _fed(lm, sequences)
     with lm.at_rest(), torch.inference_mode():
         with reading_inputs(modules) as inputs, stopping():
@@ -100,9 +109,10 @@ def _keys(
 
 
 def _fed(lm: LM, sequences: Sequence[Sequence[int]]) -> tuple[Batch, dict[str, Any], torch.Tensor]:
-    """A batch, what else the call needs, and which of the edited column's positions are real.
+    """The batch, further arguments of the call, and a mask of the positions without padding.
 
-    Where a decoder is edited the encoder reads the first half and the decoder the second.
+    The mask is that of the column whose keys are read. If that is the decoder of an
+    encoder-decoder, the encoder reads the first half of each sequence and the decoder the second.
     """
     if not lm.encoder_decoder or lm.in_encoder:
         batch = lm.pad(sequences)
@@ -123,7 +133,7 @@ def _batches(sequences: Iterable[Sequence[int]], n_tokens: int) -> Iterator[list
         batch.append(cut)
         size += len(cut)
         total += len(cut)
-        if size >= BUDGET or total >= n_tokens:
+        if size >= TOKENS_PER_PASS or total >= n_tokens:
             yield batch
             batch, size = [], 0
         if total >= n_tokens:

@@ -34,19 +34,20 @@ def digest_of(tensor: torch.Tensor) -> str:
 def write_cache_file(
     file: Path, tensors: Mapping[str, torch.Tensor], info: Mapping[str, str], what: str
 ) -> bool:
-    """Write contiguous tensors with their digests; False (and a warning) if it failed.
+    """Write contiguous tensors with their digests; False (and a warning) if that failed.
 
     Args:
-        file: what is written.
+        file: its path.
         tensors: by name.
-        info: words about them. ``"digest"`` in it is that of the only tensor, already computed.
+        info: metadata, written sorted by name: equal content gives equal bytes. An entry
+            ``"digest"`` is the digest of the only tensor, already computed.
         what: names the content in warnings.
     """
     digests = {} if "digest" in info else {_key(name): digest_of(t) for name, t in tensors.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as part:
-            save_file(dict(tensors), part, metadata=dict(info) | digests)
+            save_file(dict(tensors), part, metadata=dict(sorted((*info.items(), *digests.items()))))
     except (OSError, SafetensorError) as error:  # its own error, also for a full disk
         log.warning("%s could not be kept in %s: %s", what, file, error)
         return False
@@ -54,11 +55,10 @@ def write_cache_file(
 
 
 def read_cache_file(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """The tensors and the words; None if there is no such file, or (with a warning) a damaged one.
+    """Tensors and metadata; None if there is no such file, or (with a warning) a damaged one.
 
-    Every tensor is compared with the digest that the file states of it (files of former versions
-    may state none). The tensors are mapped from the file, for this process alone: writing into them
-    changes no file.
+    Every tensor is compared with the digest that the file states for it (files of former versions
+    may state none). The tensors are memory-mapped copy-on-write: writing into them changes no file.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -85,7 +85,7 @@ def _key(name: str) -> str:
 
 
 def _digests(file: Path) -> dict[str, str]:
-    """The digest of each tensor, read piece by piece: what is mapped would stay in memory."""
+    """Digest of each tensor, read piecewise: mapped pages would stay in memory."""
     digests = {}
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
@@ -107,5 +107,5 @@ def _digest_of_next(opened: BinaryIO, size: int) -> str:
 
 
 def ignored(file: Path, what: str, why: object) -> None:
-    """Say that a file is not used."""
-    log.warning("%s in %s cannot be used and are made again: %s", what, file, why)
+    """Warn that a file is not used and why."""
+    log.warning("%s in %s cannot be used and are computed again: %s", what, file, why)

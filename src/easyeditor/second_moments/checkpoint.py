@@ -1,12 +1,11 @@
-"""A collection that is killed goes on: its sums and its place in the text, on disk now and then.
+"""Periodic checkpoints of second-moment accumulation, so that an interrupted run can resume.
 
-Only a collection that takes minutes pays for it: the first checkpoint is written after
-:data:`EVERY` seconds, and the next ones so seldom that writing takes a twentieth of the time at
-most. One takes what the sums take: 2.2 bytes × d_in² per layer (up to 4 where it is narrow), thrice
-that beyond :data:`~easyeditor.second_moments.running_sum.FOLD` tokens, and twice that while the
-new one
-replaces the old. Where the disk has no room for that, none is written. The file goes when the
-moments are there.
+A run of less than :data:`MIN_INTERVAL_SECONDS` writes none; in longer ones writing takes at most a
+twentieth of the time. A checkpoint is as large as the sums: 2.2 bytes × d_in² per layer (up to 4
+for narrow layers), three times that beyond
+:data:`~easyeditor.second_moments.running_sum.MAX_FLOAT32_TOKENS` tokens, and twice that while the
+new one replaces the old. None is written if the disk has too little space. The file is removed
+when the moments are stored.
 """
 
 from __future__ import annotations
@@ -19,65 +18,64 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
-from easyeditor.second_moments.running_sum import Sums
+from easyeditor.second_moments.running_sum import RunningSums
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0
-"""Seconds between two checkpoints, at least."""
-SELDOM = 20.0
-"""The same, in units of what writing the last one took."""
-WHAT = "half-collected second moments"
+MIN_INTERVAL_SECONDS = 60.0
+"""Minimum time between two checkpoints."""
+MIN_INTERVAL_WRITES = 20.0
+"""The same as a multiple of the last write time: 20 is at most 5 % overhead."""
+CONTENT = "half-collected second moments"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """How far a text has been read: whole sequences, and the tokens in them."""
+class TextPosition:
+    """How far a text has been read: number of whole sequences, and of their tokens."""
 
     sequences: int = 0
     tokens: int = 0
 
 
 class Checkpoint:
-    """The one file of a collection that is under way.
+    """The checkpoint file of one accumulation.
 
-    Two processes that collect the same do no harm to each other: whatever either wrote is the
-    beginning of the same sums.
+    Two processes may use it at once: whichever wrote last, it holds a prefix of the same sums.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._due = time.monotonic() + EVERY
+        self._due = time.monotonic() + MIN_INTERVAL_SECONDS
 
-    def restore(self, sums: Sums) -> Place:
-        """Fill the sums and say where to go on; the beginning, if nothing usable is there."""
-        stored = read_cache_file(self._file, WHAT)
+    def restore(self, sums: RunningSums) -> TextPosition:
+        """Restore the sums and return the position; zero if there is no usable checkpoint."""
+        stored = read_cache_file(self._file, CONTENT)
         if stored is None:
-            return Place()
+            return TextPosition()
         tensors, info = stored
         try:
-            place = Place(int(info["sequences"]), int(info["tokens"]))
+            position = TextPosition(int(info["sequences"]), int(info["tokens"]))
             sums.restore(tensors, info)
         except (KeyError, ValueError) as error:
-            ignored(self._file, WHAT, repr(error))
-            return Place()
-        log.info("going on after %d tokens (%s)", place.tokens, self._file)
-        return place
+            ignored(self._file, CONTENT, repr(error))
+            return TextPosition()
+        log.info("going on after %d tokens (%s)", position.tokens, self._file)
+        return position
 
-    def keep(self, sums: Sums, place: Place) -> None:
-        """Write it, if it is time and there is room."""
+    def write_if_due(self, sums: RunningSums, position: TextPosition) -> None:
+        """Write a checkpoint if the interval is over and the disk has space."""
         began = time.monotonic()
         if began < self._due:
             return
         tensors, info = sums.state()
-        info |= {"sequences": str(place.sequences), "tokens": str(place.tokens)}
+        info |= {"sequences": str(position.sequences), "tokens": str(position.tokens)}
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if self._room() < 2 * size:
-            log.warning("no room for %d MB in %s: %s are not kept", size >> 20, self._file, WHAT)
+            log.warning("no room for %d MB in %s: %s are not kept", size >> 20, self._file, CONTENT)
             self._due = float("inf")
-        elif write_cache_file(self._file, tensors, info, WHAT):
+        elif write_cache_file(self._file, tensors, info, CONTENT):
             now = time.monotonic()
-            self._due = now + max(EVERY, SELDOM * (now - began))
+            self._due = now + max(MIN_INTERVAL_SECONDS, MIN_INTERVAL_WRITES * (now - began))
         else:
             self._due = float("inf")
 
@@ -89,7 +87,7 @@ class Checkpoint:
             return 0
 
     def remove(self) -> None:
-        """The collection is done; also what a process killed while writing left."""
+        """Remove the file, and the parts that a process killed while writing left."""
         with suppress(OSError):
             for file in self._file.parent.glob(f"*{self._file.name}*"):
                 file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Texts to collect second moments from: a file, a dataset, or what the model itself writes."""
+"""Token sequences to collect second moments from: a file, a dataset, or sampled text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from easyeditor.errors import MissingExtraError, MomentsError
 from easyeditor.lm.model import LM
 from easyeditor.second_moments.self_sampled import sampled_text
 
-WINDOW = 128
-"""Tokens per sequence when a text is read."""
-SLICE = 20000
-"""Characters tokenised at once."""
+TOKENS_PER_SEQUENCE = 128
+"""When a text is read."""
+CHARACTERS_PER_CALL = 20000
+"""Tokenised at once."""
 SELF = "self"
 """The source that needs no download: text sampled from the model itself.
 
@@ -29,7 +29,7 @@ DATASETS = {
 
 
 def identity(source: str) -> str:
-    """What names a source in the cache: of a file its content, not its place."""
+    """Names a source in the cache: a file by the digest of its content, not by its path."""
     path = Path(source)
     if source != SELF and path.is_file():
         return "file:" + hashlib.sha256(path.read_bytes()).hexdigest()
@@ -39,10 +39,10 @@ def identity(source: str) -> str:
 def sequences(
     lm: LM, source: str, n_tokens: int, documents: int | None, seed: int, file: Path
 ) -> Iterator[Sequence[int]]:
-    """The source's token sequences, always the same in the same order.
+    """The source's token sequences, deterministic and in a fixed order.
 
-    ``file`` keeps what is sampled from the model. ``n_tokens`` says how much that is; other
-    sources are read until the caller stops.
+    ``file`` is the cache file of a sampled text, of ``n_tokens`` tokens; other sources are read
+    until the caller stops.
 
     Raises:
         MomentsError: no such file, or no text in it; a dataset that cannot be read.
@@ -54,10 +54,10 @@ def sequences(
     for i, text in enumerate(own_texts() if source == SELF else _documents(source)):
         if documents is not None and i >= documents:
             return
-        for cut in range(0, len(text), SLICE):
-            ids = lm.text.plain(text[cut : cut + SLICE])
-            for start in range(0, len(ids), WINDOW):
-                piece = ids[start : start + WINDOW]
+        for cut in range(0, len(text), CHARACTERS_PER_CALL):
+            ids = lm.text.plain(text[cut : cut + CHARACTERS_PER_CALL])
+            for start in range(0, len(ids), TOKENS_PER_SEQUENCE):
+                piece = ids[start : start + TOKENS_PER_SEQUENCE]
                 if len(piece) > 1:
                     yield piece
 

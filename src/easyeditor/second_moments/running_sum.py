@@ -1,4 +1,4 @@
-"""Running sums ``Σ k kᵀ`` over tokens: only one triangle is there, and no digits get lost."""
+"""Running sums ``Σ k kᵀ`` over tokens, as upper triangles, in float32 and then float64."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 import torch
 
-EDGE = 1024
+STRIP_ROWS = 1024
 """Rows of one strip of the product."""
-FOLD = 2**18
-"""Tokens after which float32 sums are added to float64 ones.
+MAX_FLOAT32_TOKENS = 2**18
+"""Number of tokens after which the float32 sums are added to float64 ones.
 
-A float32 sum of n batches is wrong by at most n roundings (6e-8 each): 128 batches of 2048 tokens
-lose no digit that an edit could feel, a corpus of millions of tokens would.
+A float32 sum of n batches has an error of at most n roundings (6e-8 each): negligible for an edit
+with 128 batches of 2048 tokens, but not with a corpus of millions of tokens.
 """
 
 
 def strips(width: int, **kind: Any) -> list[torch.Tensor]:
     """Zeros for the upper triangle of a ``(width, width)`` matrix: rows from the diagonal on.
 
-    With s strips ``(s + 1) / 2s`` of the memory and of the multiplications: all of them up to 1,024
-    columns, 54 % for 14,336. (One layer's product costs about what its block's forward pass does,
-    and in full float32 on a GPU far more.)
+    s strips take ``(s + 1) / 2s`` of the memory and of the multiplications of the whole matrix:
+    100 % up to 1,024 columns, 54 % for 14,336. (One layer's product costs about as much as its
+    block's forward pass, and in full float32 on a GPU far more.)
     """
-    starts = range(0, width, EDGE)
-    return [torch.zeros(min(EDGE, width - i), width - i, **kind) for i in starts]
+    starts = range(0, width, STRIP_ROWS)
+    return [torch.zeros(min(STRIP_ROWS, width - i), width - i, **kind) for i in starts]
 
 
 def add_products(total: Sequence[torch.Tensor], keys: torch.Tensor) -> None:
-    """Add ``keysᵀ keys``, a symmetric rank-k update, which torch lacks."""
+    """Add ``keysᵀ keys``: a symmetric rank-k update, which torch has no function for."""
     start = 0
     for strip in total:
         stop = start + len(strip)
@@ -38,7 +38,7 @@ def add_products(total: Sequence[torch.Tensor], keys: torch.Tensor) -> None:
 
 
 def whole(total: Iterable[torch.Tensor], width: int) -> torch.Tensor:
-    """The symmetric matrix that these strips are the upper triangle of; float32, on the CPU."""
+    """The symmetric matrix with these strips as its upper triangle; float32, on the CPU."""
     matrix, start = torch.empty(width, width, dtype=torch.float32, device="cpu"), 0
     for strip in total:
         stop = start + len(strip)
@@ -50,11 +50,11 @@ def whole(total: Iterable[torch.Tensor], width: int) -> torch.Tensor:
     return matrix
 
 
-class Sums:
+class RunningSums:
     """``Σ k kᵀ`` of several layers, float32 on each layer's device.
 
-    Beyond :data:`FOLD` tokens they are added to float64 sums in main memory: an accelerator has
-    little room for those, and some have no such numbers.
+    After every :data:`MAX_FLOAT32_TOKENS` tokens they are added to float64 sums in main memory:
+    accelerators have little memory for those, and some no float64.
 
     Attributes:
         seen: tokens added so far.
@@ -73,10 +73,10 @@ class Sums:
     def add(self, keys: Sequence[torch.Tensor]) -> None:
         """Add the same tokens' keys ``(tokens, d_in)`` of every layer."""
         tokens = len(keys[0])
-        if self._unfolded + tokens > FOLD:
+        if self._unfolded + tokens > MAX_FLOAT32_TOKENS:
             self._fold()
-        for total, own in zip(self._recent, keys, strict=True):
-            add_products(total, own.float())
+        for total, of_layer in zip(self._recent, keys, strict=True):
+            add_products(total, of_layer.float())
         self._unfolded += tokens
         self.seen += tokens
 
@@ -94,19 +94,20 @@ class Sums:
     def mean(self, i: int, *, last: bool = False) -> torch.Tensor:
         """``E[k kᵀ]`` of the i-th layer, ``(d_in, d_in)`` float32 on the CPU, exactly symmetric.
 
-        ``last`` gives the layer's memory back on the way: nothing can be added any more.
+        ``last`` frees the layer's sums meanwhile: nothing can be added afterwards.
         """
         return whole(self._means(i, last), self._widths[i])
 
     def _means(self, i: int, last: bool) -> Iterator[torch.Tensor]:
-        for totals in zip(*(own[i] for own in (self._older, self._recent) if own), strict=True):
+        by_age = [sums[i] for sums in (self._older, self._recent) if sums]
+        for totals in zip(*by_age, strict=True):
             yield sum(total.cpu() for total in totals) / self.seen
             if last:
                 for total in totals:
                     total.set_()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Everything, to be gone on with: tensors on the CPU, and numbers as text."""
+        """The state for :meth:`restore`: tensors on the CPU, and numbers as text."""
         tensors = {
             f"{age}.{i}.{k}": strip.cpu()
             for age, sums in (("recent", self._recent), ("older", self._older))
@@ -116,27 +117,27 @@ class Sums:
         return tensors, {"seen": str(self.seen), "unfolded": str(self._unfolded)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, str]) -> None:
-        """Go on from a :meth:`state`.
+        """Continue from a :meth:`state`.
 
         Raises:
-            KeyError, ValueError: it is none of sums like these, which are then unchanged.
+            KeyError, ValueError: it belongs to other layers or widths; nothing was changed.
         """
         recent = self._like("recent", tensors, torch.float32)
         older = self._like("older", tensors, torch.float64) if "older.0.0" in tensors else []
         self.seen, self._unfolded = int(numbers["seen"]), int(numbers["unfolded"])
-        for own, stored in zip(self._recent, recent, strict=True):
-            for mine, its in zip(own, stored, strict=True):
-                mine.copy_(its)
+        for total, stored in zip(self._recent, recent, strict=True):
+            for strip, values in zip(total, stored, strict=True):
+                strip.copy_(values)
         self._older = older
 
     def _like(
         self, age: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> list[list[torch.Tensor]]:
         result = []
-        for i, own in enumerate(self._recent):
-            stored = [tensors[f"{age}.{i}.{k}"] for k in range(len(own))]
+        for i, total in enumerate(self._recent):
+            stored = [tensors[f"{age}.{i}.{k}"] for k in range(len(total))]
             if any(
-                a.dtype != dtype or a.shape != b.shape for a, b in zip(stored, own, strict=True)
+                a.dtype != dtype or a.shape != b.shape for a, b in zip(stored, total, strict=True)
             ):
                 raise ValueError(f"these are no sums of layer {i}")
             result.append(stored)

@@ -141,8 +141,8 @@ def _offloaded(lm: LM) -> list[_Place]:
     for path, parameter in lm.model.named_parameters():
         if parameter.is_meta:
             owner, _, name = path.rpartition(".")
-            own = lm.model.get_submodule(owner)._parameters
-            result.append((own, name, weight_handle(lm.model, path)))
+            parameters = lm.model.get_submodule(owner)._parameters
+            result.append((parameters, name, weight_handle(lm.model, path)))
     return result
 
 
@@ -151,7 +151,7 @@ def _weight(tensor: torch.Tensor, places: Sequence[_Place]) -> Recompute | None:
     whole = tensor if tensor._base is None else tensor._base
     if not places or not isinstance(whole, nn.Parameter) or not whole.is_contiguous():
         return None
-    storage = next((s for own, name, s in places if own.get(name) is whole), None)
+    storage = next((s for parameters, name, s in places if parameters.get(name) is whole), None)
     if storage is None:
         return None
     device, shape, stride = tensor.device, tensor.shape, tensor.stride()

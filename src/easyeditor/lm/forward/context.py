@@ -265,6 +265,14 @@ def decoder_context(model: nn.Module, rows: int, length: int) -> ForwardContext 
     )
 
 
+def prompt_mask(model: Any, given: torch.Tensor) -> torch.Tensor:
+    """The mask that the model's own ``generate`` assumes for prompts that come without one."""
+    pad, end = (getattr(model.generation_config, f"{k}_token_id", None) for k in PADS)
+    if pad is not None and pad != end and given.dim() == 2 and (given == pad).any():
+        return given.ne(pad).long()
+    return torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+
+
 class _GenerateInContext:
     """Stands for ``model.generate`` while the model carries adapters."""
 
@@ -275,17 +283,14 @@ class _GenerateInContext:
         """What the model's own ``generate`` gives."""
         model: Any = self._model
         prompts = [inputs, options.get("input_ids"), options.get("inputs_embeds")]
-        given = next((each for each in prompts if each is not None), None)
+        given = next((prompt for prompt in prompts if prompt is not None), None)
         if inputs is not None:
             options["inputs"] = inputs
         mask = options.get("attention_mask")
         if given is None or isinstance(vars(model).get(_CONTEXT), _Generation):
             return type(model).generate(model, **options)
         if mask is None:
-            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-            pad, end = (getattr(model.generation_config, f"{k}_token_id", None) for k in PADS)
-            if pad is not None and pad != end and given.dim() == 2 and (given == pad).any():
-                mask = given.ne(pad).long()
+            mask = prompt_mask(model, given)
         with generation_context(model, mask):
             return type(model).generate(model, **options)
 

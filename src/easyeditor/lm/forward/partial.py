@@ -1,13 +1,12 @@
-"""Forward passes that resume above the edited place instead of repeating what cannot change.
+"""Partial forward passes: only the blocks and tokens that a vector added at one token can change.
 
-A search adds a vector to one layer's output at one token. With causal attention nothing before
-that token changes, and nothing below that layer. So the tokens before it are run once and leave
-their keys and values in a cache; the rest is run once up to the layer; and each step starts from
-the stored hidden states, in the model's own forward, with the lower blocks replaced by stubs.
+With causal attention a vector added to one layer's output at one token changes nothing before that
+token and nothing below that layer. So the tokens before it are run once and leave their keys and
+values in a cache; the rest is run once up to the layer; and each step starts from the stored hidden
+states, in the model's own forward, with the lower blocks replaced by stubs.
 
-:class:`FullForward` repeats everything and is right for every model; :class:`PartialForward` must
-give the
-same logits, which :func:`open_forward` checks once per model and place before it trusts it.
+:class:`FullForward` repeats everything and is exact for every model; :class:`PartialForward` must
+give the same logits, which :func:`open_forward` checks once per model and site before it is used.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
+from easyeditor.lm.forward.cache_layers import NON_RECORDING, non_recording
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
@@ -59,6 +60,12 @@ class Site:
     def start(self) -> int:
         """The first block that has to run again."""
         return self.layer if self.kind == "down" else self.layer + 1
+
+
+RESUMABLE: LMCache[tuple[Site, bool], bool] = LMCache(
+    "whether a zero vector gives the plain logits; by site, and whether there is a prefix",
+    forward_generation,  # adapters may change how the model can be run
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +128,9 @@ def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
 
 
 def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    index = [i for i, run in enumerate(runs) for _ in run.reads]
-    position = [
-        read - offset for run, offset in zip(runs, offsets, strict=True) for read in run.reads
-    ]
-    return torch.tensor(index), torch.tensor(position)
+    places = [(i, r - n) for i, n in enumerate(offsets) for r in runs[i].reads]
+    index, positions = zip(*places, strict=True) if places else ((), ())
+    return torch.tensor(index), torch.tensor(positions)
 
 
 class FullForward:
@@ -212,7 +217,7 @@ class PartialForward:
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
         cache = past_of(self._lm, past)
         layers = cache.layers if type(cache) is DynamicCache else None
-        if not layers or any(type(layer) not in _NON_RECORDING for layer in layers):
+        if not layers or any(type(layer) not in NON_RECORDING for layer in layers):
             raise NotResumable
         return cache
 
@@ -221,7 +226,7 @@ class PartialForward:
         if self._cache is None:
             return dict(self._more)
         cache = copy.copy(self._cache)
-        cache.layers = [_non_recording(layer) for layer in self._cache.layers]
+        cache.layers = [non_recording(layer) for layer in self._cache.layers]
         return {"past_key_values": cache, "use_cache": True}
 
     def _run_lower(self) -> Any:
@@ -252,9 +257,8 @@ class PartialForward:
     def _past(self, start: int) -> list[torch.Tensor]:
         """Stored keys and values of the blocks from ``start`` on, in their order."""
         layers = [] if self._cache is None else self._cache.layers[start:]
-        return [
-            each for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)
-        ]
+        filled = [layer for layer in layers if layer.is_initialized]
+        return [states for layer in filled for states in (layer.keys, layer.values)]
 
     def _drop_lower_cache(self) -> None:
         """Of the blocks below only the shape of their keys and values is asked for."""
@@ -292,36 +296,6 @@ def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
         return value[rows.to(value.device)]
     return value
-
-
-class _NonRecordingLayer(DynamicLayer):
-    """Hands out past and new keys and values together, and keeps the past alone."""
-
-    keys: Any
-    values: Any
-
-    def update(self, *args: Any, **more: Any) -> Any:
-        past: tuple[Any, Any] = self.keys, self.values
-        whole = super().update(*args, **more)
-        self.keys, self.values = past
-        return whole
-
-
-class _NonRecordingWindowLayer(_NonRecordingLayer, DynamicSlidingWindowLayer):
-    """The same over a window."""
-
-
-_NON_RECORDING = {
-    DynamicLayer: _NonRecordingLayer,
-    DynamicSlidingWindowLayer: _NonRecordingWindowLayer,
-}
-
-
-def _non_recording(layer: Any) -> Any:
-    copied = copy.copy(layer)
-    if layer.is_initialized:
-        copied.__class__ = _NON_RECORDING[type(layer)]
-    return copied
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
@@ -366,17 +340,17 @@ def open_forward(
     if not resume:
         return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
-    way = forward_generation(lm.model)  # adapters may change how the model can be run
-    proven = ("resumable", site, any(run.start for run in runs), way)
-    if proven not in lm.memo:
-        lm.memo[proven] = _agrees(lm, site, runs)
-        if not lm.memo[proven]:
+    key = site, any(run.start for run in runs)
+    proven = RESUMABLE(lm)
+    if key not in proven:
+        proven[key] = _agrees(lm, site, runs)
+        if not proven[key]:
             log.warning(
                 "%s cannot be resumed at layer %d; searching with whole forward passes.",
                 type(lm.model).__name__,
                 site.layer,
             )
-    kind = PartialForward if lm.memo[proven] else FullForward
+    kind = PartialForward if proven[key] else FullForward
     return kind(lm, site, runs, pool)
 
 

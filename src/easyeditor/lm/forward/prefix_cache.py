@@ -73,7 +73,7 @@ class Prefix:
         self.length = self._mask.shape[1]
         cache = prefill(lm, prefixes, patch_of_row)
         layers = cache.layers if type(cache) is DynamicCache else ()
-        plain = all(type(each) is DynamicLayer and each.is_initialized for each in layers)
+        plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in layers)
         self.usable = bool(layers) and plain
         self._cache = cache if self.usable else None
 
@@ -101,8 +101,8 @@ class Prefix:
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         for layer in cache.layers:
             layer.keys, layer.values = (
-                each.expand(n, -1, -1, -1) if len(each) == 1 else each[rows.to(each.device)]
-                for each in (layer.keys, layer.values)
+                states.expand(n, -1, -1, -1) if len(states) == 1 else states[rows.to(states.device)]
+                for states in (layer.keys, layer.values)
             )
         return lm.call(batch, patch_of_row=patch_of_row, past_key_values=cache, use_cache=True)
 

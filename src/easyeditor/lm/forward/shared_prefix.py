@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 
+from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
+
+SHARES_PREFIXES: LMCache[tuple[()], bool] = LMCache(
+    "whether two passes, shared prefixes and rests, give the cache of one", forward_generation
+)
 
 Ids = tuple[int, ...]
 FEW = 4
@@ -35,12 +40,12 @@ def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
     What several begin with is run once where that saves enough and was shown, once per model, to
     give the keys and values of the plain pass.
     """
-    heads, whose = shared_prefixes(sequences)
+    heads, head_of_row = shared_prefixes(sequences)
     longest = max(map(len, sequences))
-    rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, whose, strict=True))
+    rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, head_of_row, strict=True))
     tokens = len(heads) * max(map(len, heads)) + len(sequences) * rest
-    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, whose):
-        return _shared(lm, sequences, heads, whose)
+    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, head_of_row):
+        return _shared(lm, sequences, heads, head_of_row)
     return prefill(lm, sequences)
 
 
@@ -54,7 +59,7 @@ def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
     ordered = [sequences[i] for i in order]
     after = [*(_common(a, b) for a, b in pairwise(ordered)), 0]
     heads: list[Ids] = []
-    whose = [0] * len(sequences)
+    head_of_row = [0] * len(sequences)
     several = False  # whether the last head is one of several sequences, and not a whole one
     for i, ids, next_common in zip(order, ordered, after, strict=True):
         common = _common(heads[-1], ids[:-1]) if heads else 0
@@ -64,26 +69,28 @@ def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
         else:
             heads.append(ids)
             several = False
-        whose[i] = len(heads) - 1
-    return heads, whose
+        head_of_row[i] = len(heads) - 1
+    return heads, head_of_row
 
 
 def _common(a: Ids, b: Ids) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _shared(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> Any:
+def _shared(
+    lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
+) -> Any:
     """The same by two passes; None where the cache is not one of all keys and values."""
     prefix = Prefix(lm, *heads)
     if not prefix.usable:
         return None
-    rests = [ids[len(heads[i]) :] for ids, i in zip(sequences, whose, strict=True)]
+    rests = [ids[len(heads[i]) :] for ids, i in zip(sequences, head_of_row, strict=True)]
     with unread(lm):
-        cache = prefix.call(rests, whose).past_key_values
+        cache = prefix.call(rests, head_of_row).past_key_values
     # Each row is padded left of its beginning and right of its rest: turned until all is left.
     rest = max(map(len, rests))
     width, longest = prefix.length + rest, max(map(len, sequences))
-    over = torch.tensor([rest - len(each) for each in rests])
+    over = torch.tensor([rest - len(tokens) for tokens in rests])
     index = (torch.arange(width - longest, width)[None] - over[:, None]) % width
     for layer in cache.layers:
         at = index[:, None, :, None].to(layer.keys.device)
@@ -92,14 +99,16 @@ def _shared(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Seque
     return cache
 
 
-def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]) -> bool:
+def _trusted(
+    lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
+) -> bool:
     """Whether both ways agree where rows are padded on either side; tried once per model.
 
     A batch in which nothing is padded cannot tell, and is not shared before another one has.
     """
-    key = ("shares its past", forward_generation(lm.model))
-    if key not in lm.memo:
-        sample = _padded(sequences, heads, whose)
+    agreement = SHARES_PREFIXES(lm)
+    if () not in agreement:
+        sample = _padded(sequences, heads, head_of_row)
         if sample is None:
             return False
         shared, plain = _shared(lm, sample, *shared_prefixes(sample)), prefill(lm, sample)
@@ -109,19 +118,20 @@ def _trusted(lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequ
             for a, b in zip(shared.layers, plain.layers, strict=True)
             for name in ("keys", "values")
         )
-        lm.memo[key] = agree
+        agreement[()] = agree
         if not agree:
             log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
-    trusted: bool = lm.memo[key]
-    return trusted
+    return agreement[()]
 
 
 def _padded(
-    sequences: Sequence[Ids], heads: Sequence[Ids], whose: Sequence[int]
+    sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
 ) -> list[Ids] | None:
     """Two sequences of one beginning but of two lengths, and one with another length of its own."""
-    most = max(whose, key=whose.count)
-    alike = sorted((ids for ids, i in zip(sequences, whose, strict=True) if i == most), key=len)
+    most = max(head_of_row, key=head_of_row.count)
+    alike = sorted(
+        (ids for ids, i in zip(sequences, head_of_row, strict=True) if i == most), key=len
+    )
     length = len(heads[most])
     other = max(heads, key=lambda head: abs(len(head) - length))
     if len(alike[0]) == len(alike[-1]) or len(other) == length:
@@ -135,5 +145,5 @@ def _near(a: torch.Tensor, b: torch.Tensor, real: torch.Tensor) -> bool:
         return False
     tolerance = 1e-4 if a.dtype == torch.float32 else 0.05
     pads = ~real.to(a.device)[:, None, :, None]
-    a, b = (each.float().masked_fill(pads, 0) for each in (a, b))
+    a, b = (states.float().masked_fill(pads, 0) for states in (a, b))
     return bool((a - b).norm() <= tolerance * b.norm())

@@ -179,7 +179,7 @@ class SideMemories(RoutedAdapter):
     def expert(self, x: torch.Tensor, y: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
         """See :class:`RoutedAdapter`: the output of the memory's copy of the weight."""
         change = torch.zeros(y.shape, device=y.device)
-        for memory in entry.unique().tolist():
+        for memory in sorted(set(entry.tolist())):
             rows = (entry == memory).nonzero()[:, 0]
             delta = self.get_buffer("deltas")[memory].to(x.device)
             change[rows] = (x[rows.to(x.device)].float() @ delta).to(y.device)

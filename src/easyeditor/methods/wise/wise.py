@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -63,6 +64,14 @@ class WISEHyperParams(AdapterHyperParams):
         },
         "gpt-j-6B": {"layers": [21], "act_margin": [15.0, 40.0, 20.0]},
         "llama-2-7b": {"layers": [27], "act_margin": [5.0, 20.0, 10.0]},
+        "llama-3-8b": {
+            "layers": [29],
+            "edit_lr": 0.9,
+            "n_iter": 30,
+            "act_margin": [2.0, 20.0, 10.0],
+            "act_ratio": 0.5,
+        },
+        "mistral-7b": {"layers": [27], "act_margin": [5.0, 20.0, 10.0]},
         "qwen2.5-7b": {"layers": [23], "act_margin": [5.0, 20.0, 10.0]},
         "smollm2-135m": {"layers": [25], "save_freq": 20, "merge_freq": 40, "stop_loss": 0.1},
     }
@@ -187,6 +196,10 @@ def _open_shard(
     return (newest + 1, []) if full else (newest, shards[newest])
 
 
+def _plus(delta: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return y + (x.float() @ delta).to(y.dtype)
+
+
 def _random_mask(layer: AdaptedLayer, settings: WISEHyperParams, shard: int) -> torch.Tensor:
     draw = torch.Generator().manual_seed(settings.seed * 1_000_003 + shard)
     shape = (layer.projection.d_in, layer.projection.d_out)
@@ -217,7 +230,7 @@ def _train(
         logits_of = RowLogits(lm, layer, rows)
         for step in range(settings.n_iter):
             delta = start + change * where
-            logits = logits_of(lambda x, y, d=delta: y + (x.float() @ d).to(y.dtype))
+            logits = logits_of(partial(_plus, delta))
             inside = activations(edited, delta)
             outside = activations(others, delta)
             loss = (
