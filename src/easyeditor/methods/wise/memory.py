@@ -143,7 +143,11 @@ class SideMemories(RoutedAdapter):
         super().__init__()
         shards = shards_of(edits)
         newest = max(shards)
-        finished = [s for s, own in shards.items() if s < newest or len(own) >= own[0].shard_size]
+        finished = [
+            s
+            for s, members in shards.items()
+            if s < newest or len(members) >= members[0].shard_size
+        ]
         first = edits[0]
         per_merge = max(2, first.merge_size // first.shard_size)
         together = finished[: len(finished) - len(finished) % per_merge] if first.merged else []
@@ -158,8 +162,8 @@ class SideMemories(RoutedAdapter):
         self.register_buffer("deltas", torch.stack(deltas), persistent=False)
         self.ratio = first.ratio
         least = [
-            float(activations([edit.get_buffer("inputs").cpu() for edit in own], delta).min())
-            for own, delta in zip(members, deltas, strict=True)
+            float(activations([edit.get_buffer("inputs").cpu() for edit in some], delta).min())
+            for some, delta in zip(members, deltas, strict=True)
         ]
         self.register_buffer("thresholds", torch.tensor(least), persistent=False)
 

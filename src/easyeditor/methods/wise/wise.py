@@ -73,7 +73,13 @@ class WISEHyperParams(AdapterHyperParams):
         },
         "mistral-7b": {"layers": [27], "act_margin": [5.0, 20.0, 10.0]},
         "qwen2.5-7b": {"layers": [23], "act_margin": [5.0, 20.0, 10.0]},
-        "smollm2-135m": {"layers": [25], "save_freq": 20, "merge_freq": 40, "stop_loss": 0.1},
+        "smollm2-135m": {
+            "layers": [25],
+            "act_ratio": 0.7,
+            "save_freq": 20,
+            "merge_freq": 40,
+            "stop_loss": 0.1,
+        },
     }
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "WISE-Merge": {"retrieve": False},
