@@ -20,20 +20,17 @@ from easyeditor.editors.options import (
     RequestOptions,
     classic_options,
     how_to_edit,
+    refuse_ledger_options,
     refuse_unknown,
+    requested_cases,
 )
-from easyeditor.editors.requests import (
-    RENAMED_CALLS,
-    Nested,
-    Texts,
-    cases_of,
-    list_of_cases,
-    make_cases,
-)
+from easyeditor.editors.recording import EditRecord, open_record
+from easyeditor.editors.requests import RENAMED_CALLS, Nested, Texts, list_of_cases
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
+from easyeditor.evaluate.degeneration import answered
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -45,6 +42,7 @@ from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied_patches
+from easyeditor.patches.weight import weight_patch
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
@@ -64,10 +62,12 @@ class EditResult(NamedTuple):
     patch: Patch
 
     def __repr__(self) -> str:
-        measured = [metric.get("final") or metric.get("post") or {} for metric in self.metrics]
-        took = sum(scores.get("rewrite_acc") == 1.0 for scores in measured)
+        measured = [metric.get("final") or metric.get("post") for metric in self.metrics]
+        took = sum(scores is not None and answered(scores) for scores in measured)
+        unchanged = sum("unchanged" in metric for metric in self.metrics)
+        known = f", {unchanged} of them known before" if unchanged else ""
         return (
-            f"<EditResult: {took} of {len(measured)} edits took; "
+            f"<EditResult: {took} of {len(measured)} edits took{known}; "
             f"{type(self.edited_model).__name__}, {self.patch!r}>"
         )
 
@@ -82,15 +82,26 @@ class BaseEditor:
         lm: the model with its tokenizer.
         hparams: the method's settings.
         session: the sequence of edits, with the method's state.
+        ledger: where every edit is written down, one entry per call, and checked against those
+            that are active; None without one.
+
+    Args:
+        ledger: a ledger's folder, made if there is none; the model gets its active edits at once.
+
+    Raises:
+        LedgerError: the ledger is of another model.
     """
 
-    def __init__(self, lm: LM, hparams: HyperParams) -> None:
+    def __init__(
+        self, lm: LM, hparams: HyperParams, *, ledger: str | Path | EditRecord | None = None
+    ) -> None:
         _check(hparams)
         lm.check_claims(hparams.family_claims)
         self.lm = lm
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
         self._undo: list[_Undo] = []
+        self.ledger = open_record(ledger, self.session, hparams.model_name)
 
     def __getattr__(self, name: str) -> Any:
         if name in RENAMED_CALLS:
@@ -105,22 +116,30 @@ class BaseEditor:
         return self.session.method
 
     @classmethod
-    def from_hparams(cls, hparams: HyperParams) -> BaseEditor:
+    def from_hparams(
+        cls, hparams: HyperParams, *, ledger: str | Path | EditRecord | None = None
+    ) -> BaseEditor:
         """Load the model the hyper-parameters name.
 
         Raises:
             ModelLoadError: it cannot be found or read.
         """
         _check(hparams)
-        return cls(load(hparams.model), hparams)
+        return cls(load(hparams.model), hparams, ledger=ledger)
 
     @classmethod
     def from_pretrained(
-        cls, model: PreTrainedModel, tokenizer: Any, hparams: HyperParams
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        hparams: HyperParams,
+        *,
+        ledger: str | Path | EditRecord | None = None,
     ) -> BaseEditor:
         """Edit a model that is in memory; it is used as it is, on its own device."""
         _check(hparams)
-        return cls(LM(model, tokenizer, chat_template=hparams.chat_template), hparams)
+        lm = LM(model, tokenizer, chat_template=hparams.chat_template)
+        return cls(lm, hparams, ledger=ledger)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -141,11 +160,14 @@ class BaseEditor:
         """Take back an applied patch, whatever came after it; the other edits stay, bit for bit.
 
         What a method keeps per edit goes with the patch. A running state (a mean over all edits)
-        is put back only if the patch was the latest edit.
+        is put back only if the patch was the latest edit. With a ledger it is undone there, too.
 
         Raises:
             PatchStateError: it is not applied.
         """
+        if self.ledger is not None:
+            self.ledger.undo(self.session, patch)
+            return
         patch.revert(self.model)
         if self._undo and self._undo[-1].patch is patch:
             self.session.resume(self._undo[-1].state)
@@ -170,7 +192,13 @@ class BaseEditor:
             PatchFormatError: one of the files is missing or damaged, or the state belongs to
                 another patch.
             PatchMismatchError: the patch was made for another model.
+            EditError: the editor has a ledger, which carries its own patches.
         """
+        if self.ledger is not None:
+            raise EditError(
+                "This editor's model carries the edits of its ledger and no others; make the edit "
+                "with it, or load the file with an editor without a ledger."
+            )
         patch = load_patch(path)
         state = load_state(self.method.state_class, patch, path)
         before = self.session.state
@@ -194,7 +222,8 @@ class BaseEditor:
     ) -> EditResult:
         """Make each prompt continue with its target, one edit after the other, and measure.
 
-        What comes back always holds every requested edit.
+        What comes back always holds every requested edit. A target that the model gives already
+        changes nothing, unless ``force=True``.
 
         Args:
             prompts: one text or a list.
@@ -222,8 +251,9 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
+        options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
-        return self.edit_cases(_requested(lists, options), **how)
+        return self.edit_cases(requested_cases(lists, options), **how)
 
     def batch_edit(
         self,
@@ -256,8 +286,9 @@ class BaseEditor:
             "portability_inputs": portability_inputs,
         }
         options.setdefault("evaluate_when", "end")
+        options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
-        return self.edit_cases(_requested(lists, options), batch=True, **how)
+        return self.edit_cases(requested_cases(lists, options), batch=True, **how)
 
     def edit_dataset(
         self,
@@ -270,6 +301,8 @@ class BaseEditor:
     ) -> EditResult:
         """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
 
+        What the model says already is edited, too, unless ``force=False``.
+
         Raises:
             DataError: a bad record, before anything is edited.
         """
@@ -280,12 +313,25 @@ class BaseEditor:
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
-        """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`.
+        """:meth:`edit_dataset` for ready-made cases; ``batch`` as in :meth:`batch_edit`.
 
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
-            return self._edit_cases(list_of_cases(cases), batch, options)
+            cases = list_of_cases(cases)
+            if self.ledger is None:
+                refuse_ledger_options(options)
+                return self._edit_cases(cases, batch, options)
+            if options.get("keep_original_weight"):
+                raise EditError(
+                    "keep_original_weight=True makes an edit that is not kept, and a ledger "
+                    "records edits that are; use an editor without a ledger to try one."
+                )
+            check_request(self.method, cases)
+            with self.ledger.recording(self.session, cases, options) as keep:
+                result = self._edit_cases(cases, batch, options)
+                keep(result.patch, result.metrics)
+            return result
 
     def _edit_cases(self, cases: Sequence[Case], batch: bool, options: EditOptions) -> EditResult:
         refuse_unknown(options, EditOptions)
@@ -301,12 +347,20 @@ class BaseEditor:
         recorder = MetricRecorder(
             self.lm, cases, options.get("measures") or Measures(), together=size >= len(cases)
         )
+        known = [] if options.get("force", True) else recorder.leave_unchanged()
+        for case in known:
+            log.warning("%s: %s", case.edit.prompt.text, recorder[case]["unchanged"])
+        unknown = [case for case in cases if "unchanged" not in recorder[case]]
+        if not unknown:
+            return self._without_edits(recorder, when, keep)
         session, before = self.session, self.session.state
         journal = options.get("journal")
         try:
-            with bar(len(cases), self.method.name, "edit") as progress:
-                for start in range(0, len(cases), size):
-                    group = cases[start : start + size]
+            if when != "end" and known:
+                recorder.fill("post", self.lm, known)
+            with bar(len(unknown), self.method.name, "edit") as progress:
+                for start in range(0, len(unknown), size):
+                    group = unknown[start : start + size]
                     attempt = journal.finished(start) if journal is not None else None
                     if attempt is None:
                         attempt = session.attempt([edit for case in group for edit in case.edits])
@@ -329,9 +383,19 @@ class BaseEditor:
             session.put_back(before)
             raise
         session.finish(whole)
-        if keep:
+        if keep and self.ledger is None:
             self._undo.append(_Undo(whole, before))
         return EditResult(list(recorder.metrics), edited, whole)
+
+    def _without_edits(self, recorder: MetricRecorder, when: str, keep: bool) -> EditResult:
+        """The result of a request that holds already: a patch that changes nothing."""
+        for key in ("post", "final") if when == "both" else ("post",):
+            recorder.fill(key, self.lm, recorder.cases)
+        nothing = weight_patch(self.lm, self.method.name, (), self.hparams, {}, {})
+        if not keep:
+            return EditResult(list(recorder.metrics), edited_copy(self.model, nothing), nothing)
+        nothing.apply(self.model)
+        return EditResult(list(recorder.metrics), self.model, nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,22 +404,6 @@ class _Undo:
 
     patch: Patch
     state: State | None
-
-
-def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
-    refuse_unknown(options, RequestOptions, also=lists)
-    lists["subject"] = options.get("subject")
-    lists["rejected"] = options.get("target_neg")
-    requests = options.get("requests")
-    if requests is None:
-        for name in ("prompts", "target_new"):
-            if lists[name] is None:
-                raise EditError(f"There is nothing to edit: give {name} (or requests=[...]).")
-        return make_cases(**lists)
-    given = [name for name, value in lists.items() if value is not None]
-    if given:
-        raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
-    return cases_of(requests)
 
 
 def _check(hparams: object) -> None:
