@@ -153,9 +153,13 @@ def _via_routers(
         check_length(who, [who.text.row(text) for text in texts])
         if settings.seed is None or who.encoder_decoder:
             return _generate(who, texts, of, settings)
-        asked = settings.entropies
         return continuations(
-            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=asked
+            who,
+            texts,
+            settings.max_new_tokens,
+            of,
+            seed=settings.seed,
+            entropies=settings.entropies,
         )
 
     return answer_via_routers(
