@@ -30,7 +30,7 @@ from easyeditor.evaluate.query import observe, observe_each
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.methods.locate import Factors
+from easyeditor.methods.locate import KeyMetrics
 from easyeditor.methods.rome import solve_rank_one
 from easyeditor.patches.weight import Part, WeightPatch, weight_patch
 
@@ -39,16 +39,16 @@ def edited(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[Wei
     """The patch of every case, each from the unedited model; one search for all."""
     layer = int(settings.layers[0])
     contexts = context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
-    factors = Factors()
-    factors.prepare(lm, [layer], settings)
+    metrics = KeyMetrics()
+    metrics.prepare(lm, [layer], settings)
     edits = [case.edit for case in cases]
     search = settings.search()
     found = optimize_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
-    factor, projection = factors.get(lm, layer, settings), lm.projection(layer)
+    metric, projection = metrics.get(lm, layer, settings), lm.projection(layer)
     patches = []
     for edit, delta in zip(edits, found.delta, strict=True):
         keys = keys_at(lm, [layer], subject_rows(lm, edit, contexts))[layer].T
-        change = solve_rank_one(keys, delta, projection.weight, factor, settings)
+        change = solve_rank_one(keys, delta, projection.weight, metric, settings)
         entries: dict[str, list[Part]] = {projection.path: [change]}
         patches.append(weight_patch(lm, "ROME", [edit], settings, entries, {}))
     return patches

@@ -383,7 +383,7 @@ dropout: 0.0
         plain=LOCATE_PLAIN,
         variants=({"layers": [1]},),
         # the first layer is edited by the second call
-        phases=(("values_of", 1), ("closed_form", 2), ("weight_patch", 2)),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
         layers=(0, 1),
         after_norm=(1,),  # z is searched and written at one layer
         classic=_CLASSIC
@@ -408,6 +408,88 @@ dropout: 0.0
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
                 reading="is the same search with the change spread over layers and a ridge for a "
                 "constraint.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "EMMET",
+        quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        phases=(("values_of", 1), ("solve_directions", 1), ("weight_patch", 1)),
+        layers=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "EMMET"\nlayers: [1]\nlayer_selection: "all"\nmom2_update_weight: 1\n'
+        + "update_norm_lambda: 0\nemmet_lambda: 0.1"
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "EMMET",
+                {"rewrite": 0.9, "rephrase": 0.85, "locality": 0.9},
+                {"layers": [1], **_LOCATE, **_OF_A_BLOCK},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}},
+                reading="is MEMIT in one layer, without a regularization for a single fact.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "AlphaEdit",
+        quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain={**LOCATE_PLAIN, "L2": 1e-3},
+        variants=(
+            {"layers": [1], "key": "ridge", "anchor_norm": True},
+            {"null_space_by": "trace", "null_space": 0.1, "L2": 0.1},
+        ),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "AlphaEdit"\nlayers: [1, 2]\nlayer_selection: "all"\n'
+        + 'mom2_update_weight: 20000\nnullspace_threshold: 2e-2\nL2: 10\nP_loc: "./P.pt"'
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "AlphaEdit",
+                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                reading="writes where the keys of text have next to no energy.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "UltraEdit",
+        quick={"layers": [1], "lr": 1e-3},
+        variants=({"layers": [0, 2], "ridge": 0.1},),
+        phases=(("closed_form", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        classic=_CLASSIC
+        + """
+alg_name: "UltraEdit"
+model_class: AutoModelForCausalLM
+tokenizer_class: AutoTokenizer
+tokenizer_name: gpt2-xl
+inner_params:
+- transformer.h.2.mlp.c_proj
+dropout: 0.0
+no_grad_layers: null
+lr: 1e-6
+token: mask
+batch_size: 100
+batch_size_once: 10
+editor_batch_size: 1024
+silent: false
+half: true
+results_dir: ./results
+""",
+        rows=(
+            MatrixRow(
+                "UltraEdit",
+                {"locality": 0.5},
+                {"layers": [-2, -1], "lr": 1e-2, "ridge": 1e-2},
+                reading="is one forward and one backward pass, and a ridge.",
             ),
         ),
     ),

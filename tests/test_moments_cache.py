@@ -419,7 +419,7 @@ def test_preparing_factors_and_an_edit_does_not(
     target, made = lm("llama"), method()
     made.initial_state(target)
     assert len(factored) == len(factor_files(tmp_path)) > 0
-    assert not made._factors._factors
+    assert not made._metrics._metrics
     factored.clear()
     made.edit(target, EDITS[:1])
     assert factored == []

@@ -17,7 +17,7 @@ SETTINGS = {
     "CODEBOOK": {"layers": [2]},
     "TOY_ALPHAEDIT": {
         "layers": [1],
-        "threshold": 1.0,
+        "null_space": 0.75,
         "v_num_grad_steps": 5,
         "mom2_n_tokens": 200,
         "context_template_length_params": ((2, 2),),

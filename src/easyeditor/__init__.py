@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from easyeditor.errors import EasyEditError as EasyEditError
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
+    from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch

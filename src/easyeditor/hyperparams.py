@@ -28,8 +28,10 @@ KNOWN_MODELS = {
     "gpt-neo-2.7B": "EleutherAI/gpt-neo-2.7B",
     "llama-7b": "huggyllama/llama-7b",
     "llama-2-7b": "meta-llama/Llama-2-7b-hf",
-    "t5-3b": "google-t5/t5-3b",
+    "llama-3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+    "t5-3b": "google-t5/t5-3b",
     "smollm2-135m": "smollm2-135m",
 }
 

@@ -11,7 +11,7 @@ smaller change (ROME: 0, arXiv 2202.05262 eq. 2; MEMIT: its λ, arXiv 2210.07229
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -41,44 +41,77 @@ class KeyMetric(Protocol):
 
 
 class NullSpace:
-    """The projector ``P = U Uᵀ`` onto the null space of the keys' second moment (AlphaEdit).
+    """The projector ``P`` onto the directions that keys hardly use (AlphaEdit, arXiv 2410.02355).
 
-    ``U`` holds the eigenvectors of ``C`` with an eigenvalue of at most ``threshold`` (arXiv
-    2410.02355, section 3.1; 0.02 there). A change ``Δᵀ = P K …`` adds nothing to the output for
-    keys in the span of the other eigenvectors. The trap: the threshold is in the units of ``C``,
-    so it depends on the model.
+    A change ``Δᵀ = P K …`` adds nothing to the output for keys in the span of the other directions.
+    ``P`` is made from the eigenvectors of the second moment ``C`` with the smallest eigenvalues;
+    how many is a share, see :func:`free_directions`. The paper's threshold on the eigenvalues
+    themselves is in the units of ``C``, so it means something else in every model.
+
+    Attributes:
+        dimensions: the rank of ``P``: how many directions may be changed.
+        energy: ``tr(P C)``, the mean of ``‖P k‖²`` over the keys behind ``C``: the unit in which a
+            regularization means the same in every model.
     """
 
-    def __init__(self, basis: torch.Tensor) -> None:
-        self._basis = basis
+    def __init__(self, values: torch.Tensor, vectors: torch.Tensor, dimensions: int) -> None:
+        """Keep the thinner half of an eigendecomposition.
+
+        Args:
+            values: ``(d_in,)``, ascending.
+            vectors: ``(d_in, d_in)``, the eigenvectors as rows, in the same order.
+            dimensions: the rank of ``P``.
+        """
+        self.dimensions = dimensions
+        self.energy = float(values[:dimensions].clamp(min=0).sum())
+        self._complement = dimensions > len(values) // 2
+        self._rows = vectors[dimensions:] if self._complement else vectors[:dimensions]
 
     @classmethod
-    def of(cls, moment: torch.Tensor, threshold: float = 2e-2) -> NullSpace:
+    def of(
+        cls,
+        moment: torch.Tensor,
+        share: float = 0.75,
+        by: Literal["directions", "trace"] = "directions",
+    ) -> NullSpace:
         """The null space of a symmetric positive semi-definite ``(d_in, d_in)`` matrix.
 
         Raises:
-            HyperParamsError: no eigenvalue is as small as the threshold, so nothing could be
-                edited.
+            HyperParamsError: no direction, or every direction, would be free.
         """
         values, vectors = torch.linalg.eigh(double(moment))
-        if not bool((values <= threshold).any()):
-            raise HyperParamsError(
-                f"threshold={threshold}: the smallest eigenvalue of the second moment is "
-                f"{float(values[0]):.3g}, so no direction is left to edit. Choose a larger one; "
-                f"{float(values[len(values) // 2]):.3g} keeps half of the directions."
-            )
-        return cls(vectors[:, values <= threshold])
-
-    @property
-    def dimensions(self) -> int:
-        """How many directions may be changed."""
-        return self._basis.shape[1]
+        return cls(values, vectors.T, free_directions(values, share, by))
 
     def solve(self, keys: torch.Tensor) -> torch.Tensor:
         """``P K`` for ``K`` ``(d_in, n)``, in float64."""
         k = double(keys)
-        basis = self._basis.to(k.device)
-        return basis @ (basis.T @ k)
+        rows = double(self._rows).to(k.device)
+        projected = rows.T @ (rows @ k)
+        return k - projected if self._complement else projected
+
+
+def free_directions(
+    values: torch.Tensor, share: float, by: Literal["directions", "trace"] = "directions"
+) -> int:
+    """How many of the smallest eigenvalues ``(d_in,)``, ascending, belong to the null space.
+
+    ``"directions"``: this share of all directions. ``"trace"``: as many as together hold at most
+    this share of the trace, that is of the mean squared length of a key.
+
+    Raises:
+        HyperParamsError: it is none, or all.
+    """
+    if by == "directions":
+        count = round(share * len(values))
+    else:
+        total = values.clamp(min=0).cumsum(0)
+        count = int((total <= share * total[-1]).sum())
+    if not 0 < count < len(values):
+        raise HyperParamsError(
+            f"null_space={share} by {by} leaves {count} of {len(values)} directions free; at least "
+            "one must be free and one must not. Choose a share further from 0 and 1."
+        )
+    return count
 
 
 class Cholesky:
@@ -170,13 +203,28 @@ def closed_form(
     """
     k = double(keys)
     solved = metric.solve(k)
+    diagonal = torch.as_tensor(regularization, dtype=k.dtype, device=k.device)
+    positive = bool((diagonal > 0).all())
+    if positive and k.shape[1] > k.shape[0]:
+        return _by_gram(k, solved, diagonal)
     small = k.T @ solved
-    diagonal = torch.as_tensor(regularization, dtype=small.dtype, device=small.device)
     small.diagonal().add_(diagonal)
-    if bool((diagonal > 0).all()):
+    if positive:
         return torch.linalg.solve(small, solved.T).T
     # Two exact keys may be parallel (one prompt twice); the minimum-norm answer is then right.
     return solved @ torch.linalg.pinv(small, hermitian=True, rtol=1e-12)
+
+
+def _by_gram(k: torch.Tensor, solved: torch.Tensor, regularization: torch.Tensor) -> torch.Tensor:
+    """The same numbers from a ``d_in × d_in`` system, for more keys than ``d_in``.
+
+    With ``S = M K E^{-1/2}`` they are ``(I + S (K E^{-1/2})ᵀ)⁻¹ S E^{-1/2}``.
+    """
+    scale = regularization.rsqrt()
+    s = solved * scale
+    system = s @ (k * scale).T
+    system.diagonal().add_(1)
+    return torch.linalg.solve(system, s) * scale
 
 
 def key_energy(keys: torch.Tensor, metric: KeyMetric) -> torch.Tensor:

@@ -16,6 +16,9 @@ METHODS: Registry[type[Method[Any]]] = Registry(
     {
         "ROME": "easyeditor.methods.rome:ROME",
         "MEMIT": "easyeditor.methods.memit:MEMIT",
+        "EMMET": "easyeditor.methods.emmet:EMMET",
+        "AlphaEdit": "easyeditor.methods.alphaedit:AlphaEdit",
+        "UltraEdit": "easyeditor.methods.ultraedit:UltraEdit",
         "FT": "easyeditor.methods.ft:FT",
         "KN": "easyeditor.methods.kn:KN",
         "IKE": "easyeditor.methods.ike.ike:IKE",

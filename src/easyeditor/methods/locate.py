@@ -25,7 +25,7 @@ from easyeditor.lm.model import LM
 from easyeditor.methods.base import State
 from easyeditor.patches.stack import without_patches
 from easyeditor.second_moments import Moments, moments
-from easyeditor.second_moments.cholesky import factor_of, factor_once
+from easyeditor.second_moments.metric import InverseOfMoment, MetricOfMoment
 
 ContextLengths = tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]], ...]
 """``(tokens, count)`` of the prefixes that are sampled."""
@@ -112,6 +112,13 @@ class LocateHyperParams(HyperParams):
         with without_patches(lm.model):
             return moments(lm, layers, **self.corpus())
 
+    def metric(self) -> MetricOfMoment | None:
+        """How the layers' key metric ``M`` is computed; None stands for the identity.
+
+        A method with another metric overrides this, and nothing else knows of it.
+        """
+        return InverseOfMoment() if self.mom2_adjustment else None
+
     def contexts(self, lm: LM) -> tuple[str, ...]:
         """The prefixes that the unedited model samples with these settings, the empty one first."""
         return context_prefixes(lm, self.context_template_length_params, seed=self.seed)
@@ -130,49 +137,54 @@ class LocateHyperParams(HyperParams):
 
 
 IN_MEMORY_SHARE = 0.03
-"""Share of the model's size up to which factored moments stay in memory: less than one layer of a
-model with 7 billion parameters, for which reading it again takes a hundredth of the solve."""
+"""Share of the model's size up to which metrics stay in memory: less than one layer of a model with
+7 billion parameters, for which reading it again takes a hundredth of the solve."""
 
 
-class Factors:
-    """A cache of factored second moments, keyed by the unedited model's fingerprint and the layer.
+class KeyMetrics:
+    """A cache of the layers' key metrics, by the unedited model's fingerprint and the layer.
 
-    Factors stay in memory while they are small beside the model, or in no file; the others are read
-    from their file for each use, so that memory does not grow with the layers.
+    Metrics stay in memory while they are small beside the model, or in no file; the others are read
+    from their file for each use, so that memory does not grow with the layers. It serves one
+    method's settings: other settings may name another metric.
     """
 
     def __init__(self) -> None:
-        self._factors: dict[tuple[str, int], Cholesky] = {}
+        self._metrics: dict[tuple[str, int], tuple[KeyMetric, int]] = {}
 
     def prepare(self, lm: LM, layers: Sequence[int], settings: LocateHyperParams) -> None:
-        """Make sure moments and factors are in their cache, in one pass, and hold none in memory.
+        """Make sure moments and metrics are in their cache, in one pass, and hold none in memory.
 
         Whatever can go wrong with a corpus goes wrong here, before a long search.
         """
-        model = fingerprint(lm.model).digest
-        missing = [layer for layer in layers if (model, layer) not in self._factors]
-        if missing and settings.mom2_adjustment:
+        model, kind = fingerprint(lm.model).digest, settings.metric()
+        missing = [layer for layer in layers if (model, layer) not in self._metrics]
+        if missing and kind is not None:
             collected = settings.second_moments(lm, missing)
-            for layer in missing:  # one after the other: factoring uses the matrix up
+            for layer in missing:  # one after the other: a metric may use the matrix up
                 moment = collected.pop(layer)
                 if moment.path is None:
-                    self._factor(lm, layer, moment)
+                    self._compute(lm, layer, kind, moment)
                 else:
-                    factor_once(moment, lm.projection(layer).device)
+                    kind.prepare(moment, lm.projection(layer).device)
 
     def get(self, lm: LM, layer: int, settings: LocateHyperParams) -> KeyMetric:
-        """The key metric ``C⁻¹`` of one layer; the identity without ``mom2_adjustment``."""
-        if not settings.mom2_adjustment:
+        """The key metric of one layer; the identity where the settings name none."""
+        kind = settings.metric()
+        if kind is None:
             return Cholesky.identity()
-        cached = self._factors.get((fingerprint(lm.model).digest, layer))
-        return cached or self._factor(lm, layer, settings.second_moments(lm, [layer])[layer])
+        cached = self._metrics.get((fingerprint(lm.model).digest, layer))
+        if cached is not None:
+            return cached[0]
+        return self._compute(lm, layer, kind, settings.second_moments(lm, [layer])[layer])
 
-    def _factor(self, lm: LM, layer: int, moment: Moments) -> Cholesky:
-        factor = factor_of(moment, lm.projection(layer).device)
-        total = factor.bytes + sum(other.bytes for other in self._factors.values())
+    def _compute(self, lm: LM, layer: int, kind: MetricOfMoment, moment: Moments) -> KeyMetric:
+        size = moment.matrix.numel() * moment.matrix.element_size()  # a metric takes no more
+        metric = kind.compute(moment, lm.projection(layer).device)
+        total = size + sum(other for _, other in self._metrics.values())
         if moment.path is None or total <= IN_MEMORY_SHARE * model_bytes(lm):
-            self._factors[fingerprint(lm.model).digest, layer] = factor
-        return factor
+            self._metrics[fingerprint(lm.model).digest, layer] = metric, size
+        return metric
 
 
 def values_of(

@@ -36,7 +36,7 @@ from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import ContextState, Factors, LocateHyperParams, values_of
+from easyeditor.methods.locate import ContextState, KeyMetrics, LocateHyperParams, values_of
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -82,13 +82,13 @@ class ROME(Method[ContextState]):
 
     def __init__(self, hyperparams: ROMEHyperParams) -> None:
         super().__init__(hyperparams)
-        self._factors = Factors()
+        self._metrics = KeyMetrics()
 
     def initial_state(self, lm: LM) -> ContextState:
         """Sample the contexts, and make sure that the moments are in their cache."""
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
-        self._factors.prepare(lm, [int(settings.layers[0])], settings)
+        self._metrics.prepare(lm, [int(settings.layers[0])], settings)
         return ContextState(settings.contexts(lm))
 
     def edit(
@@ -112,11 +112,11 @@ class ROME(Method[ContextState]):
             contexts = state.contexts if state else settings.contexts(lm)
             rows = subject_rows(lm, edits[0], contexts)
         with watch("moments"):
-            self._factors.prepare(lm, [layer], settings)
+            self._metrics.prepare(lm, [layer], settings)
         with watch("values"):
             optimized = values_of(lm, Site(layer, "down"), edits, contexts, settings)
         with watch("moments"):
-            metric = self._factors.get(lm, layer, settings)
+            metric = self._metrics.get(lm, layer, settings)
         with watch("solve"):
             keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
             weight = lm.down_map(layer).weight

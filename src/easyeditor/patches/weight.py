@@ -31,7 +31,7 @@ from easyeditor.patches.parts import (
 from easyeditor.patches.patch import Patch, PatchInfo, merged_extras, merged_info
 from easyeditor.patches.weight_sum import WeightSum
 
-__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "weight_patch"]
+__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "smallest_part", "weight_patch"]
 
 Part = WeightPart
 
@@ -225,6 +225,18 @@ def _update(
     original = handle.read(handle.raw if edited is None else edited.original)
     new = former.changed(wanted, removed, added, original, give_away=originals.journal.lasting)
     originals.write(path, handle, new.weight(original).to(handle.dtype), new)
+
+
+def smallest_part(u: torch.Tensor, v: torch.Tensor) -> Part:
+    """``u v`` as a part: low-rank while that takes fewer numbers than the whole matrix.
+
+    Args:
+        u: ``(d_in, r)``.
+        v: ``(r, d_out)``.
+    """
+    low = LowRank(u.float().contiguous(), v.float().contiguous())
+    rank, (d_in, d_out) = u.shape[1], low.shape
+    return low if rank * (d_in + d_out) < d_in * d_out else Dense((u @ v.to(u)).float())
 
 
 def weight_patch(

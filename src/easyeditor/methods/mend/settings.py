@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from easyeditor.errors import HyperParamsError, did_you_mean
+from easyeditor.gradients.sites import named_projections
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
@@ -143,24 +141,7 @@ def sites_of(lm: LM, layers: Layers, inner_params: tuple[str, ...]) -> list[Proj
     """
     if not inner_params:
         return lm.mlp_projections(blocks_of(lm, layers))
-    named = dict(lm.model.named_parameters())
-    kind = Conv1D if lm.family.conv1d else nn.Linear
-    problems = []
-    for path in inner_params:
-        owner, _, leaf = path.rpartition(".")
-        if path not in named:
-            problems.append(f"{path!r} is no parameter.{did_you_mean(path, named)}")
-        elif leaf != "weight" or not isinstance(lm.model.get_submodule(owner), kind):
-            problems.append(f"{path!r} is not the weight of a {kind.__name__}.")
-        elif named[path] is getattr(lm.head, "weight", None):
-            problems.append(f"{path!r} is the output embedding, which MEND leaves alone.")
-    if problems:
-        raise HyperParamsError(
-            f"inner_params does not fit {type(lm.model).__name__}: {' '.join(problems)} Leave it "
-            "out for the MLP weights of the last blocks."
-        )
-    paths = dict.fromkeys(inner_params)
-    return [Projection(lm.model, path.rpartition(".")[0], lm.family.conv1d) for path in paths]
+    return named_projections(lm, inner_params)
 
 
 def blocks_of(lm: LM, layers: Layers) -> tuple[int | float, ...]:

@@ -1,0 +1,243 @@
+"""Methods that write a searched hidden state through several layers' down-projections.
+
+For every edit a hidden state ``z`` at the last layer of a range is searched (block output at the
+subject's last token + δ); the range's down-projections then carry the residual ``z − current``
+upwards, each layer its share, in closed form for all edits at once (arXiv 2210.07229)::
+
+    Δᵀ = M K (E + Kᵀ M K)⁻¹ Rᵀ
+
+A method of this kind says which metric ``M`` it has (``metric``) and which regularization ``E``
+(``regularization``). With ``protect_edits`` the keys of the edits that the model carries already
+join ``K`` with a residual of zero: a later batch leaves them their answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from easyeditor.associative.contrast import contrast_rows, read_after_subject
+from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.protected_keys import (
+    keys_as_extras,
+    protected_keys,
+    without_stored_keys,
+)
+from easyeditor.associative.protected_metric import ProtectedMetrics
+from easyeditor.associative.solve import KeyMetric
+from easyeditor.associative.spread import solve_directions, stored_keys
+from easyeditor.edits import Edit, check_consistent
+from easyeditor.hyperparams import Layers
+from easyeditor.lm.fingerprint import fingerprint
+from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.memory import give_back
+from easyeditor.lm.model import LM
+from easyeditor.methods.base import Method, Need, Outcome
+from easyeditor.methods.locate import (
+    ContextLengths,
+    ContextState,
+    KeyMetrics,
+    LocateHyperParams,
+    values_of,
+)
+from easyeditor.patches.stack import applied
+from easyeditor.patches.weight import Part, smallest_part, weight_patch
+from easyeditor.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+ANCHOR_EDITS = 50
+"""How many edits the norm anchor is the mean of."""
+
+
+class SpreadHyperParams(LocateHyperParams):
+    """Settings that these methods share.
+
+    ``key`` says what an edit's answer is stored under: ``"averaged"``, as published, one key (the
+    bare prompt's and the mean of the contexts' count alike), or ``"ridge"``, every context's own,
+    each with its own slack: rephrases follow more often, for a system contexts times as large.
+    ``protect_edits`` leaves the outputs for earlier edits' keys unchanged. Each edit stores its
+    keys in its patch (keys × d_in numbers per layer), and later edits read those of the patches
+    that the model carries: an edit that is undone is no longer protected, and one whose subject is
+    edited anew is replaced. Only edits of patches that store no keys are run again.
+    ``anchor_norm`` (NAS, arXiv 2602.02543) gives every ``z`` the length that those of the first 50
+    edits have on average, so that lengths do not drift along a sequence.
+    """
+
+    ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
+
+    layers: Layers = (0.11, 0.14, 0.18, 0.21, 0.25, 0.29)
+    v_num_grad_steps: int = Field(25, ge=1)
+    clamp_norm_factor: float = Field(0.75, gt=0)
+    context_template_length_params: ContextLengths = ((10, 5),)
+    batch_size: int = Field(100, ge=1)
+    key: Literal["averaged", "ridge"] = "averaged"
+    protect_edits: bool = False
+    anchor_norm: bool = False
+
+    @abstractmethod
+    def regularization(self, metric: KeyMetric, edits: int) -> float:
+        """``E`` of every key, in units of ``kᵀ M k``, for a batch of so many edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadState(ContextState):
+    """The contexts, and the mean length of the first edits' ``z`` (with ``anchor_norm``)."""
+
+    anchored: int = 0
+    anchor: float = 0.0
+
+    def anchored_with(self, z: torch.Tensor) -> SpreadState:
+        """The state that has seen the rows of ``z`` ``(edits, width)``, as far as they count."""
+        norms = z[: max(ANCHOR_EDITS - self.anchored, 0)].norm(dim=1).double()
+        count = self.anchored + len(norms)
+        mean = (self.anchor * self.anchored + float(norms.sum())) / count
+        return SpreadState(self.contexts, count, mean)
+
+
+class SpreadMethod(Method[SpreadState]):
+    """Any number of facts in one batch, spread over several layers. Needs the subjects."""
+
+    state_class = SpreadState
+    needs = frozenset({Need.SUBJECT})
+
+    hyperparams: SpreadHyperParams
+
+    def __init__(self, hyperparams: SpreadHyperParams) -> None:
+        super().__init__(hyperparams)
+        self._metrics = KeyMetrics()
+        self._protected = ProtectedMetrics()
+
+    @property
+    def batch_size(self) -> int:
+        """``hyperparams.batch_size``."""
+        return self.hyperparams.batch_size
+
+    def initial_state(self, lm: LM) -> SpreadState:
+        """Sample the contexts, and make sure that the metrics are in their cache."""
+        lm = self.hyperparams.column(lm)
+        settings = self.hyperparams.resolved(lm.n_layers)
+        _, layers, _ = _where(lm, [int(layer) for layer in settings.layers])
+        self._metrics.prepare(lm, layers, settings)
+        return SpreadState(settings.contexts(lm))
+
+    def edit(
+        self, lm: LM, edits: Sequence[Edit], state: SpreadState | None = None
+    ) -> Outcome[SpreadState]:
+        """The patch for all ``edits``: one low-rank change per layer, of rank ``len(edits)``.
+
+        Raises:
+            SubjectRequiredError: an edit names no subject.
+            ContradictingEditsError: one prompt, two targets.
+            DivergedError: the search left the finite numbers.
+            HyperParamsError: settings that do not fit the model.
+        """
+        lm = self.hyperparams.column(lm)
+        check_consistent(edits)
+        bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
+        settings = self.hyperparams.resolved(lm.n_layers)
+        layers = [int(layer) for layer in settings.layers]
+        site, layers, scale = _where(lm, layers)
+        settings = settings.replace(layers=layers)
+        watch = Stopwatch()
+        with watch("contexts"):
+            state = state or SpreadState(settings.contexts(lm))
+            contexts = state.contexts
+            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
+            contrast = contrast_rows(lm, edits) if opening else []
+        with watch("moments"):
+            self._metrics.prepare(lm, layers, settings)
+        with watch("values"):
+            optimized = values_of(lm, site, edits, contexts, settings)
+        entries: dict[str, list[Part]] = {}
+        stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        z = optimized.origin + optimized.delta
+        if settings.anchor_norm:
+            state = state.anchored_with(z)
+            z = torch.nn.functional.normalize(z, dim=1) * state.anchor
+        with ExitStack() as lower_layers:
+            for i, layer in enumerate(layers):
+                projection = lm.down_map(layer)
+                with watch("solve"):
+                    keys = keys_at(lm, [layer], rows)[layer].view(len(edits), len(contexts), -1)
+                    residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
+                with watch("moments"):
+                    plain = self._metrics.get(lm, layer, settings)
+                with watch("solve"):
+                    weight = settings.regularization(plain, len(edits))
+                    metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
+                    others = keys_at(lm, [layer], contrast)[layer] if contrast else None
+                    u, solved, owner = solve_directions(
+                        keys, opening, others, earlier, metric, plain, weight, settings.key
+                    )
+                    if settings.protect_edits:
+                        stored[projection.path] = (solved, owner)
+                    del metric, plain  # large, and the next layer has another
+                    part = smallest_part(u, residual)
+                    entries[projection.path] = [part]
+                    if layer != layers[-1]:  # what the next one is solved from is read above it
+                        step = weight_patch(
+                            lm, self.name, (), settings, {projection.path: [part]}, {}
+                        )
+                        lower_layers.enter_context(applied(lm.model, step))
+                    give_back()
+        extras = keys_as_extras(edits, stored)
+        patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras)
+        return Outcome(patch, state if settings.anchor_norm else None)
+
+    def _protecting(
+        self,
+        lm: LM,
+        layer: int,
+        new: Sequence[Edit],
+        contexts: Sequence[str],
+        plain: KeyMetric,
+        weight: float,
+    ) -> tuple[KeyMetric, list[torch.Tensor]]:
+        """A metric that holds most keys of the edits that the model carries, and the others.
+
+        Without ``protect_edits`` it is ``plain``, and there are no others.
+
+        Stored keys are held in the metric as far as they fill blocks; the rest, and keys of patches
+        that store none, are returned, each ``(n, d_in)``.
+        """
+        metric, result = plain, list[torch.Tensor]()
+        if not self.hyperparams.protect_edits:
+            return metric, result
+        path = lm.down_map(layer).path
+        stored = protected_keys(lm.model, path, new)
+        if stored is not None:
+            name = fingerprint(lm.model).digest, path
+            metric, rest = self._protected.extended(name, plain, stored, weight)
+            result.append(rest)
+        others = without_stored_keys(lm.model, path, new)
+        if others:
+            rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
+            keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)
+            result.append(stored_keys(keys, self.hyperparams.key).flatten(0, 1))
+        return metric, result
+
+
+def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
+    """Where z is searched, the layers that write it, and how much of a write arrives.
+
+    A model that normalises what its MLPs write cannot be given a vector at a block's output; there
+    z is searched at the last down-projection itself, which alone carries it.
+    """
+    scale = write_scale(lm, layers[-1])
+    if scale is not None:
+        return Site(layers[-1], "block"), layers, scale
+    log.info(
+        "%s normalises what its MLPs write; only layer %d is edited.",
+        type(lm.model).__name__,
+        layers[-1],
+    )
+    return Site(layers[-1], "down"), layers[-1:], 1.0
