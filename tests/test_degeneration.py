@@ -6,7 +6,7 @@ import pytest
 
 import support
 from easyeditor import Edit
-from easyeditor.evaluate.degeneration import _period, answer_holds, examine, unsound
+from easyeditor.evaluate.degeneration import _period, answer_holds, answered, examine, unsound
 from easyeditor.lm.inference import Continuation
 
 EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
@@ -53,6 +53,13 @@ def test_one_continuation_only():
     assert faults(" Rome. Because it rained", entropy=float("nan")) == [
         "has predictions that are not numbers"
     ]
+
+
+def test_an_edit_took_where_the_target_is_the_whole_answer():
+    assert answered({"rewrite_acc": 1.0, "free_answer": {"holds": 1.0}})
+    assert answered({"rewrite_acc": 1.0})
+    assert not answered({"rewrite_acc": 1.0, "free_answer": {"holds": 0.0}})  # "788" for 7
+    assert not answered({"rewrite_acc": 0.5, "free_answer": {"holds": 1.0}})
 
 
 @pytest.mark.parametrize(

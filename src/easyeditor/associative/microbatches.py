@@ -35,7 +35,7 @@ class ContextRow:
     Attributes:
         edit: number of the edit.
         run: the token sequence.
-        target: the target's tokens; empty for the KL prompt.
+        target: the target's tokens; without any the reads are compared with those at δ = 0.
         weight: of its loss in that of the edit.
     """
 
@@ -43,6 +43,11 @@ class ContextRow:
     run: EditRow
     target: tuple[int, ...]
     weight: float
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """What is wanted of the reads: tokens, or ``FIRST`` for the first distributions."""
+        return self.target or (FIRST,) * len(self.run.reads)
 
 
 def context_rows_of(
@@ -111,7 +116,7 @@ class MicroBatch:
     def losses(self, delta: torch.Tensor) -> torch.Tensor:
         """Weighted loss of each row given its vector ``(rows, width)``; differentiable."""
         owner = [i for i, row in enumerate(self.rows) for _ in row.run.reads]
-        targets = [t for row in self.rows for t in row.target or (FIRST,)]
+        targets = [t for row in self.rows for t in row.wanted]
         weight = [self.rows[i].weight for i in owner]
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
@@ -127,8 +132,8 @@ class MicroBatch:
         if len(remaining) == len(self.rows):
             return True
         if self.first is not None:
-            order = [i for i, row in enumerate(self.rows) if not row.target]
-            self.first = self.first[[order.index(i) for i in remaining if i in order]]
+            owner = [i for i, row in enumerate(self.rows) for t in row.wanted if t == FIRST]
+            self.first = self.first[[k for k, i in enumerate(owner) if i in set(remaining)]]
         if remaining:
             self.runs = self.runs.keep(torch.tensor(remaining))
         self.rows = [self.rows[i] for i in remaining]

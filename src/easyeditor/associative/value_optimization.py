@@ -5,10 +5,12 @@ Adam on one vector δ per edit, added at the subject's last token in every conte
 
     loss = mean over contexts of −log p(target) + kl · KL(first ‖ now on "{subject} is a")
            + weight_decay · ‖δ‖ / ‖v₀‖²
+           + continuation_kl · KL(first ‖ now behind the target)
 
-All edits are optimised together; each has its own stopping rule and then leaves the batch. Each
-step is computed in micro-batches that add up their gradients, so memory does not grow with the
-number of edits.
+The last term is not in the paper and off by default
+(:mod:`easyeditor.associative.continuation`). All edits are optimised together; each has its
+own stopping rule and then leaves the batch. Each step is computed in micro-batches that add up
+their gradients, so memory does not grow with the number of edits.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import torch
 
+from easyeditor.associative.continuation import continuation_rows
 from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import subject_rows, values_at
 from easyeditor.associative.microbatches import (
@@ -47,6 +50,8 @@ class ValueOptions:
     the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
     ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
     saves about half of the steps and gives the answer a lower probability.
+    ``continuation_kl_factor`` weighs the mean divergence of ``continuation_tokens`` next-token
+    distributions behind the target from those of the model before the edit.
     """
 
     v_num_grad_steps: int
@@ -56,6 +61,8 @@ class ValueOptions:
     kl_factor: float
     v_stop_nll: float | None = None
     v_stop_argmax: bool = False
+    continuation_kl_factor: float = 0.0
+    continuation_tokens: int = 8
 
 
 @dataclass(slots=True)
@@ -112,6 +119,11 @@ def optimize_values(
     rows = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
     ]
+    if search.continuation_kl_factor:
+        for following in continuation_rows(
+            lm, edits, search.continuation_kl_factor, search.continuation_tokens
+        ):
+            rows[following.edit].append(following)
     total = len(edits) * search.v_num_grad_steps
     with lm.at_rest(), bar(total, "optimising values") as progress:
         costs = MemoryModel.measured(lm, site, list(chain.from_iterable(rows)), resume)

@@ -82,6 +82,7 @@ def demo(
         )
     else:
         output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
+        output.show_forms([case], result.metrics)
         output.out.print_line(f"Seconds: {output.seconds_line(seconds)}")
         output.out.print_line(
             f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"

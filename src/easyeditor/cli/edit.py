@@ -119,11 +119,12 @@ def edit(
     )
     model = settings.model_name
     with output.loading(model):
+        from easyeditor.editors.advice import already_answered
         from easyeditor.editors.base import BaseEditor
         from easyeditor.lm.loading import load
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
-    known = [] if force else verdict.known_already(editor.lm, cases)
+    known = [] if force else already_answered(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:
         _note_known(known, cases)
@@ -341,6 +342,7 @@ def _show(
 
     if lines:
         output.show_before_after(f"{method} on {model}", lines)
+    output.show_forms(cases, result.metrics)
     scores = ("rewrite", "rephrase", "locality", "portability", "s")
     columns = [Column("edit", text=True), Column("target", text=True)]
     columns += [Column(name, right=True) for name in scores]

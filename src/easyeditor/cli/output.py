@@ -190,6 +190,29 @@ def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
     return lines
 
 
+def forms_of(metric: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """``(form, before, after)``: the free answers to the edited prompt as plain text and as chat.
+
+    Empty for a model without a chat template.
+    """
+    before = metric["pre"].get("free_answer", {}).get("forms", {})
+    after = metric["post"].get("free_answer", {}).get("forms", {})
+    return [(form, before.get(form, ""), after[form]) for form in after]
+
+
+def show_forms(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Print the answers to each edited prompt in both forms, where the model has a template."""
+    rows = [
+        [str(case.edit.prompt), form, " ".join(before.split()), " ".join(after.split())]
+        for case, metric in zip(cases, metrics, strict=True)
+        for form, before, after in forms_of(metric)
+    ]
+    if rows:
+        columns = [Column("prompt", text=True), Column("form")]
+        columns += [Column("before", text=True), Column("after", text=True)]
+        show("Free answers in plain and in chat form (greedy)", columns, rows)
+
+
 def show_before_after(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Print the table: probabilities of the old and the new answer, then what the model writes."""
     columns = [

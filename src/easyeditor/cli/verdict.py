@@ -12,20 +12,6 @@ from easyeditor.methods import METHODS
 
 if TYPE_CHECKING:
     from easyeditor.edits import Case
-    from easyeditor.lm.model import LM
-
-
-def known_already(lm: LM, cases: Sequence[Case]) -> list[Case]:
-    """The cases whose one edit says what the model says anyway: every token is the argmax."""
-    from easyeditor.lm.inference import score
-
-    alone = [case for case in cases if not case.also]
-    scores = score(lm, [(case.edit.prompt, case.edit.target) for case in alone])
-    return [
-        case
-        for case, answer_score in zip(alone, scores, strict=True)
-        if answer_score.accuracy == 1.0
-    ]
 
 
 def warn_repeated_subjects(cases: Sequence[Case]) -> None:
@@ -50,8 +36,10 @@ def _together() -> str:
 
 
 def took(metric: Mapping[str, Any]) -> bool:
-    """Whether every token of the target is the argmax after the edit."""
-    return bool(metric["post"]["rewrite_acc"] == 1.0)
+    """Whether the target is the whole answer after the edit."""
+    from easyeditor.evaluate.degeneration import answered
+
+    return answered(metric["post"])
 
 
 def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch: bool) -> list[str]:
@@ -70,8 +58,11 @@ def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch:
                 ),
                 None,
             )
-            share = f"{metric['post']['rewrite_acc']:.0%} of its tokens"
-            why = f" ({share})"
+            accuracy = metric["post"]["rewrite_acc"]
+            why = f" ({accuracy:.0%} of its tokens)"
+            if accuracy == 1.0:
+                text = metric["post"]["free_answer"]["text"].strip()
+                why = f" (the answer goes on beyond it: {shortened(text, 40)!r})"
             if later is not None:
                 why = f": overwritten by edit {later + 1}, about the same subject. {_together()}"
             sentences.append(f"Edit {i + 1} did not take{why}: {what}.")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easyeditor.edits import Case
+from easyeditor.evaluate.degeneration import answer_holds, answered, free_answers
+from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
@@ -14,11 +16,24 @@ from easyeditor.subjects import locate_subject
 
 LONG_TARGET_TOKENS = 30
 """Longer targets are rarely learnt whole by one vector at one token."""
+LONGEST_QUOTE = 40
+"""Characters of an answer that a note quotes."""
 
 
-def said_already(half: Mapping[str, Any]) -> bool:
-    """Whether every target token is the model's first choice: it says the target already."""
-    return bool(half["rewrite_acc"] == 1.0)
+def already_answered(lm: LM, cases: Sequence[Case]) -> list[Case]:
+    """The cases with one edit whose target the model gives anyway, whole and under greedy decoding.
+
+    The rule is that of :func:`easyeditor.evaluate.degeneration.answered`.
+    """
+    single = [case for case in cases if not case.also]
+    scores = score(lm, [(case.edit.prompt, case.edit.target) for case in single])
+    likely = [case for case, row in zip(single, scores, strict=True) if row.accuracy == 1.0]
+    answers = free_answers(lm, likely)
+    return [
+        case
+        for case, answer in zip(likely, answers, strict=True)
+        if answer_holds(answer.text, case.edit.target)
+    ]
 
 
 def notes_before(
@@ -28,7 +43,7 @@ def notes_before(
     notes = []
     for case, half in zip(cases, pre, strict=True):
         sentences = []
-        if said_already(half):
+        if answered(half):
             sentences.append("The model gives this answer already; the edit is not needed.")
         for edit in case.edits:
             if edit.subject is not None:
@@ -42,6 +57,22 @@ def notes_before(
                 )
         notes.append(sentences)
     return notes
+
+
+def other_form(pre: Mapping[str, Any], post: Mapping[str, Any], target: str) -> str | None:
+    """The note on an edit that holds in one form of the prompt and not in the other."""
+    before = pre.get("free_answer", {}).get("forms", {})
+    after = post.get("free_answer", {}).get("forms", {})
+    holding = {form: answer_holds(text, target) for form, text in after.items()}
+    if len(holding) < 2 or all(holding.values()) or not any(holding.values()):
+        return None
+    lacking = next(form for form, holds in holding.items() if not holds)
+    use = "chat_template=True" if lacking == "chat" else "chat_template=False"
+    change = "still" if before.get(lacking) == after[lacking] else "now"
+    return (
+        f"The edit does not hold for the {lacking} form of the prompt: there the model {change} "
+        f"answers {after[lacking].strip()[:LONGEST_QUOTE]!r}. To edit that form, use {use}."
+    )
 
 
 def repeated_subjects(cases: Sequence[Case]) -> dict[int, int]:

@@ -34,6 +34,7 @@ from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
+from easyeditor.evaluate.degeneration import answered
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -45,6 +46,7 @@ from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied_patches
+from easyeditor.patches.weight import weight_patch
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
@@ -64,10 +66,12 @@ class EditResult(NamedTuple):
     patch: Patch
 
     def __repr__(self) -> str:
-        measured = [metric.get("final") or metric.get("post") or {} for metric in self.metrics]
-        took = sum(scores.get("rewrite_acc") == 1.0 for scores in measured)
+        measured = [metric.get("final") or metric.get("post") for metric in self.metrics]
+        took = sum(scores is not None and answered(scores) for scores in measured)
+        unchanged = sum("unchanged" in metric for metric in self.metrics)
+        known = f", {unchanged} of them known before" if unchanged else ""
         return (
-            f"<EditResult: {took} of {len(measured)} edits took; "
+            f"<EditResult: {took} of {len(measured)} edits took{known}; "
             f"{type(self.edited_model).__name__}, {self.patch!r}>"
         )
 
@@ -194,7 +198,8 @@ class BaseEditor:
     ) -> EditResult:
         """Make each prompt continue with its target, one edit after the other, and measure.
 
-        What comes back always holds every requested edit.
+        What comes back always holds every requested edit. A target that the model gives already
+        changes nothing, unless ``force=True``.
 
         Args:
             prompts: one text or a list.
@@ -222,6 +227,7 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
+        options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), **how)
 
@@ -256,6 +262,7 @@ class BaseEditor:
             "portability_inputs": portability_inputs,
         }
         options.setdefault("evaluate_when", "end")
+        options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
         return self.edit_cases(_requested(lists, options), batch=True, **how)
 
@@ -270,6 +277,8 @@ class BaseEditor:
     ) -> EditResult:
         """:meth:`edit` for a dataset such as ``ZsreDataset(path, size=10)``; see there.
 
+        What the model says already is edited, too, unless ``force=False``.
+
         Raises:
             DataError: a bad record, before anything is edited.
         """
@@ -280,7 +289,7 @@ class BaseEditor:
     def edit_cases(
         self, cases: Sequence[Case], *, batch: bool = False, **options: Unpack[EditOptions]
     ) -> EditResult:
-        """:meth:`edit` for ready-made cases; ``batch`` as in :meth:`batch_edit`.
+        """:meth:`edit_dataset` for ready-made cases; ``batch`` as in :meth:`batch_edit`.
 
         One thread at a time edits a model; another one waits here.
         """
@@ -301,12 +310,20 @@ class BaseEditor:
         recorder = MetricRecorder(
             self.lm, cases, options.get("measures") or Measures(), together=size >= len(cases)
         )
+        known = [] if options.get("force", True) else recorder.leave_unchanged()
+        for case in known:
+            log.warning("%s: %s", case.edit.prompt.text, recorder[case]["unchanged"])
+        unknown = [case for case in cases if "unchanged" not in recorder[case]]
+        if not unknown:
+            return self._without_edits(recorder, when, keep)
         session, before = self.session, self.session.state
         journal = options.get("journal")
         try:
-            with bar(len(cases), self.method.name, "edit") as progress:
-                for start in range(0, len(cases), size):
-                    group = cases[start : start + size]
+            if when != "end" and known:
+                recorder.fill("post", self.lm, known)
+            with bar(len(unknown), self.method.name, "edit") as progress:
+                for start in range(0, len(unknown), size):
+                    group = unknown[start : start + size]
                     attempt = journal.finished(start) if journal is not None else None
                     if attempt is None:
                         attempt = session.attempt([edit for case in group for edit in case.edits])
@@ -332,6 +349,16 @@ class BaseEditor:
         if keep:
             self._undo.append(_Undo(whole, before))
         return EditResult(list(recorder.metrics), edited, whole)
+
+    def _without_edits(self, recorder: MetricRecorder, when: str, keep: bool) -> EditResult:
+        """The result of a request that holds already: a patch that changes nothing."""
+        for key in ("post", "final") if when == "both" else ("post",):
+            recorder.fill(key, self.lm, recorder.cases)
+        nothing = weight_patch(self.lm, self.method.name, (), self.hparams, {}, {})
+        if not keep:
+            return EditResult(list(recorder.metrics), edited_copy(self.model, nothing), nothing)
+        nothing.apply(self.model)
+        return EditResult(list(recorder.metrics), self.model, nothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,25 @@ from typing import Any
 
 from easyeditor.editors.advice import (
     notes_before,
+    other_form,
     overwritten,
     repeated_subjects,
-    said_already,
 )
 from easyeditor.edits import Case
-from easyeditor.evaluate.degeneration import examine, free_answers
+from easyeditor.evaluate.degeneration import (
+    answer_holds,
+    answered,
+    answers_by_form,
+    examine,
+    free_answers,
+)
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, Replies, observe
 from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
+UNCHANGED = "The model gives this answer already; nothing was changed. force=True edits it anyway."
 
 
 class MetricDict(dict[str, Any]):
@@ -57,11 +64,13 @@ class CaseSummary:
 class MetricRecorder:
     """One :class:`MetricDict` per case; the unedited model is asked once, on construction.
 
-    Beside the scores, ``free_answer`` says what the edited model writes
-    (:mod:`easyeditor.evaluate.degeneration`), and ``notes``, where there are any, what to know of
+    Beside the scores, ``free_answer`` says what the model writes
+    (:mod:`easyeditor.evaluate.degeneration`), of a model with a chat template also in both
+    ``forms`` of the prompt, and ``notes``, where there are any, what to know of
     the request (:mod:`easyeditor.editors.advice`).
 
     Attributes:
+        cases: what was asked.
         metrics: in the order of the cases.
 
     Args:
@@ -71,8 +80,7 @@ class MetricRecorder:
     def __init__(
         self, lm: LM, cases: Sequence[Case], measures: Measures, *, together: bool = False
     ) -> None:
-        self._cases, self._together = cases, together
-        self._measures = measures
+        self.cases, self._measures = cases, measures
         self._summary = CaseSummary(cases, measures, None)  # fails before any model is asked
         self._summary.before = observe(lm, cases, measures, self._summary.scorers)
         self._number = {id(case): i for i, case in enumerate(cases)}
@@ -85,19 +93,32 @@ class MetricRecorder:
             )
             for case in cases
         ]
-        self._free = dict(zip(map(id, cases), free_answers(lm, cases), strict=True))
+        answers = free_answers(lm, cases)
+        self._free = dict(zip(map(id, cases), answers, strict=True))
+        forms = answers_by_form(lm, cases, answers)
+        for case, answer, texts in zip(cases, answers, forms, strict=True):
+            self[case]["pre"]["free_answer"] = {
+                "text": answer.text,
+                "holds": float(answer_holds(answer.text, case.edit.target)),
+                **({"forms": texts} if texts else {}),
+            }
         pre = [metric["pre"] for metric in self.metrics]
         self._notes = notes_before(lm, cases, pre)
-        self._write_notes()
+        self._later = {} if together else repeated_subjects(cases)
+        self._write_notes(cases)
 
-    def _write_notes(self) -> None:
-        later = {} if self._together else repeated_subjects(self._cases)
-        for i, metric in enumerate(self.metrics):
-            notes = list(self._notes[i])
+    def _write_notes(self, cases: Sequence[Case]) -> None:
+        for case in cases:
+            i, later = self._number[id(case)], self._later
+            metric, notes = self.metrics[i], list(self._notes[i])
             if i in later:
                 half = metric.get("final") or metric.get("post") or metric["pre"]
-                taken = "post" not in metric or said_already(half)
+                taken = "post" not in metric or answered(half)
                 notes.append(overwritten(later[i], taken))
+            if "post" in metric:
+                half = metric.get("final") or metric["post"]
+                target = case.edit.target
+                notes += filter(None, [other_form(metric["pre"], half, target)])
             if notes:
                 metric["notes"] = notes
 
@@ -106,10 +127,26 @@ class MetricRecorder:
         after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
-        for case, answer in zip(cases, free_answers(lm, cases), strict=True):
-            before = self._free[id(case)]
-            self[case][key]["free_answer"] = examine(lm, case.edit, before, answer)
-        self._write_notes()
+        answers = free_answers(lm, cases)
+        forms = answers_by_form(lm, cases, answers)
+        for case, answer, texts in zip(cases, answers, forms, strict=True):
+            result = examine(lm, case.edit, self._free[id(case)], answer)
+            self[case][key]["free_answer"] = {**result, **({"forms": texts} if texts else {})}
+        self._write_notes(cases)
+
+    def leave_unchanged(self) -> list[Case]:
+        """The cases with one edit whose target the unedited model gives already.
+
+        ``unchanged`` of their metrics says why no edit is made.
+        """
+        known = [
+            case
+            for case, metric in zip(self.cases, self.metrics, strict=True)
+            if not case.also and answered(metric["pre"])
+        ]
+        for case in known:
+            self[case]["unchanged"] = UNCHANGED
+        return known
 
     def __getitem__(self, case: Case) -> MetricDict:
         return self.metrics[self._number[id(case)]]

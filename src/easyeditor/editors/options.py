@@ -24,11 +24,16 @@ class MeasuringOptions(TypedDict, total=False):
         measures: what is asked beside the teacher-forced scores: free answers, long
             continuations, perplexity.
         train_ds: other edits to take demonstrations from, for methods that show some.
+        force: edit also what the model says already: every token of the target is its first
+            choice, and the target is its whole answer. Otherwise such a case is left as it is, and
+            its metrics say so under ``unchanged``. False for ``edit`` and ``batch_edit``; True for
+            ``edit_dataset`` and ``edit_cases``, which measure a method on all of their cases.
     """
 
     evaluate_when: When
     measures: Measures | None
     train_ds: Iterable[Case] | None
+    force: bool
 
 
 class EditOptions(MeasuringOptions, total=False):

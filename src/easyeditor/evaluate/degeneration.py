@@ -7,6 +7,7 @@ before and after the edit are compared, so that what a small model does anyway i
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import unicodedata
@@ -15,6 +16,7 @@ from typing import Any
 
 from easyeditor.edits import Case, Edit, Generate
 from easyeditor.joining import unspaced
+from easyeditor.lm.caches import CacheStore
 from easyeditor.lm.inference import Continuation, continue_all
 from easyeditor.lm.model import LM
 
@@ -44,6 +46,33 @@ def free_answers(lm: LM, cases: Sequence[Case]) -> list[Continuation]:
     return continue_all(lm, queries, entropies=True)
 
 
+def answers_by_form(
+    lm: LM, cases: Sequence[Case], answers: Sequence[Continuation]
+) -> list[dict[str, str]]:
+    """Per case the free answers to its prompt as ``plain`` text and in ``chat`` form.
+
+    An edit made in one form may not hold in the other. Empty where the tokenizer has no chat
+    template; a prompt with a system message has no plain form.
+
+    Args:
+        lm: the model.
+        cases: what was asked.
+        answers: the :func:`free_answers` in the form that ``lm`` writes prompts in.
+    """
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return [{} for _ in cases]
+    other = copy.copy(lm)
+    other.text, other.caches = lm.text.in_other_form(), CacheStore()
+    this, that = ("chat", "plain") if lm.text.chat_template else ("plain", "chat")
+    askable = [
+        i for i, case in enumerate(cases) if that == "chat" or case.edit.prompt.system is None
+    ]
+    result = [{this: answer.text} for answer in answers]
+    for i, answer in zip(askable, free_answers(other, [cases[i] for i in askable]), strict=True):
+        result[i][that] = answer.text
+    return [{form: texts[form] for form in sorted(texts, reverse=True)} for texts in result]
+
+
 def examine(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> dict[str, Any]:
     """The ``free_answer`` of a metric dict.
 
@@ -61,6 +90,16 @@ def examine(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> di
         "sound": float(not faults),
         "faults": faults,
     }
+
+
+def answered(half: Mapping[str, Any]) -> bool:
+    """Whether the target is the whole answer in a ``pre`` or ``post`` dict.
+
+    Every token is the argmax under teacher forcing, and in the free answer, where there is one,
+    the target ends where it should.
+    """
+    holds = half.get("free_answer", {}).get("holds", 1.0)
+    return bool(half["rewrite_acc"] == 1.0 and holds == 1.0)
 
 
 def unsound(half: Mapping[str, Any]) -> str | None:

@@ -131,6 +131,22 @@ def continuations(
     return [replies[i] for i in range(len(rows))]
 
 
+def greedy_tokens(lm: LM, rows: Sequence[tuple[int, ...]], n_tokens: int) -> list[tuple[int, ...]]:
+    """The most probable ``n_tokens`` after each row of a causal model, up to an end token.
+
+    Fewer where the context ends. Of the model alone, without routers.
+    """
+    result: list[tuple[int, ...]] = [()] * len(rows)
+    ends, limit = lm.end_tokens, lm.context_length
+    for count, chunk in _chunks(lm, rows, n_tokens) if n_tokens else ():
+        chosen = _sample(lm, [rows[i] for i in chunk], count, lambda p: p.argmax(-1).tolist())
+        for i, ids in zip(chunk, chosen, strict=True):
+            written = ids[len(rows[i]) : limit]
+            end = next((k for k, token in enumerate(written) if token in ends), len(written))
+            result[i] = written[:end]
+    return result
+
+
 def rows_by_room(lm: LM, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[int, list[int]]:
     """Row numbers by how many of ``n_tokens`` fit into the context behind them, at least one."""
     groups: dict[int, list[int]] = {}

@@ -48,9 +48,11 @@ class LocateHyperParams(HyperParams):
     worse. ``mom2_dataset`` is ``"self"`` (text sampled from the model, for an encoder-decoder the
     texts of the package: no download), a text or JSONL file, or the name of a Hugging Face dataset
     such as ``"wikipedia"``; ``mom2_n_tokens`` of it are read, by default 10 × d_in, and
-    ``mom2_n_samples`` documents at most. ``memory_mb`` is what the search may use beside the
-    model: by default 18 % of the model for one edit, 14 % for several; more is faster on small
-    models.
+    ``mom2_n_samples`` documents at most. ``continuation_kl_factor`` weighs a term that the papers
+    do not have: the mean divergence of ``continuation_tokens`` next-token distributions behind the
+    target from the unedited model's, for edits that are right and leave odd text behind the answer.
+    ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
+    edit, 14 % for several; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
@@ -64,6 +66,8 @@ class LocateHyperParams(HyperParams):
     kl_factor: float = Field(0.0625, ge=0)
     v_stop_nll: float | None = Field(None, gt=0)
     v_stop_argmax: bool = False
+    continuation_kl_factor: float = Field(0.0, ge=0)
+    continuation_tokens: int = Field(8, ge=1)
     mom2_adjustment: bool = True
     mom2_dataset: str = "self"
     mom2_n_tokens: int | None = Field(None, ge=1)
@@ -133,6 +137,8 @@ class LocateHyperParams(HyperParams):
             self.kl_factor,
             self.v_stop_nll,
             self.v_stop_argmax,
+            self.continuation_kl_factor,
+            self.continuation_tokens,
         )
 
 

@@ -71,22 +71,22 @@ class RoutedGenerate:
         for i, (row, full, prompt) in enumerate(zip(rows, input_ids, prompts, strict=True)):
             target = targets.get(prompt)
             who = (target and target.lm) or lm
-            of_row = dict(options)
+            row_options = dict(options)
             for name in PER_TOKEN:
-                value = of_row.pop(name, None)
+                value = row_options.pop(name, None)
                 if value is not None and target is None:
-                    of_row[name] = value[i : i + 1][:, mask[i].bool()]
+                    row_options[name] = value[i : i + 1][:, mask[i].bool()]
             allowed = options.get("prefix_allowed_tokens_fn")
             if allowed is not None:
-                of_row["prefix_allowed_tokens_fn"] = _of_row(allowed, i)
+                row_options["prefix_allowed_tokens_fn"] = _of_row(allowed, i)
             if options.get("streamer") is not None:
-                of_row["streamer"] = _Streamer(options["streamer"], full)
+                row_options["streamer"] = _Streamer(options["streamer"], full)
             ids = row if target is None else torch.tensor(who.text.row(target.prompt).ids)
             ids = ids.to(who.device)[None]
             alone = torch.ones_like(ids)
             with generation_context(who.model, alone):
                 written = type(who.model).generate(
-                    who.model, input_ids=ids, attention_mask=alone, **of_row
+                    who.model, input_ids=ids, attention_mask=alone, **row_options
                 )
             as_dict = as_dict or not isinstance(written, torch.Tensor)
             for sequence in getattr(written, "sequences", written):
@@ -105,13 +105,13 @@ class RoutedGenerate:
     def _refuse(self, input_ids: torch.Tensor | None, options: dict[str, Any]) -> None:
         """Refuse what cannot be done for prompts that go elsewhere."""
         configured = options.get("generation_config") or self._model.generation_config
-        tensors = [name for name in PER_STEP if options.get(name, getattr(configured, name, None))]
+        per_step = [name for name in PER_STEP if options.get(name, getattr(configured, name, None))]
         other = [name for name in NOT_TEXT if options.get(name) is not None]
         why = None
         if other or input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point():
             why = f"{other[0] if other else 'no input_ids'} was given"
-        elif tensors:
-            why = f"{tensors[0]} was asked for"
+        elif per_step:
+            why = f"{per_step[0]} was asked for"
         elif options.get("streamer") is not None and len(input_ids) > 1:
             why = f"a streamer was given with {len(input_ids)} prompts"
         if why is not None:
