@@ -39,7 +39,11 @@ FLOORS = {
 }
 VOCABULARY = 2
 LONGEST, LONGEST_METHOD = 400, 300
-NAMES = {spelling for name in METHODS for spelling in (name.upper(), name.lower())}
+NAMES = {
+    spelling
+    for name in (method.replace("-", "") for method in METHODS)
+    for spelling in (name.upper(), name.lower())
+}
 PROMPT_FORMAT = re.compile(r"New Fact|^Prompt: $|\{(prompt|target|query)\}")
 # Participles and pronouns say nothing about a value: `result`, `row`, `patch`, `scores` do.
 VAGUE = frozenset(

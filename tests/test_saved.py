@@ -17,15 +17,11 @@ from easyeditor.gradients.losses import FIRST, nll_and_kl
 from easyeditor.lm.forward import partial as resume
 from easyeditor.lm.forward.activation_memory import BufferPool, Kept, low_memory_autograd
 from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
-from support import shared_lm
+from support import noise, shared_lm
 from tiers import tiered
 
 SITE = Site(0, "down")
 RUNS = [EditRow(tuple(range(3, 3 + n)), at, (n - 1,)) for n, at in ((9, 5), (7, 3), (9, 0), (4, 3))]
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
 
 
 @contextlib.contextmanager
