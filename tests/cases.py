@@ -412,6 +412,22 @@ dropout: 0.0
         ),
     ),
     MethodCase(
+        "R-ROME",
+        quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        phases=(("values_of", 1), ("closed_form", 1), ("weight_patch", 1)),
+        layers=(1,),
+        rows=(
+            MatrixRow(
+                "R-ROME",
+                {"rewrite": 0.9, "rephrase": 0.85, "locality": 0.9},
+                {"layers": [1], **_LOCATE, **_OF_AN_MLP},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
+                reading="is ROME with one averaged key, not exact on the bare prompt.",
+            ),
+        ),
+    ),
+    MethodCase(
         "EMMET",
         quick={"layers": [1], **LOCATE_QUICK},
         plain=LOCATE_PLAIN,
@@ -438,6 +454,9 @@ dropout: 0.0
         plain={**LOCATE_PLAIN, "L2": 1e-3},
         variants=(
             {"layers": [1], "key": "ridge", "anchor_norm": True},
+            {"post_step": "sphere"},
+            {"post_step": "rect"},
+            {"post_step": "prune"},
             {"null_space_by": "trace", "null_space": 0.1, "L2": 0.1},
         ),
         phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),

@@ -39,7 +39,11 @@ FLOORS = {
 }
 VOCABULARY = 2
 LONGEST, LONGEST_METHOD = 400, 300
-NAMES = {spelling for name in METHODS for spelling in (name.upper(), name.lower())}
+NAMES = {
+    spelling
+    for name in (method.replace("-", "") for method in METHODS)
+    for spelling in (name.upper(), name.lower())
+}
 PROMPT_FORMAT = re.compile(r"New Fact|^Prompt: $|\{(prompt|target|query)\}")
 # Participles and pronouns say nothing about a value: `result`, `row`, `patch`, `scores` do.
 VAGUE = frozenset(
@@ -47,7 +51,7 @@ VAGUE = frozenset(
 )
 
 TABLE = "easyeditor.patches.kinds"  # of modules, a method's own kind of patch among them
-VAGUE_LEFT = 47  # in the whole package; only ever lowered
+VAGUE_LEFT = 46  # in the whole package; only ever lowered
 
 FILES = {
     ".".join(("easyeditor", *path.relative_to(outer.SOURCE).with_suffix("").parts)).removesuffix(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
 import shutil
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from easyeditor.errors import EasyEditError, OutputError
 from easyeditor.evaluate.judge import Judge, Question
 from easyeditor.lm.loading import save
 from easyeditor.tensor_file import write_tensor_file
+from support import full
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +25,10 @@ def lm():
     return LM(tiny.model("llama"), tiny.tokenizer())
 
 
-def full(*_args, **_options):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.fixture
-def small_files():
-    """No file may grow beyond 2000 bytes: the kernel's own refusal, as safetensors meets it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def small_files(limited):
+    """No file may grow beyond 2000 bytes, as safetensors meets it."""
+    limited(2000)
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_a_second_run_works(lm, tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
@@ -93,9 +94,9 @@ _PUBLIC = {
     "save_patch": "patches.files",
 }
 
-# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; one name
-# has been written otherwise since it was first published, and both spellings lead to it.
-_SPELLING = {"GRACE": "Grace"}
+# The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; some
+# names have been written otherwise since they were first published.
+_SPELLING = {"GRACE": "Grace", "R-ROME": "R_ROME"}
 _SETTINGS = {f"{_SPELLING.get(name, name)}HyperParams": name for name in METHODS.built_in}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]

@@ -30,7 +30,16 @@ from easyeditor.patches.parts import (
 from easyeditor.patches.patch import Patch, PatchInfo, merged_extras, merged_info
 from easyeditor.patches.weight_sum import WeightSum
 
-__all__ = ["Dense", "LowRank", "Part", "Rows", "WeightPatch", "smallest_part", "weight_patch"]
+__all__ = [
+    "Dense",
+    "LowRank",
+    "Part",
+    "Rows",
+    "WeightPatch",
+    "one_part",
+    "smallest_part",
+    "weight_patch",
+]
 
 Part = WeightPart
 

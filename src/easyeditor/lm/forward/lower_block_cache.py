@@ -1,8 +1,8 @@
-"""The hidden states below the lowest edited block, computed once for every token sequence.
+"""Cache of the hidden states below the lowest edited block, per token sequence.
 
-A training that changes only a model's last blocks runs the same sequences again and again through
-blocks that never change. Here each sequence passes them once; after that the model's own forward
-runs with those blocks replaced by stubs, as in :mod:`easyeditor.lm.forward.partial`.
+A training that changes only a model's last blocks runs the same sequences many times through blocks
+that never change. Here each sequence passes them once; then the model's own forward runs with those
+blocks replaced by stubs, as in :mod:`easyeditor.lm.forward.partial`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from easyeditor.lm.tokens import Row
 class LowerBlockCache:
     """Logits of a causal model whose blocks below ``start`` do not change.
 
-    Each sequence passes those blocks *alone*, so what is stored does not depend on which others
-    it met first: a training that is taken up again finds the same bits. The trap: that makes the
-    first pass over a set slower on an accelerator.
+    Each sequence passes those blocks in a batch of its own, so its stored states do not depend on
+    other sequences: a resumed training has the same bits. The trap: that makes the first pass over
+    a set slower on an accelerator.
     """
 
     def __init__(self, lm: LM, start: int) -> None:
@@ -33,7 +33,7 @@ class LowerBlockCache:
 
     @staticmethod
     def bytes_for(lm: LM, rows: Iterable[Row]) -> int:
-        """What storing these rows takes."""
+        """Bytes that the states of these rows take."""
         width = lm.model.get_input_embeddings().weight
         tokens = sum(len(ids) for ids in {row.ids[:-1] for row in rows})
         return int(tokens * width.shape[1] * width.element_size())
@@ -56,7 +56,7 @@ class LowerBlockCache:
         return self._stored[ids]
 
     def agrees(self, rows: Sequence[Row]) -> bool:
-        """Whether it gives the plain logits on these rows (some models keep other states)."""
+        """Whether it gives the plain logits on these rows; models with other states may not."""
         with self.lm.at_rest(), torch.no_grad():
             fast = self.target_logits(rows).float().log_softmax(-1)
             slow = self.lm.target_logits(rows).float().log_softmax(-1)
