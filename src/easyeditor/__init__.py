@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
+    from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch
