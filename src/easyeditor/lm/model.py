@@ -261,7 +261,12 @@ class LM:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Evaluation mode and no parameter gradients inside; both exactly restored after."""
+        """A context with evaluation mode and no parameter gradients; both are restored after it.
+
+        The trap: both are states of the caller's model, as is a forward context, so two threads
+        must not be inside at once. Editors hold :func:`~easyeditor.lm.locking.lock_of` the model;
+        whoever scores or generates in several threads must do so, too.
+        """
         training = [m for m in self.model.modules() if m.training]
         learning = [p for p in self.model.parameters() if p.requires_grad]
 
