@@ -2,8 +2,7 @@
 
 The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
 processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails. The
-fast tier edits five facts, which tells whether an edit takes; how well is asked of forty in the slow
-one.
+fast tier edits five facts, which tells whether an edit takes; the slow one edits forty.
 """
 
 import json
