@@ -211,6 +211,48 @@ objective_optimization: prompt_last
         ),
     ),
     MethodCase(
+        "LocFT-BF",
+        quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "batch_size": 2},
+        variants=({"layers": [0, 2], "append_eos": False},),
+        phases=(("minimize", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        rows=(
+            MatrixRow(
+                "LocFT-BF",
+                GENERAL,
+                {**_FT, "append_eos": False},
+                reading="goes through all edits in every epoch. Of one edit at a time it is FT-M.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "LoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
+        variants=({"lora_dropout": 0.2, "append_eos": True, "batch_size": 2},),
+        phases=(("minimize", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "AdaLoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 1, "initial_rank": 2, "lr": 5e-2},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "QLoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "DPO",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2, "alpha": 0.5},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
         "SERAC",
         trainer={
             "cls_name": ENCODER,
@@ -352,6 +394,50 @@ dropout: 0.0
         ),
     ),
     MethodCase(
+        "WISE",
+        quick={
+            "layers": [1],
+            "n_iter": 20,
+            "edit_lr": 3.0,
+            "act_ratio": 0.99,  # a random model's prompts are all alike
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=(
+            {"retrieve": False, "act_margin": (0.1, 1.0, 0.5)},
+            {"save_freq": 1, "merge_freq": 2},
+        ),
+        phases=(("context_prefixes", 1), ("inputs_of", 1), ("_train", 1), ("target_nll", 2)),
+        routed=True,
+        classic=_CLASSIC
+        + """
+alg_name: "WISE"
+mask_ratio: 0.2
+edit_lr: 1.0
+n_iter: 70
+norm_constraint: 1.0
+act_margin: [5.0, 20.0, 10.0]
+act_ratio: 0.88
+save_freq: 500
+merge_freq: 1000
+merge_alg: "ties"
+objective_optimization: "only_label"
+inner_params:
+- transformer.h.1.mlp.c_proj
+densities: 0.53
+weights: 1.0
+retrieve: true
+replay: false
+""",
+        rows=(
+            MatrixRow(
+                "WISE",
+                {"rewrite": 0.9, "locality": 0.75},
+                {"layers": [2]},
+                reading="answers with a side copy of one weight where the prompt moves that copy.",
+            ),
+        ),
+    ),
+    MethodCase(
         "ROME",
         quick={"layers": [1], **LOCATE_QUICK},
         plain=LOCATE_PLAIN,
@@ -412,6 +498,22 @@ dropout: 0.0
         ),
     ),
     MethodCase(
+        "R-ROME",
+        quick={"layers": [1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        phases=(("values_of", 1), ("closed_form", 1), ("weight_patch", 1)),
+        layers=(1,),
+        rows=(
+            MatrixRow(
+                "R-ROME",
+                {"rewrite": 0.9, "rephrase": 0.85, "locality": 0.9},
+                {"layers": [1], **_LOCATE, **_OF_AN_MLP},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
+                reading="is ROME with one averaged key, not exact on the bare prompt.",
+            ),
+        ),
+    ),
+    MethodCase(
         "EMMET",
         quick={"layers": [1], **LOCATE_QUICK},
         plain=LOCATE_PLAIN,
@@ -438,6 +540,9 @@ dropout: 0.0
         plain={**LOCATE_PLAIN, "L2": 1e-3},
         variants=(
             {"layers": [1], "key": "ridge", "anchor_norm": True},
+            {"post_step": "sphere"},
+            {"post_step": "rect"},
+            {"post_step": "prune"},
             {"null_space_by": "trace", "null_space": 0.1, "L2": 0.1},
         ),
         phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),

@@ -9,10 +9,17 @@ import pytest
 import torch
 
 from easyeditor import AlphaEditHyperParams, Edit, EMMETHyperParams
+from easyeditor.associative.post_steps import (
+    bounded_singular_values,
+    largest_relative,
+    off_principal_directions,
+)
 from easyeditor.associative.protected_metric import BLOCK_KEYS, ProtectedMetrics
 from easyeditor.associative.solve import Cholesky, NullSpace, closed_form, free_directions
-from easyeditor.errors import HyperParamsError
+from easyeditor.errors import EditError, HyperParamsError
 from easyeditor.methods import METHODS
+from easyeditor.methods.resolve import _ridge, resolve
+from easyeditor.patches.weight import LowRank
 from easyeditor.second_moments import Moments
 from easyeditor.second_moments.null_space import NullSpaceOfMoment, eigenvectors_of
 from support import EDITS, Snapshot, lm, same_bits
@@ -131,6 +138,81 @@ def test_held_keys_have_the_bits_of_their_list_however_it_grew() -> None:
         fewer = torch.cat([keys[:gone], keys[gone + 1 :]])
         assert same_bits(bits(one, fewer), bits(ProtectedMetrics(), fewer))
     assert same_bits(bits(one, keys), bits(ProtectedMetrics(), keys))
+
+
+# -- after the solve -----------------------------------------------------------------------------
+
+
+def test_rect_leaves_the_largest_relative_changes() -> None:
+    change, weight = random(10, 8), random(10, 8, seed=7)
+    result = largest_relative(change, weight, 0.4)
+    assert int((result != 0).sum()) == 32
+    ratio = (change / weight).abs()
+    assert float(ratio[result != 0].min()) > float(ratio[result == 0].max())
+    assert torch.equal(result[result != 0], change[result != 0])
+
+
+def test_prune_bounds_singular_values_by_the_original_weights() -> None:
+    original, change = random(10, 8), 5 * random(10, 8, seed=7)
+    bound = torch.linalg.matrix_norm(original, 2)
+    s = torch.linalg.svdvals(change)
+    wanted = torch.where(s > bound, bound + (s / bound).log(), s)
+    result = torch.linalg.svdvals(bounded_singular_values(change, original))
+    torch.testing.assert_close(result, wanted)
+    small = 0.01 * change
+    torch.testing.assert_close(bounded_singular_values(small, original), small)
+
+
+def test_sphere_is_the_published_projection() -> None:
+    weight, u = random(10, 8), random(10, 3, seed=7)
+    rows = torch.nn.functional.normalize(weight.T, dim=1)  # W_hat (d_out, d_in)
+    values, vectors = torch.linalg.eigh(rows.T @ rows / 8)
+    values, vectors = values.flip(0), vectors.flip(1)
+    count = int((values.cumsum(0) < 0.5 * values.sum()).sum()) + 1
+    q = vectors[:, :count]
+    wanted = u - 0.5 * q @ (q.T @ u)
+    torch.testing.assert_close(off_principal_directions(u, weight, 0.5, 0.5), wanted)
+
+
+# -- all edits again -----------------------------------------------------------------------------
+
+
+def test_the_recursion_of_simie_is_one_ridge_over_all_edits() -> None:
+    d_in, d_out, ridge = 12, 5, 0.7
+    inputs = [random(7, d_in, seed=i) for i in range(4)]
+    parts = [LowRank(random(d_in, 1, seed=10 + i), random(1, d_out, seed=20 + i)) for i in range(4)]
+    p, change = ridge * torch.eye(d_in).double(), torch.zeros(d_out, d_in).double()
+    for k, part in zip(inputs, parts, strict=True):
+        p = p + k.T @ k
+        target = (part.u @ part.v).T
+        change = change + (target - change) @ k.T @ k @ torch.linalg.inv(p)
+    result = _ridge(inputs, parts, ridge)
+    torch.testing.assert_close((result.u.double() @ result.v).T, change, rtol=1e-4, atol=1e-6)
+
+
+def test_solved_again_order_does_not_matter_and_leaving_one_out_is_exact(method: Any) -> None:
+    model = lm("llama")
+    before, rome = Snapshot(model.model), method("ROME")
+    whole = resolve(model, rome, EDITS, ridge=0.1)
+    turned = resolve(model, rome, EDITS[::-1], ridge=0.1)
+    torch.testing.assert_close(changes(whole), changes(turned), rtol=1e-3, atol=1e-6)
+    first = rome.edit(model, EDITS[:1]).patch
+    first.apply(model.model)  # what the model carries plays no part
+    fewer = resolve(model, rome, EDITS[1:], ridge=0.1)
+    first.revert(model.model)
+    assert same_bits(changes(fewer), changes(resolve(model, rome, EDITS[1:], ridge=0.1)))
+    assert before.differences(model.model) == []
+    assert whole.info.edits == tuple(EDITS)
+
+
+def test_solving_again_needs_edits_and_low_rank_parts(method: Any) -> None:
+    model = lm("llama")
+    before = Snapshot(model.model)
+    with pytest.raises(EditError, match="nothing to edit"):
+        resolve(model, method("ROME"), [])
+    with pytest.raises(EditError, match="FT made a WeightPatch of another form"):
+        resolve(model, method("FT", num_steps=1), EDITS[:1])
+    assert before.differences(model.model) == []
 
 
 # -- the methods ---------------------------------------------------------------------------------

@@ -28,12 +28,17 @@
     ├── TrainingError (ValueError)             a training that cannot be started or continued
     │   └── TrainingBusyError                  another process trains in the folder
     ├── MomentsError (ValueError)              statistics that cannot be collected
+    ├── TraceError (ValueError)                a trace that cannot be made as asked
     ├── DivergedError (ArithmeticError)        a loss that is not a number
     ├── JudgeError (RuntimeError)              a judging model that does not answer
     ├── DownstreamError (ValueError)           a downstream task that is unknown or cannot be run
     ├── BenchError (ValueError)                a benchmark run that cannot be started or read
     │   ├── RunMismatchError                   the folder holds a run with other settings
     │   └── RunBusyError                       another process works in the folder
+    ├── LedgerError (ValueError)               a ledger of edits that cannot be used as asked
+    │   ├── LedgerBusyError                    another process writes to it
+    │   ├── LedgerConflictError                an edit that conflicts with active ones
+    │   └── LedgerHealthError                  the edited model was beyond limits; rolled back
     ├── OutputError (OSError)                  an output file or folder that cannot be written
     └── MissingExtraError (ImportError)        an optional package is not installed
 
@@ -44,7 +49,7 @@ bit-identical.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class EasyEditError(Exception):
@@ -155,6 +160,10 @@ class MomentsError(EasyEditError, ValueError):
     """Second moments cannot be collected from this model or text."""
 
 
+class TraceError(EasyEditError, ValueError):
+    """A causal trace or a logit lens cannot be made as asked."""
+
+
 class DivergedError(EasyEditError, ArithmeticError):
     """A loss became NaN or infinite."""
 
@@ -169,6 +178,40 @@ class RunMismatchError(BenchError):
 
 class RunBusyError(BenchError):
     """Another process works in the same run folder."""
+
+
+class LedgerError(EasyEditError, ValueError):
+    """A ledger of edits is missing, damaged, of another model, or cannot be used as asked."""
+
+
+class LedgerBusyError(LedgerError):
+    """Another process writes to the ledger; names process, host and start."""
+
+
+class LedgerConflictError(LedgerError):
+    """An edit conflicts with edits that are active; nothing was changed. Names the ways out.
+
+    Attributes:
+        conflicts: all of them, where the caller wants more than the message.
+    """
+
+    def __init__(self, message: str = "", conflicts: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
+
+
+class LedgerHealthError(LedgerError):
+    """An edit was made, the model was beyond its limits, and the edit was rolled back to the bit.
+
+    Attributes:
+        number: the entry that says so, of state ``proposed``.
+        health: what was measured.
+    """
+
+    def __init__(self, message: str = "", number: int = 0, health: object = None) -> None:
+        super().__init__(message)
+        self.number = number
+        self.health = health
 
 
 class JudgeError(EasyEditError, RuntimeError):

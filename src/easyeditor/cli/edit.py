@@ -102,17 +102,17 @@ def edit(
     if save == places.STREAM and as_json:
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
     if edits is None:
-        one = _one_case(
+        one = one_case(
             prompt, target, subject, ground_truth, rephrase, locality, portability, raw_target
         )
         cases = [one]
-        _check_subjects(method, cases, ["--subject"])
-        _note_subject(one)
+        check_subjects(method, cases, ["--subject"])
+        note_subject(one)
     else:
         if any([prompt, target, subject, ground_truth, rephrase, locality, portability]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
-        cases, where = _read(edits, raw_target)
-        _check_subjects(method, cases, where)
+        cases, where = read_cases(edits, raw_target)
+        check_subjects(method, cases, where)
 
     settings = options.loaded_as(
         options.settings_of(method, model, hparams, set_),
@@ -172,7 +172,7 @@ def edit(
     raise typer.Exit(NOT_TAKEN if failures else DONE)
 
 
-def _one_case(
+def one_case(
     prompt: str | None,
     target: str | None,
     subject: str | None,
@@ -182,6 +182,11 @@ def _one_case(
     portability: list[str] | None,
     raw_target: bool,
 ) -> Case:
+    """The case that the options describe.
+
+    Raises:
+        typer.BadParameter: prompt or target is missing.
+    """
     from easyeditor.data.edits_file import parse_arrow
     from easyeditor.edits import Case, Edit, Probe
 
@@ -196,7 +201,7 @@ def _one_case(
     return Case("0", change, tuple(probes))
 
 
-def _read(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
+def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
     """The cases of a file, and where each stands in it."""
     from easyeditor.data.open import open_dataset
     from easyeditor.edits import check_consistent
@@ -217,7 +222,7 @@ def _raw(change: Edit) -> Edit:
     return replace(change, prompt=Prompt(str(change.prompt), raw=True))
 
 
-def _check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:
+def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:
     """Refuse an edit without the subject that the method needs, before the model is loaded."""
     if not catalog.method(method)["needs_subject"]:
         return
@@ -235,7 +240,7 @@ def _check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) ->
         )
 
 
-def _note_subject(case: Case) -> None:
+def note_subject(case: Case) -> None:
     """Say which words of the prompt were taken for the subject, where that was not plain."""
     from easyeditor.subjects import locate_subject
 

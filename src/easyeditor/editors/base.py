@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -20,21 +20,17 @@ from easyeditor.editors.options import (
     RequestOptions,
     classic_options,
     how_to_edit,
+    refuse_ledger_options,
     refuse_unknown,
+    requested_cases,
 )
-from easyeditor.editors.requests import (
-    RENAMED_CALLS,
-    Nested,
-    Texts,
-    cases_of,
-    list_of_cases,
-    make_cases,
-)
+from easyeditor.editors.recording import EditRecord, open_record
+from easyeditor.editors.requests import RENAMED_CALLS, Nested, Texts, list_of_cases
+from easyeditor.editors.result import EditResult as EditResult
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
-from easyeditor.evaluate.degeneration import answered
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -52,30 +48,6 @@ from easyeditor.progress import bar
 log = logging.getLogger(__name__)
 
 
-class EditResult(NamedTuple):
-    """What an edit gives back; unpacks as ``metrics, edited_model, patch``.
-
-    Attributes:
-        metrics: one dict per edit: ``case_id, requested_rewrite, time, pre, post``.
-        edited_model: always a model that holds every requested edit.
-        patch: what was changed; save it, apply it elsewhere, or give it to ``editor.undo``.
-    """
-
-    metrics: list[dict[str, Any]]
-    edited_model: PreTrainedModel
-    patch: Patch
-
-    def __repr__(self) -> str:
-        measured = [metric.get("final") or metric.get("post") for metric in self.metrics]
-        took = sum(scores is not None and answered(scores) for scores in measured)
-        unchanged = sum("unchanged" in metric for metric in self.metrics)
-        known = f", {unchanged} of them known before" if unchanged else ""
-        return (
-            f"<EditResult: {took} of {len(measured)} edits took{known}; "
-            f"{type(self.edited_model).__name__}, {self.patch!r}>"
-        )
-
-
 class BaseEditor:
     """A model with a method to edit it.
 
@@ -86,15 +58,26 @@ class BaseEditor:
         lm: the model with its tokenizer.
         hparams: the method's settings.
         session: the sequence of edits, with the method's state.
+        ledger: where every edit is written down, one entry per call, and checked against those
+            that are active; None without one.
+
+    Args:
+        ledger: a ledger's folder, made if there is none; the model gets its active edits at once.
+
+    Raises:
+        LedgerError: the ledger is of another model.
     """
 
-    def __init__(self, lm: LM, hparams: HyperParams) -> None:
+    def __init__(
+        self, lm: LM, hparams: HyperParams, *, ledger: str | Path | EditRecord | None = None
+    ) -> None:
         _check(hparams)
         lm.check_claims(hparams.family_claims)
         self.lm = lm
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
         self._undo: list[_Undo] = []
+        self.ledger = open_record(ledger, self.session, hparams.model_name)
 
     def __getattr__(self, name: str) -> Any:
         if name in RENAMED_CALLS:
@@ -109,22 +92,30 @@ class BaseEditor:
         return self.session.method
 
     @classmethod
-    def from_hparams(cls, hparams: HyperParams) -> BaseEditor:
+    def from_hparams(
+        cls, hparams: HyperParams, *, ledger: str | Path | EditRecord | None = None
+    ) -> BaseEditor:
         """Load the model the hyper-parameters name.
 
         Raises:
             ModelLoadError: it cannot be found or read.
         """
         _check(hparams)
-        return cls(load(hparams.model), hparams)
+        return cls(load(hparams.model), hparams, ledger=ledger)
 
     @classmethod
     def from_pretrained(
-        cls, model: PreTrainedModel, tokenizer: Any, hparams: HyperParams
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        hparams: HyperParams,
+        *,
+        ledger: str | Path | EditRecord | None = None,
     ) -> BaseEditor:
         """Edit a model that is in memory; it is used as it is, on its own device."""
         _check(hparams)
-        return cls(LM(model, tokenizer, chat_template=hparams.chat_template), hparams)
+        lm = LM(model, tokenizer, chat_template=hparams.chat_template)
+        return cls(lm, hparams, ledger=ledger)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -145,11 +136,14 @@ class BaseEditor:
         """Take back an applied patch, whatever came after it; the other edits stay, bit for bit.
 
         What a method keeps per edit goes with the patch. A running state (a mean over all edits)
-        is put back only if the patch was the latest edit.
+        is put back only if the patch was the latest edit. With a ledger it is undone there, too.
 
         Raises:
             PatchStateError: it is not applied.
         """
+        if self.ledger is not None:
+            self.ledger.undo(self.session, patch)
+            return
         patch.revert(self.model)
         if self._undo and self._undo[-1].patch is patch:
             self.session.resume(self._undo[-1].state)
@@ -174,7 +168,13 @@ class BaseEditor:
             PatchFormatError: one of the files is missing or damaged, or the state belongs to
                 another patch.
             PatchMismatchError: the patch was made for another model.
+            EditError: the editor has a ledger, which carries its own patches.
         """
+        if self.ledger is not None:
+            raise EditError(
+                "This editor's model carries the edits of its ledger and no others; make the edit "
+                "with it, or load the file with an editor without a ledger."
+            )
         patch = load_patch(path)
         state = load_state(self.method.state_class, patch, path)
         before = self.session.state
@@ -229,7 +229,7 @@ class BaseEditor:
         }
         options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
-        return self.edit_cases(_requested(lists, options), **how)
+        return self.edit_cases(requested_cases(lists, options), **how)
 
     def batch_edit(
         self,
@@ -264,7 +264,7 @@ class BaseEditor:
         options.setdefault("evaluate_when", "end")
         options.setdefault("force", False)
         how = how_to_edit(keep, verbose, options)
-        return self.edit_cases(_requested(lists, options), batch=True, **how)
+        return self.edit_cases(requested_cases(lists, options), batch=True, **how)
 
     def edit_dataset(
         self,
@@ -294,7 +294,20 @@ class BaseEditor:
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
-            return self._edit_cases(list_of_cases(cases), batch, options)
+            cases = list_of_cases(cases)
+            if self.ledger is None:
+                refuse_ledger_options(options)
+                return self._edit_cases(cases, batch, options)
+            if options.get("keep_original_weight"):
+                raise EditError(
+                    "keep_original_weight=True makes an edit that is not kept, and a ledger "
+                    "records edits that are; use an editor without a ledger to try one."
+                )
+            check_request(self.method, cases)
+            with self.ledger.recording(self.session, cases, options) as keep:
+                result = self._edit_cases(cases, batch, options)
+                keep(result.patch, result.metrics)
+            return result
 
     def _edit_cases(self, cases: Sequence[Case], batch: bool, options: EditOptions) -> EditResult:
         refuse_unknown(options, EditOptions)
@@ -346,7 +359,7 @@ class BaseEditor:
             session.put_back(before)
             raise
         session.finish(whole)
-        if keep:
+        if keep and self.ledger is None:
             self._undo.append(_Undo(whole, before))
         return EditResult(list(recorder.metrics), edited, whole)
 
@@ -367,22 +380,6 @@ class _Undo:
 
     patch: Patch
     state: State | None
-
-
-def _requested(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
-    refuse_unknown(options, RequestOptions, also=lists)
-    lists["subject"] = options.get("subject")
-    lists["rejected"] = options.get("target_neg")
-    requests = options.get("requests")
-    if requests is None:
-        for name in ("prompts", "target_new"):
-            if lists[name] is None:
-                raise EditError(f"There is nothing to edit: give {name} (or requests=[...]).")
-        return make_cases(**lists)
-    given = [name for name, value in lists.items() if value is not None]
-    if given:
-        raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
-    return cases_of(requests)
 
 
 def _check(hparams: object) -> None:

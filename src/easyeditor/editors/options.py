@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast, get_type_hints
 
 from easyeditor.editors.journal import EditJournal
-from easyeditor.editors.requests import Texts, translated
+from easyeditor.editors.requests import Texts, cases_of, make_cases, translated
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, did_you_mean
 from easyeditor.evaluate.query import Measures
@@ -14,7 +14,26 @@ from easyeditor.evaluate.query import Measures
 When = Literal["each", "end", "both"]
 
 
-class MeasuringOptions(TypedDict, total=False):
+class LedgerOptions(TypedDict, total=False):
+    """What a ledger writes down of an edit beside the edit, and what it lets pass.
+
+    Attributes:
+        author: who makes it; by default ``$EASYEDITOR_AUTHOR`` or the user's name.
+        reason: why, in plain words.
+        supersede: take the place of active edits of the same fact.
+        allow: problems that do not stand in the way: ``"duplicate"``, ``"contradiction"``,
+            ``"circle"``, ``"untaken"``, ``"broken"``, ``"health"``.
+        proposal: the number of the proposed edit that is carried out.
+    """
+
+    author: str
+    reason: str
+    supersede: bool
+    allow: Sequence[str]
+    proposal: int
+
+
+class MeasuringOptions(LedgerOptions, total=False):
     """How a request is measured.
 
     Attributes:
@@ -91,6 +110,20 @@ def how_to_edit(
     )
 
 
+def refuse_ledger_options(options: Mapping[str, Any]) -> None:
+    """Refuse what only a ledger understands.
+
+    Raises:
+        EditError: one of :class:`LedgerOptions` was given.
+    """
+    given = [name for name in get_type_hints(LedgerOptions) if options.get(name)]
+    if given:
+        raise EditError(
+            f"{given[0]}={options[given[0]]!r} is for a ledger, and this editor has none: "
+            "BaseEditor(..., ledger=path)."
+        )
+
+
 def refuse_unknown(options: Mapping[str, Any], known: type, also: Iterable[str] = ()) -> None:
     """Refuse what is no field of ``known``; ``also`` are arguments that are parameters.
 
@@ -104,3 +137,24 @@ def refuse_unknown(options: Mapping[str, Any], known: type, also: Iterable[str] 
             f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
             f"Known: {', '.join(names)}."
         )
+
+
+def requested_cases(lists: dict[str, Any], options: RequestOptions) -> list[Case]:
+    """The cases of a call of ``BaseEditor.edit``, from its lists or from ``requests``.
+
+    Raises:
+        EditError: an unknown option, nothing to edit, or both ways at once.
+    """
+    refuse_unknown(options, RequestOptions, also=lists)
+    lists["subject"] = options.get("subject")
+    lists["rejected"] = options.get("target_neg")
+    requests = options.get("requests")
+    if requests is None:
+        for name in ("prompts", "target_new"):
+            if lists[name] is None:
+                raise EditError(f"There is nothing to edit: give {name} (or requests=[...]).")
+        return make_cases(**lists)
+    given = [name for name, value in lists.items() if value is not None]
+    if given:
+        raise EditError(f"Give requests, or lists, not both ({', '.join(given)} given, too).")
+    return cases_of(requests)

@@ -49,6 +49,17 @@ class AlphaEditHyperParams(SpreadHyperParams):
             "clamp_norm_factor": 4,
             "L2": 1,
         },
+        # MEMIT's search; null space and L2 by records 300 to 311 of CounterFact (docs/methods.md).
+        "smollm2-135m": {
+            "layers": [1, 2, 3, 4, 5],
+            "key": "ridge",
+            "v_lr": 1.0,
+            "v_weight_decay": 1e-3,
+            "v_stop_nll": 0.2,
+            "clamp_norm_factor": 4,
+            "context_template_length_params": [[10, 3]],
+            "mom2_n_tokens": 6144,
+        },
     }
 
     alg_name: str = "AlphaEdit"

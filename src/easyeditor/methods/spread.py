@@ -25,13 +25,18 @@ from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows, read_after_subject
 from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.post_steps import (
+    bounded_singular_values,
+    largest_relative,
+    off_principal_directions,
+)
 from easyeditor.associative.protected_keys import (
     keys_as_extras,
     protected_keys,
     without_stored_keys,
 )
 from easyeditor.associative.protected_metric import ProtectedMetrics
-from easyeditor.associative.solve import KeyMetric
+from easyeditor.associative.solve import KeyMetric, double
 from easyeditor.associative.spread import solve_directions, stored_keys
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -47,8 +52,8 @@ from easyeditor.methods.locate import (
     LocateHyperParams,
     values_of,
 )
-from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import Part, smallest_part, weight_patch
+from easyeditor.patches.stack import applied, without_patches
+from easyeditor.patches.weight import Dense, Part, smallest_part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -68,7 +73,9 @@ class SpreadHyperParams(LocateHyperParams):
     that the model carries: an edit that is undone is no longer protected, and one whose subject is
     edited anew is replaced. Only edits of patches that store no keys are run again.
     ``anchor_norm`` (NAS, arXiv 2602.02543) gives every ``z`` the length that those of the first 50
-    edits have on average, so that lengths do not drift along a sequence.
+    edits have on average, so that lengths do not drift along a sequence. ``post_step`` is done to
+    each layer's change: ``"rect"`` (arXiv 2401.04700), ``"prune"`` (2405.16821; both dense),
+    ``"sphere"`` (2510.01172).
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -81,6 +88,7 @@ class SpreadHyperParams(LocateHyperParams):
     key: Literal["averaged", "ridge"] = "averaged"
     protect_edits: bool = False
     anchor_norm: bool = False
+    post_step: Literal["none", "rect", "prune", "sphere"] = "none"
 
     @abstractmethod
     def regularization(self, metric: KeyMetric, edits: int) -> float:
@@ -181,7 +189,7 @@ class SpreadMethod(Method[SpreadState]):
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)
                     del metric, plain  # large, and the next layer has another
-                    part = smallest_part(u, residual)
+                    part = self._part(lm, layer, u, residual)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -192,6 +200,22 @@ class SpreadMethod(Method[SpreadState]):
         extras = keys_as_extras(edits, stored)
         patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras)
         return Outcome(patch, state if settings.anchor_norm else None)
+
+    def _part(self, lm: LM, layer: int, u: torch.Tensor, residual: torch.Tensor) -> Part:
+        """The change ``u residual`` of one layer, after the post-step that the settings name."""
+        settings, projection = self.hyperparams, lm.down_map(layer)
+        if settings.post_step == "none":
+            return smallest_part(u, residual)
+        weight = double(projection.weight)
+        if settings.post_step == "sphere":
+            return smallest_part(off_principal_directions(u, weight, 0.5, 0.5), residual)
+        change = u @ double(residual).to(u)
+        if settings.post_step == "rect":
+            return Dense(largest_relative(change, weight, 0.4).float())
+        with without_patches(lm.model):
+            original = double(lm.down_map(layer).weight).clone()
+        earlier = weight - original
+        return Dense((bounded_singular_values(earlier + change, original) - earlier).float())
 
     def _protecting(
         self,

@@ -1,0 +1,309 @@
+"""``easyedit ledger add`` and ``redo``: edits checked before and after, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from easyeditor.cli import edit as edits_cli
+from easyeditor.cli import ledger_tables, options, output
+from easyeditor.cli.app import DONE, NOT_TAKEN
+from easyeditor.cli.ledger_shared import (
+    Allow,
+    LedgerModel,
+    Number,
+    Place,
+    Supersede,
+    Who,
+    Why,
+    live_ledger,
+    model_name,
+)
+from easyeditor.cli.terminal import count
+from easyeditor.errors import (
+    DivergedError,
+    EasyEditError,
+    EditFailed,
+    LedgerConflictError,
+    LedgerError,
+    LedgerHealthError,
+)
+from easyeditor.ledger.entries import Entry, EntryState, current_user
+from easyeditor.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from easyeditor.editors.base import BaseEditor
+    from easyeditor.edits import Case
+    from easyeditor.hyperparams import HyperParams
+
+
+def add_edits(
+    ledger: Place,
+    prompt: Annotated[str | None, typer.Option(help="The text to be continued.")] = None,
+    target: Annotated[str | None, typer.Option(help="How it shall continue.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="What the fact is about, as the prompt writes it.")
+    ] = None,
+    ground_truth: Annotated[str | None, typer.Option(help="How it continues now.")] = None,
+    rephrase: Annotated[
+        list[str] | None, typer.Option(help="The same question in other words; repeatable.")
+    ] = None,
+    locality: Annotated[
+        list[str] | None, typer.Option(help="'prompt => answer' that must stay; repeatable.")
+    ] = None,
+    edits: Annotated[Path | None, typer.Option(help="A file of edits instead.")] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The edits of a file as one entry, one patch.")
+    ] = False,
+    why: Why = "",
+    who: Who = None,
+    supersede: Supersede = False,
+    allow: Allow = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Write it down only; redo NUMBER makes it.")
+    ] = False,
+    method: options.Method = "ROME",
+    hparams: options.Hparams = None,
+    set_: options.Settings = None,
+    model: LedgerModel = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Edit also what the model says already.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Edit the model's facts, if nothing speaks against it, and write down who, when and why."""
+    book = Ledger(ledger)
+    cases = _cases(method, edits, prompt, target, subject, ground_truth, rephrase, locality)
+    groups = [cases] if together else [[case] for case in cases]
+    settings = _settings(book, method, hparams, set_, model, device)
+    record = {
+        "author": who or current_user(),
+        "reason": why,
+        "supersede": supersede,
+        "allow": tuple(map(str, allow or ())),
+    }
+    if propose:
+        _propose(book, groups, settings, record, as_json)
+        return
+    refused = _refused_before_loading(book, groups, record)
+    editor = _editor(book, settings, trust_remote_code)
+
+    from easyeditor.editors.advice import already_answered
+
+    numbers: list[int] = []
+    unchanged: list[str] = []
+    for group in groups:
+        if any(group is other for other, _ in refused):
+            continue
+        if not force and len(already_answered(editor.lm, group)) == len(group):
+            unchanged += [case.id for case in group]
+            continue
+        try:
+            numbers.append(_make(editor, book, group, record))
+        except (LedgerConflictError, LedgerHealthError, EditFailed, DivergedError) as error:
+            if len(groups) == 1 and not isinstance(error, LedgerHealthError):
+                raise
+            refused.append((group, error))
+    _report(book, numbers, unchanged, refused, as_json)
+    raise typer.Exit(NOT_TAKEN if refused else DONE)
+
+
+def redo(
+    ledger: Place,
+    number: Number,
+    why: Why = "",
+    who: Who = None,
+    supersede: Supersede = False,
+    allow: Allow = None,
+    model: LedgerModel = None,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Make an undone, superseded or proposed edit active, if nothing speaks against it."""
+    book = Ledger(ledger)
+    entry = book.entry(number)
+    if entry.state is EntryState.ACTIVE:
+        raise LedgerError(f"Edit {number} is active already.")
+    record: dict[str, Any] = {
+        "author": who or current_user(),
+        "reason": why,
+        "supersede": supersede,
+        "allow": tuple(map(str, allow or ())),
+    }
+    try:
+        if entry.patch is None:
+            settings = _settings_of_entry(book, entry, model, device)
+            editor = _editor(book, settings, trust_remote_code)
+            _make(editor, book, entry.cases, {**record, "proposal": number})
+        else:
+            live = live_ledger(book, model, device, trust_remote_code)
+            with output.working(f"edit {number} again …"):
+                live.redo(number, **record)
+    except LedgerHealthError as error:
+        _report(book, [], [], [(entry.cases, error)], as_json)
+        raise typer.Exit(NOT_TAKEN) from None
+    _report(book, [number], [], [], as_json)
+
+
+# -- parts ------------------------------------------------------------------------------------
+
+
+def _cases(
+    method: str,
+    edits: Path | None,
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    ground_truth: str | None,
+    rephrase: list[str] | None,
+    locality: list[str] | None,
+) -> list[Case]:
+    if edits is None:
+        one = edits_cli.one_case(
+            prompt, target, subject, ground_truth, rephrase, locality, None, False
+        )
+        edits_cli.check_subjects(method, [one], ["--subject"])
+        edits_cli.note_subject(one)
+        return [one]
+    if any([prompt, target, subject, ground_truth, rephrase, locality]):
+        raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
+    cases, where = edits_cli.read_cases(edits, False)
+    edits_cli.check_subjects(method, cases, where)
+    return cases
+
+
+def _settings(
+    book: Ledger,
+    method: str,
+    hparams: Path | None,
+    set_: list[str] | None,
+    model: str | None,
+    device: str | None,
+) -> HyperParams:
+    settings = options.settings_of(method, model_name(book, model), hparams, set_)
+    return options.loaded_as(settings.replace(**book.setting("loading")), device=device)
+
+
+def _settings_of_entry(
+    book: Ledger, entry: Entry, model: str | None, device: str | None
+) -> HyperParams:
+    from easyeditor.methods import METHODS
+
+    kind: type[HyperParams] = METHODS.get(entry.method).hyperparams_class
+    settings = kind(**{**entry.settings, "model_name": model_name(book, model)})
+    return options.loaded_as(settings, device=device)
+
+
+def _editor(book: Ledger, settings: HyperParams, trust: bool) -> BaseEditor:
+    with output.loading(settings.model_name):
+        from easyeditor.editors.base import BaseEditor
+        from easyeditor.ledger.live import LiveLedger
+        from easyeditor.lm.loading import load
+
+        lm = load(settings.model, trust_remote_code=trust)
+        return BaseEditor(lm, settings, ledger=LiveLedger(book, lm))
+
+
+def _propose(
+    book: Ledger,
+    groups: Sequence[list[Case]],
+    settings: HyperParams,
+    record: dict[str, Any],
+    as_json: bool,
+) -> None:
+    numbers = []
+    for group in groups:
+        for conflict in book.conflicts(group):
+            output.warn(conflict.message)
+        numbers.append(
+            book.propose(
+                group,
+                settings.alg_name,
+                settings.model_dump(mode="json"),
+                record["author"],
+                record["reason"],
+            )
+        )
+    _report(book, numbers, [], [], as_json)
+
+
+def _refused_before_loading(
+    book: Ledger, groups: Sequence[list[Case]], record: dict[str, Any]
+) -> list[tuple[list[Case], EasyEditError]]:
+    """Edits of a file that conflict with active ones; one edit alone is refused at once.
+
+    Raises:
+        LedgerConflictError: there is one edit, and it conflicts.
+    """
+    refused: list[tuple[list[Case], EasyEditError]] = []
+    resolved = {"duplicate", "contradiction"} if record["supersede"] else set()
+    for group in groups:
+        conflicts = [
+            conflict
+            for conflict in book.conflicts(group)
+            if str(conflict.problem) not in {*record["allow"], *resolved}
+        ]
+        if conflicts:
+            error = LedgerConflictError(" ".join(c.message for c in conflicts), conflicts)
+            if len(groups) == 1:
+                raise error
+            refused.append((group, error))
+    return refused
+
+
+def _make(editor: BaseEditor, book: Ledger, cases: list[Case], record: dict[str, Any]) -> int:
+    """Make one entry; returns its number."""
+    batch = editor.method.max_batch != 1 and len(cases) > 1
+    with output.working(f"{count(len(cases), 'edit')} by {editor.method.name} …"):
+        editor.edit_cases(cases, batch=batch, evaluate_when="end", verbose=False, **record)
+    return int(record.get("proposal") or book.active()[-1].number)
+
+
+def _report(
+    book: Ledger,
+    numbers: Sequence[int],
+    unchanged: Sequence[str],
+    refused: Sequence[tuple[list[Case], EasyEditError]],
+    as_json: bool,
+) -> None:
+    entries = [book.entry(number) for number in numbers]
+    if as_json:
+        output.print_json(
+            {
+                "ledger": str(book.folder),
+                "edits": [entry.to_json() for entry in entries],
+                "unchanged": list(unchanged),
+                "refused": [
+                    {
+                        "prompt": str(cases[0].edit.prompt),
+                        "target": cases[0].edit.target,
+                        "type": type(error).__name__,
+                        "message": str(error),
+                        "problems": [
+                            str(conflict.problem) for conflict in getattr(error, "conflicts", ())
+                        ],
+                        "number": getattr(error, "number", 0) or None,
+                    }
+                    for cases, error in refused
+                ],
+            }
+        )
+        return
+    for entry in entries:
+        line = f"Edit {entry.number}: {ledger_tables.title_of(entry)}, {entry.state}."
+        output.out.print_line(line)
+        if entry.health:
+            output.out.print_line(f"  {ledger_tables.health_line(entry.health)}")
+    if unchanged:
+        output.note(
+            f"{count(len(unchanged), 'edit')} say what the model says already and were left out; "
+            "--force makes them all the same."
+        )
+    for _, error in refused:
+        output.warn(str(error))
