@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.model("llama").save_pretrained(place)
     tiny.tokenizer().save_pretrained(place)
     return place
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[int], None]]:
+    """Let no file of this process grow beyond a size: the kernel's own refusal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

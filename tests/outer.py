@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import support
 import tiny
 from cases import plain_values
 from easyeditor import BaseEditor
@@ -65,10 +66,8 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def logits(model: nn.Module, prompt: str = PROMPT) -> torch.Tensor:
-    """Logits of one prompt, ``(length, vocabulary)``, by the plainest call there is."""
-    ids = tiny.tokenizer()(prompt, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        return model(input_ids=ids).logits[0]
+    """Logits of one prompt, ``(length, vocabulary)``."""
+    return support.logits(model, prompt)[0]
 
 
 def said(model: nn.Module, prompt: str, answer: str) -> tuple[list[int], list[int]]:

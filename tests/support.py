@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -98,9 +100,9 @@ def unsettle(model: PreTrainedModel) -> None:
     model.register_forward_pre_hook(lambda _module, _args: None)
 
 
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    """What a model says about one fixed text."""
-    ids = torch.tensor([tiny.tokenizer()(EDITS[0].prompt.text)["input_ids"]])
+def logits(model: PreTrainedModel, prompt: str = EDITS[0].prompt.text) -> torch.Tensor:
+    """Logits of one prompt, ``(1, length, vocabulary)``, by the plainest call there is."""
+    ids = torch.tensor([tiny.tokenizer()(prompt)["input_ids"]])
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model(input_ids=ids, **more).logits
@@ -140,6 +142,16 @@ def failing_at(module: nn.Module, call: int) -> Callable[[], int]:
 
     module.register_forward_pre_hook(hook)
     return lambda: passes
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """Normal numbers, the same at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def full(*_args: Any, **_options: Any) -> NoReturn:
+    """Stands for a function that writes, on a disk that is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def logprobs(lm: LM, pairs: Sequence[Any]) -> list[tuple[float, ...]]:

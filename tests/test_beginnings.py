@@ -1,4 +1,4 @@
-"""What sequences begin with is run once, and their past is that of the plain pass."""
+"""Shared prefixes are run once, and the cache is that of the plain pass."""
 
 from __future__ import annotations
 

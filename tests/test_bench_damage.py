@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import resource
 from contextlib import nullcontext
 
 import pytest
@@ -17,6 +15,7 @@ from easyeditor.bench.runner import run
 from easyeditor.bench.worker import Worker
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.query import Measures
+from support import full
 
 begun, nothing_is_done = benching.begun, benching.nothing_is_done
 two_together = benching.two_together
@@ -25,10 +24,6 @@ two_together = benching.two_together
 
 
 SPACE = "No space left on device.* What was there is kept; make room"
-
-
-def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("protocol", ["single", "sequential"])
@@ -60,14 +55,6 @@ def test_a_disk_too_full_for_the_description(monkeypatch, tmp_path):
             run(benching.lm(), plan(), tmp_path / "out")
     assert contents(tmp_path) == {}
     run(benching.lm(), plan(), tmp_path / "out")
-
-
-@pytest.fixture
-def limited():
-    """Let no file of this process grow beyond a size: the kernel's own refusal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [1, 100, 10_000])

@@ -238,18 +238,6 @@ def test_parts_in_half_precision_are_float32_before_they_are_added(dtype: torch.
     assert differing(weights(one), weights(other)) == []
 
 
-def test_the_generation_grows_with_every_change() -> None:
-    target = lm("llama")
-    one, seen = patch(target, "low", 0), []
-    for step in (one.apply, one.revert):
-        step(target.model)
-        seen.append(stack_of(target.model).generation)
-    with applied(target.model, one):
-        seen.append(stack_of(target.model).generation)
-    seen.append(stack_of(target.model).generation)
-    assert seen == sorted(set(seen))
-
-
 # -- copies, files, refusals ------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from easyeditor.lm.forward.partial import (
     open_forward,
     stubbed,
 )
-from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, shared_lm
+from support import CONTEXTS, Interrupt, Snapshot, failing_at, lm, noise, shared_lm
 from tiers import STRUCTURAL, tiered
 
 # Subjects near the answer (a window of 6 tokens must reach it); the last one opens its prompt.
@@ -50,10 +50,6 @@ def runs(target: LM) -> list[EditRow]:
             found.append(EditRow(row.ids[:-1], row.subject_last, reads))
     assert min(run.at for run in found) == 0
     return found
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
 
 
 def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:

@@ -14,23 +14,20 @@ import tiny
 from easyeditor import LM
 from easyeditor.associative.microbatches import ContextRow, MemoryModel, groups, micro_batches
 from easyeditor.gradients.losses import FIRST, nll_and_kl
+from easyeditor.lm.forward import activation_memory as module
 from easyeditor.lm.forward import partial as resume
-from easyeditor.lm.forward.activation_memory import BufferPool, Kept, low_memory_autograd
+from easyeditor.lm.forward.activation_memory import BufferPool, SavedTensors, low_memory_autograd
 from easyeditor.lm.forward.partial import EditRow, FullForward, PartialForward, Site
-from support import shared_lm
+from support import noise, shared_lm
 from tiers import tiered
 
 SITE = Site(0, "down")
 RUNS = [EditRow(tuple(range(3, 3 + n)), at, (n - 1,)) for n, at in ((9, 5), (7, 3), (9, 0), (4, 3))]
 
 
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
-
-
 @contextlib.contextmanager
-def everything(*_given: object) -> Iterator[Kept]:
-    yield Kept(set(), BufferPool())
+def everything(*_given: object) -> Iterator[SavedTensors]:
+    yield SavedTensors(set(), BufferPool())
 
 
 def gradient(opened: FullForward | PartialForward) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,6 +84,39 @@ def test_less_is_kept(family: str, share: float, monkeypatch: pytest.MonkeyPatch
         assert 0 < left <= share * saved_bytes(opened, delta, weights)
 
 
+def test_this_version_of_torch_recomputes_exactly() -> None:
+    """If it fails after an update of torch, searches take more memory, and no bit changes."""
+    assert module.recomputation_is_exact()
+
+
+@pytest.mark.parametrize("kind", [PartialForward, FullForward])
+def test_plain_autograd_is_used_where_recomputing_is_not_exact(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = shared_lm("llama")
+    with target.at_rest():
+        opened = kind(target, SITE, RUNS)
+        logits, grad = gradient(opened)
+        less = opened.left
+        monkeypatch.setattr(module, "recomputation_is_exact", lambda: False)
+        plain_logits, plain_grad = gradient(opened)
+    assert torch.equal(logits, plain_logits)
+    assert torch.equal(grad, plain_grad)
+    assert opened.left > less
+
+
+@pytest.mark.parametrize("missing", ["_repeats", "_activation"])
+def test_attributes_that_torch_no_longer_has_are_noticed(
+    missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(_tensor: torch.Tensor) -> None:
+        raise AttributeError("_saved_self")
+
+    monkeypatch.setattr(module, missing, gone)
+    assert module.recomputation_is_exact.__wrapped__() is False
+    assert "take more memory" in caplog.text
+
+
 def test_passes_that_wait_for_each_other_do_not_disturb_each_other() -> None:
     target, pool = shared_lm("llama"), BufferPool()
     with target.at_rest():
@@ -117,7 +147,7 @@ def test_nothing_holds_a_graph_that_is_no_longer_wanted() -> None:
 
 
 def test_a_tensor_changed_in_place_is_another() -> None:
-    kept = Kept(set(), BufferPool())
+    kept = SavedTensors(set(), BufferPool())
     tensor = noise(4)
     first = kept.keep(tensor)
     assert kept.keep(tensor) is first

@@ -317,7 +317,7 @@ def test_answers_together_as_alone(family, budget, monkeypatch):
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom", "mistral", "t5"])
 @pytest.mark.parametrize("budget", [8192, 40], ids=["one batch", "many batches"])
 def test_continuations_together_as_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(sampling, "BUDGET", budget)
+    monkeypatch.setattr(sampling, "GENERATION_BUDGET", budget)
     lm = shared_lm(family)
     found = continuations(lm, PROMPTS, 8, seed=1)
     assert found == [continuations(lm, [prompt], 8, seed=1)[0] for prompt in PROMPTS]

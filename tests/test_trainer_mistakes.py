@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -173,14 +172,6 @@ def test_too_little_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(OutputError, match=r"needs about .* Make room"):
         trainer(tmp_path).run()
-
-
-@pytest.fixture
-def limited():
-    """Let no file of this process grow beyond a size: the kernel's own refusal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_up(tmp_path, limited):

@@ -37,22 +37,31 @@ if TYPE_CHECKING:
     from easyeditor.edits import Prompt as Prompt
     from easyeditor.edits import Score as Score
     from easyeditor.errors import EasyEditError as EasyEditError
+    from easyeditor.interpret.causal_trace import TraceOptions as TraceOptions
+    from easyeditor.interpret.causal_trace import causal_trace as causal_trace
+    from easyeditor.interpret.logit_lens import logit_lens as logit_lens
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
+    from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
+    from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
+    from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch
@@ -86,18 +95,23 @@ _PUBLIC = {
     "RippleEditsDataset": "data.rippleedits",
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
+    "TraceOptions": "interpret.causal_trace",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
+    "causal_trace": "interpret.causal_trace",
     "load": "lm.loading",
     "load_patch": "patches.files",
+    "logit_lens": "interpret.logit_lens",
     "open_dataset": "data.open",
     "save_patch": "patches.files",
 }
 
 # The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; some
-# names have been written otherwise since they were first published.
+# names have been written otherwise since they were first published, and none has a hyphen.
 _SPELLING = {"GRACE": "Grace", "R-ROME": "R_ROME"}
-_SETTINGS = {f"{_SPELLING.get(name, name)}HyperParams": name for name in METHODS.built_in}
+_SETTINGS = {
+    f"{_SPELLING.get(name, name).replace('-', '')}HyperParams": name for name in METHODS.built_in
+}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 

@@ -18,7 +18,7 @@ from easyeditor.lm import embedded
 from easyeditor.lm.forward.batching import batches_by_length
 from easyeditor.lm.tokens import pad
 
-BUDGET = 4096
+TOKENS_PER_PASS = 4096
 """Padded tokens per forward pass."""
 LONGEST = 512
 """Tokens of a text that are read, the last ones, where the network would take more."""
@@ -117,7 +117,9 @@ class TextEncoder(nn.Module):
         encodings = self._tokenizer.encode_batch([str(text) for text in texts])
         rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         result: list[tuple[int, torch.Tensor]] = []
-        for chunk in batches_by_length([len(row) for row in rows], [0] * len(rows), BUDGET, 1):
+        for chunk in batches_by_length(
+            [len(row) for row in rows], [0] * len(rows), TOKENS_PER_PASS, 1
+        ):
             batch = pad([rows[i] for i in chunk], self.pad_id, self.head.weight.device)
             hidden = self.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
             mask = batch.mask[:, :, None].to(hidden.dtype)

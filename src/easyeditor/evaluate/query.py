@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
-from easyeditor.edits import Case, Generate, Score
+from easyeditor.edits import Case, Generate, Query, Score
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.evaluate.replies import EvalOptions as EvalOptions
 from easyeditor.evaluate.replies import Replies as Replies
@@ -22,7 +22,7 @@ Measures = EvalOptions
 """The former name of :class:`EvalOptions`, which the editors' arguments keep."""
 
 
-def queries_of(all_scorers: Sequence[Scorer], cases: Iterable[Case]) -> list[Score | Generate]:
+def queries_of(all_scorers: Sequence[Scorer], cases: Iterable[Case]) -> list[Query]:
     """Every query whose reply some scorer reads, once, in the order of the cases."""
     return list(
         dict.fromkeys(
@@ -79,7 +79,7 @@ def observe_each(
 
 
 def _ask(
-    lm: LM, groups: Sequence[Sequence[Score | Generate]], options: EvalOptions, *, per_patch: bool
+    lm: LM, groups: Sequence[Sequence[Query]], options: EvalOptions, *, per_patch: bool
 ) -> list[Replies]:
     """One set of replies per group; with ``per_patch`` group ``i`` asks about patch ``i``."""
     scores = [

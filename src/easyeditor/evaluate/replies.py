@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import overload
 
-from easyeditor.edits import Case, Generate, Prompt, Score
+from easyeditor.edits import Case, Generate, Prompt, Query, Score
 from easyeditor.lm.forward.batching import TokenScores
 
 
@@ -62,5 +62,5 @@ class Replies:
     def __getitem__(self, query: Score) -> TokenScores: ...
     @overload
     def __getitem__(self, query: Generate) -> str: ...
-    def __getitem__(self, query: Score | Generate) -> TokenScores | str:
+    def __getitem__(self, query: Query) -> TokenScores | str:
         return self.scores[query] if isinstance(query, Score) else self.texts[query]

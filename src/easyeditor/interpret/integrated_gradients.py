@@ -207,7 +207,7 @@ class _Decoder:
             self._read: Any = lm.model.get_encoder()(
                 input_ids=self._batch.ids, attention_mask=self._batch.mask
             )
-        self._shelf = BufferPool()
+        self._pool = BufferPool()
 
     def logits(self, n: int) -> torch.Tensor:
         batch = Batch(
@@ -217,7 +217,7 @@ class _Decoder:
         last = torch.full((n,), -1)
         with (
             gathering(self._lm.head, torch.arange(n), last),
-            low_memory_autograd(self._lm, self._shelf) as stored,
+            low_memory_autograd(self._lm, self._pool) as stored,
         ):
             logits: torch.Tensor = self._lm.call(
                 batch,

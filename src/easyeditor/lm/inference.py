@@ -26,8 +26,8 @@ from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, sha
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
+from easyeditor.lm.sampling import GENERATION_BUDGET, continuations, entropies_of, rows_by_room
 from easyeditor.lm.sampling import Continuation as Continuation
-from easyeditor.lm.sampling import continuations, entropies_of, rows_by_room
 from easyeditor.lm.tokens import Row
 from easyeditor.progress import bar
 
@@ -35,8 +35,6 @@ TOKEN_BUDGET = 2048
 """Padded tokens per forward pass in scoring."""
 LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
-GENERATION_BUDGET = 8192
-"""Tokens, prompts and continuations together, in one batch of generation."""
 
 
 def score(
@@ -153,9 +151,9 @@ def _via_routers(
         check_length(who, [who.text.row(text) for text in texts])
         if settings.seed is None or who.encoder_decoder:
             return _generate(who, texts, of, settings)
-        asked = settings.entropies
+        with_entropies = settings.entropies
         return continuations(
-            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=asked
+            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=with_entropies
         )
 
     return answer_via_routers(

@@ -1,4 +1,4 @@
-"""One lock per model: whoever changes a model holds it, and other threads wait."""
+"""One lock per model, held while its weights, flags, hooks or forward context change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ATTRIBUTE = "easyedit_lock"
 
 
 class ModelLock:
-    """A reentrant lock that hangs on a model; a copy of the model gets one of its own."""
+    """A reentrant lock that is an attribute of a model; a copy of the model has another."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -31,10 +31,9 @@ class ModelLock:
 
 
 def lock_of(model: nn.Module) -> ModelLock:
-    """The model's lock, made on first use.
+    """The model's lock, created on first use.
 
-    The trap: a thread that holds it may take it again, so it does not keep one thread's nested
-    changes apart.
+    The trap: it is reentrant, so it does not separate the nested changes of one thread.
     """
     lock: ModelLock = vars(model).setdefault(_ATTRIBUTE, ModelLock())
     return lock

@@ -17,8 +17,8 @@ from easyeditor.lm.forward.prefix_cache import takes_cache, unread
 from easyeditor.lm.hooks import gathering
 from easyeditor.lm.model import LM
 
-BUDGET = 8192
-"""Tokens, prompts and continuations together, in one batch."""
+GENERATION_BUDGET = 8192
+"""Tokens of prompts and continuations in one batch of generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _chunks(
     """Batches within the budget, each with the number of tokens to sample."""
     for count, members in rows_by_room(lm, rows, n_tokens).items():
         lengths = [len(rows[i]) + count for i in members]
-        for part in batches_by_length(lengths, [0] * len(members), BUDGET, 1):
+        for part in batches_by_length(lengths, [0] * len(members), GENERATION_BUDGET, 1):
             yield count, [members[i] for i in part]
 
 

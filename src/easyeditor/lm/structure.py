@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from easyeditor.errors import HyperParamsError, UnsupportedModelError, did_you_mean
@@ -82,6 +84,32 @@ def down_weight(
     return down_projection(model, family, stack, layer)
 
 
+def sublayer(
+    model: PreTrainedModel,
+    stack: BlockStack,
+    layer: int,
+    kind: Literal["mlp", "attention"],
+) -> nn.Module:
+    """The module whose output the block at ``layer`` adds to its residual stream (before a norm).
+
+    Of attention it is the output projection; of an MLP the down-projection, or the whole MLP where
+    tokens are routed to experts.
+
+    Raises:
+        UnsupportedModelError: the block has none.
+    """
+    paths = stack.at(layer)
+    shared = bool(paths.down and paths.expert_down)  # a shared expert is a part of the output only
+    mlp = paths.mlp if shared or not paths.down else paths.down
+    path = mlp if kind == "mlp" else paths.attn_out
+    if not path:
+        raise UnsupportedModelError(
+            f"Block {layer} of {type(model).__name__} has no {'MLP' if kind == 'mlp' else kind}, "
+            "so its output cannot be traced. Trace the hidden states (state), or another layer."
+        )
+    return model.get_submodule(f"{stack.blocks}.{layer}.{path}")
+
+
 def weights_named(
     model: PreTrainedModel, names: Sequence[str], layers: Sequence[int]
 ) -> list[NamedWeight]:
@@ -111,6 +139,40 @@ def weights_named(
             "print(model) shows them; '{}' stands for each of the layers."
         )
     return [NamedWeight(model, path) for path in dict.fromkeys(paths)]
+
+
+def weights_in_blocks(
+    model: PreTrainedModel, blocks: Mapping[str, nn.Module], names: Sequence[str]
+) -> list[NamedWeight]:
+    """The weights of the modules in ``blocks`` whose names are, or end with, one of ``names``.
+
+    ``"q_proj"`` stands for ``"model.layers.0.self_attn.q_proj"`` of each block, as in PEFT.
+
+    Args:
+        model: the model.
+        blocks: blocks by their names in the model.
+        names: names of modules, within a block or of their ends.
+
+    Raises:
+        HyperParamsError: no block has such a module; all wrong names are listed.
+        UnsupportedModelError: a weight that cannot be read.
+    """
+    inside = {
+        f"{block}.{name}": f".{name}"
+        for block, module in blocks.items()
+        for name, part in module.named_modules()
+        if name and isinstance(getattr(part, "weight", None), nn.Parameter)
+    }
+    wrong = [name for name in names if not any(end.endswith(f".{name}") for end in inside.values())]
+    if wrong:
+        ends = {end.rpartition(".")[2] for end in inside.values()}
+        hints = "; ".join(f"{name!r}{did_you_mean(name, ends)}" for name in wrong)
+        raise HyperParamsError(
+            f"No block of {type(model).__name__} has a module named {hints}. Its modules with a "
+            f"weight: {', '.join(sorted(ends))}."
+        )
+    chosen = [path for path, end in inside.items() if end.endswith(tuple(f".{n}" for n in names))]
+    return [NamedWeight(model, f"{path}.weight") for path in chosen]
 
 
 def _span(layers: Sequence[int]) -> str:

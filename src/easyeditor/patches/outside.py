@@ -27,7 +27,6 @@ def adopt_weights(model: nn.Module) -> None:
         others = [p for p in stack.patches if kind_of(type(p)) is not WeightPatch]
         stack.carried = Carried.of(others)
         reset_originals(model)
-        stack.generation += 1
 
 
 def discard_changes(model: nn.Module) -> list[str]:

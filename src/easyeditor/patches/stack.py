@@ -99,13 +99,11 @@ class PatchStack:
 
     Attributes:
         carried: what is applied now.
-        generation: grows with every change.
         unfinished: a change that was interrupted and has to be taken back; else None.
     """
 
     def __init__(self, carried: Carried | None = None) -> None:
         self.carried = carried or Carried()
-        self.generation = 0
         self.unfinished: Change | None = None
 
     @property
@@ -286,7 +284,6 @@ def _carry(model: nn.Module, stack: PatchStack, wanted: Carried, change: Change)
     for kind in change.kinds:
         kind.install(model, wanted.of_kind(kind), originals)  # type: ignore[attr-defined]
     stack.carried = wanted
-    stack.generation += 1
     stack.unfinished = None
     if change.journal.lasting:  # what it would take to undo this change is not kept
         originals.journal = Journal(originals.carried)
@@ -302,7 +299,6 @@ def _take_back(model: nn.Module, stack: PatchStack, change: Change) -> None:
     for kind in change.kinds:
         kind.install(model, change.former.of_kind(kind), originals)  # type: ignore[attr-defined]
     stack.carried = change.former
-    stack.generation += 1
     stack.unfinished = None
     change.done = True
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from easyeditor.edits import Case, Generate, Probe, Prompt, Score
+from easyeditor.edits import Case, Probe, Prompt, Query, Score
 from easyeditor.evaluate.replies import EvalOptions, Replies
 
 Values = dict[str, float | None]
@@ -33,7 +33,7 @@ class Scorer(ABC):
         self.options = options
 
     @abstractmethod
-    def queries(self, probe: Probe | None, case: Case) -> Iterable[Score | Generate]:
+    def queries(self, probe: Probe | None, case: Case) -> Iterable[Query]:
         """What :meth:`score` reads from the replies."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""Which forward passes answer a set of questions: every token sequence is run once.
+"""Plans the forward passes that score many (prompt, answer) rows: each token sequence is run once.
 
-Pairs of one prompt share its tokens, and a sequence that is the beginning of a longer one is read
-from that one: with causal attention nothing after a token changes what is predicted there.
+Rows of one prompt share its tokens, and a sequence that is a prefix of a longer one is read from
+that one: with causal attention later tokens do not change a prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from easyeditor.lm.tokens import Row
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """One target under teacher forcing: its tokens, their log-probabilities, the argmaxes."""
+    """Scores of one target under teacher forcing: tokens, log-probabilities, argmaxes."""
 
     target: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -36,8 +36,8 @@ class ScoredSequence:
     """One token sequence to run.
 
     Attributes:
-        ids: what is fed.
-        positions: where a prediction is read, ascending.
+        ids: its tokens.
+        positions: the positions whose logits are read, ascending.
         rows: for every row that is read from this sequence its number and, per target token, an
             index into ``positions``.
     """
@@ -53,13 +53,15 @@ def scored_sequences(
     *,
     by_prompt: bool = False,
 ) -> list[ScoredSequence]:
-    """The fewest sequences that answer all rows of a causal model; the last target is not fed.
+    """The smallest set of sequences that scores all rows of a causal model.
+
+    The last target token is not run.
 
     Args:
         rows: prompts with targets.
-        patch_of_row: which change each row asks about; rows of different ones share nothing.
+        patch_of_row: the patch of each row; rows of different patches share nothing.
         by_prompt: share sequences only between rows whose prompts end at the same token, because
-            the model decides by where a prompt ends.
+            adapters decide by where a prompt ends.
     """
     patches = patch_of_row or [0] * len(rows)
     keys = [
@@ -68,7 +70,7 @@ def scored_sequences(
     ]
     members: dict[int, list[int]] = {}
     host = -1
-    # In this order every sequence stands right behind the ones it begins, so its host is the next.
+    # In this order every sequence follows directly after those it is a prefix of.
     for i in sorted(range(len(rows)), key=keys.__getitem__, reverse=True):
         *group, ids = keys[i]
         if host < 0 or list(keys[host][:2]) != group or keys[host][2][: len(ids)] != ids:
@@ -94,7 +96,7 @@ def _sequence(ids: tuple[int, ...], wanted: dict[int, range]) -> ScoredSequence:
 def batches_by_length(
     lengths: Sequence[int], positions: Sequence[int], most_tokens: int, most_reads: int
 ) -> Iterator[list[int]]:
-    """Indices sorted by length, cut so that a padded chunk keeps to both budgets."""
+    """Batches of indices, sorted by length, within a budget of padded tokens and one of reads."""
     chunk: list[int] = []
     read = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):

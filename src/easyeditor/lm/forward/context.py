@@ -160,7 +160,11 @@ def _setting(model: nn.Module, value: ForwardContext | _Generation) -> Iterator[
 
 
 def forward_context(model: nn.Module, context: ForwardContext) -> Any:
-    """A context manager: forward passes inside belong to ``context``."""
+    """A context manager: forward passes inside belong to ``context``.
+
+    The trap: it is a state of the model, see :meth:`easyeditor.lm.model.LM.at_rest`: one thread at
+    a time.
+    """
     return _setting(model, context)
 
 

@@ -70,11 +70,15 @@ RESUMABLE: LMCache[tuple[Site, bool], bool] = LMCache(
 
 @dataclass(frozen=True, slots=True)
 class EditRow:
-    """One token sequence: the vector goes in at position ``at``, logits are read at ``reads``.
+    """One token sequence of a search.
 
-    No read of a causal model may lie before ``at``: nothing changes there. An encoder-decoder has
-    in ``decoder`` the targets its decoder is to predict (None marks a causal model); ``reads`` are
-    positions in it, and ``at`` is one of the column that is edited.
+    Attributes:
+        ids: its tokens.
+        at: the position to whose hidden state the vector is added, in the column that is edited.
+        reads: the positions whose logits are read; of a causal model none is before ``at``, as
+            nothing changes there.
+        decoder: of an encoder-decoder the targets that its decoder predicts, which ``reads`` are
+            positions in; None for a causal model.
     """
 
     ids: tuple[int, ...]
@@ -84,24 +88,24 @@ class EditRow:
 
     @property
     def start(self) -> int:
-        """Where a step has to start: in an encoder every token sees every other."""
+        """The first position a step runs: in an encoder every token attends to every other."""
         return self.at if self.decoder is None else 0
 
     @property
     def past(self) -> int:
-        """Tokens whose state is kept between steps."""
+        """Number of tokens whose states are kept between steps."""
         return self.at if self.decoder is None else len(self.ids)
 
     def tokens(self, resume: bool) -> int:
-        """How many are run at every step."""
+        """Number of tokens run at every step."""
         return len(self.ids) + len(self.decoder or ()) - (self.start if resume else 0)
 
 
 class DeltaForward(Protocol):
-    """Several runs that take one vector each.
+    """Forward passes of several rows, each with its own vector.
 
     Attributes:
-        left: bytes that the last pass left for its backward pass.
+        left: bytes that the last pass saved for its backward pass.
     """
 
     left: int
@@ -112,16 +116,16 @@ class DeltaForward(Protocol):
         ...
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
-        """``(runs, width)`` → ``(all reads, vocabulary)``, in the order of runs and reads."""
+        """``(rows, width)`` → ``(all reads, vocabulary)``, in the order of rows and reads."""
         ...
 
     def keep(self, rows: torch.Tensor) -> DeltaForward:
-        """Only the runs with these indices, without computing anything again."""
+        """The rows with these indices, without computing stored states again."""
         ...
 
 
 def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
-    """What a forward pass of an encoder-decoder needs beside the encoder's tokens."""
+    """Further arguments of an encoder-decoder's forward pass: its decoder's tokens."""
     if not lm.encoder_decoder:
         return {}
     return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
@@ -134,13 +138,13 @@ def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tenso
 
 
 class FullForward:
-    """Every step is a whole forward pass with a hook; exact for any architecture."""
+    """Runs the whole forward pass with a hook at every step; exact for any architecture."""
 
     def __init__(
         self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
     ) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
-        self._shelf = pool or BufferPool()
+        self._pool = pool or BufferPool()
         self._batch = lm.pad([run.ids for run in runs])
         self._at = torch.tensor([run.at for run in runs])
         self._more = _decoding(lm, runs)
@@ -157,7 +161,7 @@ class FullForward:
         with (
             adding(self._site.module(self._lm), self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
-            low_memory_autograd(self._lm, self._shelf) as stored,
+            low_memory_autograd(self._lm, self._pool) as stored,
         ):
             logits: torch.Tensor = self._lm.call(self._batch, **self._more).logits[0]
         self.left = stored.bytes
@@ -166,15 +170,15 @@ class FullForward:
     def keep(self, rows: torch.Tensor) -> FullForward:
         """See :class:`DeltaForward`."""
         stored = [self._runs[i] for i in rows.tolist()]
-        return FullForward(self._lm, self._site, stored, self._shelf)
+        return FullForward(self._lm, self._site, stored, self._pool)
 
 
 class NotResumable(Exception):
-    """This model keeps a state that cannot be resumed exactly."""
+    """The model's cache is not one of plain keys and values."""
 
 
 class PartialForward:
-    """Every step starts at the edited layer and token, from what was stored once.
+    """Starts every step at the edited layer and token, from stored hidden states and cache.
 
     Raises:
         NotResumable: the model's cache is not a plain key/value cache.
@@ -184,7 +188,7 @@ class PartialForward:
         self, lm: LM, site: Site, runs: Sequence[EditRow], pool: BufferPool | None = None
     ) -> None:
         self._lm, self._site, self._runs = lm, site, list(runs)
-        self._shelf = pool or BufferPool()
+        self._pool = pool or BufferPool()
         past = [run.ids[: run.start] for run in runs]
         prefix = lm.pad(past, left=True)
         suffix = lm.pad([run.ids[run.start :] for run in runs])
@@ -222,7 +226,7 @@ class PartialForward:
         return cache
 
     def _fresh(self) -> dict[str, Any]:
-        """The cache arguments of one pass: copies, so that the snapshot stays as it was."""
+        """The cache arguments of one pass: copies, as a pass appends to its cache."""
         if self._cache is None:
             return dict(self._more)
         cache = copy.copy(self._cache)
@@ -248,7 +252,7 @@ class PartialForward:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
             cached = stack.enter_context(
-                low_memory_autograd(lm, self._shelf, self._past(site.layer + 1))
+                low_memory_autograd(lm, self._pool, self._past(site.layer + 1))
             )
             logits: torch.Tensor = lm.call(self._batch, **self._fresh()).logits[0]
         self.left = cached.bytes
@@ -261,7 +265,7 @@ class PartialForward:
         return [states for layer in filled for states in (layer.keys, layer.values)]
 
     def _drop_lower_cache(self) -> None:
-        """Of the blocks below only the shape of their keys and values is asked for."""
+        """Free keys and values of the blocks below; masks are made from their shapes alone."""
         for layer in [] if self._cache is None else self._cache.layers[: self._site.start]:
             if layer.is_initialized:
                 layer.keys, layer.values = _hollow(layer.keys), _hollow(layer.values)
@@ -299,13 +303,13 @@ def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
-    """The same shape over one number."""
+    """A tensor of the same shape that stores one number."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
 @contextmanager
 def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
-    """Blocks below ``start`` hand on ``stored`` instead of computing; put back on leaving.
+    """A context: blocks below ``start`` return ``stored`` instead of computing.
 
     The list keeps its length and every stub its block's attributes: some models index both.
     """
@@ -331,11 +335,10 @@ def open_forward(
     resume: bool = True,
     pool: BufferPool | None = None,
 ) -> DeltaForward:
-    """A :class:`PartialForward` where it is proven exact, else a :class:`FullForward`.
+    """A :class:`PartialForward` if it is exact for model and site, else a :class:`FullForward`.
 
-    Runs that share a ``pool`` take turns: each pass's backward pass comes before the next pass.
-    The proof is made once per model and site, on the first runs met: a zero vector must give the
-    plain logits.
+    That is checked once per model and site, on the first rows: a zero vector must give the plain
+    logits. Batches that share a ``pool`` must finish backward before the next forward.
     """
     if not resume:
         return FullForward(lm, site, runs, pool)

@@ -1,6 +1,7 @@
-"""Prefix caching: a long beginning that several token sequences share is run once.
+"""Prefix caching: a long prefix that several token sequences share is run once.
 
-Its keys and values are handed to every sequence; only what follows is run for each.
+Its keys and values are replicated for every row; only the tokens after it are run per row. (Batches
+of *different* prefixes, some of them shared: :mod:`easyeditor.lm.forward.shared_prefix`.)
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch
 
 MIN_PREFIX_TOKENS = 48
-"""Shorter shared beginnings are not worth a pass of their own."""
+"""Shorter shared prefixes do not pay for a separate pass."""
 CACHED_TOKENS = 8192
-"""Tokens whose keys and values are held at once, the shared ones once per row."""
+"""Tokens whose keys and values are in memory at once; shared ones count once per row."""
 
 
 def takes_cache(model: PreTrainedModel) -> bool:
-    """Whether the model's forward pass takes ``past_key_values``; Mamba's has another state."""
+    """Whether the model's forward pass takes ``past_key_values``; Mamba's state is another."""
     return "past_key_values" in inspect.signature(model.forward).parameters
 
 
@@ -49,7 +50,7 @@ def prefill(
 
 
 def unread(lm: LM) -> AbstractContextManager[None]:
-    """Inside, a pass computes the logits of one token alone, for passes that only fill a cache."""
+    """A context for passes that only fill a cache: logits of a single token are computed."""
     zero = torch.zeros(1, dtype=torch.long)
     return gathering(lm.head, zero, zero)
 
@@ -59,8 +60,8 @@ class Prefix:
 
     Attributes:
         length: tokens of the longest prefix.
-        usable: whether the model keeps a plain key/value cache; recurrent states and sliding
-            windows cannot be handed to several rows.
+        usable: whether the model has a plain key/value cache; recurrent states and sliding
+            windows cannot be replicated for several rows.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Prefix:
         *,
         patch_of_row: Sequence[int] | None = None,
     ) -> Any:
-        """One forward pass of what follows in each row.
+        """One forward pass of the tokens after the prefix in each row.
 
         Args:
             rests: the tokens after the prefix.
@@ -110,10 +111,10 @@ class Prefix:
 def shared_prefix_groups(
     plan: Sequence[ScoredSequence], patch_of: Sequence[int] | None = None
 ) -> Iterator[tuple[int, list[int]]]:
-    """``(shared prefix length, indices)`` of every sequence once; the unshared under 0.
+    """Groups ``(shared prefix length, indices)``; sequences that share nothing have length 0.
 
-    No position that is read lies in the shared prefix, and sequences about different patches
-    share nothing.
+    Every sequence is in one group. No position that is read lies in the shared prefix, and
+    sequences with different patches share nothing.
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for i, sequence in enumerate(plan):

@@ -1,7 +1,7 @@
-"""The past of many sequences, what several of them begin with run once.
+"""KV cache for a batch of prefixes; a prefix that several rows share is computed once.
 
-The edits of a batch stand behind the same sampled contexts: with a hundred edits each context is
-the beginning of a hundred sequences.
+The edits of a batch follow the same sampled contexts: with a hundred edits each context is a prefix
+of a hundred sequences.
 """
 
 from __future__ import annotations
@@ -25,46 +25,48 @@ SHARES_PREFIXES: LMCache[tuple[()], bool] = LMCache(
 )
 
 Ids = tuple[int, ...]
-FEW = 4
-"""Fewer tokens in common are not run behind one beginning."""
-MOST = 0.5
-"""Nor what is a smaller part of the beginning that those before, or the next, have in common: two
-contexts that happen to open alike would leave nearly all of both to be run row by row."""
-WORTH = 0.75
-"""Two passes are made if they run at most this part of one plain pass's tokens."""
+MIN_SHARED_TOKENS = 4
+"""Minimum length of a common prefix."""
+MIN_SHARED_RATIO = 0.5
+"""Minimum length of a common prefix, relative to the neighbouring group's: two contexts that happen
+to begin alike would leave nearly all of both to be run row by row."""
+MAX_TOKEN_RATIO = 0.75
+"""Two passes are made if they run at most this share of the tokens of one plain pass."""
 
 
 def past_of(lm: LM, sequences: Sequence[Ids]) -> Any:
-    """The model's cache after these sequences, padded on the left.
+    """The model's cache after one pass of these sequences, padded on the left.
 
-    What several begin with is run once where that saves enough and was shown, once per model, to
-    give the keys and values of the plain pass.
+    Shared prefixes are run once if that saves enough and if a comparison, once per model, has shown
+    that it gives the keys and values of the plain pass.
     """
     heads, head_of_row = shared_prefixes(sequences)
     longest = max(map(len, sequences))
     rest = max(len(ids) - len(heads[i]) for ids, i in zip(sequences, head_of_row, strict=True))
     tokens = len(heads) * max(map(len, heads)) + len(sequences) * rest
-    if tokens <= WORTH * len(sequences) * longest and _trusted(lm, sequences, heads, head_of_row):
+    if tokens <= MAX_TOKEN_RATIO * len(sequences) * longest and _trusted(
+        lm, sequences, heads, head_of_row
+    ):
         return _shared(lm, sequences, heads, head_of_row)
     return prefill(lm, sequences)
 
 
 def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
-    """What the sequences begin with, and which of these each has.
+    """``(prefixes, index of each sequence's prefix)``.
 
-    One that shares nothing is its own beginning. Where several share one, a token of at least one
-    of them is left over: the second pass needs something to run.
+    A sequence that shares nothing is its own prefix. A prefix of several sequences leaves at least
+    one token of one of them: the second pass needs a token to run.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     ordered = [sequences[i] for i in order]
     after = [*(_common(a, b) for a, b in pairwise(ordered)), 0]
     heads: list[Ids] = []
     head_of_row = [0] * len(sequences)
-    several = False  # whether the last head is one of several sequences, and not a whole one
+    several = False  # whether the last prefix belongs to several sequences
     for i, ids, next_common in zip(order, ordered, after, strict=True):
         common = _common(heads[-1], ids[:-1]) if heads else 0
         several_share = max(next_common, len(heads[-1]) if several else 0)
-        if common >= max(FEW, MOST * several_share):
+        if common >= max(MIN_SHARED_TOKENS, MIN_SHARED_RATIO * several_share):
             heads[-1], several = heads[-1][:common], True
         else:
             heads.append(ids)
@@ -80,14 +82,14 @@ def _common(a: Ids, b: Ids) -> int:
 def _shared(
     lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
 ) -> Any:
-    """The same by two passes; None where the cache is not one of all keys and values."""
+    """The cache by two passes, prefixes and rests; None if it is not one of all keys and values."""
     prefix = Prefix(lm, *heads)
     if not prefix.usable:
         return None
     rests = [ids[len(heads[i]) :] for ids, i in zip(sequences, head_of_row, strict=True)]
     with unread(lm):
         cache = prefix.call(rests, head_of_row).past_key_values
-    # Each row is padded left of its beginning and right of its rest: turned until all is left.
+    # A row is padded left of its prefix and right of its rest: rotated until all is on the left.
     rest = max(map(len, rests))
     width, longest = prefix.length + rest, max(map(len, sequences))
     over = torch.tensor([rest - len(tokens) for tokens in rests])
@@ -102,9 +104,9 @@ def _shared(
 def _trusted(
     lm: LM, sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
 ) -> bool:
-    """Whether both ways agree where rows are padded on either side; tried once per model.
+    """Whether two passes give the cache of one; compared once per model, on padded rows.
 
-    A batch in which nothing is padded cannot tell, and is not shared before another one has.
+    A batch without padding proves nothing, so it is run in one pass unless another has proved it.
     """
     agreement = SHARES_PREFIXES(lm)
     if () not in agreement:
@@ -120,14 +122,14 @@ def _trusted(
         )
         agreement[()] = agree
         if not agree:
-            log.info("%s shares no beginnings in a batch", type(lm.model).__name__)
+            log.info("%s shares no prefixes in a batch", type(lm.model).__name__)
     return agreement[()]
 
 
 def _padded(
     sequences: Sequence[Ids], heads: Sequence[Ids], head_of_row: Sequence[int]
 ) -> list[Ids] | None:
-    """Two sequences of one beginning but of two lengths, and one with another length of its own."""
+    """Two sequences of one prefix and two lengths, and one with a prefix of another length."""
     most = max(head_of_row, key=head_of_row.count)
     alike = sorted(
         (ids for ids, i in zip(sequences, head_of_row, strict=True) if i == most), key=len
@@ -140,7 +142,7 @@ def _padded(
 
 
 def _near(a: torch.Tensor, b: torch.Tensor, real: torch.Tensor) -> bool:
-    """Whether keys or values differ by no more than rounding where there are tokens."""
+    """Whether keys or values differ by no more than rounding, padding left out."""
     if a.shape != b.shape:
         return False
     tolerance = 1e-4 if a.dtype == torch.float32 else 0.05
