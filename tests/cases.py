@@ -594,8 +594,8 @@ results_dir: ./results
                 "UltraEdit",
                 {"rewrite": 0.7, "rephrase": 0.7, "locality": 0.65},
                 {"layers": [-2, -1], "lr": 1e-2, "ridge": 1e-2},
-                reading="is one forward and one backward pass, and a ridge: nothing makes sure of the "
-                "answer.",
+                reading="is one forward and one backward pass, and a ridge: nothing makes sure of "
+                "the answer.",
             ),
         ),
     ),
