@@ -211,6 +211,48 @@ objective_optimization: prompt_last
         ),
     ),
     MethodCase(
+        "LocFT-BF",
+        quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "batch_size": 2},
+        variants=({"layers": [0, 2], "append_eos": False},),
+        phases=(("minimize", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        rows=(
+            MatrixRow(
+                "LocFT-BF",
+                GENERAL,
+                {**_FT, "append_eos": False},
+                reading="goes through all edits in every epoch. Of one edit at a time it is FT-M.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "LoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
+        variants=({"lora_dropout": 0.2, "append_eos": True, "batch_size": 2},),
+        phases=(("minimize", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "AdaLoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 1, "initial_rank": 2, "lr": 5e-2},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "QLoRA",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
+        "DPO",
+        quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2, "alpha": 0.5},
+        layers=(1,),
+        side="both",
+    ),
+    MethodCase(
         "SERAC",
         trainer={
             "cls_name": ENCODER,

@@ -39,11 +39,12 @@ FLOORS = {
 }
 VOCABULARY = 2
 LONGEST, LONGEST_METHOD = 400, 300
+ADAPTER_FORMAT = frozenset(("LORA", "lora"))  # PEFT's name of the files that an export writes
 NAMES = {
     spelling
     for name in (method.replace("-", "") for method in METHODS)
     for spelling in (name.upper(), name.lower())
-}
+} - ADAPTER_FORMAT
 PROMPT_FORMAT = re.compile(r"New Fact|^Prompt: $|\{(prompt|target|query)\}")
 # Participles and pronouns say nothing about a value: `result`, `row`, `patch`, `scores` do.
 VAGUE = frozenset(
@@ -286,7 +287,7 @@ def test_no_prompt_format_stands_outside_its_method():
 def test_words():
     assert " ".join(words("ROMEHyperParams of my_ft-run.")) == "ROME Hyper Params of my ft run"
     assert not NAMES & set(words("left drift Rome softly, a METHOD"))
-    spelled = {name.replace("-", "").upper() for name in METHODS}
+    spelled = {name.replace("-", "").upper() for name in METHODS} - ADAPTER_FORMAT
     assert all(NAMES & set(words(f"{name}HyperParams")) for name in spelled)
 
 

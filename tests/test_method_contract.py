@@ -142,7 +142,11 @@ def test_a_patched_model_is_edited_as_it_is(edited: Edited, make_method: Maker) 
     if BY_NAME[setting.method].layers:  # it saw the first edit
         alone = edit_with(setting.method_for(edited.lm, make_method), edited.lm, EDITS[2:])
         after_first, after_none = edited.changed(second), edited.changed(alone)
-        assert any(not torch.equal(after_first[name], after_none[name]) for name in after_none)
+        # One that retrains what the model carries may find that nothing is left to change.
+        assert any(
+            name not in after_first or not torch.equal(after_first[name], after_none[name])
+            for name in after_none
+        )
 
 
 def test_a_saved_patch_is_the_patch(edited: Edited, tmp_path: Path) -> None:

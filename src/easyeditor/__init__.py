@@ -39,15 +39,20 @@ if TYPE_CHECKING:
     from easyeditor.errors import EasyEditError as EasyEditError
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
+    from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
+    from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
+    from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
@@ -95,9 +100,11 @@ _PUBLIC = {
 }
 
 # The settings of every method, as ``<NAME>HyperParams``, come from the table of methods; some
-# names have been written otherwise since they were first published.
+# names have been written otherwise since they were first published, and none has a hyphen.
 _SPELLING = {"GRACE": "Grace", "R-ROME": "R_ROME"}
-_SETTINGS = {f"{_SPELLING.get(name, name)}HyperParams": name for name in METHODS.built_in}
+_SETTINGS = {
+    f"{_SPELLING.get(name, name).replace('-', '')}HyperParams": name for name in METHODS.built_in
+}
 
 __all__ = ["__version__", *_PUBLIC, *_SETTINGS]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from easyeditor.errors import HyperParamsError, UnsupportedModelError, did_you_mean
@@ -111,6 +112,40 @@ def weights_named(
             "print(model) shows them; '{}' stands for each of the layers."
         )
     return [NamedWeight(model, path) for path in dict.fromkeys(paths)]
+
+
+def weights_in_blocks(
+    model: PreTrainedModel, blocks: Mapping[str, nn.Module], names: Sequence[str]
+) -> list[NamedWeight]:
+    """The weights of the modules in ``blocks`` whose names are, or end with, one of ``names``.
+
+    ``"q_proj"`` stands for ``"model.layers.0.self_attn.q_proj"`` of each block, as in PEFT.
+
+    Args:
+        model: the model.
+        blocks: blocks by their names in the model.
+        names: names of modules, within a block or of their ends.
+
+    Raises:
+        HyperParamsError: no block has such a module; all wrong names are listed.
+        UnsupportedModelError: a weight that cannot be read.
+    """
+    inside = {
+        f"{block}.{name}": f".{name}"
+        for block, module in blocks.items()
+        for name, part in module.named_modules()
+        if name and isinstance(getattr(part, "weight", None), nn.Parameter)
+    }
+    wrong = [name for name in names if not any(end.endswith(f".{name}") for end in inside.values())]
+    if wrong:
+        ends = {end.rpartition(".")[2] for end in inside.values()}
+        hints = "; ".join(f"{name!r}{did_you_mean(name, ends)}" for name in wrong)
+        raise HyperParamsError(
+            f"No block of {type(model).__name__} has a module named {hints}. Its modules with a "
+            f"weight: {', '.join(sorted(ends))}."
+        )
+    chosen = [path for path, end in inside.items() if end.endswith(tuple(f".{n}" for n in names))]
+    return [NamedWeight(model, f"{path}.weight") for path in chosen]
 
 
 def _span(layers: Sequence[int]) -> str:

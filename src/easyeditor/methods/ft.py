@@ -16,20 +16,15 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.errors import DivergedError, HyperParamsError
+from easyeditor.gradients.minimize import Schedule, minimize
+from easyeditor.gradients.parametrizations import FullMatrices
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.hooks import substituting
 from easyeditor.lm.model import LM
-from easyeditor.lm.projection import NamedWeight
 from easyeditor.lm.tokens import Row
-from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.base import Method, Outcome, State
-from easyeditor.patches.weight import Dense, weight_patch
-from easyeditor.progress import bar
+from easyeditor.methods.tuning import target_rows
+from easyeditor.patches.weight import weight_patch
 from easyeditor.timing import Stopwatch
-
-ENOUGH = 1e-2
-"""A loss under which a step is skipped, and an epoch ends the training."""
 
 
 class FTHyperParams(HyperParams):
@@ -98,78 +93,19 @@ class FT(Method[State]):
             settings = settings.replace(objective_optimization="target_new")
         watch = Stopwatch()
         projections = lm.weights([int(layer) for layer in settings.layers], settings.modules)
-        rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
-        if settings.append_eos:
-            rows = [_with_eos(row, lm) for row in rows]
-        # Learnt in float32 whatever the model's precision: a bfloat16 step of 5e-4 rounds to
-        # nothing.
-        # The unedited weights are read again when they are needed, not kept.
-        learnt = {
-            p.path: p.stored.to(torch.float32, copy=True).requires_grad_() for p in projections
-        }
-        with watch("train"), lm.at_rest():
-            self._train(lm, rows, projections, learnt, settings)
-        entries = {}
-        for p in projections:
-            change = learnt.pop(p.path).detach().sub_(p.stored.float())
-            entries[p.path] = [Dense((change.T if p.transposed else change).contiguous())]
-        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
-
-    @staticmethod
-    def _train(
-        lm: LM,
-        rows: Sequence[Row],
-        projections: Sequence[NamedWeight],
-        learnt: dict[str, torch.Tensor],
-        settings: FTHyperParams,
-    ) -> None:
-        kinds = {path: weight_handle(lm.model, path).dtype for path in learnt}
-        # One matrix after the other: foreach would make temporaries of the size of all.
-        adam = torch.optim.Adam(
-            learnt.values(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=False
+        rows = target_rows(lm, edits, append_eos=settings.append_eos)
+        schedule = Schedule(
+            settings.num_steps, settings.batch_size, settings.lr, settings.weight_decay
         )
-        with bar(settings.num_steps, "fine-tuning") as progress:
-            for step in range(settings.num_steps):
-                losses = []
-                for i in range(0, len(rows), settings.batch_size):
-                    weights = {path: w.to(kinds[path]) for path, w in learnt.items()}
-                    with substituting(lm.model, weights):
-                        loss = _loss(lm, rows[i : i + settings.batch_size], settings)
-                    losses.append(loss.item())
-                    if losses[-1] != losses[-1]:
-                        raise DivergedError(
-                            f"FT's loss became NaN at step {step}; the model is unchanged. Lower "
-                            "lr, or load the model in float32 or bfloat16."
-                        )
-                    enough = losses[-1] < ENOUGH
-                    if not enough:
-                        loss.backward()  # type: ignore[no-untyped-call]
-                    del loss, weights  # each matrix is a hundredth of a large model
-                    if enough:
-                        continue
-                    adam.step()
-                    adam.zero_grad(set_to_none=True)
-                    for p in projections:
-                        _into_box(learnt[p.path], p, settings.norm_constraint)
-                progress.update()
-                if sum(losses) / len(losses) < ENOUGH:
-                    break
 
+        def objective(batch: Sequence[int]) -> torch.Tensor:
+            return _loss(lm, [rows[i] for i in batch], settings)[None]
 
-@torch.no_grad()
-def _into_box(weight: torch.Tensor, projection: NamedWeight, size: float | None) -> None:
-    if size is not None:
-        stored = projection.stored
-        torch.maximum(weight, stored.to(torch.float32, copy=True).sub_(size), out=weight)
-        torch.minimum(weight, stored.to(torch.float32, copy=True).add_(size), out=weight)
-
-
-def _with_eos(row: Row, lm: LM) -> Row:
-    if lm.tokenizer.eos_token_id is None:
-        raise HyperParamsError("append_eos=True, but this tokenizer has no end-of-sequence token.")
-    end = (lm.tokenizer.eos_token_id,)
-    ids = row.ids if lm.encoder_decoder else row.ids + end
-    return Row(ids, row.target + end)
+        with watch("train"), lm.at_rest():
+            matrices = FullMatrices(projections, settings.norm_constraint)
+            minimize(lm, matrices, objective, len(rows), schedule, self.name)
+        entries = matrices.parts()
+        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def _loss(lm: LM, rows: Sequence[Row], settings: FTHyperParams) -> torch.Tensor:

@@ -282,7 +282,7 @@ class TrainingProgressCallback(TrainerCallback):
             self._bar.update()
 
     def on_log(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
-        """Write the whole history: records after the checkpoint of an interrupted run are dropped."""
+        """Write the whole history; records after an interrupted run's checkpoint are dropped."""
         if state.is_world_process_zero:
             write_log(self._folder, state.log_history)
 

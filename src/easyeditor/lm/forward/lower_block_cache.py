@@ -7,15 +7,20 @@ blocks replaced by stubs, as in :mod:`easyeditor.lm.forward.partial`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import hidden_of, reading_output, stopping, with_hidden
+from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
+
+STORED_PERCENT = 14
+"""Hidden states may take so much of the model's size."""
 
 
 class LowerBlockCache:
@@ -62,3 +67,37 @@ class LowerBlockCache:
             slow = self.lm.target_logits(rows).float().log_softmax(-1)
         full = next(self.lm.model.parameters()).dtype == torch.float32
         return torch.allclose(fast, slow, rtol=0, atol=1e-3 if full else 0.25)
+
+
+def first_block(lm: LM, paths: Iterable[str]) -> int:
+    """The lowest block that holds one of these parameters; 0 where nothing below can be stored.
+
+    That is an encoder-decoder, whose decoder reads the encoder at every block, and parameters
+    outside the blocks.
+    """
+    blocks = f"{lm.family.decoder.blocks}."
+    if lm.encoder_decoder or not all(path.startswith(blocks) for path in paths):
+        return 0
+    return min(int(path.removeprefix(blocks).partition(".")[0]) for path in paths)
+
+
+def logits_above(
+    lm: LM, paths: Sequence[str], rows: Sequence[Row]
+) -> Callable[[Sequence[Row]], torch.Tensor]:
+    """``lm.target_logits`` for a training of these parameters on ``rows``.
+
+    It starts from stored hidden states below the lowest of the parameters where they fit into
+    memory and give the plain logits on the shortest and the longest row. Adapters decide by the
+    whole pass, so nothing is stored for a model that carries any. Call it inside ``lm.at_rest()``.
+    """
+    start = first_block(lm, paths)
+    fits = LowerBlockCache.bytes_for(lm, rows) <= room(lm, STORED_PERCENT)
+    if not start or not fits or has_adapters(lm.model):
+        return lm.target_logits
+    cache = LowerBlockCache(lm, start)
+    by_length = sorted(rows, key=lambda row: len(row.ids))
+    try:
+        exact = cache.agrees([by_length[0], by_length[-1]])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        exact = False  # a block that expects more than the one below hands on
+    return cache.target_logits if exact else lm.target_logits

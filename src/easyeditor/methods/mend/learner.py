@@ -20,7 +20,7 @@ from easyeditor.edits import Case
 from easyeditor.gradients.factors import Logits, differentiable_per_row, factors_of
 from easyeditor.gradients.losses import kl_per_token, mean_per_row, target_nll
 from easyeditor.hyperparams import resolve_layers
-from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
+from easyeditor.lm.forward.lower_block_cache import LowerBlockCache, first_block
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.archive import Archive, fill, read_archive, write_archive
@@ -55,18 +55,11 @@ class MENDLearner:
     def prepare(self, cases: Sequence[Case]) -> None:
         """Compute what never changes once, where these cases' share of it fits into memory."""
         rows = [row for of_kind in self._rows(cases) for row in of_kind]
-        start = self._first_block()
+        start = first_block(self.lm, [site.path for site in self.sites])
         if start and LowerBlockCache.bytes_for(self.lm, rows) <= self.config.cache_mb * 2**20:
             trunk = LowerBlockCache(self.lm, start)
             if trunk.agrees(rows[: self.config.batch_size]):
                 self._logits = trunk.target_logits
-
-    def _first_block(self) -> int:
-        """The lowest edited block of a causal model; 0 where that is no use."""
-        blocks = f"{self.lm.family.decoder.blocks}."
-        if self.lm.encoder_decoder or not all(s.path.startswith(blocks) for s in self.sites):
-            return 0
-        return min(int(s.path.removeprefix(blocks).partition(".")[0]) for s in self.sites)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The networks, and the rates with a step size of their own."""
