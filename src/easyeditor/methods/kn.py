@@ -31,15 +31,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.edits import Edit
 from easyeditor.errors import EditFailed, HyperParamsError, UnsupportedModelError
-from easyeditor.hyperparams import HyperParams, resolve_layers
+from easyeditor.hyperparams import HyperParams, OptionalLayers, resolve_layers
 from easyeditor.interpret.integrated_gradients import Attribution, attribute
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
@@ -52,10 +52,6 @@ from easyeditor.timing import Stopwatch
 K = TypeVar("K", bound="KNHyperParams")
 Neuron = tuple[int, int]
 """Layer and index."""
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, (int, float)) else value
 
 
 class KNHyperParams(HyperParams):
@@ -79,7 +75,7 @@ class KNHyperParams(HyperParams):
     }
 
     alg_name: str = "KN"
-    layers: Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple)] = ()
+    layers: OptionalLayers = ()
     steps: int = Field(20, ge=1)
     adaptive_threshold: float = Field(0.2, gt=0, lt=1)
     refine: bool = False
