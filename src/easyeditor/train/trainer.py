@@ -76,11 +76,11 @@ class TrainingResult:
 class EditTrainer:
     """Trains the networks of a method; the base model is only read.
 
-    The directory ``results_dir/<METHOD>/<model>/`` gets the archive, ``train_log.jsonl``, a
-    learning curve, TensorBoard's files where ``report_to`` names it, and during the training checkpoints,
-    from which ``run(resume=True)`` resumes after a crash, with the bits of an uninterrupted run.
-    Run it under ``accelerate launch`` to distribute the batches over devices, with ``--use_fsdp
-    --fsdp_version 2`` also what is trained; the base model is whole on each.
+    Its directory ``results_dir/<METHOD>/<model>/`` gets the archive, ``train_log.jsonl``, a
+    learning curve, TensorBoard's files where ``report_to`` names it, and during the training
+    checkpoints, from which ``run(resume=True)`` resumes after a crash, with the bits of an
+    uninterrupted run. Run it under ``accelerate launch`` to distribute the batches over devices,
+    with ``--use_fsdp --fsdp_version 2`` also what is trained; the base model is whole on each.
 
     Args:
         config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
