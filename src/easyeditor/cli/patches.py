@@ -80,7 +80,13 @@ def _check_there(paths: list[Path]) -> None:
             raise PatchFormatError(f"No patch file {str(path)!r}.")
 
 
-def _load(paths: list[Path], encoder: str | None = None) -> list[Patch]:
+def load_patches(paths: list[Path], encoder: str | None = None) -> list[Patch]:
+    """Read the patch files, each once.
+
+    Raises:
+        PatchFormatError: there is none, or it is damaged.
+        PatchStateError: one is named twice.
+    """
     _check_there(paths)
     for i, path in enumerate(paths):
         if any(path == other or _same_file(path, other) for other in paths[:i]):
@@ -99,7 +105,7 @@ def _same_file(path: Path, other: Path) -> bool:
     return places.STREAM not in (path, other) and os.path.samefile(path, other)
 
 
-def _model_of(model: str | None, patches: list[Patch]) -> str:
+def model_of(model: str | None, patches: list[Patch]) -> str:
     """The model to load: the one that is named, else the one the patches were made for.
 
     Raises:
@@ -139,7 +145,7 @@ def _weights(paths: list[Path]) -> list[WeightPatch]:
     from easyeditor.patches.weight import WeightPatch
 
     result: list[WeightPatch] = []
-    for path, patch in zip(paths, _load(paths), strict=True):
+    for path, patch in zip(paths, load_patches(paths), strict=True):
         if not isinstance(patch, WeightPatch):
             raise PatchFormatError(
                 f"{path} changes no weight ({patch.info.method}), so there is nothing to write "
@@ -163,7 +169,7 @@ def apply(
     """Write an edited model that plain transformers loads."""
     places.check_folder(out)
     loaded = _weights(patches)
-    model = _model_of(model, [*loaded])
+    model = model_of(model, [*loaded])
     lm = output.load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
     from easyeditor.lm.loading import save
@@ -326,8 +332,8 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
-    loaded = _load(patch or [], encoder)
-    model = _model_of(model, loaded)
+    loaded = load_patches(patch or [], encoder)
+    model = model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(
         model,

@@ -110,7 +110,7 @@ def lora_factors(
 
 def _check_linear(patch: Patch) -> None:
     odd = (
-        [path for path, shape in patch.shapes.items() if len(shape) != 2]
+        [p for p, shape in patch.shapes.items() if len(shape) != 2 or p in patch.no_linear]
         if isinstance(patch, WeightPatch)
         else [f"a patch of {patch.kind!r}"]
     )
