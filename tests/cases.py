@@ -386,10 +386,32 @@ dropout: 0.0
             # A codebook answers the edited wording: other wordings are the unedited model's.
             MatrixRow(
                 "GRACE",
-                {"rewrite": 0.99, "locality": 0.99},
+                {"rewrite": 0.95, "locality": 0.99},
                 {"layers": [2]},
                 reading="replaces one activation where the prompt is the edited one; a rephrased "
                 "prompt is seldom near enough.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MEMOIR",
+        quick={
+            "layers": [1],
+            "n_iter": 20,
+            "edit_lr": 3.0,
+            "overlap_threshold": 0.8,
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=({"active_share": 0.1},),
+        phases=(("context_prefixes", 1), ("inputs_of", 1), ("_train", 1), ("target_nll", 2)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "MEMOIR",
+                {"rewrite": 0.9, "locality": 0.9},
+                {"layers": [2]},
+                reading="answers with rows of a memory where the prompt's strongest inputs are the "
+                "edited prompt's.",
             ),
         ),
     ),
