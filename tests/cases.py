@@ -578,7 +578,7 @@ replay: false
         rows=(
             MatrixRow(
                 "AlphaEdit",
-                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {"rewrite": 0.95, "rephrase": 0.85, "locality": 0.93},
                 {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
                 reading="writes where the keys of text have next to no energy.",
@@ -614,9 +614,10 @@ results_dir: ./results
         rows=(
             MatrixRow(
                 "UltraEdit",
-                {"locality": 0.5},
+                {"rewrite": 0.7, "rephrase": 0.7, "locality": 0.65},
                 {"layers": [-2, -1], "lr": 1e-2, "ridge": 1e-2},
-                reading="is one forward and one backward pass, and a ridge.",
+                reading="is one forward and one backward pass, and a ridge: nothing makes sure of "
+                "the answer.",
             ),
         ),
     ),

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from easyeditor.lm.structure import (
     down_projection,
     down_weight,
     mlp_projections,
+    sublayer,
     weights_named,
 )
 from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
@@ -187,6 +188,10 @@ class LM:
             UnsupportedModelError: the block has routed experts alone, or no MLP.
         """
         return down_projection(self.model, self.family, self._stack, layer)
+
+    def sublayer(self, layer: int, kind: Literal["mlp", "attention"]) -> nn.Module:
+        """The module whose output the MLP or attention at ``layer`` adds to the residual stream."""
+        return sublayer(self.model, self._stack, layer, kind)
 
     def has_experts(self, layer: int) -> bool:
         """Whether the block at ``layer`` routes tokens to experts, with or without a shared one."""
