@@ -52,7 +52,10 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, (int, float)) else value
 
 
-Layers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+OptionalLayers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple)]
+"""Layer numbers, or shares of the depth; one of them may stand alone."""
+Layers = Annotated[OptionalLayers, Field(min_length=1)]
+"""The same, at least one."""
 
 
 def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int, ...]:
