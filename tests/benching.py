@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,25 +105,18 @@ def tables(out: Path) -> dict[str, bytes]:
 
 
 def killed_after(appends: int, work: Callable[[], object]) -> bool:
-    """Do ``work`` in another process, killed (SIGKILL) once it wrote so many pieces of a journal.
+    """Do ``work`` in a fork that is killed (SIGKILL) once it wrote so many pieces of a journal.
 
-    The process is a fork of this one, which costs no imports. Returns whether it was killed; else
-    the work came to its end.
+    Returns whether it was killed; else the work came to its end.
     """
-    with warnings.catch_warnings():  # Python 3.12 warns of threads, which the child does not use
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            _die_after(appends)
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or os.waitstatus_to_exitcode(status) == 0
-    return killed
+
+    def dying() -> None:
+        _die_after(appends)
+        work()
+
+    status = support.forked(dying)
+    assert status in {0, -signal.SIGKILL}
+    return status != 0
 
 
 def _die_after(appends: int) -> None:

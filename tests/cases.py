@@ -36,6 +36,7 @@ class MatrixRow:
         settings: hyper-parameters that differ from the defaults.
         only: the same for one family, beyond ``settings``.
         training: training settings that differ from the defaults, of a method that learns.
+        every: which of the matrix's cases the fast tier edits; fewer where an edit takes seconds.
         shown: whether the training cases are given as demonstrations.
         reading: what the page says of the row.
     """
@@ -45,6 +46,7 @@ class MatrixRow:
     settings: Settings = field(default_factory=dict)
     only: Mapping[str, Settings] = field(default_factory=dict)
     training: Settings | None = None
+    every: int = 4
     shown: bool = False
     reading: str = ""
 
@@ -421,6 +423,51 @@ dropout: 0.0
         ),
     ),
     MethodCase(
+        "WISE",
+        quick={
+            "layers": [1],
+            "n_iter": 20,
+            "edit_lr": 3.0,
+            "act_ratio": 0.99,  # a random model's prompts are all alike
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=(
+            {"retrieve": False, "act_margin": (0.1, 1.0, 0.5)},
+            {"save_freq": 1, "merge_freq": 2},
+        ),
+        phases=(("context_prefixes", 1), ("inputs_of", 1), ("_train", 1), ("target_nll", 2)),
+        routed=True,
+        classic=_CLASSIC
+        + """
+alg_name: "WISE"
+mask_ratio: 0.2
+edit_lr: 1.0
+n_iter: 70
+norm_constraint: 1.0
+act_margin: [5.0, 20.0, 10.0]
+act_ratio: 0.88
+save_freq: 500
+merge_freq: 1000
+merge_alg: "ties"
+objective_optimization: "only_label"
+inner_params:
+- transformer.h.1.mlp.c_proj
+densities: 0.53
+weights: 1.0
+retrieve: true
+replay: false
+""",
+        rows=(
+            MatrixRow(
+                "WISE",
+                {"rewrite": 0.9, "locality": 0.75},
+                {"layers": [2]},
+                every=12,
+                reading="answers with a side copy of one weight where the prompt moves that copy.",
+            ),
+        ),
+    ),
+    MethodCase(
         "ROME",
         quick={"layers": [1], **LOCATE_QUICK},
         plain=LOCATE_PLAIN,
@@ -539,7 +586,7 @@ dropout: 0.0
         rows=(
             MatrixRow(
                 "AlphaEdit",
-                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {"rewrite": 0.95, "rephrase": 0.85, "locality": 0.93},
                 {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
                 reading="writes where the keys of text have next to no energy.",
@@ -575,9 +622,10 @@ results_dir: ./results
         rows=(
             MatrixRow(
                 "UltraEdit",
-                {"locality": 0.5},
+                {"rewrite": 0.7, "rephrase": 0.7, "locality": 0.65},
                 {"layers": [-2, -1], "lr": 1e-2, "ridge": 1e-2},
-                reading="is one forward and one backward pass, and a ridge.",
+                reading="is one forward and one backward pass, and a ridge: nothing makes sure of "
+                "the answer.",
             ),
         ),
     ),

@@ -485,6 +485,7 @@ def served(tmp_path_factory):
         process.wait(timeout=30)
 
 
+@pytest.mark.slow  # the server takes longer to start than all other tests here together
 @pytest.mark.real
 def test_a_real_model_as_judge(served, tmp_path):
     url, name, log = served

@@ -98,7 +98,7 @@ def test_many_small_passes_are_one_large_one(monkeypatch: pytest.MonkeyPatch) ->
     whole = attribute(target, row, [0, 1, 2], steps=7)
     passes = []
     plain = attribution._add
-    monkeypatch.setattr(attribution, "FEWEST", 2)
+    monkeypatch.setattr(attribution, "MIN_ROWS", 2)
     monkeypatch.setattr(attribution, "_add", lambda *args: passes.append(plain(*args)))
     parts = attribute(target, row, [0, 1, 2], steps=7, memory=1)
     assert len(passes) == 11
@@ -106,6 +106,7 @@ def test_many_small_passes_are_one_large_one(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(parts.scores[layer], whole.scores[layer])
 
 
+@pytest.mark.slow
 def test_the_scores_of_a_layer_add_up_to_what_it_does() -> None:
     target = load("smollm2-135m", device="cpu")
     row = target.text.row("The capital of Germany is", "Berlin")
@@ -225,6 +226,7 @@ def known() -> list[Edit]:
     return [case.edit for case in list(open_dataset("worldfacts"))[:36:12]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [True, False])
 def test_the_embedded_model_says_the_new_answer(known: list[Edit], truth: bool) -> None:
     target = load("smollm2-135m", device="cpu")
@@ -240,6 +242,7 @@ def test_the_embedded_model_says_the_new_answer(known: list[Edit], truth: bool) 
         assert before.differences(target.model) == []
 
 
+@pytest.mark.slow
 def test_the_embedded_model_forgets(known: list[Edit]) -> None:
     target = load("smollm2-135m", device="cpu")
     for edit in known:

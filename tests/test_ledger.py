@@ -166,6 +166,15 @@ def test_a_proposal_is_made_later(empty):
         editor.edit_cases([case], verbose=False, proposal=1)
 
 
+def test_what_the_model_says_already_is_not_recorded_unless_it_supersedes(ledger):
+    editor = editor_on(ledger.folder, **LEARNS)
+    before = outer.bits(editor.model)
+    edit(editor, 0, allow=["duplicate"], force=False)
+    assert states(ledger) == ["active"] * 3
+    assert outer.changed(editor.model, before) == []
+    assert len(editor.applied) == 3
+
+
 # -- undo and redo ----------------------------------------------------------------------------
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from easyeditor import LM
-from easyeditor.errors import OutputError
+from easyeditor import LM, load_patch, save_patch
+from easyeditor.errors import OutputError, PatchError
+from easyeditor.hyperparams import HyperParams
 from easyeditor.patches.lora import export_lora
 from easyeditor.patches.patch import merge
-from easyeditor.patches.weight import Dense, LowRank, WeightPatch
+from easyeditor.patches.weight import Dense, LowRank, WeightPatch, weight_patch
 from support import Snapshot, lm, logits
-from synthetic import patch
+from synthetic import EDIT, patch
 
 # peft 0.21 asks transformers 5 for a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -166,3 +168,46 @@ def test_only_the_edited_layers_are_adapted(tmp_path: Path) -> None:
     kind = peft.tuners.lora.LoraLayer
     layers = [name for name, module in model.named_modules() if isinstance(module, kind)]
     assert layers == ["base_model.model.transformer.h.0.mlp.c_proj"]
+
+
+def change_of(target: LM, *paths: str) -> WeightPatch:
+    """A change of rank one of each of these matrices."""
+    generator = torch.Generator().manual_seed(0)
+    entries = {}
+    for path in paths:
+        rows, columns = target.model.get_parameter(path).shape
+        turned = isinstance(target.model.get_submodule(path.rpartition(".")[0]), nn.Linear)
+        d_in, d_out = (columns, rows) if turned else (rows, columns)
+        u, v = (torch.randn(size, generator=generator) / 4 for size in ((d_in, 1), (1, d_out)))
+        entries[path] = [LowRank(u, v)]
+    return weight_patch(target, "test", [EDIT], HyperParams(), entries, {})
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("gpt2", "transformer.wte"), ("gpt2", "transformer.wpe"), ("llama", "model.embed_tokens")],
+)
+def test_a_change_of_an_embedding_is_refused(family: str, path: str, tmp_path: Path) -> None:
+    target = lm(family)
+    edit = change_of(target, f"{path}.weight")
+    again = load_patch(save_patch(edit, tmp_path / "edit.safetensors"))
+    for each in (edit, again, merge([again, low_rank(target, 1)])):
+        with pytest.raises(PatchError, match=f"{path}.weight is no change of a linear layer"):
+            export_lora(each, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+# peft says of a layer that it is stored the other way round than the setting says, and corrects it.
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_matrices_stored_both_ways_in_one_patch(tmp_path: Path) -> None:
+    target = lm("gpt2", tie_word_embeddings=False)
+    layers = "transformer.h.0.mlp.c_proj", "lm_head", "transformer.h.1.mlp.c_fc"
+    paths = [f"{name}.weight" for name in layers]
+    edit = change_of(target, *paths)
+    assert edit.in_out == {paths[0], paths[2]}
+    assert not edit.no_linear
+    export_lora(edit, tmp_path)
+    wanted = patched(target, edit)
+    for merged in (False, True):
+        said = adapted(target, tmp_path, merge=merged)
+        torch.testing.assert_close(said, wanted, rtol=0, atol=1e-4)

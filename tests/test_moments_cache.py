@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from easyeditor.second_moments import (
     running_sum,
     self_sampled,
 )
-from support import EDITS, Interrupt, Snapshot, failing_at, lm, same_bits
+from support import EDITS, Interrupt, Snapshot, failing_at, forked, lm, same_bits
 
 ALL, LAYERS = 10**6, (0, 2)
 
@@ -104,12 +105,27 @@ def test_a_collection_goes_on_with_the_same_bits(
     assert files(folder) == ["0.safetensors", "2.safetensors"]
 
 
+def killed(step: int, folder: Path, **settings: Any) -> None:
+    """Collect in another process, which is killed (SIGKILL) in this forward pass."""
+
+    def work() -> None:
+        self_sampled.SAVE_SECONDS = 0.0
+        target, steps = lm("llama"), count(1)
+
+        def die(_module: object, _args: object) -> None:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        target.blocks[0].register_forward_pre_hook(die)
+        moments(target, LAYERS, directory=folder, **settings)
+
+    assert forked(work) == -signal.SIGKILL
+
+
 @pytest.mark.usefixtures("always")
 def test_a_process_that_was_killed_goes_on(text: str, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    child = Path(__file__).with_name("moments_child.py")
-    done = subprocess.run([sys.executable, child, text, folder, "5"], check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed(5, folder, source=text, tokens=ALL)
     stale = folder / f".{half(folder).name}.4711.part"  # killed while it wrote
     stale.write_bytes(b"x" * 100)
     settings = {"source": text, "tokens": ALL}
@@ -277,9 +293,7 @@ def test_a_sampling_goes_on_within_a_group_with_the_same_bits(
 @pytest.mark.usefixtures("groups")
 def test_a_process_killed_while_it_samples_goes_on(tmp_path: Path) -> None:
     folder, settings = tmp_path / "kept", {"source": "self", "tokens": 40}
-    child = Path(__file__).with_name("moments_child.py")
-    done = subprocess.run([sys.executable, child, "self", folder, "8", "40"], check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed(8, folder, **settings)
     (file,) = folder.iterdir()
     stored = load_file(file)
     assert (len(stored["lengths"]), stored["steps"].shape) == (2, (2, 2))

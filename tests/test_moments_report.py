@@ -252,7 +252,7 @@ def test_convergence_as_json(easyedit, folder, long, tmp_path):
 
 
 BAD = {
-    "another method": (("--method", "ft"), "FT uses no second moments; ROME, MEMIT do"),
+    "another method": (("--method", "ft"), "FT uses no second moments; ROME, MEMIT, "),
     "layers": (("--layers", "1;2"), "3,4,5"),
     "a layer outside": (("--layers", "7"), "3 layers"),
     "no tokens": (("--tokens", "0"), "--tokens"),

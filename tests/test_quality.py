@@ -2,8 +2,7 @@
 
 The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
 processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails. The
-fast tier edits six facts, which tells whether an edit takes; how well is asked of forty in the slow
-one.
+fast tier edits five facts, which tells whether an edit takes; the slow one edits forty.
 """
 
 import json
@@ -67,8 +66,8 @@ def test_two_facts_one_at_a_time():
     check(one_at_a_time("ROME", FACTS[::20]), rephrase=0.5, locality=0.75)
 
 
-def test_four_facts_in_one_batch():
-    check(in_one_batch("MEMIT", FACTS[::10]), rephrase=0.6, locality=0.75)
+def test_two_facts_in_one_batch():
+    check(in_one_batch("MEMIT", FACTS[10::20]), rephrase=0.5, locality=0.75)
 
 
 @pytest.mark.slow

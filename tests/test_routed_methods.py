@@ -104,7 +104,7 @@ def test_a_row_gets_the_same_whatever_surrounds_it(name: str, family: str, edite
         assert first == [tokens[0] for tokens in together]
 
 
-@pytest.mark.parametrize("family", tiered(FAMILIES, FAST))
+@pytest.mark.parametrize("family", sorted(FAST))
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_prompt_that_is_not_routed_keeps_the_unedited_models_bits(
     name: str, family: str, edited_of: Any
@@ -218,6 +218,6 @@ def test_a_loss_that_is_no_number_is_an_error(name: str, make_method: Maker) -> 
         target.model.model.norm.weight.fill_(float("nan"))
     before = Snapshot(target.model)
     method = make_method(name, target, "llama")
-    with pytest.raises(DivergedError, match="model is unchanged"):
+    with pytest.raises(DivergedError, match="unchanged"):
         method.edit(target, [Edit("Berlin is the capital of", "Paris")])
     assert before.differences(target.model) == []

@@ -26,6 +26,7 @@ from learning_cases import AGAIN, CASES
 from serac_training import PROMPTS, train
 from support import EDITS, Snapshot, argmaxes, lm, logprobs, same_bits, unsettle
 from test_scope_patch import other_tokenizer
+from tiers import tiered
 
 encoder = serac_training.encoder
 
@@ -33,7 +34,7 @@ encoder = serac_training.encoder
 # -- training ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5", "llama"])
+@pytest.mark.parametrize("family", tiered(["gpt2", "t5", "llama"], {"gpt2"}))
 def test_a_training_learns_scope_and_answers(family: str, encoder: str, tmp_path: Path) -> None:
     target = lm(family)
     unsettle(target.model)

@@ -177,6 +177,7 @@ def test_settings_for_training_are_listed_shown_and_written(easyedit, tmp_path):
     assert (tmp_path / "TRAINING" / "MEND" / "gpt2-xl.yaml").is_file()
 
 
+@pytest.mark.slow  # the fast tier has one launched training, in test_trainer_launched.py
 def test_two_processes_share_a_training(easyedit, folder, data, tmp_path):
     """Each takes its share of the batches and of the held-out cases; one writes and tells."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -127,7 +127,7 @@ def test_it_is_silent_in_a_pipe(tmp_path, capfd):
     assert told.err == ""
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", tiered(["llama", "t5"], {"t5"}))
 def test_it_trains_beside_other_families(family, tmp_path):
     target = lm(family)
     before = Snapshot(target.model)
@@ -137,6 +137,7 @@ def test_it_trains_beside_other_families(family, tmp_path):
     assert before.differences(target.model) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_it_trains_beside_a_model_in_low_precision(dtype, tmp_path):
     target = lm("llama", dtype)
@@ -201,7 +202,7 @@ def test_counterfact_records_train_too(tmp_path):
 # -- going on after a crash -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", tiered([7, 12, 13, 14, 20, 24], {7, 14}))
+@pytest.mark.parametrize("call", tiered([7, 12, 13, 14, 20, 24], {14}))
 def test_a_training_that_broke_off_ends_with_the_same_bits(call, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         breaking(patched, call)

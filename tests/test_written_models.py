@@ -10,14 +10,18 @@ import pytest
 import torch
 
 import tiny
-from easyeditor import LM, Case, Edit
+from easyeditor import LM, Case, Edit, IKEHyperParams, save_patch
 from easyeditor.bench.run_dir import RunDirectory
 from easyeditor.data.write import write_cases
-from easyeditor.errors import EasyEditError, OutputError
+from easyeditor.errors import EasyEditError, OutputError, PatchStateError
 from easyeditor.evaluate.judge import Judge, Question
 from easyeditor.lm.loading import save
+from easyeditor.methods.ike.ike import IKE
+from easyeditor.patches.adapter import AddVector
+from easyeditor.patches.module import ModulePatch
 from easyeditor.tensor_file import write_tensor_file
 from support import full
+from synthetic import info
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,29 @@ def test_a_disk_that_fills_up_leaves_nothing_and_a_second_run_works(lm, tmp_path
     assert modes == {0o666 & ~mask}
     with pytest.raises(OutputError, match="edited exists and is not an empty folder"):
         save(lm, out)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "route"])
+def test_an_edit_that_is_in_no_weight_is_not_written(lm, kind, tmp_path, easyedit, folder):
+    """Neither by Python nor by the command line: a checkpoint would hold the unedited model."""
+    if kind == "adapter":
+        vector = AddVector(torch.ones(lm.model.config.hidden_size))
+        patch = ModulePatch({"model.layers.1.mlp.down_proj": (vector,)}, info(lm))
+    else:
+        edit = Edit("Rome is the capital of", "France", subject="Rome")
+        patch = IKE(IKEHyperParams(use_icl_examples=False)).edit(lm, [edit]).patch
+    patch.apply(lm.model)
+    try:
+        with pytest.raises(PatchStateError, match=r"not in its weights.*save_patch\(patch, path\)"):
+            save(lm, tmp_path / "out")
+    finally:
+        patch.revert(lm.model)
+    file = save_patch(patch, tmp_path / "edit.safetensors")
+    answer = easyedit("apply", file, "--model", folder, "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert "Use it as it is: easyedit generate --patch" in answer.err
+    assert not (tmp_path / "out").exists()
+    save(lm, tmp_path / "out")
 
 
 def test_weights_that_do_not_fit(lm, tmp_path, small_files):

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from easyeditor.edits import Prompt as Prompt
     from easyeditor.edits import Score as Score
     from easyeditor.errors import EasyEditError as EasyEditError
+    from easyeditor.interpret.causal_trace import TraceOptions as TraceOptions
+    from easyeditor.interpret.causal_trace import causal_trace as causal_trace
+    from easyeditor.interpret.logit_lens import logit_lens as logit_lens
     from easyeditor.lm.loading import load as load
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
+    from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch
@@ -91,10 +95,13 @@ _PUBLIC = {
     "RippleEditsDataset": "data.rippleedits",
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
+    "TraceOptions": "interpret.causal_trace",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
+    "causal_trace": "interpret.causal_trace",
     "load": "lm.loading",
     "load_patch": "patches.files",
+    "logit_lens": "interpret.logit_lens",
     "open_dataset": "data.open",
     "save_patch": "patches.files",
 }

@@ -28,6 +28,7 @@
     ├── TrainingError (ValueError)             a training that cannot be started or continued
     │   └── TrainingBusyError                  another process trains in the folder
     ├── MomentsError (ValueError)              statistics that cannot be collected
+    ├── TraceError (ValueError)                a trace that cannot be made as asked
     ├── DivergedError (ArithmeticError)        a loss that is not a number
     ├── JudgeError (RuntimeError)              a judging model that does not answer
     ├── DownstreamError (ValueError)           a downstream task that is unknown or cannot be run
@@ -157,6 +158,10 @@ class TrainingBusyError(TrainingError):
 
 class MomentsError(EasyEditError, ValueError):
     """Second moments cannot be collected from this model or text."""
+
+
+class TraceError(EasyEditError, ValueError):
+    """A causal trace or a logit lens cannot be made as asked."""
 
 
 class DivergedError(EasyEditError, ArithmeticError):

@@ -79,6 +79,7 @@ class WeightsData(_Strict):
     """What the header of a patch of weights holds beside what all have."""
 
     in_out: list[str]
+    no_linear: list[str] = []
 
 
 def parsed_header(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easyeditor.cli import edit as edits_cli
-from easyeditor.cli import ledger_tables, options, output, verdict
+from easyeditor.cli import ledger_tables, options, output
 from easyeditor.cli.app import DONE, NOT_TAKEN
 from easyeditor.cli.ledger_shared import (
     Allow,
@@ -92,12 +92,15 @@ def add_edits(
         return
     refused = _refused_before_loading(book, groups, record)
     editor = _editor(book, settings, trust_remote_code)
+
+    from easyeditor.editors.advice import already_answered
+
     numbers: list[int] = []
     unchanged: list[str] = []
     for group in groups:
         if any(group is other for other, _ in refused):
             continue
-        if not force and len(verdict.known_already(editor.lm, group)) == len(group):
+        if not force and len(already_answered(editor.lm, group)) == len(group):
             unchanged += [case.id for case in group]
             continue
         try:

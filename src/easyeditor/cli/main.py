@@ -6,7 +6,18 @@ import sys
 
 from rich.text import Text
 
-from easyeditor.cli import bench, data, demo, edit, info, ledger, moments, patches, train
+from easyeditor.cli import (
+    bench,
+    data,
+    demo,
+    edit,
+    info,
+    ledger,
+    moments,
+    patches,
+    trace,
+    train,
+)
 from easyeditor.cli.app import UNEXPECTED, app, err, report_error
 from easyeditor.cli.terminal import tolerate_encodings, visible
 
@@ -14,7 +25,7 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, patches, data, moments, info):
+    for module in (demo, edit, ledger, train, bench, patches, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

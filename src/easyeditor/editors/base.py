@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 from typing_extensions import Unpack
@@ -26,11 +26,11 @@ from easyeditor.editors.options import (
 )
 from easyeditor.editors.recording import EditRecord, open_record
 from easyeditor.editors.requests import RENAMED_CALLS, Nested, Texts, list_of_cases
+from easyeditor.editors.result import EditResult as EditResult
 from easyeditor.editors.session import EditSession
 from easyeditor.editors.state_file import load_state, save_state
 from easyeditor.edits import Case
 from easyeditor.errors import EditError, HyperParamsError, RenamedCallError
-from easyeditor.evaluate.degeneration import answered
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
@@ -46,30 +46,6 @@ from easyeditor.patches.weight import weight_patch
 from easyeditor.progress import bar
 
 log = logging.getLogger(__name__)
-
-
-class EditResult(NamedTuple):
-    """What an edit gives back; unpacks as ``metrics, edited_model, patch``.
-
-    Attributes:
-        metrics: one dict per edit: ``case_id, requested_rewrite, time, pre, post``.
-        edited_model: always a model that holds every requested edit.
-        patch: what was changed; save it, apply it elsewhere, or give it to ``editor.undo``.
-    """
-
-    metrics: list[dict[str, Any]]
-    edited_model: PreTrainedModel
-    patch: Patch
-
-    def __repr__(self) -> str:
-        measured = [metric.get("final") or metric.get("post") for metric in self.metrics]
-        took = sum(scores is not None and answered(scores) for scores in measured)
-        unchanged = sum("unchanged" in metric for metric in self.metrics)
-        known = f", {unchanged} of them known before" if unchanged else ""
-        return (
-            f"<EditResult: {took} of {len(measured)} edits took{known}; "
-            f"{type(self.edited_model).__name__}, {self.patch!r}>"
-        )
 
 
 class BaseEditor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from easyeditor.lm.weights import float64_device
+
 MIN_DEVIATION_SHARE = 1e-2
 """A dimension's deviation is never taken for less than this share of the mean deviation."""
 
@@ -56,5 +58,6 @@ class RunningStatistics:
         """``vectors`` ``(n, width)`` less the mean, over the deviation; float64."""
         deviation = (self.squares / self.count).sqrt()
         floor = (MIN_DEVIATION_SHARE * deviation.mean()).clamp(min=torch.finfo(torch.float32).tiny)
-        spread = deviation.clamp(min=floor).to(vectors.device)
-        return (vectors.double() - self.mean.to(vectors.device)) / spread
+        device = float64_device(vectors.device)
+        centred = vectors.to(device).double() - self.mean.to(device)
+        return centred / deviation.clamp(min=floor).to(device)

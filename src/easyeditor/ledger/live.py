@@ -152,6 +152,9 @@ class LiveLedger:
                 held = holding(fact_scores(self.lm, entries))
 
                 def keep(patch: Patch, metrics: Sequence[Mapping[str, Any]]) -> None:
+                    if not patch.info.edits and not replaced:
+                        self.sync()  # all of it held before: there is nothing to record
+                        return
                     health = self._health(entries, held)
                     problems = health.problems(self.ledger.limits)
                     missing = untaken(metrics)

@@ -71,6 +71,21 @@ def reading_output(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
 
 
 @contextmanager
+def reading_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """Record every module's output (as it is) in one pass; the list fills up."""
+    outputs: list[Any] = [None] * len(modules)
+
+    def recorder(index: int) -> Callable[..., None]:
+        def record(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs[index] = output
+
+        return record
+
+    with hooks_on([(module, recorder(i)) for i, module in enumerate(modules)]):
+        yield outputs
+
+
+@contextmanager
 def stopping() -> Iterator[None]:
     """Swallow the :class:`Stop` of an early end."""
     try:

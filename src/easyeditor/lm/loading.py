@@ -25,11 +25,19 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from easyeditor.errors import EasyEditError, MissingExtraError, ModelLoadError, did_you_mean
+from easyeditor.errors import (
+    EasyEditError,
+    MissingExtraError,
+    ModelLoadError,
+    PatchStateError,
+    did_you_mean,
+)
 from easyeditor.files import check_writable_place, folder_written_whole
 from easyeditor.lm import embedded, gguf_cache
+from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import SCHEMES, quantization_config
+from easyeditor.lm.routing import routers_of
 from easyeditor.model_spec import ModelSpec
 from easyeditor.paths import cache_dir
 
@@ -288,8 +296,17 @@ def save(lm: LM, folder: Path) -> None:
     the unedited ones have the checkpoint's bits.
 
     Raises:
+        PatchStateError: the model carries an edit that is not in its weights, which no checkpoint
+            can hold (the model's own ``save_pretrained`` writes the unedited weights).
         OutputError: the folder is not empty, cannot be written, or the disk is too full.
     """
+    if has_adapters(lm.model) or routers_of(lm.model):
+        raise PatchStateError(
+            "This model carries an edit that is not in its weights (adapters on modules, or "
+            "prompts sent elsewhere), so a checkpoint would hold the unedited model. Save the "
+            "patch instead, save_patch(patch, path), and apply it where the model is loaded: "
+            "load_patch(path).apply(model), or easyedit generate --patch."
+        )
     model, stored = lm.model, lm.checkpoint_dtype
     state = None
     if stored is not None and stored != model.dtype:

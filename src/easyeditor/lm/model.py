@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from easyeditor.lm.structure import (
     down_projection,
     down_weight,
     mlp_projections,
+    sublayer,
     weights_named,
 )
 from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
@@ -130,10 +131,7 @@ class LM:
         return public_name(given) or type(self.model).__name__
 
     def encoder_side(self) -> LM:
-        """The same model, with the encoder's blocks where the decoder's are here.
-
-        A model without an encoder is handed back as it is.
-        """
+        """This model with its encoder's blocks as ``blocks``; itself if it has no encoder."""
         if not self.encoder_decoder:
             return self
         view = copy.copy(self)
@@ -187,6 +185,10 @@ class LM:
             UnsupportedModelError: the block has routed experts alone, or no MLP.
         """
         return down_projection(self.model, self.family, self._stack, layer)
+
+    def sublayer(self, layer: int, kind: Literal["mlp", "attention"]) -> nn.Module:
+        """The module whose output the MLP or attention at ``layer`` adds to the residual stream."""
+        return sublayer(self.model, self._stack, layer, kind)
 
     def has_experts(self, layer: int) -> bool:
         """Whether the block at ``layer`` routes tokens to experts, with or without a shared one."""
@@ -263,9 +265,8 @@ class LM:
     def at_rest(self) -> Iterator[None]:
         """A context with evaluation mode and no parameter gradients; both are restored after it.
 
-        The trap: both are states of the caller's model, as is a forward context, so two threads
-        must not be inside at once. Editors hold :func:`~easyeditor.lm.locking.lock_of` the model;
-        whoever scores or generates in several threads must do so, too.
+        The trap: both are states of the model, so only one thread may be inside at a time, as an
+        editor is that holds :func:`~easyeditor.lm.locking.lock_of` the model.
         """
         training = [m for m in self.model.modules() if m.training]
         learning = [p for p in self.model.parameters() if p.requires_grad]

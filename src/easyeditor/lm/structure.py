@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -81,6 +82,32 @@ def down_weight(
     if not paths.down and paths.expert_down and "{}" not in path:
         return NamedWeight(model, path)
     return down_projection(model, family, stack, layer)
+
+
+def sublayer(
+    model: PreTrainedModel,
+    stack: BlockStack,
+    layer: int,
+    kind: Literal["mlp", "attention"],
+) -> nn.Module:
+    """The module whose output the block at ``layer`` adds to its residual stream (before a norm).
+
+    Of attention it is the output projection; of an MLP the down-projection, or the whole MLP where
+    tokens are routed to experts.
+
+    Raises:
+        UnsupportedModelError: the block has none.
+    """
+    paths = stack.at(layer)
+    shared = bool(paths.down and paths.expert_down)  # a shared expert is a part of the output only
+    mlp = paths.mlp if shared or not paths.down else paths.down
+    path = mlp if kind == "mlp" else paths.attn_out
+    if not path:
+        raise UnsupportedModelError(
+            f"Block {layer} of {type(model).__name__} has no {'MLP' if kind == 'mlp' else kind}, "
+            "so its output cannot be traced. Trace the hidden states (state), or another layer."
+        )
+    return model.get_submodule(f"{stack.blocks}.{layer}.{path}")
 
 
 def weights_named(

@@ -31,11 +31,13 @@ class Row:
         ids: the tokens of prompt and target (of the prompt alone for an encoder-decoder).
         target: the target's tokens. In a causal model they are the tail of ``ids``.
         subject_last: index in ``ids`` of the subject's last token, if a subject was given.
+        subject_first: index of its first.
     """
 
     ids: tuple[int, ...]
     target: tuple[int, ...] = ()
     subject_last: int | None = None
+    subject_first: int | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -143,7 +145,7 @@ class Text:
             labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()
             if labels and labels[-1] == self.tokenizer.eos_token_id:
                 labels = labels[:-1]
-            return Row(ids, labels, self._last(offsets, span))
+            return Row(ids, labels, *self._ends(offsets, span))
         if prompt.raw or (self.chat_template and text[-1:].isspace()):
             gap = ""
         else:
@@ -158,9 +160,9 @@ class Text:
                     return Row(
                         alone + (tail := self._continuation(target) or ids[begin:]),
                         tail,
-                        self._last(of_prompt, span),
+                        *self._ends(of_prompt, span),
                     )
-        return Row(ids, ids[begin:], self._last(offsets, span))
+        return Row(ids, ids[begin:], *self._ends(offsets, span))
 
     def _check_readable(self, prompt: Prompt) -> None:
         if prompt.images:
@@ -225,10 +227,14 @@ class Text:
         return tuple(ids), offsets
 
     @staticmethod
-    def _last(offsets: list[tuple[int, int]], span: tuple[int, int] | None) -> int | None:
+    def _ends(
+        offsets: list[tuple[int, int]], span: tuple[int, int] | None
+    ) -> tuple[int | None, int | None]:
+        """The last and the first token that the characters of ``span`` lie in."""
         if span is None:
-            return None
-        return max(i for i, (low, high) in enumerate(offsets) if low < span[1] and high > span[0])
+            return None, None
+        inside = [i for i, (low, high) in enumerate(offsets) if low < span[1] and high > span[0]]
+        return inside[-1], inside[0]
 
 
 def attach_tokenizer(model: nn.Module, tokenizer: Any) -> None:

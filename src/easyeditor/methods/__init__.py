@@ -31,6 +31,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "MEND": "easyeditor.methods.mend.mend:MEND",
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
         "GRACE": "easyeditor.methods.grace:GRACE",
+        "WISE": "easyeditor.methods.wise.wise:WISE",
     },
     group="easyeditor.methods",
 )

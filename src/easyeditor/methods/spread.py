@@ -240,7 +240,8 @@ class SpreadMethod(Method[SpreadState]):
         stored = protected_keys(lm.model, path, new)
         if stored is not None:
             name = fingerprint(lm.model).digest, path
-            metric, rest = self._protected.extended(name, plain, stored, weight)
+            held = stored.to(lm.down_map(layer).device)
+            metric, rest = self._protected.extended(name, plain, held, weight)
             result.append(rest)
         others = without_stored_keys(lm.model, path, new)
         if others:

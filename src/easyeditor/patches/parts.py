@@ -239,6 +239,17 @@ def stored_transposed(module: nn.Module, name: str) -> bool:
     return isinstance(original, nn.Linear)
 
 
+def of_linear_layer(model: nn.Module, path: str) -> bool:
+    """Whether a parameter is the matrix of a linear layer, ``Conv1D``'s included."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    original = replaced_by(module) or module
+    conv1d = type(original).__name__ == "Conv1D" or (
+        is_quantized(original) and stored_as_conv1d(original)
+    )
+    return name == "weight" and (conv1d or stored_transposed(module, name))
+
+
 def one_part(parts: Sequence[WeightPart]) -> WeightPart:
     """The sum of ``parts`` as one part, low-rank while that takes fewer numbers."""
     if len(parts) == 1:

@@ -23,6 +23,7 @@ from easyeditor.patches.parts import (
     LowRank,
     Rows,
     WeightPart,
+    of_linear_layer,
     one_part,
     part_of,
     stored_transposed,
@@ -55,12 +56,14 @@ class WeightPatch(Patch):
         entries: per weight its parts, in the order in which they are added.
         in_out: the matrices that the model stores ``(d_in, d_out)``, as ``Conv1D`` does. Only
             an export without the model needs it; applying a patch asks the model.
+        no_linear: the matrices that belong to no linear layer (embeddings), for the same.
     """
 
     entries: Mapping[str, tuple[Part, ...]]
     info: PatchInfo
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
     in_out: frozenset[str] = frozenset()
+    no_linear: frozenset[str] = frozenset()
     kind: ClassVar[str] = "weights"
 
     @property
@@ -107,7 +110,8 @@ class WeightPatch(Patch):
         if compact:
             entries = {path: (one_part(parts),) for path, parts in entries.items()}
         in_out = frozenset().union(*(patch.in_out for patch in patches))
-        return cls(entries, merged_info(patches), merged_extras(patches), in_out)
+        no_linear = frozenset().union(*(patch.no_linear for patch in patches))
+        return cls(entries, merged_info(patches), merged_extras(patches), in_out, no_linear)
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See :class:`~easyeditor.patches.patch.Patch`."""
@@ -117,7 +121,8 @@ class WeightPatch(Patch):
             for i, part in enumerate(parts)
             for name, tensor in part.tensors().items()
         }
-        return tensors, {"in_out": sorted(self.in_out)}
+        data = {"in_out": sorted(self.in_out)}
+        return tensors, {**data, "no_linear": sorted(self.no_linear)} if self.no_linear else data
 
     @classmethod
     def load(
@@ -144,8 +149,9 @@ class WeightPatch(Patch):
                 raise ValueError(f"the change of {path} has several shapes")
             if not all(part.is_finite() for part in parts):
                 raise ValueError(f"the change of {path} is not finite")
-        in_out = WeightsData.model_validate(data).in_out
-        return cls(entries, info, extras, frozenset(in_out) & frozenset(entries))
+        stored, paths = WeightsData.model_validate(data), frozenset(entries)
+        in_out, no_linear = frozenset(stored.in_out), frozenset(stored.no_linear)
+        return cls(entries, info, extras, in_out & paths, no_linear & paths)
 
     def rows(self) -> list[dict[str, Any]]:
         """See :class:`~easyeditor.patches.patch.Patch`."""
@@ -269,5 +275,6 @@ def weight_patch(
         for path, parts in entries.items()
         if len(parts[0].shape) == 2 and not _turned(lm.model, path)
     )
+    no_linear = frozenset(path for path in in_out if not of_linear_layer(lm.model, path))
     whole = {path: tuple(parts) for path, parts in entries.items()}
-    return WeightPatch(whole, info, dict(extras or {}), in_out)
+    return WeightPatch(whole, info, dict(extras or {}), in_out, no_linear)

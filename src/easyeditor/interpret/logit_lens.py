@@ -1,0 +1,124 @@
+"""The logit lens: what the output head would say of each block's output.
+
+The model's own final norm, head, soft-caps and scales are used, by a pass whose blocks are stubs
+that hand on the states looked at; so the last layer gives the model's own logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from easyeditor.errors import TraceError
+from easyeditor.interpret.runs import flattened_like
+from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
+from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Batch
+
+LOGIT_BUDGET = 8 * 2**20
+"""Logits (numbers, not bytes) held at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitLens:
+    """Probabilities and ranks of some answers after every block and token.
+
+    Attributes:
+        prompt: the text.
+        tokens: decoded one by one; of an encoder-decoder the decoder's.
+        answers: what was looked for; each stands for its first token.
+        probabilities: ``(answers, tokens, layers)``.
+        ranks: the same shape, from 1.
+        top: ``[token][layer]``, the likeliest token, decoded.
+    """
+
+    prompt: str
+    tokens: tuple[str, ...]
+    answers: tuple[str, ...]
+    probabilities: torch.Tensor
+    ranks: torch.Tensor
+    top: tuple[tuple[str, ...], ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything as JSON values."""
+        return {
+            "prompt": self.prompt,
+            "tokens": list(self.tokens),
+            "answers": list(self.answers),
+            "probabilities": self.probabilities.tolist(),
+            "ranks": self.ranks.tolist(),
+            "top": [list(row) for row in self.top],
+        }
+
+
+@torch.no_grad()
+def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
+    """Look at one prompt; of an encoder-decoder at its decoder's first position.
+
+    Args:
+        lm: the model; its weights are only read.
+        prompt: ends where the answer begins.
+        answers: such as the old and the new one; joined to the prompt as a writer would.
+
+    Raises:
+        TraceError: no answer is given.
+    """
+    if not answers:
+        raise TraceError("A logit lens needs an answer to look for, such as the new target.")
+    targets = [lm.text.row(prompt, answer).target[0] for answer in answers]
+    ids = lm.text.row(prompt).ids
+    n_tokens = 1 if lm.encoder_decoder else len(ids)
+    batch = lm.pad([ids])
+    shown = (
+        (lm.tokenizer.decode(lm.decoder_inputs([()])[0]),)
+        if lm.encoder_decoder
+        else tuple(lm.tokenizer.decode([i]) for i in ids)
+    )
+    columns: list[torch.Tensor] = []  # of (answers, 2, tokens) per layer
+    top: list[list[str]] = [[] for _ in shown]
+    with lm.at_rest():
+        with reading_outputs(list(lm.blocks)) as outputs:
+            lm.call(batch)
+        hidden = [hidden_of(output) for output in outputs]
+        width = lm.model.config.get_text_config().vocab_size
+        size = max(1, LOGIT_BUDGET // (width * n_tokens))
+        for start in range(0, lm.n_layers, size):
+            layers = range(start, min(start + size, lm.n_layers))
+            states = torch.stack([hidden[i].reshape(n_tokens, -1) for i in layers])
+            stored = with_hidden(outputs[-1], flattened_like(hidden[-1], states))
+            for logits in _logits(lm, batch, stored, len(layers), n_tokens).float():
+                columns.append(_scores(logits, targets))
+                for row, token in zip(top, logits.argmax(-1).tolist(), strict=True):
+                    row.append(lm.tokenizer.decode([token]))
+    stacked = torch.stack(columns, -1)
+    return LogitLens(
+        prompt,
+        shown,
+        tuple(answers),
+        stacked[:, 0],
+        stacked[:, 1].long(),
+        tuple(map(tuple, top)),
+    )
+
+
+def _logits(lm: LM, batch: Batch, stored: object, n: int, n_tokens: int) -> torch.Tensor:
+    """``(n, tokens, vocabulary)`` of n copies of the prompt whose blocks all hand on ``stored``."""
+    copies = Batch(*(t.expand(n, -1) for t in (batch.ids, batch.mask, batch.positions)))
+    rows = torch.arange(n).repeat_interleave(n_tokens)
+    positions = torch.arange(n_tokens).repeat(n)
+    with stubbed(lm.blocks, lm.n_layers, stored), gathering(lm.head, rows, positions):
+        logits: torch.Tensor = lm.call(copies).logits[0]
+    return logits.view(n, n_tokens, -1)
+
+
+def _scores(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """``(answers, 2, tokens)``: probability and rank of each target."""
+    probabilities = logits.softmax(-1)
+    rows = []
+    for target in targets:
+        rank = (logits > logits[:, target, None]).sum(-1) + 1
+        rows.append(torch.stack([probabilities[:, target], rank.float()]))
+    return torch.stack(rows).cpu()
