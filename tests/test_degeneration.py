@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import support
-from easyeditor import Edit
+from easyeditor import Edit, FTHyperParams, ROMEHyperParams
+from easyeditor.cli.verdict import failures
+from easyeditor.edits import Case
 from easyeditor.evaluate.degeneration import _period, answer_holds, answered, examine, unsound
 from easyeditor.lm.inference import Continuation
 
@@ -60,6 +62,21 @@ def test_an_edit_took_where_the_target_is_the_whole_answer():
     assert answered({"rewrite_acc": 1.0})
     assert not answered({"rewrite_acc": 1.0, "free_answer": {"holds": 0.0}})  # "788" for 7
     assert not answered({"rewrite_acc": 0.5, "free_answer": {"holds": 1.0}})
+
+
+def test_the_sentences_on_edits_that_failed():
+    case = Case("0", EDIT)
+    text = {"text": " 788", "holds": 0.0, "faults": []}
+    longer = {"post": {"rewrite_acc": 1.0, "free_answer": text}}
+    (sentence,) = failures([case], [longer], batch=True)
+    assert "did not take (the answer goes on beyond it: '788')" in sentence
+    wreck = {"text": " Rome<x><x>", "holds": 1.0, "faults": ["writes the token '<x>'"]}
+    metric = {"post": {"rewrite_acc": 1.0, "free_answer": wreck}}
+    (sentence,) = failures([case], [metric], batch=True, settings=ROMEHyperParams())
+    assert "wrecked (writes the token '<x>')" in sentence
+    assert "--set continuation_kl_factor=" in sentence
+    (sentence,) = failures([case], [metric], batch=True, settings=FTHyperParams())
+    assert "--set" not in sentence
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,27 @@ def test_the_example_family_is_the_table_row(world):
 def test_the_example_dataset_gives_cases(world):
     assert [case.edit.target for case in world["cases"]] == ["Lyon", "Milan"]
     assert all(isinstance(case, Case) for case in world["cases"])
+
+
+def test_the_example_metric_is_in_every_result(tmp_path, monkeypatch):
+    import importlib
+    import sys
+
+    import outer
+    import toy_package
+    from easyeditor.evaluate.scorers import SCORERS
+
+    toy_package.write(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    list(SCORERS)
+    monkeypatch.setattr(SCORERS, "_entries", dict(SCORERS._entries))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toys"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("toys.old_answer")
+    prompts, targets = outer.PROMPTS[:2], outer.TARGETS[:2]
+    result = outer.editor().edit(prompts, targets, ["Danish", None], verbose=False)
+    first, second = result.metrics
+    old = first["post"]["rewrite_prob"]["ground_truth"]
+    assert first["post"]["old_answer_prob"] == pytest.approx(old)
+    assert first["pre"]["old_answer_prob"] > 0
+    assert second["post"].get("old_answer_prob") is None

@@ -252,6 +252,20 @@ def test_wrong_module_names_of_t5():
         outer.editor("FT", "t5", rewrite_module_tmp="model.layers.{}.mlp.down_proj")
 
 
+def test_presets_belong_to_one_method():
+    class Variant(MEMITHyperParams):
+        alg_name: str = "VARIANT"
+
+    class Tuned(MEMITHyperParams):
+        v_lr: float = 0.1
+
+    assert Variant.presets == {}
+    assert Tuned.presets == MEMITHyperParams.presets != {}
+    with pytest.raises(HyperParamsError, match="no preset 'gpt2-xl'"):
+        Variant.preset("gpt2-xl")
+    assert Variant.for_model("gpt2-xl").layers == MEMITHyperParams().layers
+
+
 # -- presets ----------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def test_many_small_passes_are_one_large_one(monkeypatch: pytest.MonkeyPatch) ->
     whole = attribute(target, row, [0, 1, 2], steps=7)
     passes = []
     plain = attribution._add
-    monkeypatch.setattr(attribution, "FEWEST", 2)
+    monkeypatch.setattr(attribution, "MIN_ROWS", 2)
     monkeypatch.setattr(attribution, "_add", lambda *args: passes.append(plain(*args)))
     parts = attribute(target, row, [0, 1, 2], steps=7, memory=1)
     assert len(passes) == 11

@@ -463,3 +463,9 @@ def test_errors_are_of_one_kind(tmp_path):
         load_patch(tmp_path / "nothing")
     with pytest.raises(ValueError, match="No patch file"):
         load_patch(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["", "gone", "x" * 400, "\0"])
+def test_a_name_that_is_no_file(name, tmp_path):
+    with pytest.raises(PatchFormatError, match="No patch file"):
+        load_patch(f"{tmp_path}/{name}")

@@ -264,6 +264,28 @@ def test_a_weight_changed_outside_is_never_lost_silently(dtype: torch.dtype) -> 
     assert differing(trained, weights(target)) == []
 
 
+@pytest.mark.parametrize("kind", ["low", "rows", "vector"])
+@pytest.mark.parametrize("how", ["rows change places", "one sample", "reversed"])
+def test_a_change_that_leaves_the_sum_is_noticed(kind: str, how: str) -> None:
+    """What was written is kept as copies: a view of the weight would always equal it."""
+    target = lm("llama")
+    one = patch(target, kind, 0, (0,))
+    weight = target.model.get_parameter(next(iter(one.entries)))
+    with torch.no_grad():
+        weight += torch.arange(float(weight.numel())).view_as(weight) / 1e3  # a norm's are all 1
+        one.apply(target.model, force=True)
+        if how == "rows change places":
+            weight[[0, 1]] = weight[[1, 0]]
+        elif how == "one sample":
+            weight.view(-1)[0] += 1
+        else:
+            weight.view(-1).copy_(weight.view(-1).flip(0).clone())
+    changed = weights(target)
+    with pytest.raises(PatchStateError, match="changed outside"):
+        one.revert(target.model)
+    assert differing(changed, weights(target)) == []
+
+
 def test_loading_another_state_is_noticed_and_moving_the_model_is_not_a_change() -> None:
     target = lm("llama")
     one = patch(target, "low", 0)

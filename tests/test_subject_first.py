@@ -8,6 +8,7 @@ import torch
 
 from easyeditor.associative.contrast import contrast_rows, nearest_tokens, read_after_subject
 from easyeditor.associative.keys import fact_at, keys_at, subject_rows
+from easyeditor.associative.spread import energy_share
 from easyeditor.associative.value_optimization import ValueOptions, optimize_values
 from easyeditor.edits import Edit
 from easyeditor.lm.forward.partial import Site
@@ -117,17 +118,36 @@ def test_memit_stores_it_beside_other_facts_and_leaves_other_subjects(target, ki
     assert all((p == before[name]).all() for name, p in target.model.named_parameters())
 
 
-def test_rome_leaves_the_contrast_keys_nearly_alone(target):
+@pytest.mark.parametrize("kind", ["ridge", "averaged", "joint"])
+def test_rome_leaves_the_contrast_keys_nearly_alone(target, kind):
     method_class = METHODS.get("ROME")
     settings = method_class.hyperparams_class(
-        layers=[1], mom2_adjustment=False, v_num_grad_steps=10, kl_factor=0.0,
+        layers=[1], mom2_adjustment=False, v_num_grad_steps=10, kl_factor=0.0, key=kind,
         context_template_length_params=[[3, 2]],
     )  # fmt: skip
     patch = method_class(settings).edit(target, [FIRST]).patch
     (part,) = next(iter(patch.entries.values()))
     bare = keys_at(target, [1], subject_rows(target, FIRST, [""]))[1]
     others = keys_at(target, [1], contrast_rows(target, [FIRST]))[1]
-    assert (others @ part.u).abs().mean() < 0.3 * (bare @ part.u).abs()
+    moved = (others @ part.u @ part.v).norm(dim=1)
+    if kind == "averaged":  # the bare prompt's key is not met exactly
+        (without,) = rank_one_without_contrast(target, settings)
+        assert moved.mean() < 0.5 * (others @ without.u @ without.v).norm(dim=1).mean()
+    else:
+        assert moved.mean() < 0.3 * (bare @ part.u @ part.v).norm()
+
+
+def rank_one_without_contrast(target, settings):
+    """The part of the same edit where no key is to be left alone."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("easyeditor.methods.rome.contrast_rows", lambda *_: [])
+        patch = METHODS.get("ROME")(settings).edit(target, [FIRST]).patch
+    return next(iter(patch.entries.values()))
+
+
+def test_keys_without_energy_have_the_whole_slack():
+    energy, usual = torch.tensor([0.0, 0.0, 1.0, 4.0]), torch.tensor([0.0, 2.0, 2.0, 2.0])
+    assert energy_share(energy, usual).tolist() == pytest.approx([1.0, 1e-6, 0.5, 1.0])
 
 
 def test_the_facts_name_their_subject_first():

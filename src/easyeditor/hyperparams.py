@@ -52,7 +52,10 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, (int, float)) else value
 
 
-Layers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+OptionalLayers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple)]
+"""Layer numbers, or shares of the depth; one of them may stand alone."""
+Layers = Annotated[OptionalLayers, Field(min_length=1)]
+"""The same, at least one."""
 
 
 def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int, ...]:
@@ -113,11 +116,21 @@ class HyperParams(BaseModel):
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Model -> only what differs from the defaults."""
+    """Model -> only what differs from the defaults. A subclass with another ``alg_name`` does not
+    inherit them: they were chosen for another method."""
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Published names of variants of the method -> the settings each name stands for."""
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Classic fields that no longer mean anything; named in one log line, then dropped."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Forget the presets of a class with another ``alg_name``."""
+        super().__pydantic_init_subclass__(**options)
+        inherited, name = cls.__mro__[1], cls.model_fields["alg_name"].default
+        former = getattr(inherited, "model_fields", {}).get("alg_name")
+        if "presets" not in vars(cls) and former is not None and former.default != name:
+            cls.presets = {}
 
     alg_name: str = ""
     model_name: str = ""

@@ -8,6 +8,9 @@ import torch
 
 from easyeditor.associative.solve import KeyMetric, closed_form, key_energy
 
+SMALLEST_SHARE = 1e-6
+"""Of λ that the slack of an opening subject's key may be."""
+
 
 def stored_keys(keys: torch.Tensor, kind: str) -> torch.Tensor:
     """The keys ``(edits, keys, d_in)`` that edits are stored under, of those of all contexts.
@@ -18,6 +21,17 @@ def stored_keys(keys: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "averaged" and keys.shape[1] > 1:
         return (keys[:, :1] + keys[:, 1:].mean(1, keepdim=True)) / 2
     return keys
+
+
+def energy_share(energy: torch.Tensor, usual: torch.Tensor) -> torch.Tensor:
+    """``energy / usual`` between ``SMALLEST_SHARE`` and 1; 1 where neither has any.
+
+    A projector leaves keys of its null space no energy at all: 0/0 must not become the slack of
+    every edit of the batch, and a slack of 0 not a division by it.
+    """
+    usual = usual.clamp(min=0)
+    share = torch.where(usual > 0, energy / usual, torch.ones_like(usual))
+    return share.clamp(min=SMALLEST_SHARE, max=1)
 
 
 def solve_directions(
@@ -66,7 +80,7 @@ def solve_directions(
     share = torch.ones(len(at), dtype=torch.float64, device=keys.device)
     if rest.shape[1]:
         elsewhere = key_energy(rest.flatten(0, 1), plain).view(len(at), -1).mean(1)
-        share = (key_energy(bare, plain) / elsewhere).clamp(max=1).to(share)
+        share = energy_share(key_energy(bare, plain), elsewhere).to(share)
     slack[bare_at] *= share
     system = torch.cat([solved, *(k.to(solved) for k in earlier)])
     slack = torch.cat([slack, slack.new_full((len(system) - len(solved),), weight)])

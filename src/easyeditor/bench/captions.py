@@ -1,4 +1,4 @@
-"""What a reader must know to trust or repeat a table."""
+"""Captions of tables: models, settings and data of the runs, and how to read the numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """An executor on Ray: one model per worker process, on this machine or on a cluster.
 
-Only the driver writes. A worker that dies takes nothing with it but the task it was at, which
-another one gets; a task that keeps killing its workers ends the run, with all that was finished
-kept.
+Only the driver writes. If a worker dies, its task is given to another; a task that has killed
+several workers ends the run, and finished tasks stay recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ATTEMPTS = 3
 
 
 class RayExecutor:
-    """Workers on a Ray cluster; a context, left by letting them go.
+    """Executes task chains on workers of a Ray cluster; a context manager that stops them.
 
     Args:
         open_model: loads the model; called once in every worker.
@@ -73,29 +72,29 @@ class RayExecutor:
         return worker
 
     def set_baseline(self, before: Replies) -> None:
-        """Sent to every worker, also to those that start later."""
+        """Send the unedited model's replies to every worker, also to those that start later."""
         self._known = self._ray.put(before)
         for worker in self._workers:
             worker.set_baseline.remote(self._known)
 
-    def run(self, lines: Sequence[JobChain], what: str) -> None:
-        """Carry out every task of every line, as many at a time as there are workers."""
-        waiting = [(line, task) for line in lines if (task := line.next()) is not None]
+    def run(self, chains: Sequence[JobChain], what: str) -> None:
+        """Run every task of every chain, one per worker at a time."""
+        waiting = [(chain, task) for chain in chains if (task := chain.next()) is not None]
         idle = list(self._workers)
         busy: dict[Any, tuple[Any, JobChain, Task]] = {}
         lost: dict[int, int] = {}
-        with bar(sum(line.weight for line in lines), what, "case") as progress:
+        with bar(sum(chain.weight for chain in chains), what, "case") as progress:
             while waiting or busy:
                 while waiting and idle:
                     worker = idle.pop()
-                    line, task = waiting.pop(0)
-                    busy[worker.run_task.remote(task)] = (worker, line, task)
+                    chain, task = waiting.pop(0)
+                    busy[worker.run_task.remote(task)] = (worker, chain, task)
                 ready, _ = self._ray.wait(list(busy), num_returns=1)
-                worker, line, task = busy.pop(ready[0])
+                worker, chain, task = busy.pop(ready[0])
                 result = self._result(ready[0])
                 if result is None:
-                    lost[id(line)] = lost.get(id(line), 0) + 1
-                    if lost[id(line)] >= ATTEMPTS:
+                    lost[id(chain)] = lost.get(id(chain), 0) + 1
+                    if lost[id(chain)] >= ATTEMPTS:
                         raise BenchError(
                             f"{what}: {ATTEMPTS} workers died at the same task (positions "
                             f"{task.unit.start} to {task.unit.stop}). Most often memory ran out: "
@@ -105,16 +104,16 @@ class RayExecutor:
                     self._workers.remove(worker)
                     self._workers.append(self._new())
                     idle.append(self._workers[-1])
-                    waiting.insert(0, (line, task))
+                    waiting.insert(0, (chain, task))
                     continue
                 idle.append(worker)
-                lost.pop(id(line), None)
-                line.done(task, result)
-                following = line.next()
+                lost.pop(id(chain), None)
+                chain.done(task, result)
+                following = chain.next()
                 if following is not None:
-                    waiting.insert(0, (line, following))
+                    waiting.insert(0, (chain, following))
                 else:
-                    progress.update(line.weight)
+                    progress.update(chain.weight)
 
     def _result(self, reference: Any) -> Result | None:
         errors = self._ray.exceptions
@@ -137,7 +136,7 @@ class RayExecutor:
         return pids
 
     def close(self) -> None:
-        """Let the workers go; a cluster that was running before stays."""
+        """Stop the workers, and the cluster if it was started here."""
         for worker in self._workers:
             self._ray.kill(worker)
         if self._started:

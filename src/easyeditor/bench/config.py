@@ -1,4 +1,4 @@
-"""What a benchmark run does; written into its folder, and compared when it goes on."""
+"""Configuration of a benchmark run; stored in its directory and compared on resuming."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES_PER_FORWARD = 8
 
 @dataclass(frozen=True, slots=True)
 class CaseRange:
-    """What is edited and recorded together: positions ``start`` to ``stop`` of the cases."""
+    """Cases that are edited and recorded together: positions ``start`` to ``stop``."""
 
     label: str
     number: int
@@ -39,7 +39,7 @@ class CaseRange:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkConfig:
-    """A whole run.
+    """Configuration of a benchmark run.
 
     Attributes:
         methods: hyper-parameters by label; a method may take part under several labels.
@@ -50,9 +50,9 @@ class BenchmarkConfig:
             accumulate, ``batch_size`` at a time; each case is measured after its own edit and
             again at the end.
         batch_size: cases per edit.
-        measures: what is asked in addition to the teacher-forced scores.
+        measures: metrics in addition to the teacher-forced scores.
         seed: of the sampling in the measures and of the methods that sample.
-        data: what the cases are called in tables.
+        data: name of the cases in tables.
         downstream: tasks of lm-evaluation-harness, before and after.
         downstream_limit: only the first so many items of each task.
         downstream_path: a folder with further task definitions.
@@ -111,7 +111,7 @@ class BenchmarkConfig:
         return self.protocol == "sequential"
 
     def units(self, label: str) -> list[CaseRange]:
-        """What one method does, in order."""
+        """The case ranges of one method, in order."""
         n = len(self.cases)
         size = CASES_PER_FORWARD if self.protocol == "single" else self.batch_size
         return [
@@ -120,7 +120,7 @@ class BenchmarkConfig:
         ]
 
     def describe(self, lm: LM) -> dict[str, Any]:
-        """The content of ``run.json``: everything the numbers depend on."""
+        """Content of ``run.json``: everything that the numbers depend on."""
         described = [to_json(case) for case in self.cases]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         measures = asdict(self.measures)
@@ -162,7 +162,7 @@ def _check_variant(label: str, settings: HyperParams) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """``"seed: 0 → 1"`` for everything in which two descriptions differ."""
+    """Differences of two descriptions, such as ``"seed: 0 → 1"``."""
     changed = []
     for key in dict.fromkeys((*old, *new)):
         a, b = old.get(key), new.get(key)

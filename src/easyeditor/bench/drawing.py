@@ -1,7 +1,7 @@
-"""How pictures of numbers with intervals are drawn, and saved as bytes.
+"""Draws numbers with intervals by matplotlib, and renders figures as bytes.
 
-matplotlib's pyplot, its list of open figures and its settings are left alone. Colours are Okabe
-and Ito's, which colour-blind eyes tell apart; lines differ in their marks, too.
+pyplot, its open figures and matplotlib's settings are not changed. Colours are those of Okabe and
+Ito, which the colour-blind can distinguish; lines also differ in their markers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LETTER, LINE = 0.075, 0.17
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Our look inside, the caller's settings afterwards.
+    """A context with the package's matplotlib settings; the caller's are restored after it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -111,18 +111,18 @@ def panels(
 
 
 def written(name: str, letters: int = WRAP) -> str:
-    """A name as a label: wrapped, and a dollar sign is no mathematics."""
+    """A name as a label: wrapped, dollar signs escaped."""
     return textwrap.fill(name, letters).replace("$", r"\$")
 
 
 def height_of(names: Sequence[str]) -> float:
-    """Inches of a panel that holds one row per name."""
+    """Height in inches of a panel with one row per name."""
     lines = max(name.count("\n") + 1 for name in names)
     return 0.25 + len(names) * max(0.3, 0.1 + LINE * lines)
 
 
 def name_rows(axis: Axes, names: Sequence[str], *, visible: bool = True) -> None:
-    """The names at the left, the first at the top."""
+    """Label the rows with the names, the first at the top."""
     axis.set_yticks(range(len(names)), names if visible else [""] * len(names))
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(names) - 0.4, -0.6)
@@ -140,7 +140,7 @@ def colours(rows: Sequence[Row]) -> list[str]:
 
 
 def _paler(colour: str) -> str:
-    """Half way to white."""
+    """The colour mixed half with white."""
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{(part + 255) // 2:02X}" for part in parts)
 

@@ -1,7 +1,7 @@
 """Task chains of a run: the tasks of one chain run in order, chains are independent.
 
-Any number of workers may take chains. A chain writes the result of a task before it hands out the
-next, and starts behind what an earlier process finished.
+A chain writes the result of a task before it returns the next one, and starts after the tasks that
+an earlier process finished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK = 50
 
 
 class JobChain(Protocol):
-    """Tasks that must follow each other."""
+    """Tasks that must run in order."""
 
     weight: int
 
@@ -38,7 +38,7 @@ class JobChain(Protocol):
 
 
 class BaselineJob:
-    """One chunk of what the unedited model says."""
+    """Replies of the unedited model to the queries of some cases."""
 
     def __init__(self, event_log: EventLog, unit: CaseRange) -> None:
         self._event_log, self._unit = event_log, unit
@@ -55,7 +55,7 @@ class BaselineJob:
 
 
 class IndependentJob:
-    """One unit that is edited from the unedited model."""
+    """One case range, edited from the unedited model."""
 
     def __init__(
         self, event_log: EventLog, unit: CaseRange, done: bool, keep: Path | None = None
@@ -77,10 +77,10 @@ class IndependentJob:
 
 
 class SequentialJob:
-    """A sequence: every unit on top of those before it, then everything is measured again.
+    """A sequence of edits: each range is edited on top of the earlier ones; then all are measured.
 
-    The change so far, and the method's state after it, are saved before the records of the last
-    step, so a killed run resumes after what is recorded.
+    The patch and the method's state are saved before the records of each step, so an interrupted
+    run resumes after the last record.
 
     Raises:
         BenchError: records or the change so far were taken away.
@@ -182,7 +182,7 @@ def _keep(patch: Patch, file: Path, state: State | None = None) -> None:
 
 
 def chunks(plan: BenchmarkConfig) -> list[CaseRange]:
-    """The unedited model's share of the work."""
+    """Ranges of cases whose queries the unedited model answers together."""
     n = len(plan.cases)
     return [
         CaseRange("", number, start, min(n, start + CHUNK))

@@ -20,7 +20,7 @@ PICTURES = ("scores", "probability", "time", "memory", "retention")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written.
+    """The files of a report.
 
     Attributes:
         out: the folder.
@@ -52,8 +52,8 @@ def report(
 ) -> Report:
     """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and pictures as PNG and SVG.
 
-    The runs may still be going on: complete units count. Without matplotlib the tables are written
-    all the same, and the report says what is missing. Pictures of an earlier report that do not
+    The runs may still be in progress: complete ranges count. Without matplotlib only the tables are
+    written, and :attr:`Report.without` says so. Pictures of an earlier report that do not
     belong to this one are deleted.
 
     Args:

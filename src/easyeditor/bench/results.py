@@ -31,7 +31,7 @@ SAID = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run folder holds so far.
+    """Content of a run directory so far.
 
     Attributes:
         name: the folder's name, unique among the runs read with it.

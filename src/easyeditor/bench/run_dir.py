@@ -1,6 +1,6 @@
-"""A run on disk. Whatever moment the process dies at, what was finished stays and counts once.
+"""The directory of a run: appended records that survive a kill at any moment, counted once.
 
-``run.json`` says what the run does. ``before.jsonl`` holds what the unedited model said;
+``run.json`` is the configuration. ``before.jsonl`` holds the unedited model's replies;
 ``<label>/records.jsonl`` one record per case; ``<label>/total-<n>.safetensors`` the change after
 ``n`` steps of a sequence. Lines are appended and flushed to the disk; a line without its end was
 being written when the process died, and is cut off.
@@ -25,7 +25,7 @@ RUN, RECORDS, BEFORE, LOCK = "run.json", "records.jsonl", "before.jsonl", "run"
 
 
 class EventLog(JsonLog):
-    """The records of one entrant, or of the unedited model, as they are measured.
+    """Append-only records of one entrant, or of the unedited model.
 
     Opening it drops the records of a unit that was not written to its end, so that a unit counts
     whole or not at all.
@@ -59,7 +59,7 @@ class EventLog(JsonLog):
 
 
 class RunDirectory:
-    """The folder of one run, held by one process at a time.
+    """The directory of one run, locked by one process at a time.
 
     Raises:
         RunMismatchError: it holds a run with other settings; lists them.
@@ -120,11 +120,11 @@ class RunDirectory:
         return EventLog(self.path / label / RECORDS)
 
     def total(self, label: str, step: int) -> Path:
-        """The file of the change after ``step`` steps of a sequence."""
+        """The patch file after ``step`` steps of a sequence."""
         return self.path / label / f"total-{step:06d}.safetensors"
 
     def close(self) -> None:
-        """Let other processes work in the folder."""
+        """Release the lock of the directory."""
         self._lock.release()
 
     def __enter__(self) -> RunDirectory:

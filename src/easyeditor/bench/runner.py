@@ -56,7 +56,7 @@ class SerialExecutor:
 
 
 class _Counted:
-    """A chain that counts in the bar of the whole run once it is finished."""
+    """A chain that advances the progress bar of the whole run when it is finished."""
 
     def __init__(self, chain: JobChain, overall: Any) -> None:
         self._chain, self._overall = chain, overall
@@ -75,7 +75,7 @@ class _Counted:
 
 
 def run(lm: LM, plan: BenchmarkConfig, out: str | Path, executor: Executor | None = None) -> Path:
-    """Carry out ``plan``; a folder that holds the same run goes on where it stopped.
+    """Run ``plan`` in the directory ``out``; the same run in it is resumed.
 
     Args:
         lm: the unedited model. It is bit-identical afterwards.

@@ -1,4 +1,4 @@
-"""From runs to rows: one per method and what is measured when, one for the unedited model."""
+"""Rows of a table from runs: one per method and stage, one for the unedited model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured of one method, or of the unedited model.
+    """The numbers of one method, or of the unedited model.
 
     Attributes:
         run: name of the run; empty where there is only one.
@@ -77,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows, the columns that exist, and a caption that says what was measured how."""
+    """Rows, the columns that exist, and a caption with the settings of the measurement."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]

@@ -1,4 +1,4 @@
-"""One piece of a run, done on one model: ask the unedited model, edit and measure, measure all."""
+"""Runs the tasks of a benchmark on one model: baseline replies, edits, metrics."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is asked to do.
+    """One task of a worker.
 
     Attributes:
         kind: which of its tasks.
         unit: the cases.
-        total: the change of a sequence so far.
+        total: the patch of a sequence so far.
         state: the method's state after that; None stands for the initial one.
     """
 
@@ -68,7 +68,7 @@ class Result:
 
 
 class Worker:
-    """A model and the methods of a run. Between two tasks the model is unedited, bit for bit."""
+    """A model and the methods of a run; between two tasks the model carries no edit."""
 
     def __init__(self, lm: LM, plan: BenchmarkConfig) -> None:
         self._lm, self._plan = lm, plan
@@ -83,7 +83,7 @@ class Worker:
         self._summary.before = before
 
     def run_task(self, task: Task) -> Result:
-        """Carry out one task."""
+        """Run one task."""
         if task.kind == "before":
             seen = observe(self._lm, self._cases(task.unit), self._measures(task.unit.number == 0))
             return Result([{"chunk": task.unit.number, **to_json(seen)}])
@@ -177,7 +177,7 @@ class Worker:
     def _shared(
         self, stage: str, unit: CaseRange, attempt: Attempt, evaluation_seconds: float, n: int
     ) -> Record:
-        """What the records of one patch, of ``n`` cases, share."""
+        """The common fields of the records of one patch, of ``n`` cases."""
         lm, plan, patch = self._lm, self._plan, attempt.patch
         per_patch = 1 if plan.protocol == "single" else n
         seconds = {"edit": attempt.seconds / per_patch, "evaluate": evaluation_seconds}
@@ -218,7 +218,7 @@ class Worker:
 
 
 def check(lm: LM, plan: BenchmarkConfig) -> None:
-    """Whatever can be known to be wrong before any work starts.
+    """Check cases and settings before any work starts.
 
     Raises:
         EditError: a case that a method cannot carry out.

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from easyeditor.edits import Case, Edit
     from easyeditor.hyperparams import HyperParams
 
+MOST_NOTED = 20
+"""Edits of a file whose notes are printed; all of them are in ``--json``."""
+
 EXAMPLES = r"""
 Examples:
 
@@ -147,7 +150,7 @@ def edit(
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
-    failures = verdict.failures(wanted, result.metrics, batch=batch)
+    failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings)
     unsaved = _save(result, save)
     saved = None if unsaved else save
     if journal is not None and not unsaved:
@@ -159,8 +162,9 @@ def edit(
     else:
         _show(method, model, wanted, result, lines, saved)
     if not as_json:
-        for remark in result.metrics[0].get("notes", ()) if single else ():
-            output.note(remark)
+        for number, metric in enumerate(result.metrics, 1):
+            for remark in metric.get("notes", ()) if single or number <= MOST_NOTED else ():
+                output.note(remark if single else f"Edit {number}: {remark}")
         for failure in failures:
             output.warn(failure)
     if unsaved:

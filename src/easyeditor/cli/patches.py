@@ -38,11 +38,20 @@ class Format(str, Enum):
     """What ``export`` can write."""
 
     lora = "lora"
+    gguf_lora = "gguf-lora"
+    merged = "merged"
 
 
 APPLY_EXAMPLES = "Example: easyedit apply eiffel.safetensors --out edited"
 EXPORT_EXAMPLES = r"""
-Example: easyedit export eiffel.safetensors --format lora --out adapter
+Examples:
+
+  easyedit export eiffel.safetensors --format lora --out adapter
+
+  easyedit export eiffel.safetensors --format gguf-lora --out adapter
+  llama-cli -m model.gguf --lora adapter/adapter.gguf
+
+  easyedit export eiffel.safetensors --format merged --out edited
 """
 SHOW_EXAMPLES = "Example: easyedit show eiffel.safetensors"
 GENERATE_EXAMPLES = r"""
@@ -193,24 +202,44 @@ def apply(
 def export(
     patch: Annotated[Path, typer.Argument(help="A patch file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.lora,
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="lora: for peft; gguf-lora: for llama.cpp; merged: a whole model, as apply writes."
+        ),
+    ] = Format.lora,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Rank kept of dense patches (64 by default).")
     ] = None,
+    model: options.PatchModel = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a LoRA adapter that peft loads with the same logits."""
+    """Write a patch as another program reads it."""
+    if format is Format.merged:
+        if rank is not None:
+            raise typer.BadParameter("a merged model has no rank", param_hint="--rank")
+        apply([patch], out, model, as_json=as_json)
+        return
+    if model is not None:
+        raise typer.BadParameter("an adapter needs no model", param_hint="--model")
     places.check_folder(out)
 
+    from easyeditor.export.gguf_lora import export_gguf_lora
     from easyeditor.patches.lora import export_lora
 
-    adapter = export_lora(_weights([patch])[0], out, rank=rank)
+    (weights,) = _weights([patch])
+    if format is Format.lora:
+        peft = export_lora(weights, out, rank=rank)
+        place, rank, errors = peft.folder, peft.rank, peft.errors
+    else:
+        adapter = export_gguf_lora(weights, out, rank=rank)
+        place, rank, errors = adapter.file, adapter.rank, adapter.errors
     if as_json:
-        result = {"out": str(adapter.folder), "format": format.value, "rank": adapter.rank}
-        output.print_json({**result, "relative_errors": adapter.errors})
+        result = {"out": str(out), "format": format.value, "rank": rank}
+        output.print_json({**result, "relative_errors": errors})
         return
-    output.out.print_line(f"LoRA adapter of rank {adapter.rank} in {adapter.folder}.")
-    for name, error in adapter.errors.items():
+    output.out.print_line(f"LoRA adapter of rank {rank} in {place}.")
+    for name, error in errors.items():
         accuracy = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
         output.out.print_line(f"  {name}: {accuracy}")
 

@@ -10,8 +10,12 @@ from easyeditor.cli import catalog, output
 from easyeditor.cli.output import shortened
 from easyeditor.methods import METHODS
 
+CONTINUATION_KL_FACTOR = 0.5
+"""What is advised where the text is wrecked; chosen by benchmarks/continuation_kl.py."""
+
 if TYPE_CHECKING:
     from easyeditor.edits import Case
+    from easyeditor.hyperparams import HyperParams
 
 
 def warn_repeated_subjects(cases: Sequence[Case]) -> None:
@@ -42,9 +46,17 @@ def took(metric: Mapping[str, Any]) -> bool:
     return answered(metric["post"])
 
 
-def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch: bool) -> list[str]:
-    """A sentence for each edit that did not take, or took and left the text wrecked."""
-    sentences = []
+def failures(
+    cases: Sequence[Case],
+    metrics: Sequence[Mapping[str, Any]],
+    batch: bool,
+    settings: HyperParams | None = None,
+) -> list[str]:
+    """A sentence for each edit that did not take, or took and left the text wrecked.
+
+    ``settings``, of the method, say what may help where the text is wrecked.
+    """
+    sentences, advice = [], _keeping_text(settings)
     for i, (case, metric) in enumerate(zip(cases, metrics, strict=True)):
         what = f"{shortened(str(case.edit.prompt), 60)!r} → {shortened(case.edit.target, 40)!r}"
         if not took(metric):
@@ -67,8 +79,19 @@ def failures(cases: Sequence[Case], metrics: Sequence[Mapping[str, Any]], batch:
                 why = f": overwritten by edit {later + 1}, about the same subject. {_together()}"
             sentences.append(f"Edit {i + 1} did not take{why}: {what}.")
         elif (reason := wrecked(metric["post"])) is not None:
-            sentences.append(f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}.")
+            sentences.append(
+                f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}.{advice}"
+            )
     return sentences
+
+
+def _keeping_text(settings: HyperParams | None) -> str:
+    if settings is None or dict(settings).get("continuation_kl_factor") != 0:
+        return ""
+    return (
+        f" --set continuation_kl_factor={CONTINUATION_KL_FACTOR} keeps what follows the target "
+        "closer to the unedited model's text."
+    )
 
 
 def wrecked(post: Mapping[str, Any]) -> str | None:

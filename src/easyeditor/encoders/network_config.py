@@ -1,7 +1,7 @@
-"""A Hugging Face network as plain data, and built again from it: for files that hold networks.
+"""Serialises a Hugging Face network's configuration and tokenizer as JSON, and builds it again.
 
-The configuration and the tokenizer are JSON; weights lie beside them as tensors. Nothing in such a
-file is run as code.
+For patches and archives that hold networks: the weights are tensors of the same file. Nothing in
+such a file is run as code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import (
 
 
 def config_of(model: PreTrainedModel) -> dict[str, Any]:
-    """The whole configuration as JSON types; where it was loaded from is left out."""
+    """The whole configuration as JSON types, without the path it was loaded from."""
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     return config
@@ -32,12 +32,12 @@ def config_of(model: PreTrainedModel) -> dict[str, Any]:
 def language_model(
     config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
 ) -> PreTrainedModel:
-    """A float32 model of this configuration that answers; its weights are yet to be filled in.
+    """A float32 model of this configuration with an output head, its weights uninitialised.
 
     Args:
         config: from :func:`config_of`; keys that name code are not followed.
-        weights: what it will be filled from. A configuration from a file is held against them
-            before anything of its size is allocated.
+        weights: those it will get. A configuration from a file is compared with their sizes
+            before memory is allocated.
 
     Raises:
         ValueError: no such configuration, or a network of another size than the weights.
@@ -50,7 +50,7 @@ def language_model(
 def reader(
     config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
 ) -> PreTrainedModel:
-    """The same for a model that gives hidden states, no answers.
+    """The same for a model without an output head.
 
     Raises:
         ValueError: see :func:`language_model`.
@@ -59,7 +59,7 @@ def reader(
 
 
 def tokenizer_json(tokenizer: Any) -> str:
-    """The rules of a fast tokenizer, without its cutting and padding."""
+    """A fast tokenizer as JSON, without truncation and padding."""
     core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     core.no_truncation()
     core.no_padding()
@@ -91,7 +91,7 @@ def _config(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | Non
 
 
 def _check_counts(values: Any, tensors: int, key: str = "", depth: int = 0) -> None:
-    """Refuse counts that the tensors of a file cannot bear out, before anything is built."""
+    """Refuse counts of parts for which the file has too few tensors, before anything is built."""
     if depth > FEW:
         raise ValueError("its configuration is nested too deep")
     if isinstance(values, Mapping):
@@ -120,7 +120,7 @@ def _fresh(auto: Any, config: Any, weights: Mapping[str, torch.Tensor] | None) -
 
 
 def _check_size(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Hold a network that takes no memory yet against the weights it is for."""
+    """Compare the size of a network (on the meta device) with that of its weights."""
     described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     there = sum(tensor.numel() for tensor in weights.values())
     if described > MAX_SPARE * there + MAX_POSITIONS:

@@ -1,4 +1,4 @@
-"""Sentences as vectors: a sentence encoder, and a cache of what it said."""
+"""Sentence embeddings by ``sentence-transformers``, and their cache."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Sentences:
         self.trusted = trusted or self.embedded
 
     def check_trusted(self) -> None:
-        """Make sure that the user has named this encoder.
+        """Refuse an encoder that the user has not named.
 
         Raises:
-            PatchStateError: only a file has named it.
+            PatchStateError: it is named by a file alone.
         """
         if not self.trusted:
             raise PatchStateError(
@@ -72,7 +72,7 @@ class Sentences:
             ) from error
 
     def encode(self, texts: Sequence[Prompt | str]) -> torch.Tensor:
-        """``(texts, width)`` float32 of unit length, so that a product is a cosine."""
+        """Embeddings ``(texts, width)``, float32 of unit length: dot products are cosines."""
         vectors = self._encoder.encode(
             [str(text) for text in texts],
             batch_size=BATCH,

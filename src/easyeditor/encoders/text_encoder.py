@@ -1,4 +1,4 @@
-"""``TextEncoder``: texts to vectors by any Hugging Face network that gives hidden states."""
+"""``TextEncoder``: text embeddings by any Hugging Face network with hidden states."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from easyeditor.lm.tokens import pad
 TOKENS_PER_PASS = 4096
 """Padded tokens per forward pass."""
 LONGEST = 512
-"""Tokens of a text that are read, the last ones, where the network would take more."""
+"""Maximum number of tokens of a text; of longer ones the last are read."""
 
 
 class TextEncoder(nn.Module):
     """The mean of a network's last hidden states, of unit length, through a linear map.
 
-    An encoder, the encoder of an encoder-decoder, or a causal model: whatever ``AutoModel`` knows.
-    The map starts as the identity, so distances begin as those of the pretrained network.
+    The network is whatever ``AutoModel`` loads: an encoder, an encoder-decoder (its encoder) or a
+    causal model. The map is initialised as the identity, so initial distances are those of the
+    pretrained network.
 
     Args:
         model: the network; of an encoder-decoder only the encoder is kept.
@@ -53,7 +54,7 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, name: str) -> TextEncoder:
-        """By an embedded model's name, a hub name or a folder; float32, evaluation mode.
+        """Load by an embedded model's name, a hub name or a folder; float32, evaluation mode.
 
         Raises:
             ModelLoadError: nothing of that name, or it cannot be read.
@@ -82,11 +83,11 @@ class TextEncoder(nn.Module):
     def built(
         cls, description: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
     ) -> TextEncoder:
-        """What :attr:`description` describes; the weights are yet to be filled in.
+        """Build from a :attr:`description`, with uninitialised weights.
 
         Args:
             description: from :attr:`description`.
-            weights: what it will be filled from; see
+            weights: those it will get; see
                 :func:`~easyeditor.encoders.network_config.reader`.
 
         Raises:

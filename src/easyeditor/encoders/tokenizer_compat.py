@@ -1,4 +1,4 @@
-"""Whether two tokenizers cut text into the same tokens with the same numbers."""
+"""Compares tokenizers: same vocabulary, same ids, same segmentation of sample texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SAMPLE = (
     "The Eiffel Tower is in the city of Paris; 3,141 people said: «Größe, façade, naïve» — and "
     "don't you know?\n  New lines, two spaces, 东京 and Δx = 0.5e-3 count, too."
 )
-"""Text on which tokenizers with one vocabulary but other rules part."""
+"""Text that tokenizers with one vocabulary but other rules segment differently."""
 
 
 def differences(one: Any, other: Any) -> str:
@@ -28,7 +28,7 @@ def differences(one: Any, other: Any) -> str:
 
 
 def signature(tokenizer: Any) -> str:
-    """One short string, equal where :func:`differences` finds none."""
+    """A digest that is equal for tokenizers without :func:`differences`."""
     result = [sorted(_ordinary(tokenizer).items()), _cut(tokenizer)]
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
 

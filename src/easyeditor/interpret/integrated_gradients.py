@@ -1,4 +1,4 @@
-"""How much each MLP neuron does for an answer: integrated gradients, all layers together.
+"""Integrated gradients of an answer's probability by MLP neuron, for all layers in one batch.
 
 The score of a neuron with activation ``a`` (one number of the down-projection's input, at the token
 that predicts the answer) is its share of the answer's probability (arXiv 2104.08696, eq. 2; the
@@ -6,10 +6,11 @@ axioms: arXiv 1703.01365)::
 
     a · mean over m = 1 … steps of ∂p(answer | the layer's activations are (m − ½)/steps · a) / ∂a
 
-so that the scores of one layer add up to what that layer's activations there do for ``p``. The
-midpoint of each step is read, not its end: on SmolLM2-135M 20 steps then give what 400 do to 1e-3,
-where ``p`` does not jump. Each (layer, step) is one row of a batch; rows of many layers share a
-forward and a backward pass, and each runs one token only: nothing before the scaled one changes.
+so that the scores of one layer add up to the effect of that layer's activations on ``p``. The
+gradient is taken at the midpoint of each step, not at its end: on SmolLM2-135M 20 steps then agree
+with 400 to 1e-3, where ``p`` does not jump. Each (layer, step) is one row of a batch; rows of many
+layers share a forward and a backward pass, and each runs one token only, as nothing before the
+scaled token changes.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch, Row
 from easyeditor.progress import bar
 
-FEWEST = 16
-"""Rows in one pass however little memory there is: below that, passes only get more."""
+MIN_ROWS = 16
+"""Rows of one pass, also where they exceed the memory budget."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
-    """What the neurons of some layers do for one answer token, all in float32.
+    """Attribution scores of the neurons of some layers for one answer token, float32.
 
     Attributes:
-        stream: norm of what the last block hands on at the token that predicts the answer.
+        stream: norm of the last block's output at the token that predicts the answer.
         activations: per layer ``(d_in,)``: the down-projection's input at that token.
         scores: per layer ``(d_in,)``, in units of probability.
     """
@@ -61,15 +62,14 @@ def attribute(
 ) -> Attribution:
     """Scores of all neurons of ``layers`` for the row's last target token.
 
-    Everything before that token is fed; an encoder-decoder is looked at in its decoder.
+    Everything before that token is given; of an encoder-decoder the decoder's neurons are scored.
 
     Args:
         lm: the model; its weights are only read.
-        row: a prompt with a target; the earlier target tokens are fed as they are.
+        row: a prompt with a target; the earlier target tokens are given.
         layers: absolute layer numbers.
         steps: of the integral, from 0 (excluded) to the activation.
-        memory: bytes the passes may use beside the model; 14 % of the model by default (at least
-            32 MB).
+        memory: budget in bytes beside the model; by default 14 % of its size (at least 32 MB).
 
     Raises:
         DivergedError: the probability is not a number.
@@ -81,7 +81,7 @@ def attribute(
         copies: _Copies = (_Decoder if lm.encoder_decoder else _Causal)(lm, row)
         result = _unscaled(lm, copies, layers)
         with bar(len(work), "attributing to neurons", "row") as progress:
-            size = max(FEWEST, int(memory // _bytes_per_row(lm, copies, layers[0], result)))
+            size = max(MIN_ROWS, int(memory // _bytes_per_row(lm, copies, layers[0], result)))
             for start in range(0, len(work), size):
                 chunk = work[start : start + size]
                 _add(lm, copies, row.target[-1], chunk, steps, result)
@@ -91,7 +91,7 @@ def attribute(
 
 @torch.no_grad()
 def _unscaled(lm: LM, copies: _Copies, layers: Sequence[int]) -> Attribution:
-    """One plain pass; the scores are still zero."""
+    """Activations and stream by one plain pass; the scores are zero."""
     modules = [lm.projection(layer).module for layer in layers]
     with (
         reading_output(lm.blocks[-1], stop=False) as replies,
@@ -109,7 +109,7 @@ def _unscaled(lm: LM, copies: _Copies, layers: Sequence[int]) -> Attribution:
 
 
 def _last(hidden: torch.Tensor) -> torch.Tensor:
-    """The last position of a single row, flattened or not; a copy."""
+    """A copy of the vector at the last position of a single row, flattened or not."""
     return hidden.reshape(-1, hidden.shape[-1])[-1].float().clone()
 
 
@@ -121,7 +121,7 @@ def _add(
     steps: int,
     attribution: Attribution,
 ) -> None:
-    """One forward and one backward pass for some (layer, step)."""
+    """Add the gradients of some (layer, step) to the scores, by one forward and backward pass."""
     rows: dict[int, list[int]] = {}
     for i, (layer, _) in enumerate(work):
         rows.setdefault(layer, []).append(i)
@@ -150,7 +150,7 @@ def _add(
 
 
 def _bytes_per_row(lm: LM, copies: _Copies, lowest: int, attribution: Attribution) -> int:
-    """What one row keeps for its backward pass, and its logits with their probabilities."""
+    """Memory of one row: saved tensors, logits and probabilities."""
     values = attribution.activations[lowest][None].clone().requires_grad_()
     with replacing_input(lm.projection(lowest).module, 1, torch.tensor([0]), values):
         logits = copies.logits(1)
@@ -158,10 +158,10 @@ def _bytes_per_row(lm: LM, copies: _Copies, lowest: int, attribution: Attributio
 
 
 class _Copies(Protocol):
-    """One token sequence, run as often as asked in one pass.
+    """Any number of copies of one token sequence, run in one pass.
 
     Attributes:
-        bytes: what is stored, and what the last pass left: of one copy, if that was one.
+        bytes: of the stored states and the tensors saved by the last pass.
     """
 
     @property
@@ -170,12 +170,12 @@ class _Copies(Protocol):
         ...
 
     def logits(self, n: int) -> torch.Tensor:
-        """``(n, vocabulary)`` after the last token fed."""
+        """Logits of ``n`` copies after the last token, ``(n, vocabulary)``."""
         ...
 
 
 class _Causal:
-    """Everything before the last token is run once and leaves its keys and values."""
+    """Copies of a causal model's sequence; the tokens before the last are run once and cached."""
 
     def __init__(self, lm: LM, row: Row) -> None:
         last = len(row.ids) - 2  # the answer itself is not fed
@@ -196,7 +196,7 @@ class _Causal:
 
 
 class _Decoder:
-    """The encoder is run once; the decoder runs what is fed of the target."""
+    """Copies of a decoder's sequence; the encoder is run once."""
 
     bytes = 0
 

@@ -131,10 +131,7 @@ class LM:
         return public_name(given) or type(self.model).__name__
 
     def encoder_side(self) -> LM:
-        """The same model, with the encoder's blocks where the decoder's are here.
-
-        A model without an encoder is handed back as it is.
-        """
+        """This model with its encoder's blocks as ``blocks``; itself if it has no encoder."""
         if not self.encoder_decoder:
             return self
         view = copy.copy(self)
@@ -268,9 +265,8 @@ class LM:
     def at_rest(self) -> Iterator[None]:
         """A context with evaluation mode and no parameter gradients; both are restored after it.
 
-        The trap: both are states of the caller's model, as is a forward context, so two threads
-        must not be inside at once. Editors hold :func:`~easyeditor.lm.locking.lock_of` the model;
-        whoever scores or generates in several threads must do so, too.
+        The trap: both are states of the model, so only one thread may be inside at a time, as an
+        editor is that holds :func:`~easyeditor.lm.locking.lock_of` the model.
         """
         training = [m for m in self.model.modules() if m.training]
         learning = [p for p in self.model.parameters() if p.requires_grad]

@@ -17,30 +17,37 @@ from easyeditor.lm.weights import WeightHandle
 _ATTRIBUTE = "easyedit_originals"
 SAMPLES = 64
 """Numbers of a written weight that are compared one by one."""
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+SUMS = 1024
+"""Stretches of a written weight, each with a sum of its own: rows that change places are seen."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """What tells a weight that was written from any other: the sum of its bits, and samples."""
+    """What tells a weight that was written from any other: sums of its bits, and samples."""
 
     dtype: torch.dtype
-    bits: int
+    bits: torch.Tensor
     samples: torch.Tensor
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Written:
         """Of a weight as it is now."""
         flat = weight.detach().reshape(-1)
-        bits = flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+        whole = flat.view(_INTEGERS[flat.element_size()])
+        length = max(1, whole.numel() // SUMS)
+        end = whole.numel() // length * length
+        sums = whole[:end].view(-1, length).sum(1, dtype=torch.int64)
+        rest = whole[end:].sum(dtype=torch.int64)[None]
         stride = max(1, flat.numel() // SAMPLES)
-        return cls(flat.dtype, int(bits), flat[::stride].cpu())
+        # Copies: on the CPU a view would follow the weight, and equal it always.
+        return cls(flat.dtype, torch.cat([sums, rest]).cpu(), flat[::stride].cpu().clone())
 
     def is_still(self, weight: torch.Tensor) -> bool:
         """Whether ``weight`` is what was written; also after a move to another precision."""
         now = Written.of(weight)
         if now.dtype == self.dtype:
-            return now.bits == self.bits and torch.equal(now.samples, self.samples)
+            return torch.equal(now.bits, self.bits) and torch.equal(now.samples, self.samples)
         return torch.equal(now.samples, self.samples.to(now.dtype))
 
 

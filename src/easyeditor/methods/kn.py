@@ -31,15 +31,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.edits import Edit
 from easyeditor.errors import EditFailed, HyperParamsError, UnsupportedModelError
-from easyeditor.hyperparams import HyperParams, resolve_layers
+from easyeditor.hyperparams import HyperParams, OptionalLayers, resolve_layers
 from easyeditor.interpret.integrated_gradients import Attribution, attribute
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
@@ -52,10 +52,6 @@ from easyeditor.timing import Stopwatch
 K = TypeVar("K", bound="KNHyperParams")
 Neuron = tuple[int, int]
 """Layer and index."""
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, (int, float)) else value
 
 
 class KNHyperParams(HyperParams):
@@ -79,7 +75,7 @@ class KNHyperParams(HyperParams):
     }
 
     alg_name: str = "KN"
-    layers: Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple)] = ()
+    layers: OptionalLayers = ()
     steps: int = Field(20, ge=1)
     adaptive_threshold: float = Field(0.2, gt=0, lt=1)
     refine: bool = False
@@ -137,9 +133,11 @@ class KN(Method[ContextState]):
                 result = []
                 for prefix in prefixes:
                     row = lm.text.row(edits[0].prompt, edits[0].target, prefix=prefix)
-                    asked = _ending(lm, row, place, old)
-                    result.append(attribute(lm, asked, layers, steps=settings.steps, memory=memory))
-            neurons = kept_neurons([own.scores for own in result], settings)
+                    query_row = _ending(lm, row, place, old)
+                    result.append(
+                        attribute(lm, query_row, layers, steps=settings.steps, memory=memory)
+                    )
+            neurons = kept_neurons([attribution.scores for attribution in result], settings)
             if not neurons:
                 raise EditFailed(
                     f"No neuron makes {lm.tokenizer.decode([old])!r} more probable after "
@@ -159,11 +157,13 @@ def kept_neurons(
     Where no neuron is shared by ``p`` of them, those that are shared by most.
     """
     counts: Counter[Neuron] = Counter()
-    for own in scores:
-        least = settings.adaptive_threshold * max(float(each.max()) for each in own.values())
+    for of_prompt in scores:
+        least = settings.adaptive_threshold * max(
+            float(layer_scores.max()) for layer_scores in of_prompt.values()
+        )
         if least > 0:
-            for layer, each in own.items():
-                counts.update((layer, n) for n in (each >= least).nonzero()[:, 0].tolist())
+            for layer, layer_scores in of_prompt.items():
+                counts.update((layer, n) for n in (layer_scores >= least).nonzero()[:, 0].tolist())
     enough = min(settings.p * len(scores), max(counts.values(), default=0))
     stored: dict[int, list[int]] = {}
     for layer, neuron in sorted(key for key, count in counts.items() if count >= enough):
@@ -214,25 +214,35 @@ def _ending(lm: LM, row: Row, place: int, token: int) -> Row:
 
 
 def _parts(
-    lm: LM, kept: dict[int, list[int]], found: Attribution, old: int, new: int, s: KNHyperParams
+    lm: LM,
+    neurons: dict[int, list[int]],
+    attribution: Attribution,
+    old: int,
+    new: int,
+    s: KNHyperParams,
 ) -> dict[str, Part]:
     """What the kept neurons' rows gain and lose: rank one, as all gain the same or the opposite."""
     embedding = _embedding(lm)
     direction = s.lambda_new * _unit(embedding[new])
     if old != new:  # what is said already is only strengthened
         direction = direction - s.lambda_old * _unit(embedding[old])
-    active = sum(float(found.activations[layer][own].abs().sum()) for layer, own in kept.items())
+    active = sum(
+        float(attribution.activations[layer][indices].abs().sum())
+        for layer, indices in neurons.items()
+    )
     parts: dict[str, Part] = {}
-    for layer, own in kept.items():
+    for layer, indices in neurons.items():
         projection = lm.projection(layer)
         device = projection.device
         if s.mode == "erase":
-            u = torch.zeros(projection.d_in, len(own), device=device)
-            u[own, range(len(own))] = 1
-            parts[projection.path] = LowRank(u, -projection.weight[own].float())
+            u = torch.zeros(projection.d_in, len(indices), device=device)
+            u[indices, range(len(indices))] = 1
+            parts[projection.path] = LowRank(u, -projection.weight[indices].float())
             continue
         u = torch.zeros(projection.d_in, 1, device=device)
-        u[own, 0] = found.activations[layer][own].sign().to(device) * (found.stream / active)
+        u[indices, 0] = attribution.activations[layer][indices].sign().to(device) * (
+            attribution.stream / active
+        )
         parts[projection.path] = LowRank(u, direction[None].to(device, copy=True))
     return parts
 

@@ -168,7 +168,7 @@ def examples(cases: Sequence[Case], *, rephrase: bool = True, once: bool = False
             lacking[name] += not probes
         again, near = groups["rephrase"], groups["locality"]
         for i in range(1 if once else max(len(again), len(near))):
-            chosen = tuple(own[i % len(own)] for own in (again, near) if own)
+            chosen = tuple(probes[i % len(probes)] for probes in (again, near) if probes)
             result.append(Case(f"{case.id}.{i}" if i else case.id, case.edit, chosen))
     if not rephrase:
         lacking.pop("rephrase")

@@ -17,6 +17,9 @@ How the keys of the sampled contexts are used is the one choice (``key``):
   the model when the subject opens the prompt (arXiv 2406.11263, 2403.07175).
 - ``"averaged"``: the averaged key everywhere (R-ROME). Safe, not exact on the bare prompt.
 - ``"joint"``: averaged and bare key as two constraints of one solve, rank two.
+
+Where the subject opens the prompt, keys that the change shall leave alone join the solve
+(:mod:`easyeditor.associative.contrast`), but for ``"paper"``, whose formula has no place for them.
 """
 
 from __future__ import annotations
@@ -143,7 +146,8 @@ def solve_rank_one(
         weight: ``(d_in, d_out)``, the matrix being edited.
         metric: of the layer's keys, ``C⁻¹``.
         settings: ``key`` and ``key_slack``.
-        contrast: ``(d_in, m)``, keys that the change shall leave alone (``"ridge"`` only).
+        contrast: ``(d_in, m)``, keys that the change shall leave alone; not with ``"paper"``, which
+            is the published formula.
     """
     bare, mean = keys[:, :1], keys.mean(1, keepdim=True)
     residual = double(delta[None])  # v_star − W k for the key that v_star was made for
@@ -158,11 +162,19 @@ def solve_rank_one(
         direction = metric.solve(mean)
         u = direction / (direction.T @ double(bare))
         v = residual
-    elif settings.key == "averaged":
-        u, v = closed_form(mean, metric, 0.0), drift
     else:
-        u = closed_form(torch.cat([bare, mean], 1), metric, 0.0)
-        v = torch.cat([residual, drift])
+        joint = settings.key == "joint"
+        stored = torch.cat([bare, mean], 1) if joint else mean
+        v = torch.cat([residual, drift]) if joint else drift
+        if contrast is None:
+            u = closed_form(stored, metric, 0.0)
+        else:
+            n = stored.shape[1]
+            slack = torch.full(
+                (n + contrast.shape[1],), settings.key_slack * float(_energy(bare, metric))
+            )
+            slack[:n] = 0.0
+            u = closed_form(torch.cat([stored, contrast], 1), metric, slack)[:, :n]
     return LowRank(u.float().contiguous(), v.float().contiguous())
 
 

@@ -8,6 +8,7 @@ no code.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ def load_patch(path: str | Path, *, encoder: str | None = None) -> Patch:
             EasyEdit.
     """
     file = Path(path)
-    if not file.is_file():
-        raise PatchFormatError(f"No patch file {str(path)!r}.")
+    if not os.path.isfile(file):
+        raise PatchFormatError(f"No patch file {str(path)[:200]!r}.")
     content = read_tensor_file(file, KEY, "an EasyEdit patch", ADVICE, PatchFormatError)
     try:
         version = content.header["format"]

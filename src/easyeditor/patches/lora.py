@@ -44,14 +44,7 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         PatchError: it changes something else than matrices of linear layers.
         OutputError: the folder is not empty, or cannot be written.
     """
-    _check_linear(patch)
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    errors: dict[str, float] = {}
-    with bar(len(patch.entries), "exporting", "matrix") as progress:
-        for path, parts in patch.entries.items():
-            u, v, errors[path] = _factors(patch, path, parts, rank)
-            factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
-            progress.update(1)
+    factors, errors = lora_factors(patch, rank)
     most = max(u.shape[1] for u, _ in factors.values())
     tensors = {}
     for name, (u, v) in factors.items():
@@ -92,6 +85,27 @@ def _factors(
     left, values, right = torch.linalg.svd(whole, full_matrices=False)
     u, v = left[:, :stored] * values[:stored], right[:stored]
     return u, v, float((whole - u @ v).norm() / whole.norm().clamp(min=1e-30))
+
+
+def lora_factors(
+    patch: WeightPatch, rank: int | None = None
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, float]]:
+    """``{module: (u, v)}`` with ``Δᵀ = u v``, float32 on the CPU, and the error per matrix.
+
+    ``u`` is ``(d_in, rank)`` and ``v`` ``(rank, d_out)``, so A = uᵀ and B = vᵀ.
+
+    Raises:
+        PatchError: the patch changes something else than matrices of linear layers.
+    """
+    _check_linear(patch)
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    errors: dict[str, float] = {}
+    with bar(len(patch.entries), "exporting", "matrix") as progress:
+        for path, parts in patch.entries.items():
+            u, v, errors[path] = _factors(patch, path, parts, rank)
+            factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
+            progress.update(1)
+    return factors, errors
 
 
 def _check_linear(patch: Patch) -> None:

@@ -36,7 +36,7 @@ WATCHED = "edit_loss"
 def arguments_of(
     config: TrainingHyperParams, checkpoints: Path, *, on_cpu: bool
 ) -> TrainingArguments:
-    """The same settings in the ``Trainer``'s words; classic counts of batches become steps."""
+    """``TrainingArguments`` of these settings; classic counts of batches become steps."""
 
     def steps(batches: int) -> int:
         return max(1, -(-batches // config.accumulate_bs))
@@ -88,9 +88,9 @@ def _half(on_cpu: bool) -> str:
 
 
 class LearnerModule(nn.Module):
-    """What the ``Trainer`` takes for a model: it holds the learner's module and nothing else.
+    """Wraps the learner's module as the model of a ``Trainer``.
 
-    Everything goes through ``forward``, so that wrappers (DDP, FSDP, autocast) see every pass.
+    Every pass goes through ``forward``, as wrappers (DDP, FSDP, autocast) require.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -111,8 +111,8 @@ class Loop(Trainer):
         config: its settings.
         arguments: see :func:`arguments_of`.
         train: examples to learn from.
-        held_out: examples to validate on, on the way.
-        folder: where the log goes.
+        held_out: examples of the validation during training.
+        folder: of the log.
         trackers: further callbacks that log the training.
 
     Raises:
@@ -156,7 +156,7 @@ class Loop(Trainer):
             self._shard_as_one()
 
     def _shard_as_one(self) -> None:
-        """One unit, whatever was asked for: processes call its parts in different numbers."""
+        """Shard the module as one FSDP unit: processes call its parts in different numbers."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise TrainingError(
@@ -178,7 +178,7 @@ class Loop(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_more: Any
     ) -> torch.Tensor:
-        """A mean over the batch; the parts that are logged are of this process only.
+        """The learner's loss, a mean over the batch; logged parts are those of this process.
 
         Raises:
             DivergedError: it is not a finite number.
@@ -196,7 +196,7 @@ class Loop(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
-        """With the means of the loss's parts since the last record."""
+        """Log a record, with the means of the loss's parts since the last one."""
         if "loss" in logs:
             logs |= {name: float(torch.stack(parts).mean()) for name, parts in self._parts.items()}
             self._parts.clear()
@@ -211,7 +211,7 @@ class Loop(Trainer):
         return metrics
 
     def evaluate_cases(self, cases: Sequence[Case]) -> dict[str, float]:
-        """Validate on ``cases``; each process takes its share."""
+        """Validate on ``cases``, distributed over the processes."""
         rank, world = self.args.process_index, self.args.world_size
         share = cases[rank::world]
         # A rank without cases still runs one forward pass: the collectives of DDP and FSDP need
@@ -229,7 +229,7 @@ class Loop(Trainer):
         return means
 
     def whole_state(self) -> dict[str, torch.Tensor]:
-        """The learner's module in one piece, for the main process; all of them must ask for it."""
+        """The unsharded state of the learner's module, on the main process; a collective call."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         return {name.removeprefix("trained."): tensor for name, tensor in state.items()}
 
@@ -259,23 +259,22 @@ class LastStep(TrainerCallback):
     """Validates and saves after the last step, also between intervals."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_more: Any) -> None:
-        """Ask for both."""
+        """Request a validation and a checkpoint."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
 
 
 class TrainingProgressCallback(TrainerCallback):
-    """A progress bar, and the log on disk whenever there is something new."""
+    """Shows a progress bar and writes every new log record to disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._bar: Any = None
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
-        """Open the bar where the training stands."""
+        """Open the bar at the current step."""
         if state.is_world_process_zero:
-            self._bar = bar(state.max_steps, "training")
-            self._bar.update(state.global_step)
+            self._bar = bar(state.max_steps, "training", done=state.global_step)
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_more: Any) -> None:
         """One step further."""
@@ -283,7 +282,7 @@ class TrainingProgressCallback(TrainerCallback):
             self._bar.update()
 
     def on_log(self, _args: Any, state: Any, _control: Any, **_more: Any) -> None:
-        """Write the whole history: a resumed run must not keep lines of the one that broke off."""
+        """Write the whole history; records after an interrupted run's checkpoint are dropped."""
         if state.is_world_process_zero:
             write_log(self._folder, state.log_history)
 
@@ -295,7 +294,7 @@ class TrainingProgressCallback(TrainerCallback):
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """The ``Trainer`` seeds the global generators; the caller finds them as they were."""
+    """A context that restores the global generators, which the ``Trainer`` seeds."""
     import random
 
     import numpy

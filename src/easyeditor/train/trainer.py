@@ -1,4 +1,4 @@
-"""``EditTrainer``: data and settings in, an archive for ``archive=`` out."""
+"""``EditTrainer``: trains a method's networks and writes the archive that ``archive=`` names."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ FREE = frozenset({"device", "results_dir", "report_to", "log_interval", "model_n
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training gives back.
+    """Result of a training.
 
     Attributes:
         path: the archive, for ``archive=`` in the editing hyper-parameters.
         metrics: of the archive on all held-out cases.
         history: every record of ``train_log.jsonl``.
-        steps: how many the optimiser took.
-        seconds: this run took.
-        log: the file that holds ``history``.
-        curve: the picture, if it could be drawn.
+        steps: number of optimiser steps.
+        seconds: duration of this run.
+        log: the file of ``history``.
+        curve: the file of the learning curve, if it could be drawn.
     """
 
     path: Path
@@ -76,12 +76,11 @@ class TrainingResult:
 class EditTrainer:
     """Trains the networks of a method; the base model is only read.
 
-    Everything lands in ``results_dir/<METHOD>/<model>/``: the archive, ``train_log.jsonl``, a
-    learning curve, TensorBoard's files where ``report_to`` names it, and while it runs checkpoints,
-    from which ``run(resume=True)`` goes on after a crash and ends with the very bits an
-    uninterrupted run ends with. Run it under ``accelerate launch`` to share the batches among
-    devices, with ``--use_fsdp --fsdp_version 2`` also what is trained; the base model is whole on
-    each.
+    Its directory ``results_dir/<METHOD>/<model>/`` gets the archive, ``train_log.jsonl``, a
+    learning curve, TensorBoard's files where ``report_to`` names it, and during the training
+    checkpoints, from which ``run(resume=True)`` resumes after a crash, with the bits of an
+    uninterrupted run. Run it under ``accelerate launch`` to distribute the batches over devices,
+    with ``--use_fsdp --fsdp_version 2`` also what is trained; the base model is whole on each.
 
     Args:
         config: settings of the training, e.g. of ``….from_hparams("./hparams/TRAINING/…")``.
@@ -118,7 +117,7 @@ class EditTrainer:
 
     @property
     def folder(self) -> Path:
-        """Where everything of this training is."""
+        """The directory of this training's files."""
         name = self.config.model_name or (self._lm.name if self._lm else "")
         model = name.rstrip("/").rpartition("/")[2] or "model"
         return Path(self.config.results_dir).expanduser() / self.config.alg_name / model
@@ -184,7 +183,7 @@ class EditTrainer:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and tells, of those launched together."""
+        """Whether this is the process that writes and logs, of those launched together."""
         return int(os.environ.get("RANK", "0")) == 0
 
     def load(self) -> LM:
@@ -225,7 +224,7 @@ class EditTrainer:
     # -- runs that broke off --------------------------------------------------------------
 
     def _last_checkpoint(self) -> Path | None:
-        """The newest that is complete: its state is the file that is written last."""
+        """The newest complete checkpoint; the trainer's state is its last-written file."""
         checkpoints = []
         for state in (self.folder / CHECKPOINTS).glob("checkpoint-*/trainer_state.json"):
             try:
@@ -256,7 +255,7 @@ class EditTrainer:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A full disk as an error that says what stands and how to go on."""
+        """Turns a full disk into an error that names the last checkpoint and how to resume."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield

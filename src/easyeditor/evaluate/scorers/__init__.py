@@ -26,6 +26,7 @@ SCORERS: Registry[type[Scorer]] = Registry(
         "fluency": "easyeditor.evaluate.scorers.fluency:FluencyScorer",
         "perplexity": "easyeditor.evaluate.scorers.perplexity:PerplexityScorer",
     },
+    group="easyeditor.scorers",
 )
 
 

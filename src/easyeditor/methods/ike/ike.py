@@ -150,14 +150,14 @@ def _said(edit: Edit) -> str:
 
 def _example(case: Case, kind: str) -> str:
     """One demonstration; a case that lacks the probe for its kind shows the next simpler one."""
-    asked, answer = case.edit.prompt, case.edit.target
+    prompt, answer = case.edit.prompt, case.edit.target
     groups = {"update": ("rephrase",), "retain": ("locality", "rephrase")}.get(kind, ())
     for group in groups:
         probe = next((probe for probe in case.probes if probe.group == group), None)
         if probe is not None:
-            asked, answer = probe.prompt, probe.answers[0]
+            prompt, answer = probe.prompt, probe.answers[0]
             break
-    return f"New Fact: {_said(case.edit)}\nPrompt: {asked} {answer.strip()}\n\n"
+    return f"New Fact: {_said(case.edit)}\nPrompt: {prompt} {answer.strip()}\n\n"
 
 
 def _that_fit(lm: LM, shown: Sequence[str]) -> list[str]:

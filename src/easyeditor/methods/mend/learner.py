@@ -54,7 +54,7 @@ class MENDLearner:
 
     def prepare(self, cases: Sequence[Case]) -> None:
         """Compute what never changes once, where these cases' share of it fits into memory."""
-        rows = [row for own in self._rows(cases) for row in own]
+        rows = [row for of_kind in self._rows(cases) for row in of_kind]
         start = first_block(self.lm, [site.path for site in self.sites])
         if start and LowerBlockCache.bytes_for(self.lm, rows) <= self.config.cache_mb * 2**20:
             trunk = LowerBlockCache(self.lm, start)
@@ -71,19 +71,19 @@ class MENDLearner:
 
     def loss(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
         """``cedit`` × edit NLL + ``cloc`` × KL, means over the cases; both parts are logged."""
-        edits, agains, nears = self._rows(cases)
-        own = {"prompt": edits, "rephrase": agains}
-        outer = [row for where in self._asked for row in own[where]]
+        edits, rephrasings, unrelated = self._rows(cases)
+        by_kind = {"prompt": edits, "rephrase": rephrasings}
+        outer = [row for where in self._asked for row in by_kind[where]]
         with self.lm.at_rest():
             changes = self._changes(edits, learning=self.network.training)
             with torch.no_grad():
-                before = self._logits(nears).float().log_softmax(-1)
-            whose = list(range(len(cases))) * (1 + len(outer) // len(edits))
-            with differentiable_per_row(self.lm, changes, whose):
-                logits = self._logits(outer + nears).float()
+                before = self._logits(unrelated).float().log_softmax(-1)
+            change_of_row = list(range(len(cases))) * (1 + len(outer) // len(edits))
+            with differentiable_per_row(self.lm, changes, change_of_row):
+                logits = self._logits(outer + unrelated).float()
         cut = len(logits) - len(before)
         edit = target_nll(logits[:cut], outer).mean()
-        drift = mean_per_row(kl_per_token(before, logits[cut:].log_softmax(-1)), nears).mean()
+        drift = mean_per_row(kl_per_token(before, logits[cut:].log_softmax(-1)), unrelated).mean()
         return {**self._total(edit, drift), "edit_nll": edit.detach(), "loc_kl": drift.detach()}
 
     def _total(self, edit: torch.Tensor, drift: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -92,65 +92,67 @@ class MENDLearner:
     @torch.no_grad()
     def validate(self, cases: Sequence[Case]) -> dict[str, float]:
         """Losses and accuracies, each case edited alone, all of a batch at once."""
-        told: dict[str, list[float]] = {}
+        metrics: dict[str, list[float]] = {}
         training = self.network.training
         self.network.eval()
         try:
             for start in range(0, len(cases), self.config.val_batch_size):
                 chunk = cases[start : start + self.config.val_batch_size]
                 for name, values in self._judge(chunk).items():
-                    told.setdefault(name, []).extend(values.tolist())
+                    metrics.setdefault(name, []).extend(values.tolist())
         finally:
             self.network.train(training)
-        return {name: sum(values) / len(values) for name, values in told.items()}
+        return {name: sum(values) / len(values) for name, values in metrics.items()}
 
     def _judge(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
-        edits, agains, nears = self._rows(cases)
+        edits, rephrasings, unrelated = self._rows(cases)
         with self.lm.at_rest():
             changes = self._changes(edits, learning=False)
-            before = self._logits(nears).float().log_softmax(-1)
-            whose = list(range(len(cases)))
-            with differentiable_per_row(self.lm, changes, whose * (3 if agains else 2)):
-                logits = self._logits([*edits, *agains, *nears]).float()
-        sizes = [sum(len(row.target) for row in rows) for rows in (edits, agains, nears)]
+            before = self._logits(unrelated).float().log_softmax(-1)
+            change_of_row = list(range(len(cases)))
+            with differentiable_per_row(
+                self.lm, changes, change_of_row * (3 if rephrasings else 2)
+            ):
+                logits = self._logits([*edits, *rephrasings, *unrelated]).float()
+        sizes = [sum(len(row.target) for row in rows) for rows in (edits, rephrasings, unrelated)]
         on_edit, on_again, on_near = torch.split(logits, sizes)
-        own = {"prompt": (on_edit, edits), "rephrase": (on_again, agains)}
-        edit = torch.stack([target_nll(*own[where]) for where in self._asked]).mean(0)
-        drift = mean_per_row(kl_per_token(before, on_near.log_softmax(-1)), nears)
-        found = {
+        by_kind = {"prompt": (on_edit, edits), "rephrase": (on_again, rephrasings)}
+        edit = torch.stack([target_nll(*by_kind[where]) for where in self._asked]).mean(0)
+        drift = mean_per_row(kl_per_token(before, on_near.log_softmax(-1)), unrelated)
+        metrics = {
             "edit_loss": self._total(edit, drift)["loss"],
             "edit_nll": edit,
             "loc_kl": drift,
             "rewrite": _hits(on_edit, edits),
-            "locality": mean_per_row((on_near.argmax(-1) == before.argmax(-1)).float(), nears),
+            "locality": mean_per_row((on_near.argmax(-1) == before.argmax(-1)).float(), unrelated),
         }
-        if agains:
-            found["rephrase"] = _hits(on_again, agains)
-        return found
+        if rephrasings:
+            metrics["rephrase"] = _hits(on_again, rephrasings)
+        return metrics
 
     def _rows(self, cases: Sequence[Case]) -> tuple[list[Row], list[Row], list[Row]]:
         """Rows of the edits, their paraphrases (none where a case has none), the unrelated."""
         edits = [self._row(case.edit.prompt, case.edit.target) for case in cases]
-        nears = [probe_of(case, "locality") for case in cases]
-        agains = []
+        unrelated = [probe_of(case, "locality") for case in cases]
+        rephrasings = []
         if all(any(p.group == "rephrase" for p in case.probes) for case in cases):
-            agains = [
+            rephrasings = [
                 self._row(probe_of(case, "rephrase").prompt, case.edit.target) for case in cases
             ]
-        return edits, agains, [self._row(near.prompt, near.answers[0]) for near in nears]
+        return edits, rephrasings, [self._row(near.prompt, near.answers[0]) for near in unrelated]
 
     def _changes(
         self, rows: Sequence[Row], *, learning: bool
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Per weight ``(rows, positions, d_in)`` and ``(rows, positions, d_out)``."""
         changes = {}
-        for path, found in factors_of(self._logits, self.sites, rows).items():
-            x, delta = found.x.to(self.network.device), found.delta.to(self.network.device)
+        for path, factors in factors_of(self._logits, self.sites, rows).items():
+            x, delta = factors.x.to(self.network.device), factors.delta.to(self.network.device)
             if learning:
                 self.network.update(path, x, delta)
             u, v = self.network(path, x, delta)
-            where = (found.row.to(u.device), found.place.to(u.device))
-            length = int(found.place.max()) + 1
+            where = (factors.row.to(u.device), factors.place.to(u.device))
+            length = int(factors.place.max()) + 1
             changes[path] = (
                 u.new_zeros(len(rows), length, u.shape[1]).index_put(where, u),
                 v.new_zeros(len(rows), length, v.shape[1]).index_put(where, v),

@@ -125,10 +125,13 @@ class Network(nn.Module):
             alike.setdefault(shape, []).append(path)
         generator = torch.Generator().manual_seed(seed)
         self.transforms = nn.ModuleList(
-            Transform(shape, len(own), rank, n_hidden, generator) for shape, own in alike.items()
+            Transform(shape, len(paths), rank, n_hidden, generator)
+            for shape, paths in alike.items()
         )
         self._place = {
-            path: (i, mode) for i, own in enumerate(alike.values()) for mode, path in enumerate(own)
+            path: (i, mode)
+            for i, paths in enumerate(alike.values())
+            for mode, path in enumerate(paths)
         }
         self.rates = nn.Parameter(torch.full((len(self.paths),), edit_lr))
 

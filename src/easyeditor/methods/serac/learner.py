@@ -74,22 +74,29 @@ class SERACLearner:
     def loss(self, cases: Sequence[Case]) -> dict[str, torch.Tensor]:
         """``cedit`` × answer + ``cloc`` × scope, means over the cases; the parts are logged."""
         edits = [case.edit.prompt.text for case in cases]
-        agains = [_again(case) for case in cases]
-        nears = [probe_of(case, "locality") for case in cases]
-        apart, place = self._apart(edits, [*agains, *(probe.prompt.text for probe in nears)])
-        own = torch.arange(len(cases))
-        d_again = apart[[place[text.strip()] for text in agains], own]
-        d_near = apart[[place[probe.prompt.text.strip()] for probe in nears], own]
+        rephrasings = [_again(case) for case in cases]
+        unrelated_probes = [probe_of(case, "locality") for case in cases]
+        apart, place = self._apart(
+            edits, [*rephrasings, *(probe.prompt.text for probe in unrelated_probes)]
+        )
+        edit_of_case = torch.arange(len(cases))
+        d_again = apart[[place[text.strip()] for text in rephrasings], edit_of_case]
+        d_near = apart[
+            [place[probe.prompt.text.strip()] for probe in unrelated_probes], edit_of_case
+        ]
         inside = d_again.mean()  # −log s
-        outside = _foreign(apart, place, edits, agains)
+        outside = _foreign(apart, place, edits, rephrasings)
         parts = {"scope_in": inside, "scope_out": outside}
         answers = [(c.edit, c.edit.prompt.text, c.edit.target) for c in cases]
-        answers += [(c.edit, again, c.edit.target) for c, again in zip(cases, agains, strict=True)]
+        answers += [
+            (c.edit, again, c.edit.target) for c, again in zip(cases, rephrasings, strict=True)
+        ]
         if self.config.soft_weighting:
             apart_asked = torch.cat([torch.zeros_like(d_again), d_again])
             parts["answer_nll"] = self._mixed_nll(answers, apart_asked)
             unrelated = [
-                (c.edit, p.prompt.text, p.answers[0]) for c, p in zip(cases, nears, strict=True)
+                (c.edit, p.prompt.text, p.answers[0])
+                for c, p in zip(cases, unrelated_probes, strict=True)
             ]
             parts["loc_kl"] = self._drift(unrelated, d_near)
         else:
@@ -108,20 +115,20 @@ class SERACLearner:
         vectors = self.nets.classifier(texts)
         return distances(vectors, vectors[[place[text.strip()] for text in edits]]), place
 
-    def _small(self, asked: Sequence[Asked]) -> tuple[torch.Tensor, list[Row]]:
+    def _small(self, queries: Sequence[Asked]) -> tuple[torch.Tensor, list[Row]]:
         """The counterfactual model's log-probabilities, and its rows."""
         template = self.config.template
-        rows = [self.small.text.row(told(template, e, question), a) for e, question, a in asked]
+        rows = [self.small.text.row(told(template, e, question), a) for e, question, a in queries]
         return self.small.target_logits(rows).float().log_softmax(-1), rows
 
     def _mixed(
-        self, asked: Sequence[Asked], apart: torch.Tensor
+        self, queries: Sequence[Asked], apart: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[Row]]:
         """Log-probabilities of the base and of ``s`` × counterfactual + ``(1 − s)`` × base."""
-        rows = [self.lm.text.row(question, answer) for _, question, answer in asked]
+        rows = [self.lm.text.row(question, answer) for _, question, answer in queries]
         with self.lm.at_rest(), torch.no_grad():
             base = self.lm.target_logits(rows).float().log_softmax(-1)
-        small, _ = self._small(asked)
+        small, _ = self._small(queries)
         width = min(base.shape[1], small.shape[1])  # GPT-J's has rows that no token uses
         lengths = torch.tensor([len(row.target) for row in rows], device=apart.device)
         d = torch.repeat_interleave(apart, lengths)[:, None]
@@ -129,53 +136,53 @@ class SERACLearner:
         mixed = torch.logaddexp(small[:, :width] - d, base[:, :width] + log_rest)
         return base[:, :width], mixed, rows
 
-    def _mixed_nll(self, asked: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
-        _, mixed, rows = self._mixed(asked, apart)
+    def _mixed_nll(self, queries: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
+        _, mixed, rows = self._mixed(queries, apart)
         return _means(-_picked(mixed, rows), rows).mean()
 
-    def _drift(self, asked: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
+    def _drift(self, queries: Sequence[Asked], apart: torch.Tensor) -> torch.Tensor:
         """KL(base ‖ mixture) at the unrelated answers."""
-        base, mixed, rows = self._mixed(asked, apart)
+        base, mixed, rows = self._mixed(queries, apart)
         return _means(kl_per_token(base, mixed), rows).mean()
 
     @torch.no_grad()
     def validate(self, cases: Sequence[Case]) -> dict[str, float]:
         """The loss, and accuracies of each case edited alone."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         size = self.config.val_batch_size
         for start in range(0, len(cases), size):
             chunk = cases[start : start + size]
-            nears = [probe_of(case, "locality") for case in chunk]
+            unrelated = [probe_of(case, "locality") for case in chunk]
             evaluate_cases = {
                 "edit_loss": float(self.loss(chunk)["loss"]) * len(chunk),
                 "rewrite": self._hits(chunk, [(c.edit.prompt.text, c.edit.target) for c in chunk]),
                 "rephrase": self._hits(chunk, [(_again(c), c.edit.target) for c in chunk]),
                 "locality": self._hits(
-                    chunk, [(p.prompt.text, p.answers[0]) for p in nears], kept=True
+                    chunk, [(p.prompt.text, p.answers[0]) for p in unrelated], unchanged=True
                 ),
             }
             for name, value in evaluate_cases.items():
-                found[name] = found.get(name, 0.0) + value / len(cases)
-        return found
+                metrics[name] = metrics.get(name, 0.0) + value / len(cases)
+        return metrics
 
     def _hits(
-        self, cases: Sequence[Case], asked: Sequence[tuple[str, str]], *, kept: bool = False
+        self, cases: Sequence[Case], queries: Sequence[tuple[str, str]], *, unchanged: bool = False
     ) -> float:
-        """Sum over the cases of the share of right tokens (``kept``: of unchanged ones)."""
-        apart, place = self._apart([c.edit.prompt.text for c in cases], [q for q, _ in asked])
+        """Sum over the cases of the share of right tokens (``unchanged``: of tokens as before)."""
+        apart, place = self._apart([c.edit.prompt.text for c in cases], [q for q, _ in queries])
         near = torch.exp(-apart).tolist()
-        inside = [i for i, (q, _) in enumerate(asked) if near[place[q.strip()]][i] > THRESHOLD]
-        outside = [i for i in range(len(asked)) if i not in inside]
+        inside = [i for i, (q, _) in enumerate(queries) if near[place[q.strip()]][i] > THRESHOLD]
+        outside = [i for i in range(len(queries)) if i not in inside]
         template = self.config.template
-        told_ = [(told(template, cases[i].edit, asked[i][0]), asked[i][1]) for i in inside]
-        after = dict(zip(inside, score(self.small, told_), strict=True))
-        asked_base = inside if kept else outside  # what stays with the base is kept anyway
-        base = dict(zip(asked_base, score(self.lm, [asked[i] for i in asked_base]), strict=True))
-        total = float(len(outside)) if kept else 0.0
-        for i in inside if kept else range(len(asked)):
-            wanted = base[i].argmax if kept else (after.get(i) or base[i]).target
-            said = (after.get(i) or base[i]).argmax
-            total += sum(a == b for a, b in zip(said, wanted, strict=True)) / len(wanted)
+        pairs = [(told(template, cases[i].edit, queries[i][0]), queries[i][1]) for i in inside]
+        after = dict(zip(inside, score(self.small, pairs), strict=True))
+        asked_base = inside if unchanged else outside  # what stays with the base is kept anyway
+        base = dict(zip(asked_base, score(self.lm, [queries[i] for i in asked_base]), strict=True))
+        total = float(len(outside)) if unchanged else 0.0
+        for i in inside if unchanged else range(len(queries)):
+            wanted = base[i].argmax if unchanged else (after.get(i) or base[i]).target
+            predicted = (after.get(i) or base[i]).argmax
+            total += sum(a == b for a, b in zip(predicted, wanted, strict=True)) / len(wanted)
         return total
 
     def save(self, folder: Path) -> Path:
@@ -184,9 +191,9 @@ class SERACLearner:
 
     def load(self, archive: Path) -> None:
         """Take over what an archive holds."""
-        found = read_archive(archive, NAME)
-        nets_of(found, self.lm)  # says what is wrong with it before anything is changed
-        fill(self.nets, found)
+        content = read_archive(archive, NAME)
+        nets_of(content, self.lm)  # says what is wrong with it before anything is changed
+        fill(self.nets, content)
 
 
 def _again(case: Case) -> str:
@@ -194,11 +201,11 @@ def _again(case: Case) -> str:
 
 
 def _foreign(
-    apart: torch.Tensor, place: dict[str, int], edits: Sequence[str], agains: Sequence[str]
+    apart: torch.Tensor, place: dict[str, int], edits: Sequence[str], rephrasings: Sequence[str]
 ) -> torch.Tensor:
     """Cross-entropy of every text and its nearest edit among those it does not belong to."""
     owners: dict[str, set[str]] = {}
-    for edit, again in zip(edits, agains, strict=True):
+    for edit, again in zip(edits, rephrasings, strict=True):
         for text in (edit, again):
             owners.setdefault(text.strip(), set()).add(edit.strip())
     known = [[edit.strip() in owners.get(text, ()) for edit in edits] for text in place]
@@ -216,5 +223,5 @@ def _picked(log_p: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 def _means(values: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Mean per row of values at its target tokens."""
-    own = torch.split(values, [len(row.target) for row in rows])
-    return torch.stack([each.mean() for each in own])
+    by_row = torch.split(values, [len(row.target) for row in rows])
+    return torch.stack([of_row.mean() for of_row in by_row])

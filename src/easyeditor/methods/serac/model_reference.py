@@ -78,16 +78,16 @@ class ModelReference:
             )
         try:
             with safe_open(self.file, framework="pt"):
-                found = header_digest(self.file)
+                digest = header_digest(self.file)
         except (SafetensorError, OSError) as error:
             raise PatchFormatError(
                 f"The edit answers with a model in {self.file}, which cannot be read ({error}). "
                 f"{HELP}"
             ) from None
-        if found != self.digest:
+        if digest != self.digest:
             raise PatchMismatchError(
                 f"The edit answers with a model in {self.file}, but that file is not the one the "
-                f"edit was made with (its header is {found}, not {self.digest}). {HELP}"
+                f"edit was made with (its header is {digest}, not {self.digest}). {HELP}"
             )
 
     def check_tokenizer(self, tokenizer: Any) -> None:
