@@ -36,6 +36,7 @@ class MatrixRow:
         settings: hyper-parameters that differ from the defaults.
         only: the same for one family, beyond ``settings``.
         training: training settings that differ from the defaults, of a method that learns.
+        every: which of the matrix's cases the fast tier edits; fewer where an edit takes seconds.
         shown: whether the training cases are given as demonstrations.
         reading: what the page says of the row.
     """
@@ -45,6 +46,7 @@ class MatrixRow:
     settings: Settings = field(default_factory=dict)
     only: Mapping[str, Settings] = field(default_factory=dict)
     training: Settings | None = None
+    every: int = 4
     shown: bool = False
     reading: str = ""
 
@@ -433,6 +435,7 @@ replay: false
                 "WISE",
                 {"rewrite": 0.9, "locality": 0.75},
                 {"layers": [2]},
+                every=12,
                 reading="answers with a side copy of one weight where the prompt moves that copy.",
             ),
         ),

@@ -155,4 +155,9 @@ def test_an_edit_that_holds_in_one_form_has_a_note():
     assert "chat_template=True" in note
     both = {"free_answer": {"forms": {"plain": " Rome", "chat": "Rome"}}}
     assert other_form(pre, both, "Rome") is None
+    sentence = {"free_answer": {"forms": {"plain": " Rome", "chat": "It is in Rome, Italy."}}}
+    assert other_form(pre, sentence, "Rome") is None
+    for text in ("It is in Romeo", "It is in arcRome"):
+        longer = {"free_answer": {"forms": {"plain": " Rome", "chat": text}}}
+        assert other_form(pre, longer, "Rome")
     assert other_form({}, {}, "Rome") is None

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easyeditor.edits import Case
-from easyeditor.evaluate.degeneration import answer_holds, answered, free_answers
+from easyeditor.evaluate.degeneration import (
+    answer_holds,
+    answer_mentions,
+    answered,
+    free_answers,
+)
 from easyeditor.lm.inference import score
 from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
@@ -63,7 +68,7 @@ def other_form(pre: Mapping[str, Any], post: Mapping[str, Any], target: str) -> 
     """The note on an edit that holds in one form of the prompt and not in the other."""
     before = pre.get("free_answer", {}).get("forms", {})
     after = post.get("free_answer", {}).get("forms", {})
-    holding = {form: answer_holds(text, target) for form, text in after.items()}
+    holding = {form: answer_mentions(text, target) for form, text in after.items()}
     if len(holding) < 2 or all(holding.values()) or not any(holding.values()):
         return None
     lacking = next(form for form, holds in holding.items() if not holds)

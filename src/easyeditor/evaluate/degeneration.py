@@ -3,6 +3,11 @@
 Scores under teacher forcing do not see what a model writes behind the answer: an edit can have a
 rewrite accuracy of 1 and continue with "Rome, Italy<start_of_image>" eleven times. The answers
 before and after the edit are compared, so that what a small model does anyway is not a fault.
+
+The thresholds are checked on text that a perfect edit would leave (``benchmarks/degeneration.py``):
+what the unedited SmolLM2-135M writes after prompts that hold the new answer already. They flag 1 of
+270 such texts (fact prompts, rephrases, descriptions, running text). Of 12 texts that noise in the
+weights had wrecked they flag 4: loops and control tokens, not changing words without a sense.
 """
 
 from __future__ import annotations
@@ -27,9 +32,13 @@ TOKENS_AFTER_TARGET = 8
 LONGEST_PERIOD = 8
 """Tokens of the longest unit whose repetition is looked for."""
 REPEATS = 3
-"""A unit repeated less often, or covering less than half of the answer, is no fault."""
+"""A unit repeated less often, or covering less than half of the answer, is no fault. At 3 the one
+false alarm in 270 is a loop that the unedited model does write behind the new answer."""
 COLLAPSED_NATS = 0.02
-"""Mean entropy of the next token below which a model has one continuation only."""
+"""Mean entropy of the next token below which a model has one continuation only.
+
+Of 30 sound texts the least has 1.1 nats and the most 4.0, which is no less than word salad has
+(1.4 to 3.5): a high entropy says nothing, so that there is no upper threshold."""
 COLLAPSED_SHARE = 0.1
 """And below this share of the entropy before the edit."""
 RESERVED = re.compile(r"^[<\[]\|?(?:unused|reserved|extra_id)[\w ]*\|?[>\]]$", re.IGNORECASE)
@@ -122,6 +131,18 @@ def answer_holds(text: str, target: str) -> bool:
         return True
     number = wanted[-1].isdigit() and re.match(r"[.,]\d", rest) is not None
     return not (rest[0].isalnum() or number)
+
+
+def answer_mentions(text: str, target: str) -> bool:
+    """Whether the whole target stands anywhere in a text: a chat model answers in sentences."""
+    written = " ".join(unicodedata.normalize("NFC", text).split())
+    wanted = " ".join(unicodedata.normalize("NFC", target).split())
+    starts = (match.start() for match in re.finditer(re.escape(wanted), written))
+    return any(
+        answer_holds(written[start:], wanted)
+        for start in starts
+        if not start or not written[start - 1].isalnum() or unspaced(wanted[0])
+    )
 
 
 def _special_tokens(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> list[str]:
