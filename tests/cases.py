@@ -109,6 +109,8 @@ LOCATE_PLAIN = {"v_num_grad_steps": 2, "mom2_adjustment": False}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
+# Trained in all blocks of both columns, neighbours on T5 pay.
+_LOW_RANK = {"t5": {"layers": [2]}}
 # Block 1 of 4 or 6, where subjects are still read: what is written in block 0 other tokens hear
 # before they are read. An encoder's tokens have heard it all by block 0, and ROME on GPT-J misses
 # fewer answers of the train split there. The search stops once the target is learnt; few facts need
@@ -235,6 +237,14 @@ objective_optimization: prompt_last
         phases=(("minimize", 1), ("weight_patch", 1)),
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "LoRA",
+                GENERAL,
+                only=_LOW_RANK,
+                reading="learns the answer in a product of two thin matrices.",
+            ),
+        ),
     ),
     MethodCase(
         "AdaLoRA",
@@ -247,12 +257,29 @@ objective_optimization: prompt_last
         quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "QLoRA",
+                GENERAL,
+                only=_LOW_RANK,
+                reading="is LoRA here: these models are too narrow to be quantized.",
+            ),
+        ),
     ),
     MethodCase(
         "DPO",
         quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2, "alpha": 0.5},
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "DPO",
+                GENERAL,
+                {"num_steps": 70, "lr": 5e-3},  # the published steps hardly move a model
+                _LOW_RANK,
+                reading="prefers the new answer to the model's own, and learns it as LoRA does.",
+            ),
+        ),
     ),
     MethodCase(
         "SERAC",
