@@ -75,30 +75,32 @@ def numbers(patch: Patch) -> int:
 
 
 def row(
-    lm: LM, label: str, changes: Mapping[str, Any], cases: Sequence[Case], tokens: int
+    lm: LM, line: str, cases: Sequence[Case], tokens: int, halves: Sequence[str]
 ) -> dict[str, Any]:
-    """Both halves of one method's row."""
+    """One method's row: ``alone``, ``batch`` or both."""
+    label, *words = line.split()
+    changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in words)}
     label, _, name = label.partition(":")
     method_class = METHODS.get(name or label)
     settings = method_class.hyperparams_class.preset("smollm2-135m", **changes)
     method, options = method_class(settings), EvalOptions(answer_tokens=tokens)
     before = observe(lm, cases, options)
-    start = time.perf_counter()
-    patches = [method.edit(lm, case.edits).patch for case in cases]
-    alone = (time.perf_counter() - start) / len(cases)
-    one_by_one = scores(cases, before, observe_each(lm, cases, patches, options), tokens)
-    start = time.perf_counter()
-    patch = method.edit(lm, [edit for case in cases for edit in case.edits]).patch
-    together = (time.perf_counter() - start) / len(cases)
-    with applied(lm.model, patch):
-        batch = scores(cases, before, [observe(lm, cases, options)] * len(cases), tokens)
-    return {
-        "label": label,
-        "changes": dict(changes),
-        "alone": {**one_by_one, "seconds": round(alone, 2)},
-        "batch": {**batch, "seconds": round(together, 2)},
-        "kB": round(numbers(patches[0]) * 4 / 1024),
-    }
+    result: dict[str, Any] = {"label": label, "changes": changes}
+    if "alone" in halves:
+        start = time.perf_counter()
+        patches = [method.edit(lm, case.edits).patch for case in cases]
+        seconds = (time.perf_counter() - start) / len(cases)
+        measured = scores(cases, before, observe_each(lm, cases, patches, options), tokens)
+        result["alone"] = {**measured, "seconds": round(seconds, 2)}
+        result["kB"] = round(numbers(patches[0]) * 4 / 1024)
+    if "batch" in halves:
+        start = time.perf_counter()
+        patch = method.edit(lm, [edit for case in cases for edit in case.edits]).patch
+        seconds = (time.perf_counter() - start) / len(cases)
+        with applied(lm.model, patch):
+            measured = scores(cases, before, [observe(lm, cases, options)] * len(cases), tokens)
+        result["batch"] = {**measured, "seconds": round(seconds, 2)}
+    return result
 
 
 def main() -> None:
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--name", default="fine_tuning")
+    parser.add_argument("--halves", default="alone,batch")
     parser.add_argument("rows", nargs="+")
     args = parser.parse_args()
     lm = load("smollm2-135m", device="cpu")
@@ -118,9 +121,7 @@ def main() -> None:
     print(json.dumps({"label": "unedited", **unedited}), flush=True)
     rows = []
     for line in args.rows:
-        label, *words = line.split()
-        changes = {k: yaml.safe_load(v) for k, v in (word.split("=", 1) for word in words)}
-        rows.append(row(lm, label, changes, cases, args.tokens))
+        rows.append(row(lm, line, cases, args.tokens, args.halves.split(",")))
         common.write(
             args.name,
             {

@@ -36,6 +36,7 @@ class MatrixRow:
         settings: hyper-parameters that differ from the defaults.
         only: the same for one family, beyond ``settings``.
         training: training settings that differ from the defaults, of a method that learns.
+        every: which of the matrix's cases the fast tier edits; fewer where an edit takes seconds.
         shown: whether the training cases are given as demonstrations.
         reading: what the page says of the row.
     """
@@ -45,6 +46,7 @@ class MatrixRow:
     settings: Settings = field(default_factory=dict)
     only: Mapping[str, Settings] = field(default_factory=dict)
     training: Settings | None = None
+    every: int = 4
     shown: bool = False
     reading: str = ""
 
@@ -107,6 +109,8 @@ LOCATE_PLAIN = {"v_num_grad_steps": 2, "mom2_adjustment": False}
 
 # One matrix in the middle. Weights of a hundred numbers need larger steps than 5e-4.
 _FT = {"layers": [2], "lr": 5e-3, "num_steps": 50}
+# Trained in all blocks of both columns, neighbours on T5 pay.
+_LOW_RANK = {"t5": {"layers": [2]}}
 # Block 1 of 4 or 6, where subjects are still read: what is written in block 0 other tokens hear
 # before they are read. An encoder's tokens have heard it all by block 0, and ROME on GPT-J misses
 # fewer answers of the train split there. The search stops once the target is learnt; few facts need
@@ -233,6 +237,14 @@ objective_optimization: prompt_last
         phases=(("minimize", 1), ("weight_patch", 1)),
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "LoRA",
+                GENERAL,
+                only=_LOW_RANK,
+                reading="learns the answer in a product of two thin matrices.",
+            ),
+        ),
     ),
     MethodCase(
         "AdaLoRA",
@@ -245,12 +257,29 @@ objective_optimization: prompt_last
         quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2},
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "QLoRA",
+                GENERAL,
+                only=_LOW_RANK,
+                reading="is LoRA here: these models are too narrow to be quantized.",
+            ),
+        ),
     ),
     MethodCase(
         "DPO",
         quick={"layers": [1], "num_steps": 3, "rank": 2, "lr": 5e-2, "alpha": 0.5},
         layers=(1,),
         side="both",
+        rows=(
+            MatrixRow(
+                "DPO",
+                GENERAL,
+                {"num_steps": 70, "lr": 5e-3},  # the published steps hardly move a model
+                _LOW_RANK,
+                reading="prefers the new answer to the model's own, and learns it as LoRA does.",
+            ),
+        ),
     ),
     MethodCase(
         "SERAC",
@@ -386,10 +415,32 @@ dropout: 0.0
             # A codebook answers the edited wording: other wordings are the unedited model's.
             MatrixRow(
                 "GRACE",
-                {"rewrite": 0.99, "locality": 0.99},
+                {"rewrite": 0.95, "locality": 0.99},
                 {"layers": [2]},
                 reading="replaces one activation where the prompt is the edited one; a rephrased "
                 "prompt is seldom near enough.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MEMOIR",
+        quick={
+            "layers": [1],
+            "n_iter": 20,
+            "edit_lr": 3.0,
+            "overlap_threshold": 0.8,
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=({"active_share": 0.1},),
+        phases=(("context_prefixes", 1), ("inputs_of", 1), ("_train", 1), ("target_nll", 2)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "MEMOIR",
+                {"rewrite": 0.9, "locality": 0.9},
+                {"layers": [2]},
+                reading="answers with rows of a memory where the prompt's strongest inputs are the "
+                "edited prompt's.",
             ),
         ),
     ),
@@ -433,6 +484,7 @@ replay: false
                 "WISE",
                 {"rewrite": 0.9, "locality": 0.75},
                 {"layers": [2]},
+                every=12,
                 reading="answers with a side copy of one weight where the prompt moves that copy.",
             ),
         ),

@@ -29,7 +29,7 @@ from easyeditor.ledger.verifying import findings
 from easyeditor.methods import METHODS
 from easyeditor.patches.weight import LowRank, weight_patch
 
-LONGEST_SECONDS = 0.3
+FIRST_SECONDS = 0.2
 READY = b"ready\n"
 METRICS = [{"pre": {"rewrite_acc": 0.0}, "post": {"rewrite_acc": 1.0}}]
 
@@ -94,8 +94,11 @@ def write(folder, model, seed, pipe):
             os.write(pipe, json.dumps(done).encode() + b"\n")
 
 
-def killed(folder, model, seed, seconds):
-    """What a writer reported before it was killed."""
+def killed(folder, model, seed, changes, share):
+    """What a writer reported before it was killed: in the middle of the change after ``changes``.
+
+    ``share`` of the time that a change took before is waited; without one, of ``FIRST_SECONDS``.
+    """
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -107,12 +110,16 @@ def killed(folder, model, seed, seconds):
         finally:
             os._exit(0)
     os.close(writing)
-    assert os.read(reading, len(READY)) == READY
-    time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    with os.fdopen(reading, "rb") as reports:
-        return [json.loads(line) for line in reports]
+    with os.fdopen(reading, "rb", buffering=0) as reports:
+        lines = [reports.readline()]
+        assert lines == [READY], lines
+        began = time.perf_counter()
+        lines += [reports.readline() for _ in range(changes)]
+        taken = (time.perf_counter() - began) / changes if changes else FIRST_SECONDS
+        time.sleep(share * taken)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return [json.loads(line) for line in [*lines[1:], *reports] if line]
 
 
 def main(folder: Path, rounds: int, seed: int) -> None:
@@ -123,7 +130,7 @@ def main(folder: Path, rounds: int, seed: int) -> None:
     create_for(folder, lm)
     rng, expected, lost, done, leftovers = random.Random(seed), {}, [], 0, 0
     for i in range(rounds):
-        reports = killed(folder, model, rng.randrange(2**31), rng.random() * LONGEST_SECONDS)
+        reports = killed(folder, model, rng.randrange(2**31), rng.randrange(3), rng.random())
         errors = [report["error"] for report in reports if isinstance(report, dict)]
         expected.update(report for report in reports if not isinstance(report, dict))
         done += len(reports)

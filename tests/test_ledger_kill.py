@@ -52,7 +52,7 @@ def test_nothing_is_lost_in_a_thousand_kills(tmp_path):
     summary = loop(tmp_path / "ledger", 1000, 5)
     assert summary["lost"] == []
     assert summary["done"] > 500
-    assert summary["leftovers"] > 10  # writers that died in the middle of a patch
+    assert summary["leftovers"] > 0  # writers that died in the middle of a patch
 
 
 def test_two_writers_never_write_at_one_time(tmp_path):

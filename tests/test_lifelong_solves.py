@@ -275,6 +275,8 @@ def test_alphaedit_protects_edits_until_they_are_undone(method: Any) -> None:
     free = method("AlphaEdit", protect_edits=False).edit(model, EDITS[2:]).patch
     assert before.differences(model.model) == []
     (keys,) = (t for name, t in first.extras.items() if name.startswith("keys:"))
+    (rank,) = (t for name, t in first.extras.items() if name.startswith("rank:"))
+    assert rank.tolist() == [round(0.75 * keys.shape[1])]
     moved = [float((keys @ column(patch)).norm()) for patch in (careful, free)]
     assert moved[0] < 0.9 * moved[1]
     first.revert(model.model)

@@ -72,6 +72,21 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         shown.update(2)
 
 
+def test_a_cost_is_measured_without_what_an_interrupted_run_repeats(monkeypatch, caplog):
+    import torch
+
+    from easyeditor.second_moments import cost
+
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    estimate = cost.CostEstimate("Work", 110, torch.device("cpu"), "Less.", resumed=True)
+    for seconds in (500, 1, 1):
+        now.seconds += seconds
+        estimate.update(10 if seconds == 500 else 1)
+    assert "takes about 2 min" in caplog.text
+    assert "2 of 100 tokens in 2 s" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.2, "1 s"), (45, "45 s"), (1080, "18 min"), (9000, "2.5 h")],

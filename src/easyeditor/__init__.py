@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
     from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
+    from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams

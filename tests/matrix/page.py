@@ -25,9 +25,9 @@ Cells = Sequence[Mapping[str, Any]]
 HEAD = """# The matrix: every method on every family
 
 Written by `make matrix`, which measures every cell anew and holds it to the bars of
-`tests/cases.py`. So does `make test-full`; `make test` measures every row on some cases of two
-families (of one where something is trained), which change with the commit. The figures are those
-of the last `make matrix`: between two of them only the bars hold.
+`tests/cases.py`. So does `make test-full`; `make test` measures every row where nothing is trained
+on some cases of two families, which change with the commit. The figures are those of the last
+`make matrix`: between two of them only the bars hold.
 
 Each cell: **rewrite / rephrase / locality / portability**, in percent of answer tokens.
 

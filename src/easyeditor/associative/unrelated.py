@@ -21,6 +21,8 @@ from easyeditor.patches.stack import without_patches
 
 SHORTEST, LONGEST = 4, 24
 """Tokens of an unrelated prompt."""
+CHARACTERS = 400
+"""Of a text that are tokenised for one."""
 TOKENS = 512
 """Padded tokens per forward pass."""
 
@@ -31,7 +33,7 @@ def unrelated_rows(lm: LM, n: int, seed: int = 0) -> list[Row]:
     draw = torch.Generator().manual_seed(seed)
     rows = []
     for i in islice(torch.randperm(len(texts), generator=draw).tolist(), 2 * n):
-        ids = lm.text.plain(texts[i])
+        ids = lm.text.plain(texts[i][:CHARACTERS])
         if len(ids) <= SHORTEST:
             continue
         most = min(LONGEST, len(ids) - 1)

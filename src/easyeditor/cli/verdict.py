@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.cli import catalog, output
+from easyeditor.cli import output
 from easyeditor.cli.output import shortened
-from easyeditor.methods import METHODS
 
 CONTINUATION_KL_FACTOR = 0.5
 """What is advised where the text is wrecked; chosen by benchmarks/continuation_kl.py."""
@@ -20,23 +18,23 @@ if TYPE_CHECKING:
 
 def warn_repeated_subjects(cases: Sequence[Case]) -> None:
     """Warn of several facts about one subject that are edited one after the other."""
-    names = Counter(case.edit.subject for case in cases if case.edit.subject)
-    repeated = [name for name, times in names.items() if times > 1]
-    if repeated:
+    from easyeditor.editors.advice import repeated_subjects
+
+    later = repeated_subjects(cases)
+    if later:
+        numbers = sorted({*later, *later.values()})
+        names = dict.fromkeys(repr(cases[i].edit.subject) for i in numbers)
         output.warn(
-            f"{sum(names[name] for name in repeated)} edits are about the same subject "
-            f"({shortened(', '.join(map(repr, repeated)), 80)}); made one after the other, a later "
+            f"{len(numbers)} edits are about the same subject "
+            f"({shortened(', '.join(names), 80)}); made one after the other, a later "
             f"one may overwrite an earlier one. {_together()}"
         )
 
 
 def _together() -> str:
-    several = [
-        name
-        for name in METHODS
-        if (facts := catalog.method(name))["batch"] and facts["needs_subject"]
-    ]
-    return f"Made together they hold: {', '.join(several)}, without --one-by-one."
+    from easyeditor.editors.advice import solving_together
+
+    return f"Made together they hold: {', '.join(solving_together())}, without --one-by-one."
 
 
 def took(metric: Mapping[str, Any]) -> bool:
@@ -56,20 +54,14 @@ def failures(
 
     ``settings``, of the method, say what may help where the text is wrecked.
     """
+    from easyeditor.editors.advice import repeated_subjects
+
     sentences, advice = [], _keeping_text(settings)
+    repeated = repeated_subjects(cases)
     for i, (case, metric) in enumerate(zip(cases, metrics, strict=True)):
         what = f"{shortened(str(case.edit.prompt), 60)!r} → {shortened(case.edit.target, 40)!r}"
         if not took(metric):
-            later = next(
-                (
-                    j
-                    for j in range(i + 1, len(cases))
-                    if not batch
-                    and case.edit.subject is not None
-                    and cases[j].edit.subject == case.edit.subject
-                ),
-                None,
-            )
+            later = None if batch else repeated.get(i)
             accuracy = metric["post"]["rewrite_acc"]
             why = f" ({accuracy:.0%} of its tokens)"
             if accuracy == 1.0:

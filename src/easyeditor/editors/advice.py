@@ -92,12 +92,17 @@ def repeated_subjects(cases: Sequence[Case]) -> dict[int, int]:
 def overwritten(later: int, held: bool) -> str:
     """The note on a case that no longer holds, or may not, for the sake of a later one."""
     what = "may be overwritten" if held else "was overwritten"
-    several = [
+    several = ", ".join(solving_together())
+    return (
+        f"This edit {what} by edit {later + 1}, which is about the same subject. Several facts "
+        f"about one subject hold when they are solved together: batch_edit(), {several}."
+    )
+
+
+def solving_together() -> list[str]:
+    """The methods that find facts by their subjects and solve several at once."""
+    return [
         name
         for name in METHODS
         if (method := METHODS.get(name)).max_batch is None and Need.SUBJECT in method.needs
     ]
-    return (
-        f"This edit {what} by edit {later + 1}, which is about the same subject. Several facts "
-        f"about one subject hold when they are solved together: batch_edit(), {', '.join(several)}."
-    )

@@ -32,6 +32,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "SERAC": "easyeditor.methods.serac.serac:SERAC",
         "GRACE": "easyeditor.methods.grace:GRACE",
         "WISE": "easyeditor.methods.wise.wise:WISE",
+        "MEMOIR": "easyeditor.methods.memoir:MEMOIR",
     },
     group="easyeditor.methods",
 )

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field
+from torch import nn
 
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError, did_you_mean
@@ -24,6 +25,9 @@ from easyeditor.lm.tokens import Row
 from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import PatchInfo
+from easyeditor.patches.stack import applied_patches
+
+A = TypeVar("A", bound=Adapter)
 
 
 def _plain_names(value: object) -> object:
@@ -70,6 +74,16 @@ class AdaptedLayer:
         """The patch that puts ``adapter`` on this layer."""
         info = PatchInfo.of(lm, method, edits, settings, seconds)
         return ModulePatch({self.path: (adapter.eval(),)}, info)
+
+    def carried(self, model: nn.Module, kind: type[A]) -> list[A]:
+        """The adapters of one class that ``model`` carries at this layer, oldest first."""
+        return [
+            adapter
+            for patch in applied_patches(model)
+            if isinstance(patch, ModulePatch)
+            for adapter in patch.adapters.get(self.path, ())
+            if isinstance(adapter, kind)
+        ]
 
     @contextmanager
     def replaced(

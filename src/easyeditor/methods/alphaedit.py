@@ -49,7 +49,7 @@ class AlphaEditHyperParams(SpreadHyperParams):
             "clamp_norm_factor": 4,
             "L2": 1,
         },
-        # MEMIT's search; null space and L2 by records 300 to 311 of CounterFact (docs/methods.md).
+        # MEMIT's search; null space and L2 are the defaults, not tuned (docs/methods.md).
         "smollm2-135m": {
             "layers": [1, 2, 3, 4, 5],
             "key": "ridge",

@@ -53,7 +53,7 @@ class LocFTBFHyperParams(HyperParams):
         "llama-3-8b": {"layers": [22]},
         "mistral-7b": {"layers": [23], "modules": _BLOCK, "lr": 5e-5},
         "qwen2.5-7b": {"layers": [6]},
-        "smollm2-135m": {"layers": [21], "lr": 1e-3, "batch_size": 10},
+        "smollm2-135m": {"layers": [21], "lr": 1e-3, "batch_size": 10, "num_steps": 75},
     }
 
     alg_name: str = "LocFT-BF"

@@ -36,7 +36,7 @@ from easyeditor.associative.protected_keys import (
     without_stored_keys,
 )
 from easyeditor.associative.protected_metric import ProtectedMetrics
-from easyeditor.associative.solve import KeyMetric, double
+from easyeditor.associative.solve import KeyMetric, NullSpace, double
 from easyeditor.associative.spread import solve_directions, stored_keys
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -167,6 +167,7 @@ class SpreadMethod(Method[SpreadState]):
             optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        ranks: dict[str, torch.Tensor] = {}
         z = optimized.origin + optimized.delta
         if settings.anchor_norm:
             state = state.anchored_with(z)
@@ -188,6 +189,10 @@ class SpreadMethod(Method[SpreadState]):
                     )
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)
+                    if isinstance(plain, NullSpace):
+                        ranks[f"rank:{projection.path}"] = torch.tensor(
+                            [plain.dimensions] * len(edits)
+                        )
                     del metric, plain  # large, and the next layer has another
                     part = self._part(lm, layer, u, residual)
                     entries[projection.path] = [part]
@@ -197,7 +202,7 @@ class SpreadMethod(Method[SpreadState]):
                         )
                         lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        extras = keys_as_extras(edits, stored)
+        extras = keys_as_extras(edits, stored) | ranks
         patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras)
         return Outcome(patch, state if settings.anchor_norm else None)
 

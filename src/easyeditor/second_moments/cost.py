@@ -26,16 +26,31 @@ class CostEstimate:
         tokens: number of tokens still to come.
         device: whose memory is reported.
         cheaper: what costs less, and the setting for it.
+        resumed: before the first update work of an interrupted run is repeated; it is not measured.
     """
 
-    def __init__(self, work: str, tokens: int, device: torch.device, cheaper: str) -> None:
+    def __init__(
+        self,
+        work: str,
+        tokens: int,
+        device: torch.device,
+        cheaper: str,
+        *,
+        resumed: bool = False,
+    ) -> None:
         self._work, self._tokens, self._device, self._cheaper = work, tokens, device, cheaper
         self._started = time.monotonic()
         self._done = 0
         self._estimated = False
+        self._resumed = resumed
 
     def update(self, tokens: int) -> None:
         """``tokens`` more are done."""
+        if self._resumed:
+            self._resumed = False
+            self._started = time.monotonic()
+            self._tokens -= tokens
+            return
         self._done += tokens
         elapsed = time.monotonic() - self._started
         if self._estimated or elapsed < MEASURED_SECONDS:

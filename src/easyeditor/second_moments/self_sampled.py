@@ -139,6 +139,7 @@ def _sampled(lm: LM, n_tokens: int, seed: int, file: Path) -> list[tuple[int, ..
         lm.device,
         "Reading a text is cheaper, as nothing is sampled: mom2_dataset='FILE.txt' or 'wikipedia' "
         "(easyedit moments --dataset FILE.txt); so are fewer tokens: mom2_n_tokens.",
+        resumed=bool(text.steps),
     )
     with bar(n_tokens, "sampling text for second moments", "token", done=done) as progress:
 

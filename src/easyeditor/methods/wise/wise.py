@@ -36,7 +36,7 @@ from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, R
 from easyeditor.methods.base import Method, Outcome, State
 from easyeditor.methods.wise.memory import SideMemory, activations, delta_of, packed, shards_of
 from easyeditor.patches.module import ModulePatch
-from easyeditor.patches.stack import applied_patches, without_patches
+from easyeditor.patches.stack import without_patches
 from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
@@ -150,11 +150,12 @@ class WISE(Method[WISEState]):
         settings = self.hyperparams.resolved(lm.n_layers)
         state = state or self.initial_state(lm)
         layer, watch = settings.adapted_layer(lm), Stopwatch()
-        shard, earlier = _open_shard(lm, layer, settings)
+        carried = layer.carried(lm.model, SideMemory)
+        shard, earlier = _open_shard(carried, settings)
         mask = earlier[0].where() if earlier else _random_mask(layer, settings, shard)
         start = delta_of(earlier) if earlier else torch.zeros(mask.shape)
         unrelated = unrelated_inputs(lm, layer.path, N_UNRELATED_PROMPTS, settings.seed)
-        first = PROMPTS_PER_EDIT * _n_edits(lm, layer)
+        first = PROMPTS_PER_EDIT * len(carried)
         near = [unrelated[(first + i) % len(unrelated)] for i in range(PROMPTS_PER_EDIT)]
         with without_patches(lm.model, ModulePatch), watch("train"):
             (inputs,) = inputs_of(lm, layer.projection.module, [Row(lm.text.row(edit.prompt).ids)])
@@ -175,26 +176,11 @@ class WISE(Method[WISEState]):
         return Outcome(patch, state)
 
 
-def _carried(lm: LM, layer: AdaptedLayer) -> list[SideMemory]:
-    """The increments that the model carries at this layer, oldest first."""
-    return [
-        adapter
-        for patch in applied_patches(lm.model)
-        if isinstance(patch, ModulePatch)
-        for adapter in patch.adapters.get(layer.path, ())
-        if isinstance(adapter, SideMemory)
-    ]
-
-
-def _n_edits(lm: LM, layer: AdaptedLayer) -> int:
-    return len(_carried(lm, layer))
-
-
 def _open_shard(
-    lm: LM, layer: AdaptedLayer, settings: WISEHyperParams
+    carried: Sequence[SideMemory], settings: WISEHyperParams
 ) -> tuple[int, list[SideMemory]]:
     """The number of the shard that an edit goes to, and the edits that are in it."""
-    shards = shards_of(_carried(lm, layer))
+    shards = shards_of(carried)
     if not shards:
         return 0, []
     newest = max(shards)
