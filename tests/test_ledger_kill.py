@@ -48,10 +48,12 @@ def test_nothing_is_lost_when_writers_are_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_in_a_thousand_kills(tmp_path):
-    summary = loop(tmp_path / "ledger", 1000, 5)
+def test_nothing_is_lost_in_many_kills(tmp_path):
+    rounds = int(os.environ.get("EASYEDITOR_KILLS", "200"))
+    summary = loop(tmp_path / "ledger", rounds, 5)
+    assert summary["rounds"] == rounds
     assert summary["lost"] == []
-    assert summary["done"] > 500
+    assert summary["done"] > rounds // 5
     assert summary["leftovers"] > 0  # writers that died in the middle of a patch
 
 
