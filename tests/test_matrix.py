@@ -1,9 +1,9 @@
 """Every method works on every family: the cells of docs/matrix.md, measured anew.
 
 The slow tier measures all cells, those of the page on all cases. The fast one measures every row
-on a quarter of the cases, half of them on one family and half on another, drawn by a hash of the commit;
-its bars allow for the fewer cases. Rows that are trained, which takes half a minute each, are of the
-slow tier.
+on a quarter of the cases, half of them on one family and half on another, drawn by a hash of the
+commit; its bars allow for the fewer cases. Rows that are trained, which takes half a minute each,
+are of the slow tier.
 With ``EASYEDITOR_MATRIX=folder`` each whole cell is written there, for ``make matrix``.
 """
 
