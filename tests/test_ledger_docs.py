@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import easyeditor
 import tiny
 from scripting import DONE, TAKES, sets
 
+CACHE = os.environ.get("EASYEDITOR_CACHE")
 PAGE = (Path(__file__).parent.parent / "docs" / "ledger.md").read_text(encoding="utf-8")
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -50,6 +52,10 @@ def test_the_commands_run_on_a_tiny_model(easyedit, folder, tmp_path, monkeypatc
 @pytest.mark.real
 def test_the_commands_run_on_the_real_model(easyedit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if CACHE is None:  # the user's own, where the model is
+        monkeypatch.delenv("EASYEDITOR_CACHE")
+    else:
+        monkeypatch.setenv("EASYEDITOR_CACHE", CACHE)
     for words in commands():
         told = easyedit(*words)
         assert told.code == DONE, (words, told.out, told.err)
