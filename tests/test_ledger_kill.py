@@ -54,7 +54,6 @@ def test_nothing_is_lost_in_a_thousand_kills(tmp_path):
     assert summary["rounds"] == rounds
     assert summary["lost"] == []
     assert summary["done"] > rounds // 5
-    assert summary["leftovers"] > 0  # writers that died in the middle of a patch
 
 
 def test_two_writers_never_write_at_one_time(tmp_path):
