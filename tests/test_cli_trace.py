@@ -66,4 +66,6 @@ def test_the_lens_shows_an_edit_before_and_after(easyedit, asked, tmp_path):
 )
 def test_mistakes_are_one_sentence(easyedit, asked, words, message):
     reply = easyedit(*asked, *words)
-    assert message in refused(reply)
+    said = refused(reply)
+    assert message in said
+    assert ("loading" in said) == ("--swap-with" in words)  # what can be known is known before

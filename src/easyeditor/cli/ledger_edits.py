@@ -42,18 +42,12 @@ if TYPE_CHECKING:
 
 def add_edits(
     ledger: Place,
-    prompt: Annotated[str | None, typer.Option(help="The text to be continued.")] = None,
-    target: Annotated[str | None, typer.Option(help="How it shall continue.")] = None,
-    subject: Annotated[
-        str | None, typer.Option(help="What the fact is about, as the prompt writes it.")
-    ] = None,
-    ground_truth: Annotated[str | None, typer.Option(help="How it continues now.")] = None,
-    rephrase: Annotated[
-        list[str] | None, typer.Option(help="The same question in other words; repeatable.")
-    ] = None,
-    locality: Annotated[
-        list[str] | None, typer.Option(help="'prompt => answer' that must stay; repeatable.")
-    ] = None,
+    prompt: options.EditPrompt = None,
+    target: options.EditTarget = None,
+    subject: options.Subject = None,
+    ground_truth: options.GroundTruth = None,
+    rephrase: options.Rephrase = None,
+    locality: options.Locality = None,
     edits: Annotated[Path | None, typer.Option(help="A file of edits instead.")] = None,
     together: Annotated[
         bool, typer.Option("--together", help="The edits of a file as one entry, one patch.")

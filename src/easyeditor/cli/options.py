@@ -108,6 +108,22 @@ Dtype = Annotated[
 ]
 
 
+EditPrompt = Annotated[str | None, typer.Option("--prompt", help="The text to be continued.")]
+EditTarget = Annotated[str | None, typer.Option("--target", help="How it shall continue.")]
+Subject = Annotated[
+    str | None, typer.Option("--subject", help="What the fact is about, as the prompt writes it.")
+]
+GroundTruth = Annotated[str | None, typer.Option("--ground-truth", help="How it continues now.")]
+Rephrase = Annotated[
+    list[str] | None,
+    typer.Option("--rephrase", help="The same question in other words; repeatable."),
+]
+Locality = Annotated[
+    list[str] | None,
+    typer.Option("--locality", help="'prompt => answer' that must stay; repeatable."),
+]
+
+
 class Scheme(str, Enum):
     """How a model may be quantized while it is loaded."""
 

@@ -14,11 +14,12 @@ from easyeditor.cli.output import Column
 from easyeditor.cli.patches import load_patches, model_of
 from easyeditor.errors import EditError
 from easyeditor.files import written_whole
+from easyeditor.subjects import locate_subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from easyeditor.interpret.causal_trace import CausalTrace, TraceOptions
+    from easyeditor.interpret.causal_trace import CausalTrace
     from easyeditor.interpret.logit_lens import LogitLens
     from easyeditor.lm.model import LM
 
@@ -118,6 +119,8 @@ def trace(
         raise typer.BadParameter("name what is corrupted: --subject", param_hint="--subject")
     if traced and len(answer or []) > 1:
         raise typer.BadParameter("a trace looks for one answer", param_hint="--answer")
+    if traced and subject is not None:
+        locate_subject(prompt, subject)  # before the model is loaded
     pictures = _pictures(out, kinds)
     loaded = load_patches(patch or [])
     model = model_of(model, loaded)
@@ -155,7 +158,7 @@ def trace(
         output.print_json({**document, "pictures": {k: str(v) for k, v in pictures.items()}})
         return
     for result in traces:
-        _show_trace(result, chosen)
+        _show_trace(result)
     for i, lens in enumerate(lenses):
         _show_lens(lens, ("before", "after")[i] if len(lenses) > 1 else "")
     for path in pictures.values():
@@ -209,10 +212,11 @@ def _draw(
             figure.savefig(part, format=path.suffix[1:].lower(), dpi=200)
 
 
-def _show_trace(trace: CausalTrace, chosen: TraceOptions) -> None:
+def _show_trace(trace: CausalTrace) -> None:
     from easyeditor.interpret.pictures import text_map
 
-    name = trace.options.metric.replace("_", " ")
+    chosen = trace.options
+    name = chosen.metric.replace("_", " ")
     high = float(trace.scores.max())
     first, last = trace.subject
     columns = [

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
 
 from easyeditor.lm.forward.partial import stubbed
-from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
+from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, rows_of, with_hidden
 from easyeditor.lm.model import LM
 from easyeditor.lm.restoring import hooks_on
 from easyeditor.lm.tokens import Batch
@@ -123,7 +122,7 @@ class TracedRuns:
         if not self._resume:
             replace = _replacing(rows, places, clean[places.to(clean.device)])
             return self._whole([(self._modules["block"][layer], replace)], samples)
-        stored = _pick(self._corrupted["block"][layer], samples, self.samples)
+        stored = rows_of(self._corrupted["block"][layer], samples, self.samples)
         stored = _replacing(rows, places, clean[places.to(clean.device)])(None, None, stored)
         return self._above(layer + 1, stored, [], rows)
 
@@ -141,7 +140,7 @@ class TracedRuns:
         start = min(layers)
         if not self._resume or not start:
             return self._whole(hooks, samples)
-        stored = _pick(self._corrupted["block"][start - 1], samples, self.samples)
+        stored = rows_of(self._corrupted["block"][start - 1], samples, self.samples)
         return self._above(start, stored, hooks, rows)
 
     @contextmanager
@@ -233,17 +232,3 @@ def _replacing(rows: int, places: torch.Tensor, values: torch.Tensor) -> Callabl
         return with_hidden(output, seen.index_put(at, new).view(hidden.shape))
 
     return replace
-
-
-def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
-    """The rows of a recorded output of n rows; what all rows share stays as it is."""
-    if isinstance(value, ModelOutput):
-        return type(value)(**{name: _pick(item, rows, n) for name, item in value.items()})
-    if isinstance(value, tuple):
-        return tuple(_pick(item, rows, n) for item in value)
-    if isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[0] % n == 0:
-        width = value.shape[-1]  # flattened: (rows × length, width)
-        return value.view(n, -1, width)[rows.to(value.device)].reshape(-1, width)
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
-        return value[rows.to(value.device)]
-    return value

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from easyeditor.lm.restoring import hooks_on, restoring
 from easyeditor.lm.weights import WeightHandle, weight_handle
@@ -29,6 +30,25 @@ def hidden_of(output: Any) -> torch.Tensor:
 def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
     """The same kind of output holding other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def rows_of(value: Any, rows: torch.Tensor, n: int) -> Any:
+    """Some rows of what a module gave for ``n``; what all rows share stays as it is.
+
+    A two-dimensional tensor of more than ``n`` rows is flattened, ``(n * length, width)``.
+    """
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: rows_of(item, rows, n) for name, item in value.items()})
+    if isinstance(value, tuple):
+        return tuple(rows_of(item, rows, n) for item in value)
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return value
+    at = rows.to(value.device)
+    if value.shape[0] == n:
+        return value[at]
+    if value.dim() == 2 and value.shape[0] > n and value.shape[0] % n == 0:
+        return value.view(n, -1, value.shape[1])[at].flatten(0, 1)
+    return value
 
 
 @contextmanager

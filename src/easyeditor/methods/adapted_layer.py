@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import HyperParamsError, did_you_mean
+from easyeditor.errors import DivergedError, HyperParamsError, did_you_mean
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
@@ -26,6 +26,7 @@ from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.stack import applied_patches
+from easyeditor.progress import bar
 
 A = TypeVar("A", bound=Adapter)
 
@@ -176,6 +177,44 @@ class RowLogits:
         source = self._lm if self._cache is None else self._cache
         with self._layer.replaced(len(self.rows), function):
             return source.target_logits(self.rows)
+
+
+def descend(
+    change: torch.Tensor,
+    loss_of: Callable[[], torch.Tensor],
+    *,
+    method: str,
+    lr: float,
+    steps: int,
+    stop_loss: float,
+    gradient_norm: float | None = None,
+) -> None:
+    """Plain gradient descent on ``change``, in place, until the loss is under ``stop_loss``.
+
+    ``gradient_norm`` is the largest norm of a step's gradient; None: any. Call it inside
+    ``lm.at_rest()``.
+
+    Raises:
+        DivergedError: a loss is not a number.
+    """
+    sgd = torch.optim.SGD([change], lr=lr, foreach=False)
+    with bar(steps, f"training {method}") as progress:
+        for step in range(steps):
+            loss = loss_of()
+            value = loss.item()
+            if value != value or abs(value) > 1e30:
+                raise DivergedError(
+                    f"{method}'s loss became {value} at step {step}; the model is unchanged. Lower "
+                    "edit_lr, or load the model in float32 or bfloat16."
+                )
+            progress.update()
+            if value < stop_loss:
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            if gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_([change], gradient_norm, foreach=False)
+            sgd.step()
+            sgd.zero_grad(set_to_none=True)
 
 
 def _agrees(cache: LowerBlockCache, rows: Sequence[Row]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric, NullSpace
-from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.spread import SMOLLM2_SEARCH, SpreadHyperParams, SpreadMethod
 from easyeditor.second_moments.metric import MetricOfMoment
 from easyeditor.second_moments.null_space import NullSpaceOfMoment
 
@@ -50,16 +50,7 @@ class AlphaEditHyperParams(SpreadHyperParams):
             "L2": 1,
         },
         # MEMIT's search; null space and L2 are the defaults, not tuned (docs/methods.md).
-        "smollm2-135m": {
-            "layers": [1, 2, 3, 4, 5],
-            "key": "ridge",
-            "v_lr": 1.0,
-            "v_weight_decay": 1e-3,
-            "v_stop_nll": 0.2,
-            "clamp_norm_factor": 4,
-            "context_template_length_params": [[10, 3]],
-            "mom2_n_tokens": 6144,
-        },
+        "smollm2-135m": SMOLLM2_SEARCH,
     }
 
     alg_name: str = "AlphaEdit"

@@ -25,7 +25,7 @@ from easyeditor.lm.inference import continue_all
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import NamedWeight
 from easyeditor.lm.tokens import Row
-from easyeditor.methods.tuning import LowRankHyperParams, LowRankMethod, target_rows
+from easyeditor.methods.tuning import PRESETS, LowRankHyperParams, LowRankMethod, target_rows
 
 EXTRA_TOKENS = 4
 """Tokens that the model's own answer may be longer than the new one."""
@@ -35,9 +35,7 @@ class DPOHyperParams(LowRankHyperParams):
     """Settings of DPO, as EasyEdit publishes them."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "llama-2-7b": {"target_modules": ["q_proj", "v_proj"]},
-        "llama-3-8b": {"target_modules": ["q_proj", "v_proj"]},
-        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
+        name: PRESETS[name] for name in ("llama-2-7b", "llama-3-8b", "smollm2-135m")
     }
 
     alg_name: str = "DPO"

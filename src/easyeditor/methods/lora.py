@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from easyeditor.methods.tuning import LowRankHyperParams, LowRankMethod
+from easyeditor.methods.tuning import PRESETS, LowRankHyperParams, LowRankMethod
 
 
 class LoRAHyperParams(LowRankHyperParams):
     """Settings of LoRA, as EasyEdit publishes them."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "gpt2-xl": {"target_modules": ["c_attn"], "num_steps": 30},
-        "gpt-j-6B": {"target_modules": ["fc_in", "fc_out"], "num_steps": 50},
-        "llama-2-7b": {"target_modules": ["q_proj", "v_proj"]},
-        "llama-3-8b": {"target_modules": ["q_proj", "v_proj"]},
-        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     alg_name: str = "LoRA"
 

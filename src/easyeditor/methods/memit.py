@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric
-from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.spread import SMOLLM2_SEARCH, SpreadHyperParams, SpreadMethod
 
 
 class MEMITHyperParams(SpreadHyperParams):
@@ -39,18 +39,7 @@ class MEMITHyperParams(SpreadHyperParams):
         "llama-2-7b": {"layers": [4, 5, 6, 7, 8], "v_weight_decay": 1e-3, "clamp_norm_factor": 4},
         # None was published. In an encoder an averaged key may miss the bare one by a tenth.
         "t5-3b": {"layers": [5, 6, 7, 8, 9], "key": "ridge", "mom2_dataset": "wikipedia"},
-        # By what 100 CounterFact edits in one batch showed (docs/counterfact.md).
-        "smollm2-135m": {
-            "layers": [1, 2, 3, 4, 5],
-            "key": "ridge",
-            "v_lr": 1.0,
-            "v_weight_decay": 1e-3,
-            "v_stop_nll": 0.2,
-            "clamp_norm_factor": 4,
-            "context_template_length_params": [[10, 3]],
-            "mom2_update_weight": 2000,
-            "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
-        },
+        "smollm2-135m": {**SMOLLM2_SEARCH, "mom2_update_weight": 2000},
     }
 
     alg_name: str = "MEMIT"

@@ -24,18 +24,16 @@ from pydantic import Field
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.unrelated import inputs_of, unrelated_inputs
 from easyeditor.edits import Edit
-from easyeditor.errors import DivergedError
 from easyeditor.gradients.losses import target_nll
 from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
-from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits
+from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
 from easyeditor.methods.base import Method, Outcome, State
 from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.routed import RoutedAdapter
 from easyeditor.patches.stack import without_patches
-from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
 N_UNRELATED_PROMPTS = 100
@@ -263,26 +261,18 @@ def _train(
     device = layer.projection.device
     rows = [lm.text.row(edit.prompt, edit.target, prefix=prefix) for prefix in contexts]
     change = torch.zeros_like(start, device=device, requires_grad=True)
-    sgd = torch.optim.SGD([change], lr=settings.edit_lr, foreach=False)
     under_mask, start = under_mask.to(device), start.to(device)
-    with lm.at_rest(), bar(settings.n_iter, "training a residual memory") as progress:
+    with lm.at_rest():
         logits_of = RowLogits(lm, layer, rows)
-        for step in range(settings.n_iter):
-            logits = logits_of(partial(_plus, under_mask, start + change))
-            loss = target_nll(logits, rows).mean()
-            value = loss.item()
-            if value != value or abs(value) > 1e30:
-                raise DivergedError(
-                    f"MEMOIR's loss became {value} at step {step}; the model is unchanged. Lower "
-                    "edit_lr, or load the model in float32 or bfloat16."
-                )
-            progress.update()
-            if value < settings.stop_loss:
-                break
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([change], settings.gradient_norm, foreach=False)
-            sgd.step()
-            sgd.zero_grad(set_to_none=True)
+        descend(
+            change,
+            lambda: target_nll(logits_of(partial(_plus, under_mask, start + change)), rows).mean(),
+            method="MEMOIR",
+            lr=settings.edit_lr,
+            steps=settings.n_iter,
+            stop_loss=settings.stop_loss,
+            gradient_norm=settings.gradient_norm,
+        )
     return change.detach().cpu()
 
 

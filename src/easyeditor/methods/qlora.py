@@ -18,7 +18,7 @@ from easyeditor.edits import Edit
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import quantized_layers
 from easyeditor.methods.base import Outcome, State
-from easyeditor.methods.tuning import LowRankHyperParams, LowRankMethod
+from easyeditor.methods.tuning import PRESETS, LowRankHyperParams, LowRankMethod
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class QLoRAHyperParams(LowRankHyperParams):
 
     ignored: ClassVar[frozenset[str]] = LowRankHyperParams.ignored | {"double_quant", "quant_type"}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "llama-2-7b": {"target_modules": ["q_proj", "v_proj"], "num_steps": 1},
-        "llama-3-8b": {"target_modules": ["q_proj", "v_proj"], "num_steps": 1},
-        "smollm2-135m": {"layers": [21], "num_steps": 30, "lr": 2e-3},
+        "llama-2-7b": {**PRESETS["llama-2-7b"], "num_steps": 1},
+        "llama-3-8b": {**PRESETS["llama-3-8b"], "num_steps": 1},
+        "smollm2-135m": PRESETS["smollm2-135m"],
     }
 
     alg_name: str = "QLoRA"

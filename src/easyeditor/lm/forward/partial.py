@@ -21,14 +21,21 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
-from transformers.utils import ModelOutput
 
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.forward.cache_layers import NON_RECORDING, non_recording
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.shared_prefix import past_of
-from easyeditor.lm.hooks import added, adding, gathering, hidden_of, reading_output, stopping
+from easyeditor.lm.hooks import (
+    added,
+    adding,
+    gathering,
+    hidden_of,
+    reading_output,
+    rows_of,
+    stopping,
+)
 from easyeditor.lm.model import LM
 from easyeditor.lm.restoring import restoring
 from easyeditor.lm.tokens import Batch
@@ -277,29 +284,19 @@ class PartialForward:
         stored._runs = [self._runs[i] for i in rows.tolist()]
         stored._index, stored._positions = _reads(stored._runs, [run.start for run in stored._runs])
         stored._at = self._at[rows]
-        stored._more = {name: _pick(value, rows, n) for name, value in self._more.items()}
+        stored._more = {name: rows_of(value, rows, n) for name, value in self._more.items()}
         at = rows.to(self._batch.ids.device)
         stored._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
-        stored._below = _pick(self._below, rows, n)
+        stored._below = rows_of(self._below, rows, n)
         if self._cache is not None:
             stored._cache = copy.copy(self._cache)
             stored._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
             for layer in stored._cache.layers:
                 if layer.is_initialized:
-                    layer.keys = _pick(layer.keys, rows, n)
-                    layer.values = _pick(layer.values, rows, n)
+                    layer.keys = rows_of(layer.keys, rows, n)
+                    layer.values = rows_of(layer.values, rows, n)
             stored._drop_lower_cache()
         return stored
-
-
-def _pick(value: Any, rows: torch.Tensor, n: int) -> Any:
-    if isinstance(value, ModelOutput):
-        return type(value)(**{name: _pick(item, rows, n) for name, item in value.items()})
-    if isinstance(value, tuple):
-        return tuple(_pick(item, rows, n) for item in value)
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
-        return value[rows.to(value.device)]
-    return value
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,16 +28,14 @@ from torch.nn.functional import relu
 from easyeditor.associative.contexts import context_prefixes
 from easyeditor.associative.unrelated import inputs_of, unrelated_inputs
 from easyeditor.edits import Edit
-from easyeditor.errors import DivergedError
 from easyeditor.gradients.losses import target_nll
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
-from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits
+from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
 from easyeditor.methods.base import Method, Outcome, State
 from easyeditor.methods.wise.memory import SideMemory, activations, delta_of, packed, shards_of
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
-from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
 N_UNRELATED_PROMPTS = 64
@@ -217,30 +215,25 @@ def _train(
     others = [some.to(device) for some in unrelated]
     where, start = mask.to(device), start.to(device)
     change = torch.zeros_like(start, requires_grad=True)
-    sgd = torch.optim.SGD([change], lr=settings.edit_lr, foreach=False)
-    with lm.at_rest(), bar(settings.n_iter, "training a side memory") as progress:
+    with lm.at_rest():
         logits_of = RowLogits(lm, layer, rows)
-        for step in range(settings.n_iter):
+
+        def loss_of() -> torch.Tensor:
             delta = start + change * where
-            logits = logits_of(partial(_plus, delta))
-            inside = activations(edited, delta)
-            outside = activations(others, delta)
-            loss = (
-                target_nll(logits, rows).mean()
+            inside, outside = activations(edited, delta), activations(others, delta)
+            return (
+                target_nll(logits_of(partial(_plus, delta)), rows).mean()
                 + relu(outside - alpha).mean()
                 + relu(beta - inside).mean()
                 + relu(gamma - inside[:, None] + outside).mean()
             )
-            value = loss.item()
-            if value != value or abs(value) > 1e30:
-                raise DivergedError(
-                    f"WISE's loss became {value} at step {step}; the model is unchanged. Lower "
-                    "edit_lr, or load the model in float32 or bfloat16."
-                )
-            progress.update()
-            if value < settings.stop_loss:
-                break
-            loss.backward()  # type: ignore[no-untyped-call]
-            sgd.step()
-            sgd.zero_grad(set_to_none=True)
+
+        descend(
+            change,
+            loss_of,
+            method="WISE",
+            lr=settings.edit_lr,
+            steps=settings.n_iter,
+            stop_loss=settings.stop_loss,
+        )
     return (change.detach() * where).cpu()
