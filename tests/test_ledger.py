@@ -23,7 +23,7 @@ from easyeditor.errors import (
     OutputError,
     PatchStateError,
 )
-from easyeditor.ledger import database
+from easyeditor.ledger import database, health
 from easyeditor.ledger.checking import check
 from easyeditor.ledger.conflicts import Problem, conflicts_with
 from easyeditor.ledger.entries import EntryState
@@ -32,7 +32,9 @@ from easyeditor.ledger.health import Health
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.ledger.limits import HealthLimits
 from easyeditor.ledger.live import LiveLedger, create_for
+from easyeditor.ledger.recording import untaken
 from easyeditor.ledger.verifying import findings
+from easyeditor.lm.inference import score
 from outer import FACTS, PROMPT, SUBJECT, TARGET
 
 LEARNS = {"num_steps": 60, "lr": 0.02}
@@ -162,17 +164,68 @@ def test_a_proposal_is_made_later(empty):
     editor.edit_cases([case], verbose=False, proposal=1, allow=STRANGERS)
     assert states(book) == ["active"]
     assert [event.event for event in book.history(1)] == ["proposed", "added"]
-    with pytest.raises(LedgerError, match="no proposal that waits"):
+    with pytest.raises(LedgerError, match="computed already and is active"):
         editor.edit_cases([case], verbose=False, proposal=1)
 
 
-def test_what_the_model_says_already_is_not_recorded_unless_it_supersedes(ledger):
+def test_what_the_model_says_already_is_not_recorded(ledger):
     editor = editor_on(ledger.folder, **LEARNS)
     before = outer.bits(editor.model)
     edit(editor, 0, allow=["duplicate"], force=False)
     assert states(ledger) == ["active"] * 3
     assert outer.changed(editor.model, before) == []
     assert len(editor.applied) == 3
+
+
+def test_what_the_model_says_already_supersedes_nothing(ledger, monkeypatch):
+    editor = editor_on(ledger.folder, **LEARNS)
+    before = outer.bits(editor.model)
+    monkeypatch.setattr("easyeditor.editors.metric_recorder.answered", lambda _half: True)
+    with pytest.raises(LedgerError, match=r"ledger undo .*ledger 1; or"):
+        edit(editor, 0, "Danish", supersede=True, force=False)
+    assert states(ledger) == ["active"] * 3
+    assert outer.changed(editor.model, before) == []
+    LiveLedger(ledger, fresh()).sync()  # every patch can be read
+
+
+def test_a_proposal_that_was_undone_can_still_be_made(empty):
+    book = Ledger(empty)
+    case = Case("0", Edit(PROMPT, TARGET, SUBJECT))
+    book.propose([case], "FT", outer.settings(**LEARNS).model_dump(mode="json"))
+    book.undo([1])
+    editor = editor_on(empty, **LEARNS)
+    editor.edit_cases([case], verbose=False, proposal=1, allow=STRANGERS)
+    assert states(book) == ["active"]
+
+
+def test_a_second_session_on_a_ledger_goes_on_from_the_state(empty):
+    lm = fresh()
+    live = LiveLedger(Ledger(empty), lm)
+    edit(BaseEditor(lm, outer.settings("ROME"), ledger=live))
+    other = BaseEditor(lm, outer.settings("ROME"), ledger=live)
+    assert other.session._state is not None
+
+
+# -- how the model is loaded ------------------------------------------------------------------
+
+
+def test_a_ledger_made_from_python_remembers_how_its_model_was_loaded(tmp_path):
+    settings = outer.settings(dtype="bfloat16", device="cpu")
+    book = BaseEditor(fresh(), settings, ledger=tmp_path / "new").ledger.ledger
+    assert book.setting("loading") == {"dtype": "bfloat16"}
+    BaseEditor(fresh(), settings, ledger=tmp_path / "new")
+    with pytest.raises(LedgerError, match=r"dtype='bfloat16', not dtype=None.*another ledger"):
+        editor_on(tmp_path / "new")
+
+
+def test_the_chat_form_of_a_ledger_is_that_of_its_model(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    lm = LM(tiny.model("llama"), tokenizer, chat_template=True)
+    book = BaseEditor(lm, outer.settings(), ledger=tmp_path / "new").ledger.ledger
+    assert book.setting("loading") == {"chat_template": True}
+    with pytest.raises(LedgerError, match="chat_template=True, not chat_template=False"):
+        editor_on(tmp_path / "new")
 
 
 # -- undo and redo ----------------------------------------------------------------------------
@@ -295,6 +348,25 @@ def test_circles_of_subjects_and_targets(empty):
     assert conflicts_with([Case("0", Edit("Cleo works for", "Dan", "Cleo"))], book.entries()) == []
 
 
+def test_a_circle_inside_one_request_is_there_once():
+    cases = [Case(a, Edit(f"{a} works for", b, a)) for a, b in [("Ann", "Bob"), ("Bob", "Ann")]]
+    (circle,) = conflicts_with(cases, [])
+    assert (circle.problem, circle.entries) == (Problem.CIRCLE, ())
+    assert "Ann → Bob (this edit), Bob → Ann (this edit)" in circle.message
+    assert "leave one of them out" in circle.message
+    assert conflicts_with(cases[:1], []) == []
+
+
+def test_what_is_superseded_closes_no_circle(ledger):
+    cases = [
+        Case("0", Edit("The home of French is", "Anna Lind", "French")),
+        Case("1", Edit(PROMPT, "Danish", SUBJECT)),
+    ]
+    problems = [conflict.problem for conflict in ledger.resolve(cases)[1]]
+    assert problems == [Problem.CONTRADICTION, Problem.CIRCLE]
+    assert ledger.resolve(cases, supersede=True) == ([1], [])
+
+
 def test_an_allowed_conflict_leaves_both(ledger):
     edit(editor_on(ledger.folder, **LEARNS), 0, "Danish", allow=[*STRANGERS, "contradiction"])
     assert states(ledger) == ["active"] * 4
@@ -330,6 +402,23 @@ def test_an_edit_that_does_not_take_is_rolled_back(empty):
     with pytest.raises(LedgerHealthError, match="1 of 1 facts did not take"):
         edit(editor, allow=["broken"])
     assert states(Ledger(empty)) == ["proposed"]
+
+
+def test_an_answer_that_goes_on_did_not_take():
+    post = {"rewrite_acc": 1.0, "free_answer": {"text": " Romeo", "holds": 0.0}}
+    assert untaken([{"post": post}]).startswith("1 of 1 facts did not take")
+    post["free_answer"]["holds"] = 1.0
+    assert untaken([{"post": post}]) == ""
+
+
+def test_redo_asks_for_the_whole_answer_and_says_what_the_entry_stays(ledger, monkeypatch):
+    ledger.undo([1])
+    answer = health.free_answers(fresh(), ledger.entry(2).cases)  # of the unedited model
+    monkeypatch.setattr(health, "free_answers", lambda _lm, _cases: answer)
+    live = LiveLedger(ledger, fresh())
+    with pytest.raises(LedgerHealthError, match=r"does not end it there\. It stays undone"):
+        live.redo(1, allow=["broken"])
+    assert states(ledger) == ["undone", "active", "active"]
 
 
 def test_an_edit_that_breaks_another_is_rolled_back(empty):
@@ -375,10 +464,25 @@ def test_check_says_what_holds(ledger):
     status = {row.number: row.status for row in result.entries}
     assert status[1] == "lost"
     assert status[4] == "holds"
-    assert result.lost == [n for n in status if status[n] == "lost"]
+    assert 1 in result.lost
+    assert 4 not in result.lost
     newest = result.entries[-1]
     assert newest.probability == pytest.approx(newest.probability_then, rel=1e-3)
     assert result.health.kl > 0
+
+
+def test_an_edit_that_comes_back_during_a_check_is_left_out(ledger, monkeypatch):
+    ledger.undo([3])
+
+    def scoring(*arguments: object) -> object:
+        with ledger.writing() as connection:
+            database.update(connection, 3, {"state": "active"})
+        return score(*arguments)
+
+    monkeypatch.setattr(health, "score", scoring)
+    live = LiveLedger(ledger, fresh())
+    live.guard = Healthy()
+    assert [row.number for row in check(live).entries] == [1, 2]
 
 
 # -- verify -----------------------------------------------------------------------------------

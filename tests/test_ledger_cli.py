@@ -9,13 +9,23 @@ from pathlib import Path
 import pytest
 
 import tiny
+from easyeditor.cli.ledger_tables import health_line
+from easyeditor.ledger.ledger import Ledger
 from outer import FACTS, PROMPT, SUBJECT, TARGET
-from scripting import BAD_INPUT, DONE, NOT_TAKEN, TAKES, document, refused, sets
+from scripting import BAD_INPUT, DONE, NOT_TAKEN, ROME, TAKES, document, refused, sets
 
 ANY = ("--max-perplexity-ratio", "1e9", "--max-kl", "1e9")
 PASS = ("--allow", "broken", "--allow", "untaken")
 FT = ("--method", "ft", *sets(TAKES))
 FIRST = ("--prompt", PROMPT, "--target", TARGET, "--subject", SUBJECT)
+
+
+def facts(place: Path, *rows: tuple[str, str, str]) -> Path:
+    """A file of edits, each a prompt, a subject, a target."""
+    names = ("prompt", "subject", "target_new")
+    file = place / "some.jsonl"
+    file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    return file
 
 
 @pytest.fixture
@@ -89,6 +99,80 @@ def test_a_conflict_is_bad_input_and_names_the_way_out(easyedit, book):
     assert "Active again: 1." in easyedit("ledger", "undo", book, "2").out
 
 
+def test_together_what_is_superseded_closes_no_circle(easyedit, book, tmp_path):
+    """French → Anna Lind, Anna Lind → Danish, over the active Anna Lind → French."""
+    file = facts(
+        tmp_path, ("The home of French is", "French", "Anna Lind"), (PROMPT, SUBJECT, "Danish")
+    )
+    words = ("--edits", file, "--together", *FT, *PASS)
+    assert "lead in a circle" in refused(easyedit("ledger", "add", book, *words))
+    told = easyedit("ledger", "add", book, *words, "--supersede", "--json")
+    assert told.code == DONE, told.err
+    assert [entry["number"] for entry in document(told)["edits"]] == [2]
+
+
+def test_together_by_a_method_for_single_edits_warns_of_one_subject(easyedit, book, tmp_path):
+    file = facts(tmp_path, *((f"{SUBJECT} {verb}", SUBJECT, "Rome") for verb in ("likes", "sees")))
+    words = ("--edits", file, "--together", "--method", "rome", *sets(ROME), *PASS)
+    told = easyedit("ledger", "add", book, *words)
+    assert told.code == DONE, told.err
+    assert "a later one may overwrite an earlier one" in " ".join(told.err.split())
+    assert "--one-by-one" not in told.err
+
+
+def test_a_ledger_has_one_way_to_load_its_model(easyedit, book, tmp_path):
+    other = {"chat_template": True}
+    (tmp_path / "how.yaml").write_text(json.dumps({"alg_name": "FT", **other}))
+    for words in (("--set", "chat_template=true"), ("--hparams", tmp_path / "how.yaml")):
+        told = refused(easyedit("ledger", "add", book, *FT, *FIRST, *words))
+        assert "chat_template=False, not chat_template=True" in told
+        assert "another ledger" in told
+    told = refused(easyedit("ledger", "add", book, *FT, *FIRST, "--set", "dtype=float16"))
+    assert "dtype=None, not dtype='float16'" in told
+
+
+def test_the_loading_of_the_ledger_is_that_of_every_edit(easyedit, folder, tmp_path):
+    place = tmp_path / "double"
+    init = ("ledger", "init", place, "--model", folder, "--dtype", "bfloat16", *ANY)
+    assert easyedit(*init).code == DONE
+    told = refused(easyedit("ledger", "add", place, *FT, *FIRST, "--set", "dtype=null"))
+    assert "dtype='bfloat16', not dtype=None" in told
+    told = easyedit("ledger", "add", place, *FT, *FIRST, *PASS, "--json")
+    assert document(told)["edits"][0]["settings"]["dtype"] == "bfloat16"
+
+
+def test_the_number_that_is_reported_is_that_of_the_edit(easyedit, book, monkeypatch):
+    from easyeditor import BaseEditor
+
+    edit_cases = BaseEditor.edit_cases
+
+    def edited(*arguments, **options):
+        result = edit_cases(*arguments, **options)
+        Ledger(book).undo([2])  # another process, before the number is reported
+        return result
+
+    monkeypatch.setattr(BaseEditor, "edit_cases", edited)
+    prompt, subject, target = FACTS[1]
+    words = ("--prompt", prompt, "--subject", subject, "--target", target)
+    told = easyedit("ledger", "add", book, *FT, *PASS, *words, "--json")
+    assert [entry["number"] for entry in document(told)["edits"]] == [2]
+
+
+def test_redo_of_a_contradiction_is_refused_before_the_model_is_loaded(
+    easyedit, book, folder, tmp_path
+):
+    words = (*FT, *FIRST[:2], "--target", "Danish", "--subject", SUBJECT, "--propose")
+    assert easyedit("ledger", "add", book, *words).code == DONE
+    told = refused(easyedit("ledger", "redo", book, "2", "--model", tmp_path))
+    assert "contradicts edit 1" in told
+
+
+def test_health_without_numbers():
+    health = {"kl": None, "perplexity": None, "perplexity_ratio": None}
+    assert "no number" in health_line(health)
+    assert "no number" in health_line({**health, "kl": float("inf")})
+
+
 def test_a_file_of_edits_goes_on_where_it_was(easyedit, book, tmp_path):
     records = [
         {"prompt": prompt, "target_new": target, "subject": subject}
@@ -138,6 +222,8 @@ def test_what_the_model_says_already_is_left_out(easyedit, book):
     told = easyedit("ledger", "add", book, *FT, *FIRST, "--allow", "duplicate", "--json")
     assert told.code == DONE
     assert document(told)["unchanged"] == ["0"]
+    told = easyedit("ledger", "add", book, *FT, *FIRST, "--allow", "duplicate")
+    assert "1 edit says what the model says already and was left out" in " ".join(told.err.split())
 
 
 def test_check_and_verify_find_what_is_wrong(easyedit, book, folder, tmp_path):

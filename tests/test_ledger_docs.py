@@ -74,7 +74,8 @@ def test_the_python_example_runs(model, tmp_path, monkeypatch):
         monkeypatch.setattr(easyeditor.FTHyperParams, "preset", lambda _name: settings)
         lm = easyeditor.LM(tiny.model("llama"), tiny.tokenizer())
         monkeypatch.setattr("easyeditor.editors.base.load", lambda _spec: lm)
-        code = code.replace('reason="ticket 4712"', 'reason="ticket 4712", allow=["health"]')
+        allowed = 'reason="ticket 4712", allow=["health", "untaken"]'
+        code = code.replace('reason="ticket 4712"', allowed)
     names: dict = {}
     exec(compile(code, "ledger.md", "exec"), names)
     assert names["states"] == ["undone"]

@@ -204,7 +204,7 @@ class LedgerHealthError(LedgerError):
     """An edit was made, the model was beyond its limits, and the edit was rolled back to the bit.
 
     Attributes:
-        number: the entry that says so, of state ``proposed``.
+        number: the entry that says so; a new edit's is ``proposed``.
         health: what was measured.
     """
 

@@ -18,6 +18,7 @@ from easyeditor.errors import LedgerError
 from easyeditor.ledger.entries import EntryState
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.ledger.limits import HealthLimits
+from easyeditor.ledger.loading import DEFAULTS
 
 GROUP_EXAMPLES = r"""
 Examples:
@@ -29,8 +30,8 @@ Examples:
   easyedit ledger check corrections
   easyedit ledger undo corrections 1 --why "the customer was wrong"
 
-Exit codes: 0 done, 1 an edit was rolled back or does not hold, or verify found
-something, 2 bad input (a conflict, too).
+Exit codes: 0 done; 1 an edit was rolled back or does not hold, edits of a file
+were refused, or verify found something; 2 bad input, a conflict of one edit too.
 """
 EXAMPLES = {
     "init": "Example: easyedit ledger init corrections --model smollm2-135m",
@@ -45,7 +46,7 @@ Examples:
 
 Of a file every edit is an entry of its own, that can be undone by itself;
 --together makes one entry of all. Run again after an interrupt, what is there
-is passed over.
+already is refused as a duplicate, and the rest is made (exit code 1).
 """,
     "ls": "Examples:\n\n  easyedit ledger ls corrections\n"
     "  easyedit ledger ls corrections --state active --json",
@@ -98,6 +99,9 @@ def init(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantization: options.Quantization = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Write prompts in the model's chat form.")
+    ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
@@ -106,7 +110,8 @@ def init(
     places.check_folder(ledger)
     options.check_model(model)
     scheme = None if quantization is None else quantization.value
-    loading = {k: v for k, v in {"dtype": dtype, "quantization": scheme}.items() if v is not None}
+    given = {"dtype": dtype, "quantization": scheme, "chat_template": chat_template}
+    loading = {name: value for name, value in given.items() if value != DEFAULTS[name]}
     lm = output.load_model(model, device=device, trust_remote_code=trust_remote_code, **loading)
 
     from easyeditor.ledger.live import create_for

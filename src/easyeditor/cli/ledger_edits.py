@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from easyeditor.cli import edit as edits_cli
-from easyeditor.cli import ledger_tables, options, output
+from easyeditor.cli import ledger_tables, options, output, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN
 from easyeditor.cli.ledger_shared import (
     Allow,
@@ -31,13 +31,16 @@ from easyeditor.errors import (
     LedgerError,
     LedgerHealthError,
 )
+from easyeditor.ledger.conflicts import Problem
 from easyeditor.ledger.entries import Entry, EntryState, current_user
 from easyeditor.ledger.ledger import Ledger
+from easyeditor.ledger.loading import DEFAULTS, check_loading, loading_of, recorded_loading
 
 if TYPE_CHECKING:
     from easyeditor.editors.base import BaseEditor
     from easyeditor.edits import Case
     from easyeditor.hyperparams import HyperParams
+    from easyeditor.ledger.live import LiveLedger
 
 
 def add_edits(
@@ -85,7 +88,7 @@ def add_edits(
         _propose(book, groups, settings, record, as_json)
         return
     refused = _refused_before_loading(book, groups, record)
-    editor = _editor(book, settings, trust_remote_code)
+    editor, live = _editor(book, settings, trust_remote_code)
 
     from easyeditor.editors.advice import already_answered
 
@@ -98,7 +101,7 @@ def add_edits(
             unchanged += [case.id for case in group]
             continue
         try:
-            numbers.append(_make(editor, book, group, record))
+            numbers.append(_make(editor, live, group, record))
         except (LedgerConflictError, LedgerHealthError, EditFailed, DivergedError) as error:
             if len(groups) == 1 and not isinstance(error, LedgerHealthError):
                 raise
@@ -130,11 +133,12 @@ def redo(
         "supersede": supersede,
         "allow": tuple(map(str, allow or ())),
     }
+    _refused_before_loading(book, [entry.cases], record, number)
     try:
         if entry.patch is None:
             settings = _settings_of_entry(book, entry, model, device)
-            editor = _editor(book, settings, trust_remote_code)
-            _make(editor, book, entry.cases, {**record, "proposal": number})
+            editor, live = _editor(book, settings, trust_remote_code)
+            _make(editor, live, entry.cases, {**record, "proposal": number})
         else:
             live = live_ledger(book, model, device, trust_remote_code)
             with output.working(f"edit {number} again …"):
@@ -181,7 +185,11 @@ def _settings(
     device: str | None,
 ) -> HyperParams:
     settings = options.settings_of(method, model_name(book, model), hparams, set_)
-    return options.loaded_as(settings.replace(**book.setting("loading")), device=device)
+    loading = loading_of(settings.model)  # no preset says how: it is from a file or --set
+    names = {*loading, *(change.partition("=")[0].strip() for change in set_ or ())}
+    check_loading(book, loading, names & DEFAULTS.keys())
+    settings = settings.replace(fp16=False, **recorded_loading(book))
+    return options.loaded_as(settings, device=device)
 
 
 def _settings_of_entry(
@@ -190,18 +198,20 @@ def _settings_of_entry(
     from easyeditor.methods import METHODS
 
     kind: type[HyperParams] = METHODS.get(entry.method).hyperparams_class
-    settings = kind(**{**entry.settings, "model_name": model_name(book, model)})
+    loading = {"fp16": False, **recorded_loading(book)}
+    settings = kind(**{**entry.settings, **loading, "model_name": model_name(book, model)})
     return options.loaded_as(settings, device=device)
 
 
-def _editor(book: Ledger, settings: HyperParams, trust: bool) -> BaseEditor:
+def _editor(book: Ledger, settings: HyperParams, trust: bool) -> tuple[BaseEditor, LiveLedger]:
     with output.loading(settings.model_name):
         from easyeditor.editors.base import BaseEditor
         from easyeditor.ledger.live import LiveLedger
         from easyeditor.lm.loading import load
 
         lm = load(settings.model, trust_remote_code=trust)
-        return BaseEditor(lm, settings, ledger=LiveLedger(book, lm))
+        live = LiveLedger(book, lm)
+        return BaseEditor(lm, settings, ledger=live), live
 
 
 def _propose(
@@ -228,21 +238,21 @@ def _propose(
 
 
 def _refused_before_loading(
-    book: Ledger, groups: Sequence[list[Case]], record: dict[str, Any]
+    book: Ledger, groups: Sequence[list[Case]], record: dict[str, Any], number: int = 0
 ) -> list[tuple[list[Case], EasyEditError]]:
     """Edits of a file that conflict with active ones; one edit alone is refused at once.
+
+    ``number`` is that of the entry that is made again.
 
     Raises:
         LedgerConflictError: there is one edit, and it conflicts.
     """
     refused: list[tuple[list[Case], EasyEditError]] = []
-    resolved = {"duplicate", "contradiction"} if record["supersede"] else set()
+    allow = {Problem(name) for name in record["allow"]}
     for group in groups:
-        conflicts = [
-            conflict
-            for conflict in book.conflicts(group)
-            if str(conflict.problem) not in {*record["allow"], *resolved}
-        ]
+        _, conflicts = book.resolve(
+            group, supersede=record["supersede"], allow=allow, number=number
+        )
         if conflicts:
             error = LedgerConflictError(" ".join(c.message for c in conflicts), conflicts)
             if len(groups) == 1:
@@ -251,12 +261,14 @@ def _refused_before_loading(
     return refused
 
 
-def _make(editor: BaseEditor, book: Ledger, cases: list[Case], record: dict[str, Any]) -> int:
+def _make(editor: BaseEditor, live: LiveLedger, cases: list[Case], record: dict[str, Any]) -> int:
     """Make one entry; returns its number."""
     batch = editor.method.max_batch != 1 and len(cases) > 1
+    if not batch:
+        verdict.warn_repeated_subjects(cases, "by --method")
     with output.working(f"{count(len(cases), 'edit')} by {editor.method.name} …"):
         editor.edit_cases(cases, batch=batch, evaluate_when="end", verbose=False, **record)
-    return int(record.get("proposal") or book.active()[-1].number)
+    return live.recorded
 
 
 def _report(
@@ -296,7 +308,10 @@ def _report(
             output.out.print_line(f"  {ledger_tables.health_line(entry.health)}")
     if unchanged:
         output.note(
-            f"{count(len(unchanged), 'edit')} say what the model says already and were left out; "
+            "1 edit says what the model says already and was left out; --force makes it all the "
+            "same."
+            if len(unchanged) == 1
+            else f"{len(unchanged)} edits say what the model says already and were left out; "
             "--force makes them all the same."
         )
     for _, error in refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,9 @@ def _number(value: float | None) -> str:
 def health_line(health: dict[str, Any]) -> str:
     """Perplexity and divergence in one line."""
     ratio, perplexity = health["perplexity_ratio"], health["perplexity"]
-    parts = [f"predictions {health['kl']:.4f} nats per token from the unedited model's"]
+    kl = health["kl"]
+    distance = "no number of" if kl is None or not math.isfinite(kl) else f"{kl:.4f}"
+    parts = [f"predictions {distance} nats per token from the unedited model's"]
     if ratio is not None and perplexity is not None and perplexity == perplexity:
         parts.insert(0, f"perplexity {perplexity:.2f} ({ratio:.4f} times the unedited model's)")
     return ", ".join(parts)

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from easyeditor.hyperparams import HyperParams
 
 
-def warn_repeated_subjects(cases: Sequence[Case]) -> None:
-    """Warn of several facts about one subject that are edited one after the other."""
+ALL_AT_ONCE = "without --one-by-one"
+
+
+def warn_repeated_subjects(cases: Sequence[Case], how: str = ALL_AT_ONCE) -> None:
+    """Warn of several facts about one subject that are edited one after the other.
+
+    ``how`` are the options by which a method that takes several makes them together.
+    """
     from easyeditor.editors.advice import repeated_subjects
 
     later = repeated_subjects(cases)
@@ -27,14 +33,14 @@ def warn_repeated_subjects(cases: Sequence[Case]) -> None:
         output.warn(
             f"{len(numbers)} edits are about the same subject "
             f"({shortened(', '.join(names), 80)}); made one after the other, a later "
-            f"one may overwrite an earlier one. {_together()}"
+            f"one may overwrite an earlier one. {_together(how)}"
         )
 
 
-def _together() -> str:
+def _together(how: str = ALL_AT_ONCE) -> str:
     from easyeditor.editors.advice import solving_together
 
-    return f"Made together they hold: {', '.join(solving_together())}, without --one-by-one."
+    return f"Made together they hold: {', '.join(solving_together())}, {how}."
 
 
 def took(metric: Mapping[str, Any]) -> bool:

@@ -77,7 +77,7 @@ class BaseEditor:
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
         self._undo: list[_Undo] = []
-        self.ledger = open_record(ledger, self.session, hparams.model_name)
+        self.ledger = open_record(ledger, self.session, hparams.model)
 
     def __getattr__(self, name: str) -> Any:
         if name in RENAMED_CALLS:

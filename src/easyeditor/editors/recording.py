@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from easyeditor.editors.session import EditSession
 from easyeditor.edits import Case
 from easyeditor.errors import LedgerError
+from easyeditor.model_spec import ModelSpec
 from easyeditor.patches.patch import Patch
 from easyeditor.registry import Registry
 
@@ -48,22 +49,22 @@ class EditRecord(Protocol):
         ...
 
 
-RECORDS: Registry[Callable[[Path, Any, str], EditRecord]] = Registry(
+RECORDS: Registry[Callable[[Path, Any, ModelSpec], EditRecord]] = Registry(
     "record of edits", LedgerError, {"ledger": "easyeditor.ledger.live:open_live"}
 )
-"""``name -> "module:function"``; the function takes a path, an ``LM`` and a model's name."""
+"""``name -> "module:function"``; the function takes a path, an ``LM`` and how it was loaded."""
 
 
 def open_record(
-    place: str | Path | EditRecord | None, session: EditSession, model_name: str
+    place: str | Path | EditRecord | None, session: EditSession, spec: ModelSpec
 ) -> EditRecord | None:
-    """The record in ``place``, made if there is none, on the session's model.
+    """The record in ``place``, made if there is none, on the session's model, loaded by ``spec``.
 
     Raises:
-        LedgerError: see :meth:`EditRecord.attach`.
+        LedgerError: see :meth:`EditRecord.attach`; or the record's model is loaded in another way.
     """
     if isinstance(place, (str, Path)):
-        place = RECORDS.get("ledger")(Path(place), session.lm, model_name)
+        place = RECORDS.get("ledger")(Path(place), session.lm, spec)
     if place is not None:
         place.attach(session)
     return place

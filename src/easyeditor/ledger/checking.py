@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from easyeditor.ledger.entries import Entry
-from easyeditor.ledger.health import FactScore, Health
+from easyeditor.ledger.health import FactScore, Health, fact_scores
 from easyeditor.ledger.live import LiveLedger
 
 WEAKER = 0.5
@@ -65,8 +65,8 @@ def check(live: LiveLedger) -> Check:
     Raises:
         LedgerError: a patch file is missing or was changed.
     """
-    scores = live.scores()
-    entries = live.ledger.active()
+    entries = live.sync()  # others may change what is active meanwhile
+    scores = fact_scores(live.lm, entries, rewordings=True)
     rows = [_checked(entry, [s for s in scores if s.number == entry.number]) for entry in entries]
     return Check(rows, live.guard.measure())
 

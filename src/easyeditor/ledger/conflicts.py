@@ -33,6 +33,10 @@ class Problem(str, Enum):
         return self.value
 
 
+SAME_FACT = (Problem.DUPLICATE, Problem.CONTRADICTION)
+"""What an edit resolves by taking the place of the other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conflict:
     """One reason not to make an edit.
@@ -119,22 +123,28 @@ class _Step:
 
 
 def _circles(cases: Sequence[Case], entries: Sequence[Entry]) -> list[Conflict]:
-    """Chains of edits that lead from a new edit's target back to its subject."""
+    """Chains of edits that lead from a new edit's target back to its subject, each circle once.
+
+    A chain may go over other new edits. Never over the edit itself: it would begin where the
+    chain ends.
+    """
+    new = [_Step(None, edit) for case in cases for edit in case.edits]
     steps: dict[str, list[_Step]] = defaultdict(list)
-    for entry in entries:
-        for edit in entry.edits:
-            if edit.subject is not None:
-                steps[_name(edit.subject)].append(_Step(entry, edit))
-    result = []
-    for edit in (edit for case in cases for edit in case.edits):
-        if edit.subject is None or _name(edit.subject) == _name(edit.target):
+    for step in [*(_Step(entry, edit) for entry in entries for edit in entry.edits), *new]:
+        if step.edit.subject is not None:
+            steps[_name(step.edit.subject)].append(step)
+    result: dict[frozenset[int], Conflict] = {}
+    for first in new:
+        subject, target = first.edit.subject, _name(first.edit.target)
+        if subject is None or _name(subject) == target:
             continue
-        chain = _way(steps, _name(edit.target), _name(edit.subject))
+        chain = _way(steps, target, _name(subject))
         if chain:
-            whole = [_Step(None, edit), *chain]
+            circle = [first, *chain]
             numbers = tuple(sorted({step.entry.number for step in chain if step.entry}))
-            result.append(Conflict(Problem.CIRCLE, numbers, _circle_message(whole, numbers)))
-    return result
+            conflict = Conflict(Problem.CIRCLE, numbers, _circle_message(circle, numbers))
+            result.setdefault(frozenset(map(id, circle)), conflict)
+    return list(result.values())
 
 
 def _way(steps: dict[str, list[_Step]], start: str, end: str) -> list[_Step]:
@@ -155,9 +165,10 @@ def _way(steps: dict[str, list[_Step]], start: str, end: str) -> list[_Step]:
 
 def _circle_message(chain: Sequence[_Step], numbers: Sequence[int]) -> str:
     relations = {_relation(step.edit) for step in chain}
+    undo = f"undo {' or '.join(f'edit {number}' for number in numbers)} first"
     alike = (
-        "All say it in the same words, so at most one direction is true: undo "
-        f"{' or '.join(f'edit {number}' for number in numbers)} first"
+        "All say it in the same words, so at most one direction is true: "
+        f"{undo if numbers else 'leave one of them out'}"
         if len(relations) == 1
         else "They say different things; if one is meant as the reverse of the other, let it pass"
     )

@@ -18,6 +18,7 @@ import easyeditor.data
 from easyeditor.data.edits_file import parse_arrow
 from easyeditor.data.heldout import heldout_text
 from easyeditor.edits import Prompt, Score
+from easyeditor.evaluate.degeneration import answer_holds, free_answers
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.ledger.conflicts import Problem
 from easyeditor.ledger.entries import Entry
@@ -159,6 +160,21 @@ def holding(scores: Sequence[FactScore]) -> set[int]:
     """Numbers of the entries all of whose facts hold: every token is the most probable one."""
     lost = {row.number for row in scores if row.accuracy < 1.0 and not row.rewording}
     return {row.number for row in scores} - lost
+
+
+def says(lm: LM, entry: Entry) -> bool:
+    """Whether the model says the answers of all facts of ``entry``, and ends them there.
+
+    The rule is that of :func:`easyeditor.evaluate.degeneration.answered`.
+    """
+    if entry.number not in holding(fact_scores(lm, [entry])):
+        return False
+    cases = entry.cases
+    answers = free_answers(lm, cases)
+    return all(
+        answer_holds(answer.text, case.edit.target)
+        for case, answer in zip(cases, answers, strict=True)
+    )
 
 
 def _sentences() -> list[tuple[Prompt, str]]:

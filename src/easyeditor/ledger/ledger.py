@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from easyeditor.edits import Case
 from easyeditor.errors import LedgerBusyError, LedgerError, OutputError
 from easyeditor.files import folder_written_whole
 from easyeditor.folder_lock import FolderLock
-from easyeditor.ledger.conflicts import Conflict, conflicts_with
+from easyeditor.ledger.conflicts import SAME_FACT, Conflict, Problem, conflicts_with
 from easyeditor.ledger.database import Database, as_json, create, insert, update
 from easyeditor.ledger.entries import Entry, EntryState, Event, current_user, entry_of, now
 from easyeditor.ledger.limits import HealthLimits
@@ -165,10 +165,35 @@ class Ledger:
             rows = connection.execute("SELECT * FROM events WHERE edit = ? ORDER BY id", (number,))
             return [Event(row["at"], row["author"], row["event"], row["reason"]) for row in rows]
 
-    def conflicts(self, cases: Sequence[Case], *, ignoring: int | None = None) -> list[Conflict]:
-        """What speaks against an edit before it is made; ``ignoring`` one entry."""
-        active = [entry for entry in self.active() if entry.number != ignoring]
-        return conflicts_with(cases, active)
+    def conflicts(self, cases: Sequence[Case]) -> list[Conflict]:
+        """What speaks against an edit before it is made."""
+        return conflicts_with(cases, self.active())
+
+    def resolve(
+        self,
+        cases: Sequence[Case],
+        *,
+        supersede: bool = False,
+        allow: Collection[Problem] = (),
+        number: int = 0,
+    ) -> tuple[list[int], list[Conflict]]:
+        """Which active entries an edit replaces, and which conflicts stand in its way then.
+
+        Args:
+            cases: of the edit.
+            supersede: take the place of entries of the same fact.
+            allow: problems that do not stand in the way.
+            number: of the entry that is made, or made again: it takes the place of what it
+                superseded before.
+        """
+        active = [entry for entry in self.active() if entry.number != number]
+        replaced = {entry.number for entry in active if number and entry.superseded_by == number}
+        if supersede:
+            same = [c for c in conflicts_with(cases, active) if c.problem in SAME_FACT]
+            replaced |= {other for conflict in same for other in conflict.entries}
+        rest = [entry for entry in active if entry.number not in replaced]
+        left = [c for c in conflicts_with(cases, rest) if c.problem not in allow]
+        return sorted(replaced), left
 
     # -- changing -------------------------------------------------------------------------
 

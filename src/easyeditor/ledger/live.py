@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from easyeditor.errors import (
 from easyeditor.ledger.conflicts import Problem
 from easyeditor.ledger.database import as_json, update
 from easyeditor.ledger.entries import Entry, EntryState
-from easyeditor.ledger.health import FactScore, Health, HealthGuard, fact_scores, holding
+from easyeditor.ledger.health import Health, HealthGuard, fact_scores, holding, says
 from easyeditor.ledger.ledger import DATABASE, Ledger, add_event, set_state
 from easyeditor.ledger.limits import HealthLimits
+from easyeditor.ledger.loading import check_loading, loading_of
 from easyeditor.ledger.recording import (
+    UNSAID,
     Wanted,
     mark_superseded,
     rolled_back,
@@ -31,6 +33,7 @@ from easyeditor.ledger.recording import (
 )
 from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
+from easyeditor.model_spec import ModelSpec
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied_patches
@@ -46,13 +49,16 @@ class LiveLedger:
     Attributes:
         ledger: where the edits are written down.
         lm: the model.
+        recorded: number of the entry that the last edit became; 0 where it became none.
     """
 
     ledger: Ledger
     lm: LM
     guard: HealthGuard = field(init=False)
     _patches: dict[int, Patch] = field(default_factory=dict)
-    _state_of: int | None = None
+    recorded: int = field(default=0, init=False)
+    _state_of: tuple[EditSession, int] | None = field(default=None, init=False, repr=False)
+    """The session that goes on from the state after an entry, and its number."""
 
     def __post_init__(self) -> None:
         self.guard = HealthGuard(self.lm)
@@ -125,15 +131,15 @@ class LiveLedger:
         """Let the session go on from the state after the last active edit by its method."""
         alike = [entry for entry in entries if entry.method == session.method.name]
         last = alike[-1] if alike else None
-        number = None if last is None else last.number
-        if self._state_of == number and number is not None:
+        before = None if last is None else (session, last.number)
+        if before is not None and self._state_of == before:
             return
         state = None
         if last is not None and last.patch is not None:
             file = self.ledger.patches.file(last.patch)
             state = load_state(session.method.state_class, self._patch(last), file)
         session.resume(state)
-        self._state_of = number
+        self._state_of = before
 
     # -- edits ----------------------------------------------------------------------------
 
@@ -143,6 +149,7 @@ class LiveLedger:
     ) -> Iterator[Callable[[Patch, Sequence[Mapping[str, Any]]], None]]:
         """See :class:`~easyeditor.editors.recording.EditRecord`."""
         wanted = Wanted.of(options)
+        self.recorded = 0
         with self.ledger.locked():
             proposal = self._proposal(wanted.proposal)
             self._resume(session, self.sync())
@@ -152,8 +159,9 @@ class LiveLedger:
                 held = holding(fact_scores(self.lm, entries))
 
                 def keep(patch: Patch, metrics: Sequence[Mapping[str, Any]]) -> None:
-                    if not patch.info.edits and not replaced:
-                        self.sync()  # all of it held before: there is nothing to record
+                    if not patch.info.edits:  # all of it held before: nothing to record
+                        _refuse_to_replace(self.ledger.folder, replaced)
+                        self.sync()
                         return
                     health = self._health(entries, held)
                     problems = health.problems(self.ledger.limits)
@@ -164,9 +172,10 @@ class LiveLedger:
                     row = row_of(cases, patch, metrics, health)
                     number = self._write(session, row, patch, wanted, proposal, replaced, left)
                     if left:
-                        raise rolled_back(number, left, health)
+                        raise rolled_back(number, EntryState.PROPOSED, left, health)
+                    self.recorded = number
                     self._patches[number] = patch
-                    self._state_of = number
+                    self._state_of = session, number
                     self.sync()
 
                 yield keep
@@ -194,7 +203,7 @@ class LiveLedger:
                 raise LedgerError(f"Edit {number} is active already.")
             if entry.patch is None:
                 raise LedgerError(
-                    f"Edit {number} was only proposed, and nobody has computed it yet: easyedit "
+                    f"Edit {number} is a proposal, and nobody has computed it yet: easyedit "
                     f"ledger redo {self.ledger.folder} {number} does, with its method."
                 )
             self.sync()
@@ -205,14 +214,14 @@ class LiveLedger:
                 self.sync(without=replaced, also=[number])
                 health = self._health(others, held)
                 problems = health.problems(self.ledger.limits)
-                if number not in holding(fact_scores(self.lm, [entry])):
-                    problems[Problem.UNTAKEN] = "the model does not say it"
+                if not says(self.lm, entry):
+                    problems[Problem.UNTAKEN] = UNSAID
                 left = {k: v for k, v in problems.items() if k not in wanted.allow}
                 if left:
                     with self.ledger.writing() as connection:
                         note = "; ".join(left.values())
                         add_event(connection, number, wanted.author, "rolled back", note)
-                    raise rolled_back(number, left, health)
+                    raise rolled_back(number, entry.state, left, health)
                 with self.ledger.writing() as connection:
                     set_state(
                         connection, number, EntryState.ACTIVE, wanted.author, "redone", reason
@@ -246,18 +255,18 @@ class LiveLedger:
             self._resume(session, entries)
         return returned
 
-    def scores(self) -> list[FactScore]:
-        """How the facts of all active edits stand in the model, rewordings too."""
-        return fact_scores(self.lm, self.sync(), rewordings=True)
-
     # -- parts of an edit -----------------------------------------------------------------
 
     def _proposal(self, number: int) -> Entry | None:
         if not number:
             return None
         entry = self.ledger.entry(number)
-        if entry.state is not EntryState.PROPOSED or entry.patch is not None:
-            raise LedgerError(f"Edit {number} is no proposal that waits to be computed.")
+        if entry.patch is not None:
+            raise LedgerError(
+                f"Edit {number} has been computed already and is {entry.state}, so there is "
+                "nothing to compute. If it is not active, easyedit ledger redo "
+                f"{self.ledger.folder} {number} puts it on the model again."
+            )
         return entry
 
     def _conflicts(self, cases: Sequence[Case], wanted: Wanted, number: int = 0) -> list[int]:
@@ -266,22 +275,15 @@ class LiveLedger:
         Raises:
             LedgerConflictError: there are conflicts that are neither allowed nor resolved by that.
         """
-        conflicts = self.ledger.conflicts(cases, ignoring=number or wanted.proposal)
-        same_fact = {Problem.DUPLICATE, Problem.CONTRADICTION}
-        replaced = {
-            n for c in conflicts if wanted.supersede and c.problem in same_fact for n in c.entries
-        }
-        # What was superseded by this entry before is superseded by it again.
-        former = {e.number for e in self.ledger.active() if number and e.superseded_by == number}
-        replaced |= former
-        left = [
-            conflict
-            for conflict in conflicts
-            if conflict.problem not in wanted.allow and not replaced & set(conflict.entries)
-        ]
+        replaced, left = self.ledger.resolve(
+            cases,
+            supersede=wanted.supersede,
+            allow=wanted.allow,
+            number=number or wanted.proposal,
+        )
         if left:
             raise LedgerConflictError(" ".join(conflict.message for conflict in left), left)
-        return sorted(replaced)
+        return replaced
 
     def _health(self, entries: Sequence[Entry], held: set[int]) -> Health:
         """Of the model as it is, where ``held`` of ``entries`` held before the edit."""
@@ -335,11 +337,33 @@ class LiveLedger:
         return number
 
 
-def open_live(folder: Path, lm: LM, model_name: str) -> LiveLedger:
-    """The ledger in ``folder``, made if there is none, on ``lm``."""
+def _refuse_to_replace(folder: Path, numbers: Sequence[int]) -> None:
+    """Let entries not be superseded by an edit that changes nothing: a patch of it is no file.
+
+    Raises:
+        LedgerError: there are such entries.
+    """
+    if numbers:
+        listed = " ".join(map(str, numbers))
+        raise LedgerError(
+            f"The model says this already without what it would supersede ({listed}), so there is "
+            f"nothing to put in its place. Undo that: easyedit ledger undo {folder} {listed}; or "
+            "edit all the same with force=True."
+        )
+
+
+def open_live(folder: Path, lm: LM, spec: ModelSpec) -> LiveLedger:
+    """The ledger in ``folder``, made if there is none, on ``lm``, loaded as ``spec`` says.
+
+    Raises:
+        LedgerError: the ledger is of another model, or of one that is loaded in another way.
+    """
+    loading = loading_of(replace(spec, chat_template=lm.text.chat_template))
     if not (folder / DATABASE).is_file() and folder.name != DATABASE:
-        create_for(folder, lm, model_name)
-    return LiveLedger(Ledger(folder), lm)
+        create_for(folder, lm, spec.model_name, loading=loading)
+    ledger = Ledger(folder)
+    check_loading(ledger, loading)
+    return LiveLedger(ledger, lm)
 
 
 def create_for(

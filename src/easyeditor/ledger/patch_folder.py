@@ -23,6 +23,9 @@ from easyeditor.ledger.database import Database
 SCRATCH = ".incoming"
 SUFFIX, STATE_SUFFIX = ".safetensors", ".state.safetensors"
 CHUNK_BYTES = 2**20
+FAULTS = {"missing": "is missing", "changed": "was changed"}
+"""What may be wrong with a file -> how a sentence says so."""
+ADVICE = "Put it back from a backup, or undo the edit and make it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +107,23 @@ class PatchFolder:
             LedgerError: it is missing or was changed.
         """
         file = self.file(digest)
-        advice = "Put it back from a backup, or undo the edit and make it again."
-        if not file.is_file():
-            raise LedgerError(f"The patch file of edit {number} is missing: {file}. {advice}")
-        if file_digest(file) != digest:
-            raise LedgerError(f"The patch file of edit {number} was changed: {file}. {advice}")
+        problem = fault(file, digest)
+        if problem:
+            what = f"The patch file of edit {number} {FAULTS[problem]}"
+            raise LedgerError(f"{what}: {file}. {ADVICE}")
         return file
 
     def files(self) -> Iterator[Path]:
         """Everything that lies in the folder."""
         if self.folder.is_dir():
             yield from sorted(self.folder.iterdir())
+
+
+def fault(file: Path, digest: str) -> str:
+    """Which of :data:`FAULTS` a file has that was written with this digest; empty where none."""
+    if not file.is_file():
+        return "missing"
+    return "" if file_digest(file) == digest else "changed"
 
 
 def file_digest(file: Path) -> str:

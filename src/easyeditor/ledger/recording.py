@@ -9,12 +9,15 @@ from typing import Any
 from easyeditor.data.write import record_of
 from easyeditor.edits import Case
 from easyeditor.errors import LedgerError, LedgerHealthError, did_you_mean
+from easyeditor.evaluate.degeneration import answered
 from easyeditor.ledger.conflicts import Problem
 from easyeditor.ledger.database import as_json, update
 from easyeditor.ledger.entries import EntryState, current_user
 from easyeditor.ledger.health import Health
 from easyeditor.ledger.ledger import set_state
 from easyeditor.patches.patch import Patch
+
+UNSAID = "the model does not say the new answer, or does not end it there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,12 @@ def _after(metric: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def untaken(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """A clause that says how many facts the model does not say after all; empty where it does."""
-    share = [_after(metric)["rewrite_acc"] for metric in metrics]
-    missing = sum(accuracy < 1.0 for accuracy in share)
-    if not missing:
-        return ""
-    return f"{missing} of {len(share)} facts did not take: the model does not say the new answer"
+    """A clause that says how many facts the model does not say after all; empty where it does.
+
+    The rule is that of :func:`easyeditor.evaluate.degeneration.answered`.
+    """
+    missing = sum(not answered(_after(metric)) for metric in metrics)
+    return f"{missing} of {len(metrics)} facts did not take: {UNSAID}" if missing else ""
 
 
 def mark_superseded(connection: Any, replaced: Sequence[int], number: int, wanted: Wanted) -> None:
@@ -103,14 +106,16 @@ def mark_superseded(connection: Any, replaced: Sequence[int], number: int, wante
         set_state(connection, former, EntryState.SUPERSEDED, wanted.author, "superseded", note)
 
 
-def rolled_back(number: int, problems: Mapping[Problem, str], health: Health) -> LedgerHealthError:
-    """The error for an edit that was beyond the limits and is off the model again."""
+def rolled_back(
+    number: int, state: EntryState, problems: Mapping[Problem, str], health: Health
+) -> LedgerHealthError:
+    """The error for an edit that was beyond the limits and is off the model again, in ``state``."""
+    stays = "is kept as a proposal" if state is EntryState.PROPOSED else f"stays {state}"
     ways = " ".join(f"--allow {problem}" for problem in problems)
     return LedgerHealthError(
-        f"Edit {number} was made and rolled back to the bit: {'; '.join(problems.values())}. It is "
-        "kept as a proposal. Ways out: other settings or another method, facts of one subject "
-        f"made in one batch, or put it in all the same: easyedit ledger redo LEDGER {number} "
-        f"{ways}.",
+        f"Edit {number} was made and rolled back to the bit: {'; '.join(problems.values())}. It "
+        f"{stays}. Ways out: other settings or another method, facts of one subject made in one "
+        f"batch, or put it in all the same: easyedit ledger redo LEDGER {number} {ways}.",
         number,
         health,
     )

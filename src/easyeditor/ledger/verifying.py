@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.ledger.ledger import Ledger
-from easyeditor.ledger.patch_folder import STATE_SUFFIX, SUFFIX, file_digest
-
-NAME = re.compile(rf"[0-9a-f]{{64}}({re.escape(STATE_SUFFIX)}|{re.escape(SUFFIX)})")
+from easyeditor.ledger.patch_folder import ADVICE, FAULTS, fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +84,7 @@ def _database(connection: sqlite3.Connection, folder: Path) -> Iterator[Finding]
 
 def _file(file: Path, digest: str, what: str, numbers: tuple[int, ...]) -> Iterator[Finding]:
     needed = f"of edit{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
-    advice = "Put it back from a backup, or undo the edit and make it again."
-    if not file.is_file():
-        yield Finding("missing", str(file), numbers, f"The {what} {needed} is missing. {advice}")
-    elif file_digest(file) != digest:
-        message = f"The {what} {needed} is not what was written. {advice}"
-        yield Finding("changed", str(file), numbers, message)
+    problem = fault(file, digest)
+    if problem:
+        message = f"The {what} {needed} {FAULTS[problem]}. {ADVICE}"
+        yield Finding(problem, str(file), numbers, message)
