@@ -16,6 +16,7 @@ from easyeditor.interpret.causal_trace import (
     roles_of,
 )
 from easyeditor.interpret.logit_lens import logit_lens
+from easyeditor.lm.hooks import reading_outputs
 from easyeditor.methods.rome import ROME, ROMEHyperParams
 from easyeditor.patches.stack import applied
 from support import Snapshot, shared_lm
@@ -38,6 +39,21 @@ def test_starting_at_the_restored_layer_gives_what_whole_passes_give(family, opt
     for one, other in zip(traces, whole, strict=True):
         torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=0)
         assert (one.scores[list(one.subject)] != one.corrupted).any()  # the subject's states matter
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj", "falcon", "opt", "bloom"])
+def test_what_is_recorded_is_what_the_module_gave(family):
+    """Falcon's block writes attention's output into the MLP's afterwards."""
+    lm = shared_lm(family)
+    modules = [lm.sublayer(layer, "mlp") for layer in range(lm.n_layers)]
+    at_once = []
+    hooks = [m.register_forward_hook(lambda _m, _a, y: at_once.append(y.clone())) for m in modules]
+    with torch.no_grad(), lm.at_rest(), reading_outputs(modules) as outputs:
+        lm.call(lm.pad([lm.text.row(PROMPT).ids]))
+    for hook in hooks:
+        hook.remove()
+    assert len(at_once) == len(modules)
+    assert all(torch.equal(one, other) for one, other in zip(outputs, at_once, strict=True))
 
 
 def trace(family: str = "llama", **changes: object) -> CausalTrace:

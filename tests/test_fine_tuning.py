@@ -243,7 +243,7 @@ def test_low_rank_patches_hold_two_factors_and_start_at_the_model() -> None:
     before = logits(target.model)
     for products in (
         LowRankProducts(weights, 3, 6, 0.0, generator),
-        BudgetedProducts(weights, 3, 1, 6, generator),
+        BudgetedProducts(weights, 3, 1, 6, 0.0, generator),
     ):
         with products.applied(target.model):
             assert torch.equal(logits(target.model), before)
@@ -257,7 +257,7 @@ def test_the_trained_model_is_the_patched_model() -> None:
     weights = target.weights([1])
     for products in (
         LowRankProducts(weights, 3, 6, 0.0, torch.Generator().manual_seed(0)),
-        BudgetedProducts(weights, 3, 1, 6, torch.Generator().manual_seed(0)),
+        BudgetedProducts(weights, 3, 1, 6, 0.0, torch.Generator().manual_seed(0)),
     ):
         with torch.no_grad():
             for tensor in products.parameters:
@@ -301,7 +301,7 @@ def test_the_budget_is_reached_over_all_matrices(steps: int) -> None:
 
 
 def test_training_goes_on_until_the_budget_is_reached() -> None:
-    products = BudgetedProducts(lm("llama").weights([1]), 4, 1, 4, torch.Generator())
+    products = BudgetedProducts(lm("llama").weights([1]), 4, 1, 4, 0.0, torch.Generator())
     seen = []
     for epoch in range(10):
         products.after_epoch((epoch + 1) / 10)
@@ -366,3 +366,13 @@ def test_without_bitsandbytes_the_install_command_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(MissingExtraError, match="pip install"):
         load(str(tmp_path), device="cpu", quantization=QLoRAHyperParams().quantization)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "AdaLoRA"])
+def test_dropout_leaves_inputs_out(method: str) -> None:
+    plain, dropped = (
+        patch_of(method, lm("llama"), layers=[1], num_steps=3, rank=2, lr=5e-2, lora_dropout=share)
+        for share in (0.0, 0.5)
+    )
+    path = next(iter(plain.entries))
+    assert not torch.equal(plain.entries[path][0].v, dropped.entries[path][0].v)

@@ -76,6 +76,12 @@ def test_the_projector_frees_the_directions_of_least_energy(share: float) -> Non
     assert float((p @ c).trace()) == pytest.approx(metric.energy)
 
 
+def test_the_projector_keeps_no_more_than_the_thinner_half() -> None:
+    values, vectors = torch.linalg.eigh(moment(16))
+    metric = NullSpace(values, vectors.T.float().contiguous(), 12)
+    assert metric._rows.untyped_storage().nbytes() == 4 * 16 * 4
+
+
 def test_free_directions_do_not_depend_on_the_scale_of_the_keys() -> None:
     values = torch.linalg.eigvalsh(moment(24))
     for by in ("directions", "trace"):

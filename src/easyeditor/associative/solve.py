@@ -65,7 +65,8 @@ class NullSpace:
         self.dimensions = dimensions
         self.energy = float(values[:dimensions].clamp(min=0).sum())
         self._complement = dimensions > len(values) // 2
-        self._rows = vectors[dimensions:] if self._complement else vectors[:dimensions]
+        rows = vectors[dimensions:] if self._complement else vectors[:dimensions]
+        self._rows = rows.clone()  # a slice would keep the other half alive
 
     @classmethod
     def of(
@@ -85,8 +86,10 @@ class NullSpace:
     def solve(self, keys: torch.Tensor) -> torch.Tensor:
         """``P K`` for ``K`` ``(d_in, n)``, in float64."""
         k = double(keys)
-        rows = double(self._rows).to(k.device)
-        projected = rows.T @ (rows @ k)
+        projected = torch.zeros_like(k)
+        for start in range(0, len(self._rows), BLOCK):
+            rows = double(self._rows[start : start + BLOCK]).to(k.device)
+            projected += rows.T @ (rows @ k)
         return k - projected if self._complement else projected
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from easyeditor.associative.solve import KeyMetric, closed_form, key_energy
+from easyeditor.lm.weights import float64_device
 
 SMALLEST_SHARE = 1e-6
 """Of λ that the slack of an opening subject's key may be."""
@@ -76,12 +77,14 @@ def solve_directions(
         per_edit[at] = rest.mean(1, keepdim=True)
         bare_at = torch.arange(len(at), device=keys.device) + len(owner)
         solved, owner = torch.cat([per_edit.flatten(0, 1), bare]), torch.cat([owner, at])
-    slack = torch.full((len(solved),), weight, dtype=torch.float64, device=keys.device)
-    share = torch.ones(len(at), dtype=torch.float64, device=keys.device)
+    slack = torch.full(
+        (len(solved),), weight, dtype=torch.float64, device=float64_device(keys.device)
+    )
+    share = torch.ones(len(at), dtype=torch.float64, device=slack.device)
     if rest.shape[1]:
         elsewhere = key_energy(rest.flatten(0, 1), plain).view(len(at), -1).mean(1)
         share = energy_share(key_energy(bare, plain), elsewhere).to(share)
-    slack[bare_at] *= share
+    slack[bare_at.to(slack.device)] *= share
     system = torch.cat([solved, *(k.to(solved) for k in earlier)])
     slack = torch.cat([slack, slack.new_full((len(system) - len(solved),), weight)])
     if contrast is not None:

@@ -12,7 +12,6 @@ weights had wrecked they flag 4: loops and control tokens, not changing words wi
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import unicodedata
@@ -21,7 +20,6 @@ from typing import Any
 
 from easyeditor.edits import Case, Edit, Generate
 from easyeditor.joining import unspaced
-from easyeditor.lm.caches import CacheStore
 from easyeditor.lm.inference import Continuation, continue_all
 from easyeditor.lm.model import LM
 
@@ -70,8 +68,7 @@ def answers_by_form(
     """
     if not getattr(lm.tokenizer, "chat_template", None):
         return [{} for _ in cases]
-    other = copy.copy(lm)
-    other.text, other.caches = lm.text.in_other_form(), CacheStore()
+    other = LM(lm.model, lm.tokenizer, chat_template=not lm.text.chat_template)
     this, that = ("chat", "plain") if lm.text.chat_template else ("plain", "chat")
     askable = [
         i for i, case in enumerate(cases) if that == "chat" or case.edit.prompt.system is None

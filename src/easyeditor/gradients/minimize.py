@@ -20,6 +20,9 @@ from easyeditor.progress import bar
 ENOUGH = 1e-2
 """A loss (nats) under which a step is skipped, and an epoch ends the training."""
 
+LARGEST_LOSS = 1e30
+"""From here on a loss (nats) counts as infinite."""
+
 Objective = Callable[[Sequence[int]], torch.Tensor]
 """Numbers of edits to their losses: one of each ``(edits,)``, or one of all ``(1,)``."""
 
@@ -49,6 +52,20 @@ class Schedule:
             order = torch.randperm(n, generator=self.shuffle).tolist()
         for i in range(0, n, self.batch_size):
             yield order[i : i + self.batch_size]
+
+
+def refuse_diverged(name: str, losses: Sequence[float], when: str, rate: str) -> None:
+    """Check the losses of method ``name``; ``rate`` is its setting that makes smaller steps.
+
+    Raises:
+        DivergedError: one is not a number, or beyond all others.
+    """
+    wrong = [loss for loss in losses if loss != loss or abs(loss) > LARGEST_LOSS]
+    if wrong:
+        raise DivergedError(
+            f"{name}'s loss became {wrong[0]} at {when}; the model is unchanged. Lower {rate}, or "
+            "load the model in float32 or bfloat16."
+        )
 
 
 def minimize(
@@ -82,11 +99,7 @@ def minimize(
                 with parametrization.applied(lm.model):
                     losses = objective(batch)
                 values += losses.tolist()
-                if any(value != value for value in values):
-                    raise DivergedError(
-                        f"{name}'s loss became NaN at step {epoch}; the model is unchanged. Lower "
-                        "lr, or load the model in float32 or bfloat16."
-                    )
+                refuse_diverged(name, values, f"epoch {epoch}", "lr")
                 learning = losses.detach() >= ENOUGH
                 total = losses[learning].sum() / len(losses)
                 step = bool(learning.any())

@@ -133,11 +133,19 @@ class FullMatrices(Parametrization):
 
 
 class _Products(Parametrization):
-    """Changes of linear maps that are added to their outputs: ``y + change(x)``."""
+    """Changes of linear maps that are added to their outputs: ``y + change(x)``.
 
-    def __init__(self, weights: Sequence[NamedWeight]) -> None:
+    Args:
+        weights: matrices of linear layers.
+        dropout: share of the inputs of a change that is left out in each pass.
+        generator: of the first factors and of what is left out.
+    """
+
+    def __init__(
+        self, weights: Sequence[NamedWeight], dropout: float, generator: torch.Generator
+    ) -> None:
         refuse_other_than_matrices(weights)
-        self._weights = weights
+        self._weights, self._dropout, self._generator = weights, dropout, generator
 
     @abstractmethod
     def _change(self, path: str, x: torch.Tensor) -> torch.Tensor:
@@ -150,6 +158,9 @@ class _Products(Parametrization):
         def adding(path: str) -> Any:
             def add(_module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
                 x = args[0].to(self.parameters[0].device, torch.float32)
+                if self._dropout:
+                    mask = torch.rand(x.shape, generator=self._generator) >= self._dropout
+                    x = x * mask.to(x.device) / (1 - self._dropout)
                 return y + self._change(path, x).to(y.device, y.dtype)
 
             return add
@@ -164,11 +175,9 @@ class LowRankProducts(_Products):
     """``W + (α/r) A B`` with ``A`` ``(d_in, r)`` as Kaiming draws it and ``B`` ``(r, d_out)`` zero.
 
     Args:
-        weights: matrices of linear layers.
+        weights, dropout, generator: as of :class:`_Products`.
         rank: ``r``; no larger than a matrix is wide.
         alpha: ``α``.
-        dropout: share of the inputs of ``A`` that is left out in each pass.
-        generator: of the first ``A`` and of what is left out.
     """
 
     def __init__(
@@ -179,8 +188,8 @@ class LowRankProducts(_Products):
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(weights)
-        self._scale, self._dropout, self._generator = alpha / rank, dropout, generator
+        super().__init__(weights, dropout, generator)
+        self._scale = alpha / rank
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for weight in weights:
             d_in, d_out = widths(weight)
@@ -196,9 +205,6 @@ class LowRankProducts(_Products):
 
     def _change(self, path: str, x: torch.Tensor) -> torch.Tensor:
         a, b = self._factors[path]
-        if self._dropout:
-            mask = torch.rand(x.shape, generator=self._generator) >= self._dropout
-            x = x * mask.to(x.device) / (1 - self._dropout)
         return (x @ a) @ b * self._scale
 
     def parts(self) -> dict[str, list[WeightPart]]:
@@ -219,7 +225,7 @@ class BudgetedProducts(_Products):
     must not stop before the budget is reached (:attr:`settled`).
 
     Args:
-        weights, alpha, generator: as of :class:`LowRankProducts`.
+        weights, alpha, dropout, generator: as of :class:`LowRankProducts`.
         rank: triplets per matrix at first.
         final_rank: on average at the end.
         warmup: share of the epochs before the budget begins to fall.
@@ -232,11 +238,12 @@ class BudgetedProducts(_Products):
         rank: int,
         final_rank: int,
         alpha: float,
+        dropout: float,
         generator: torch.Generator,
         warmup: float = 0.1,
         cooldown: float = 0.3,
     ) -> None:
-        super().__init__(weights)
+        super().__init__(weights, dropout, generator)
         self._scale, self._warmup, self._cooldown = alpha / rank, warmup, cooldown
         device = weights[0].device
         self._triplets: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from easyeditor.errors import TraceError
-from easyeditor.interpret.runs import flattened_like
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
 from easyeditor.lm.model import LM
@@ -88,7 +87,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
         for start in range(0, lm.n_layers, size):
             layers = range(start, min(start + size, lm.n_layers))
             states = torch.stack([hidden[i].reshape(n_tokens, -1) for i in layers])
-            stored = with_hidden(outputs[-1], flattened_like(hidden[-1], states))
+            stored = with_hidden(outputs[-1], states)
             for logits in _logits(lm, batch, stored, len(layers), n_tokens).float():
                 columns.append(_scores(logits, targets))
                 for row, token in zip(top, logits.argmax(-1).tolist(), strict=True):

@@ -216,11 +216,6 @@ def _recording(modules: dict[str, list[nn.Module]]) -> Iterator[dict[str, list[A
         yield {kind: stack.enter_context(reading_outputs(row)) for kind, row in modules.items()}
 
 
-def flattened_like(template: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """``(rows, length, width)`` in the shape a model's block gives: some flatten the rows."""
-    return hidden.reshape(-1, hidden.shape[-1]) if template.dim() == 2 else hidden
-
-
 def _replacing(rows: int, places: torch.Tensor, values: torch.Tensor) -> Callable[..., Any]:
     """A hook that puts ``values`` ``(rows, width)`` at one position per row of the output."""
 

@@ -33,21 +33,13 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
 
 
 def rows_of(value: Any, rows: torch.Tensor, n: int) -> Any:
-    """Some rows of what a module gave for ``n``; what all rows share stays as it is.
-
-    A two-dimensional tensor of more than ``n`` rows is flattened, ``(n * length, width)``.
-    """
+    """Some rows of what a module gave for ``n``; what all rows share stays as it is."""
     if isinstance(value, ModelOutput):
         return type(value)(**{name: rows_of(item, rows, n) for name, item in value.items()})
     if isinstance(value, tuple):
         return tuple(rows_of(item, rows, n) for item in value)
-    if not isinstance(value, torch.Tensor) or not value.dim():
-        return value
-    at = rows.to(value.device)
-    if value.shape[0] == n:
-        return value[at]
-    if value.dim() == 2 and value.shape[0] > n and value.shape[0] % n == 0:
-        return value.view(n, -1, value.shape[1])[at].flatten(0, 1)
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == n:
+        return value[rows.to(value.device)]
     return value
 
 
@@ -92,12 +84,16 @@ def reading_output(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
 
 @contextmanager
 def reading_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Record every module's output (as it is) in one pass; the list fills up."""
+    """Record a copy of every module's output in one pass; the list fills up.
+
+    Copies, as a block may go on to write into what its parts gave (Falcon adds attention's output
+    to the MLP's in place).
+    """
     outputs: list[Any] = [None] * len(modules)
 
     def recorder(index: int) -> Callable[..., None]:
         def record(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[index] = output
+            outputs[index] = with_hidden(output, hidden_of(output).clone())
 
         return record
 

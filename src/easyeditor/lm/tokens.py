@@ -93,18 +93,6 @@ class Text:
         self.encoder_decoder = encoder_decoder
         self.chat_template = chat_template
 
-    def in_other_form(self) -> Text:
-        """The same rules with prompts in chat form where they are plain here, and the reverse.
-
-        Raises:
-            ModelLoadError: the tokenizer has no chat template.
-        """
-        return Text(
-            self.tokenizer,
-            encoder_decoder=self.encoder_decoder,
-            chat_template=not self.chat_template,
-        )
-
     @property
     def pad_id(self) -> int:
         """Padding token; where there is none, EOS or 0 (masked anyway)."""

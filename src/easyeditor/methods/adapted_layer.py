@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from easyeditor.edits import Edit
-from easyeditor.errors import DivergedError, HyperParamsError, did_you_mean
+from easyeditor.errors import HyperParamsError, did_you_mean
+from easyeditor.gradients.minimize import refuse_diverged
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.caches import LMCache
-from easyeditor.lm.forward.lower_block_cache import LowerBlockCache
+from easyeditor.lm.forward.lower_block_cache import logits_above
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
@@ -58,11 +58,6 @@ class AdaptedLayer:
         """The layer's output, for passes that resume there."""
         return Site(self.layer, "down", self.path)
 
-    def base(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's own output, whatever hooks it carries."""
-        result: torch.Tensor = self.projection.module.forward(x)
-        return result
-
     def patch(
         self,
         lm: LM,
@@ -92,12 +87,13 @@ class AdaptedLayer:
     ) -> Iterator[None]:
         """Inside, the layer gives ``function(x, y)`` for inputs ``(rows, length, d_in)``.
 
-        ``y`` is its own output without adapters; gradients flow through ``function``.
+        ``y`` is its output; gradients flow through ``function``.
         """
 
         def compute(_module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             x = args[0].reshape(rows, -1, args[0].shape[-1])
-            return function(x, self.base(x)).to(output.dtype).view(output.shape)
+            y = output.reshape(rows, -1, output.shape[-1])
+            return function(x, y).to(output.dtype).view(output.shape)
 
         with hooks_on([(self.projection.module, compute)]):
             yield
@@ -145,27 +141,16 @@ class AdapterHyperParams(HyperParams):
         return AdaptedLayer(int(number), path, Projection(lm.model, path, lm.family.conv1d))
 
 
-STORED_LOGITS: LMCache[int, bool] = LMCache(
-    "whether logits from the states stored below a layer are the plain ones; by layer"
-)
-
-
 class RowLogits:
     """Logits of the targets of some rows, again and again, from the adapted layer's block on.
 
-    What is below that block is computed once per row where the model allows it (a causal model
-    whose logits from stored states are its plain ones).
+    What is below that block is computed once where the model allows it, see
+    :func:`~easyeditor.lm.forward.lower_block_cache.logits_above`. Make it inside ``lm.at_rest()``.
     """
 
     def __init__(self, lm: LM, layer: AdaptedLayer, rows: Sequence[Row]) -> None:
-        self._lm, self._layer, self.rows = lm, layer, list(rows)
-        self._cache: LowerBlockCache | None = None
-        if layer.layer and not lm.encoder_decoder:
-            cache = LowerBlockCache(lm, layer.layer)
-            agreement = STORED_LOGITS(lm)
-            if layer.layer not in agreement:
-                agreement[layer.layer] = _agrees(cache, self.rows[:2])
-            self._cache = cache if agreement[layer.layer] else None
+        self._layer, self.rows = layer, list(rows)
+        self._logits = logits_above(lm, [layer.path], self.rows)
 
     def __call__(
         self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -174,9 +159,8 @@ class RowLogits:
 
         See :meth:`AdaptedLayer.replaced`; differentiable.
         """
-        source = self._lm if self._cache is None else self._cache
         with self._layer.replaced(len(self.rows), function):
-            return source.target_logits(self.rows)
+            return self._logits(self.rows)
 
 
 def descend(
@@ -202,11 +186,7 @@ def descend(
         for step in range(steps):
             loss = loss_of()
             value = loss.item()
-            if value != value or abs(value) > 1e30:
-                raise DivergedError(
-                    f"{method}'s loss became {value} at step {step}; the model is unchanged. Lower "
-                    "edit_lr, or load the model in float32 or bfloat16."
-                )
+            refuse_diverged(method, [value], f"step {step}", "edit_lr")
             progress.update()
             if value < stop_loss:
                 break
@@ -215,10 +195,3 @@ def descend(
                 torch.nn.utils.clip_grad_norm_([change], gradient_norm, foreach=False)
             sgd.step()
             sgd.zero_grad(set_to_none=True)
-
-
-def _agrees(cache: LowerBlockCache, rows: Sequence[Row]) -> bool:
-    try:
-        return cache.agrees(rows)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return False

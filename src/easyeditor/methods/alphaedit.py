@@ -72,6 +72,10 @@ class AlphaEditHyperParams(SpreadHyperParams):
             return self.L2
         return self.L2_relative * (metric.energy if isinstance(metric, NullSpace) else 1.0)
 
+    def recorded(self, metric: KeyMetric) -> dict[str, int]:
+        """``rank(P)``."""
+        return {"rank": metric.dimensions} if isinstance(metric, NullSpace) else {}
+
 
 class AlphaEdit(SpreadMethod):
     """Any number of facts in one batch; sequences keep earlier facts. Needs the subjects."""

@@ -27,8 +27,8 @@ from easyeditor.associative.unrelated import (
     unrelated_inputs,
 )
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.errors import DivergedError
 from easyeditor.gradients.losses import target_nll
+from easyeditor.gradients.minimize import refuse_diverged
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.forward.partial import EditRow, open_forward
@@ -163,13 +163,16 @@ def radii(keys: torch.Tensor, labels: torch.Tensor, initial: torch.Tensor) -> to
     squares = (wide * wide).sum(1)
     distances = (squares[:, None] + squares - 2 * wide @ wide.T).clamp(min=0).sqrt()
     result = [float(radius) for radius in initial.tolist()]
-    alive: list[int] = []
+    alive = torch.zeros(len(keys), dtype=torch.bool)
+    place: dict[bytes, int] = {}
+    rows = (keys.float().cpu() + 0.0).numpy()  # no negative zeros
     for new in range(len(keys)):
-        for old in [j for j in alive if torch.equal(keys[j], keys[new])]:
-            result[old] = -1.0
-            alive.remove(old)
-        if alive:
-            near = min(alive, key=lambda j: float(distances[new, j]))
+        old = place.get(rows[new].tobytes())
+        if old is not None:
+            result[old], alive[old] = -1.0, False
+        place[rows[new].tobytes()] = new
+        if alive.any():
+            near = int(distances[new].masked_fill(~alive, torch.inf).argmin())
             d = float(distances[new, near])
             if d <= result[near] + result[new]:
                 if labels[near] == labels[new]:
@@ -177,7 +180,7 @@ def radii(keys: torch.Tensor, labels: torch.Tensor, initial: torch.Tensor) -> to
                 else:
                     result[near] = min(result[near], d / 2 - GAP)
                     result[new] = min(result[new], d / 2)
-        alive.append(new)
+        alive[new] = True
     return torch.tensor(result, device=keys.device)
 
 
@@ -279,11 +282,7 @@ def _search(
     for step in range(settings.n_iter):
         losses = target_nll(forward.logits(value - origin), rows)
         now = losses.detach().cpu()
-        if not now.isfinite().all():
-            raise DivergedError(
-                f"GRACE's loss became {now[~now.isfinite()][0].item()} at step {step}; the model "
-                "is unchanged. Lower edit_lr, or load the model in float32 or bfloat16."
-            )
+        refuse_diverged("GRACE", now.tolist(), f"step {step}", "edit_lr")
         better = (now < least).to(value.device)
         best[better], least = value.detach()[better], torch.minimum(least, now)
         running = (least >= settings.stop_loss).to(value.device)

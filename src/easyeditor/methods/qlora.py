@@ -12,8 +12,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from easyeditor.edits import Edit
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import quantized_layers
@@ -38,7 +36,6 @@ class QLoRAHyperParams(LowRankHyperParams):
 
     alg_name: str = "QLoRA"
     quantization: Literal["8bit", "4bit"] | None = "4bit"
-    rank: int = Field(8, ge=1)
 
     def __init__(self, /, **data: Any) -> None:
         if "quantization_bit" in data:

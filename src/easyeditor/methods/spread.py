@@ -36,7 +36,7 @@ from easyeditor.associative.protected_keys import (
     without_stored_keys,
 )
 from easyeditor.associative.protected_metric import ProtectedMetrics
-from easyeditor.associative.solve import KeyMetric, NullSpace, double
+from easyeditor.associative.solve import KeyMetric, double
 from easyeditor.associative.spread import solve_directions, stored_keys
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -107,6 +107,10 @@ class SpreadHyperParams(LocateHyperParams):
     def regularization(self, metric: KeyMetric, edits: int) -> float:
         """``E`` of every key, in units of ``kᵀ M k``, for a batch of so many edits."""
 
+    def recorded(self, metric: KeyMetric) -> dict[str, int]:
+        """Numbers about a layer's metric that the patch keeps, by name; none by default."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class SpreadState(ContextState):
@@ -117,7 +121,7 @@ class SpreadState(ContextState):
 
     def anchored_with(self, z: torch.Tensor) -> SpreadState:
         """The state that has seen the rows of ``z`` ``(edits, width)``, as far as they count."""
-        norms = z[: max(ANCHOR_EDITS - self.anchored, 0)].norm(dim=1).double()
+        norms = double(z[: max(ANCHOR_EDITS - self.anchored, 0)].norm(dim=1))
         count = self.anchored + len(norms)
         mean = (self.anchor * self.anchored + float(norms.sum())) / count
         return SpreadState(self.contexts, count, mean)
@@ -180,7 +184,7 @@ class SpreadMethod(Method[SpreadState]):
             optimized = values_of(lm, site, edits, contexts, settings)
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        ranks: dict[str, torch.Tensor] = {}
+        recorded: dict[str, torch.Tensor] = {}
         z = optimized.origin + optimized.delta
         if settings.anchor_norm:
             state = state.anchored_with(z)
@@ -202,10 +206,9 @@ class SpreadMethod(Method[SpreadState]):
                     )
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)
-                    if isinstance(plain, NullSpace):
-                        ranks[f"rank:{projection.path}"] = torch.tensor(
-                            [plain.dimensions] * len(edits)
-                        )
+                    for name, number in settings.recorded(plain).items():
+                        numbers = torch.tensor([number] * len(edits))
+                        recorded[f"{name}:{projection.path}"] = numbers
                     del metric, plain  # large, and the next layer has another
                     part = self._part(lm, layer, u, residual)
                     entries[projection.path] = [part]
@@ -215,7 +218,7 @@ class SpreadMethod(Method[SpreadState]):
                         )
                         lower_layers.enter_context(applied(lm.model, step))
                     give_back()
-        extras = keys_as_extras(edits, stored) | ranks
+        extras = keys_as_extras(edits, stored) | recorded
         patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras)
         return Outcome(patch, state if settings.anchor_norm else None)
 

@@ -140,18 +140,15 @@ def low_rank_products(
     weights: Sequence[NamedWeight], settings: LowRankHyperParams, generator: torch.Generator
 ) -> Parametrization:
     """What ``lora_type`` names, of these weights."""
+    rank, alpha, dropout = settings.rank, settings.lora_alpha, settings.lora_dropout
     if settings.lora_type == "lora":
-        return LowRankProducts(
-            weights, settings.rank, settings.lora_alpha, settings.lora_dropout, generator
-        )
-    if settings.initial_rank < settings.rank:
+        return LowRankProducts(weights, rank, alpha, dropout, generator)
+    if settings.initial_rank < rank:
         raise HyperParamsError(
-            f"initial_rank={settings.initial_rank}, rank={settings.rank}: the budget falls from "
+            f"initial_rank={settings.initial_rank}, rank={rank}: the budget falls from "
             "initial_rank to rank. Give an initial_rank of at least rank."
         )
-    return BudgetedProducts(
-        weights, settings.initial_rank, settings.rank, settings.lora_alpha, generator
-    )
+    return BudgetedProducts(weights, settings.initial_rank, rank, alpha, dropout, generator)
 
 
 def target_rows(lm: LM, edits: Sequence[Edit], *, append_eos: bool) -> list[Row]:

@@ -48,15 +48,21 @@ class NullSpaceOfMoment(MetricOfMoment):
 
     def prepare(self, moment: Moments, device: torch.device) -> None:
         """Make sure that the decomposition is on disk, and the share leaves directions."""
-        values, _ = eigenvectors_of(moment, device)
+        values, _ = _decomposition(moment, device)
         free_directions(values, self.share, self.by)
 
 
 def eigenvectors_of(moment: Moments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues ``(d_in,)`` float64, ascending, and eigenvectors as rows, float32.
+    """Eigenvalues ``(d_in,)`` float64, ascending, on the CPU; eigenvectors as rows, float32.
 
     From the moment's file beside, or computed and written there; both have the same bits.
     """
+    values, vectors = _decomposition(moment, device)
+    return values, vectors.to(device)
+
+
+def _decomposition(moment: Moments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, the eigenvectors wherever they are: mapped, or where they were computed."""
     if moment.path is None:
         return _decomposed(moment, device)
     digest = moment.digest or digest_of(moment.matrix)
@@ -64,14 +70,14 @@ def eigenvectors_of(moment: Moments, device: torch.device) -> tuple[torch.Tensor
     stored = _read(file, moment.matrix.shape, digest)
     if stored is None:
         stored = _decomposed(moment, device)
-        content = {"values": stored[0].cpu(), "vectors": stored[1].cpu().contiguous()}
+        content = {"values": stored[0], "vectors": stored[1].cpu().contiguous()}
         write_cache_file(file, content, {"moment": digest}, WHAT)
-    return stored[0].to(device), stored[1].to(device)
+    return stored
 
 
 def _decomposed(moment: Moments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     values, vectors = torch.linalg.eigh(double(moment.matrix.to(device)))
-    return values, vectors.T.float().contiguous()
+    return values.cpu(), vectors.T.float().contiguous()
 
 
 def _read(file: Path, shape: torch.Size, digest: str) -> tuple[torch.Tensor, torch.Tensor] | None:
