@@ -127,6 +127,8 @@ def test_a_ledger_has_one_way_to_load_its_model(easyedit, book, tmp_path):
         told = refused(easyedit("ledger", "add", book, *FT, *FIRST, *words))
         assert "chat_template=False, not chat_template=True" in told
         assert "another ledger" in told
+    told = refused(easyedit("ledger", "add", book, *FIRST, "--method", "qlora"))
+    assert "--set quantization=null" in told  # by default its model is quantized
     told = refused(easyedit("ledger", "add", book, *FT, *FIRST, "--set", "dtype=float16"))
     assert "dtype=None, not dtype='float16'" in told
 

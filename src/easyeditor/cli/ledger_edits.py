@@ -185,7 +185,7 @@ def _settings(
     device: str | None,
 ) -> HyperParams:
     settings = options.settings_of(method, model_name(book, model), hparams, set_)
-    loading = loading_of(settings.model)  # no preset says how: it is from a file or --set
+    loading = loading_of(settings.model)  # the fields that are no default
     names = {*loading, *(change.partition("=")[0].strip() for change in set_ or ())}
     check_loading(book, loading, names & DEFAULTS.keys())
     settings = settings.replace(fp16=False, **recorded_loading(book))

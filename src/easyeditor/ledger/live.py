@@ -33,6 +33,7 @@ from easyeditor.ledger.recording import (
 )
 from easyeditor.lm.fingerprint import Fingerprint, fingerprint
 from easyeditor.lm.model import LM
+from easyeditor.lm.quantized import quantized_layers
 from easyeditor.model_spec import ModelSpec
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch
@@ -358,7 +359,11 @@ def open_live(folder: Path, lm: LM, spec: ModelSpec) -> LiveLedger:
     Raises:
         LedgerError: the ledger is of another model, or of one that is loaded in another way.
     """
-    loading = loading_of(replace(spec, chat_template=lm.text.chat_template))
+    # Of a model that was in memory before, its settings may say what it is not.
+    quantization = spec.quantization if quantized_layers(lm.model) else None
+    loading = loading_of(
+        replace(spec, quantization=quantization, chat_template=lm.text.chat_template)
+    )
     if not (folder / DATABASE).is_file() and folder.name != DATABASE:
         create_for(folder, lm, spec.model_name, loading=loading)
     ledger = Ledger(folder)

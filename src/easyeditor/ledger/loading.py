@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -44,10 +45,11 @@ def check_loading(
     recorded, wanted = recorded_loading(ledger), {**DEFAULTS, **loading}
     for name in names:
         if wanted[name] != recorded[name]:
+            setting = f"--set {name}={json.dumps(recorded[name])}"
             raise LedgerError(
                 f"The model of the ledger {ledger.folder} is loaded with "
                 f"{name}={recorded[name]!r}, not {name}={wanted[name]!r}: all its edits are made "
-                f"and scored in one way. Use {name}={recorded[name]!r}, or make another ledger for "
-                "the other way (easyedit ledger init has options for it; from Python, name a new "
-                "folder)."
+                f"and scored in one way. Use {name}={recorded[name]!r} ({setting}), or make "
+                "another ledger for the other way (easyedit ledger init has options for it; from "
+                "Python, name a new folder)."
             )
