@@ -12,6 +12,7 @@ import typer
 
 from easyeditor.cli import catalog, options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add, err
+from easyeditor.cli.layers import note_layers
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count, quoted
 from easyeditor.errors import OutputError, SubjectRequiredError
@@ -121,6 +122,8 @@ def edit(
         from easyeditor.lm.loading import load
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
+    note_layers(editor, settings)
+    settings = editor.hparams
     known = [] if force else already_answered(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:

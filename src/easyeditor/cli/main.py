@@ -12,6 +12,7 @@ from easyeditor.cli import (
     demo,
     edit,
     info,
+    layers,
     ledger,
     moments,
     patches,
@@ -25,7 +26,7 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, patches, trace, data, moments, info):
+    for module in (demo, edit, ledger, train, bench, patches, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

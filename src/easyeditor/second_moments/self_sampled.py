@@ -137,7 +137,7 @@ def _sampled(lm: LM, n_tokens: int, seed: int, file: Path) -> list[tuple[int, ..
         f"Sampling {n_tokens} tokens from {lm.name} (vocabulary: {vocabulary}) for second moments",
         n_tokens - done,
         lm.device,
-        "Reading a text is cheaper, as nothing is sampled: mom2_dataset='FILE.txt' or 'wikipedia' "
+        "Reading a text is cheaper, as nothing is sampled: mom2_dataset='shipped' or 'FILE.txt' "
         "(easyedit moments --dataset FILE.txt); so are fewer tokens: mom2_n_tokens.",
         resumed=bool(text.steps),
     )
