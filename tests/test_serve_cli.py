@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+import serving_cases
 import tiny
 from easyeditor import LM, save_patch
 from easyeditor.cli import serve as serve_cli
 from easyeditor.serving.names import ServedModels
 from outer import PROMPT
 from scripting import DONE, refused
-from synthetic import some_patch
+from synthetic import patch, some_patch
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,35 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         rest = reply.read().decode()
     code = process.wait(30)
     return code, rest, process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ("vllm", ("--max-lora-rank 1\n", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")),
+        ("sglang", ("--lora-target-modules down_proj", "/load_lora_adapter", "tiny-llama:eiffel")),
+        ("llama.cpp", ("--format gguf-lora", '"lora": [{"id": 0, "scale": 1.0}]')),
+    ],
+)
+def test_calls_of_other_servers_are_printed(easyedit, patch_file, served, server, words):
+    told = easyedit("serve", "--print", server, "--patch", patch_file)
+    assert told.code == DONE, told.err
+    for word in words:
+        assert word in told.out
+    for line in told.out.replace("\\\n", " ").splitlines():
+        if line.startswith("curl"):
+            body = shlex.split(line.replace("$PWD", "/here"))[-1]
+            assert json.loads(body)
+    assert served == []
+
+
+def test_no_other_server_carries_what_is_in_no_weight(easyedit, tmp_path, patch_file):
+    lm = serving_cases.model()
+    for name in ("modules", "route"):
+        file = save_patch(serving_cases.patches(lm)[name], tmp_path / f"{name}.safetensors")
+        message = refused(easyedit("serve", "--print", "vllm", "--patch", file))
+        assert "is in no weight" in message
+        assert "easyedit serve --patch does" in message
+    assert "takes one --patch FILE" in refused(easyedit("serve", "--print", "vllm"))
+    file = save_patch(patch(lm, "rank 600", 0), tmp_path / "large.safetensors")
+    assert "rank 600" in refused(easyedit("serve", "--print", "vllm", "--patch", file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM
     from easyeditor.patches.patch import Patch
 
+
+class Printed(str, Enum):
+    """Servers whose calls are printed."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+    llama_cpp = "llama.cpp"
+
+
+HUB_NAMES = {options.DEFAULT_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What other servers load an embedded model by."""
 API_KEY = "EASYEDITOR_API_KEY"
 NAMED = re.compile(r"([^/\\=]+)=(.+)")
 EXAMPLES = r"""
@@ -30,6 +42,7 @@ Examples:
 
   easyedit serve --model smollm2-135m --patch eiffel.safetensors
   easyedit serve --ledger corrections
+  easyedit serve --patch eiffel.safetensors --print vllm
 
   curl http://127.0.0.1:8000/v1/completions \
     -H "Content-Type: application/json" -d '{"model": "smollm2-135m+ledger",
@@ -61,6 +74,13 @@ def serve(
         list[str] | None,
         typer.Option(help="A patch file, or NAME=FILE to give it another name; repeatable."),
     ] = None,
+    print_: Annotated[
+        Printed | None,
+        typer.Option(
+            "--print",
+            help="Serve nothing; print the calls with which another server takes the patch.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Where it listens; by default only this machine reaches it.")
     ] = "127.0.0.1",
@@ -83,6 +103,10 @@ def serve(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Serve a model with its patches behind OpenAI's interface; one name per set of patches."""
+    if print_ is not None:
+        _print_calls(print_.value, patch or [], ledger, model)
+        return
+
     from easyeditor.serving.server import is_loopback, open_socket, require_extra, run_server
 
     require_extra()
@@ -112,6 +136,23 @@ def serve(
         shown = opened.getsockname()[:2]
         _show(f"http://{_address(*shown)}/v1", models)
         run_server(models, opened, host=host, max_batch=max_batch, api_key=key)
+
+
+def _print_calls(server: str, given: list[str], ledger: Path | None, model: str | None) -> None:
+    files = _files(given)
+    if len(files) != 1 or ledger is not None:
+        raise ServingError(
+            f"--print takes one --patch FILE and got {len(files)}. Of a ledger, write its edits as "
+            "one patch first: easyedit ledger export LEDGER --out FOLDER."
+        )
+    (patch,) = load_patches(list(files.values()))
+    ((name, file),) = files.items()
+
+    from easyeditor.serving.calls import Adapter, OtherServer, script
+
+    base = model if model is not None else patch.info.model_name
+    adapter = Adapter.of(name, file, patch, HUB_NAMES.get(base, base))
+    output.out.print_line(script(OtherServer(server), adapter).rstrip("\n"))
 
 
 def _files(given: list[str]) -> dict[str, Path]:
