@@ -1,7 +1,7 @@
 """What ``easyedit layers --auto`` chooses, against S of every layer on other facts.
 
-For each model the sweep chooses on 16 facts, and then every layer is edited with the settings that
-were chosen, on facts that the sweep did not see. Resumable: what is measured lies in ``--work``.
+For each model the sweep chooses on 16 facts, and then every layer is edited on facts that the sweep
+did not see, with the search that was chosen (in the small models with every search). Resumable: what is measured lies in ``--work``.
 
     python benchmarks/layers_auto.py smollm2-135m gpt2 gptj gptneo llama llama2 t5 [--facts 24]
         [--layers 0,1,2,3] [--method ROME] [--work FOLDER]
@@ -64,11 +64,15 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         stored.write_text(json.dumps(about))
     chosen = json.loads(stored.read_text())
     table = LayerSweep(lm, args.method, others, text=text, fast=False, folder=work)
-    search = next(
-        i
-        for i, settings in enumerate(table.plan.searches)
-        if all(chosen["settings"][key] == value for key, value in settings.items())
+    own = Candidate(
+        tuple(chosen["settings"]["layers"]),
+        next(
+            i
+            for i, settings in enumerate(table.plan.searches)
+            if all(chosen["settings"][key] == value for key, value in settings.items())
+        ),
     )
+    searches = range(len(table.plan.searches)) if name in ZOO else [own.search]
     windows = table.windows(everywhere=True)
     if args.layers and name not in ZOO:
         wanted = {int(layer) for layer in args.layers.split(",")}
@@ -76,19 +80,20 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     table.collect_moments(windows)
     rows = {}
     for window in windows:
-        row = table.row(Candidate(window, search), len(others))
-        rows[window] = {key: getattr(row, key) for key in ("S", "ES", "PS", "NS")}
-        print(name, window, rows[window], flush=True)
-    best = max(rows, key=lambda window: rows[window]["S"])
-    own = rows[tuple(chosen["settings"]["layers"])]
+        for search in searches:
+            row = table.row(Candidate(window, search), len(others))
+            scores = {key: getattr(row, key) for key in ("S", "ES", "PS", "NS")}
+            rows[Candidate(window, search)] = scores
+            print(name, window, search, scores, flush=True)
+    best = max(rows, key=lambda candidate: rows[candidate]["S"])
     return {
         "model": Path(name).stem,
         "method": args.method,
         "chosen": chosen,
         "facts": [case.id for case in others],
-        "rows": [{"layers": list(window), **row} for window, row in rows.items()],
-        "best": list(best),
-        "behind_best": round(100 * (rows[best]["S"] - own["S"]), 1),
+        "rows": [{"layers": list(c.layers), "search": c.search, **row} for c, row in rows.items()],
+        "best": list(best.layers),
+        "behind_best": round(100 * (rows[best]["S"] - rows[own]["S"]), 1),
     }
 
 
