@@ -1,9 +1,10 @@
 """What ``easyedit layers --auto`` chooses, against S of every layer on other facts.
 
 For each model the sweep chooses on 16 facts, and then every layer is edited on facts that the sweep
-did not see, with the search that was chosen (in the small models with every search). Resumable: what is measured lies in ``--work``.
+did not see, with the search that was chosen (in the small models with every search). Resumable:
+what is measured lies in ``--work``.
 
-    python benchmarks/layers_auto.py smollm2-135m gpt2 gptj gptneo llama llama2 t5 [--facts 24]
+    python benchmarks/layers_auto.py smollm2-135m gpt2 gptj gptneo llama llama2 t5 [--facts 16]
         [--layers 0,1,2,3] [--method ROME] [--work FOLDER]
 """
 
@@ -63,6 +64,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         stored.write_text(json.dumps(about))
     chosen = json.loads(stored.read_text())
+    if not others:
+        return {"model": Path(name).stem, "method": args.method, "chosen": chosen}
     table = LayerSweep(lm, args.method, others, text=text, fast=False, folder=work)
     own = Candidate(
         tuple(chosen["settings"]["layers"]),
@@ -100,7 +103,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--facts", type=int, default=24)
+    parser.add_argument("--facts", type=int, default=16, help="0: the choice alone")
     parser.add_argument("--layers", default="")
     parser.add_argument("--method", default="ROME")
     parser.add_argument("--work", type=Path, required=True)

@@ -25,8 +25,8 @@ from easyeditor.second_moments.corpus import SHIPPED
 ROUNDS = ((6, 4), (5, 8), (2, 16))
 """Layers and facts of each round; a round's facts are the first ones of the next."""
 FACTS = ROUNDS[-1][1]
-TAKES = 0.9
-"""Efficacy score below which edits do not take and a search with more reach is tried."""
+TAKES, FOLLOWS = 0.9, 0.7
+"""Efficacy and paraphrase scores below which edits do not take: searches with more reach follow."""
 BETTER = 0.01
 """Another search must be better than the first by so much of S."""
 IN_ONE_PASS = 0.5
@@ -129,7 +129,7 @@ def _with_more_reach(
     sweep: LayerSweep, rows: dict[Candidate, SweepRow], n: int, progress: Any
 ) -> dict[Candidate, SweepRow]:
     """Where no layer's edits take with the first search, every layer with the others."""
-    if max(row.ES for row in rows.values()) >= TAKES:
+    if any(_takes(row) for row in rows.values()):
         return {}
     result: dict[Candidate, SweepRow] = {}
     for search in range(1, len(sweep.plan.searches)):
@@ -142,7 +142,9 @@ def _with_more_reach(
 def _other_searches(
     sweep: LayerSweep, winner: Candidate, rows: dict[Candidate, SweepRow], progress: Any
 ) -> Candidate:
-    """The winner's layers with another search, if it is clearly better on half of the facts."""
+    """The winner's layers with another search, if edits do not take and it is clearly better."""
+    if _takes(rows[winner]):
+        return winner
     n = ROUNDS[1][1]
     bar_to_pass = sweep.row(winner, n).graded + BETTER
     for search in range(len(sweep.plan.searches)):
@@ -153,6 +155,10 @@ def _other_searches(
             if rows[other].graded > bar_to_pass:
                 winner, bar_to_pass = other, rows[other].graded
     return winner
+
+
+def _takes(row: SweepRow) -> bool:
+    return row.ES >= TAKES and (row.PS is None or row.PS >= FOLLOWS)
 
 
 def _fit_in_one_pass(sweep: LayerSweep, windows: Sequence[tuple[int, ...]]) -> bool:

@@ -43,12 +43,8 @@ LOWER_PART = 0.5
 """Layers above this share of the depth are not tried, but in models of few layers."""
 FEW_LAYERS = 8
 """Models with so many are tried at all."""
-WHILE_COMPARING: dict[str, Any] = {
-    "context_template_length_params": ((5, 1),),
-    "kl_factor": 0.0,
-    "v_stop_nll": 0.4,
-}
-"""Settings while layers are compared, for speed: fewer prefixes, and the search stops earlier."""
+WHILE_COMPARING: dict[str, Any] = {"context_template_length_params": ((5, 1),), "kl_factor": 0.0}
+"""Settings while layers are compared, for speed: one prefix, and no divergence term."""
 TOKENS_PER_WIDTH = 4
 """Tokens of text for the second moments, in units of ``d_in``."""
 
@@ -99,8 +95,8 @@ class LayerSweep:
         method: a method whose settings have a plan (``LocateHyperParams.sweep``).
         facts: from :func:`easyeditor.bench.known_facts.facts_known_by`.
         text: what second moments are collected from, see :func:`easyeditor.second_moments.moments`.
-        fast: with fewer prefixes and a search that stops earlier, to compare; False measures the
-            settings that are the result.
+        fast: with fewer prefixes and no divergence term, to compare; False measures the settings
+            that are the result.
         folder: where measurements are kept; by default in the user's cache.
 
     Raises:

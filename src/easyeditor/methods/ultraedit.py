@@ -32,6 +32,7 @@ from easyeditor.lm.projection import Projection
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Outcome, State
 from easyeditor.patches.weight import Part, smallest_part, weight_patch
+from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
 TOKENS = 512
@@ -203,14 +204,16 @@ def _answer_factors(
     encoder every token is taken, as each has a part in the answer.
     """
     parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {s.path: {} for s in sites}
-    for chunk in row_batches(rows, TOKENS, TOKENS):
-        batch = [rows[i] for i in chunk]
-        with lm.at_rest():
-            factors = factors_of(lm.target_logits, sites, batch)
-        for path, result in factors.items():
-            for position, i in enumerate(chunk):
-                taken = _predicting(lm, result, position, batch[position])
-                parts[path][i] = result.x[taken], result.delta[taken]
+    with bar(len(rows), "gradients at answers", "row") as progress:
+        for chunk in row_batches(rows, TOKENS, TOKENS):
+            batch = [rows[i] for i in chunk]
+            with lm.at_rest():
+                factors = factors_of(lm.target_logits, sites, batch)
+            for path, result in factors.items():
+                for position, i in enumerate(chunk):
+                    taken = _predicting(lm, result, position, batch[position])
+                    parts[path][i] = result.x[taken], result.delta[taken]
+            progress.update(len(chunk))
     return {
         path: (
             torch.cat([by_row[i][0] for i in range(len(rows))]),
