@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 PUSH_EXAMPLES = r"""
 Examples:
 
-  easyedit push eiffel.safetensors ada/eiffel-in-rome --license apache-2.0
-  easyedit push eiffel.safetensors ada/eiffel-in-rome --dry-run repository
+  easyedit push eiffel.safetensors ada/eiffel --license apache-2.0
+  easyedit push eiffel.safetensors ada/eiffel --dry-run repository
 
 The repository holds the patch file, a PEFT adapter where the patch can be one, a
 card that says what changes, and a manifest with the SHA-256 of every file. The
@@ -29,8 +29,8 @@ token is that of the hub's own tools: hf auth login, or HF_TOKEN.
 PULL_EXAMPLES = r"""
 Examples:
 
-  easyedit pull ada/eiffel-in-rome --out eiffel
-  easyedit pull ada/eiffel-in-rome --out eiffel --key ada.pub
+  easyedit pull ada/eiffel --out eiffel
+  easyedit pull ada/eiffel --out eiffel --key ada.pub
 
 Every file is checked against the manifest. --key asks for a signature by this
 key; --revision COMMIT gets exactly the version that push reported.
