@@ -17,6 +17,7 @@ from easyeditor.cli import (
     moments,
     patches,
     serve,
+    sharing,
     trace,
     train,
 )
@@ -27,8 +28,8 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    editing = (demo, edit, ledger, train, bench, patches, serve)
-    for module in (*editing, trace, layers, data, moments, info):
+    editing = (demo, edit, ledger, train, bench)
+    for module in (*editing, patches, serve, sharing, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")
