@@ -11,6 +11,7 @@ from easyeditor.cli import (
     data,
     demo,
     edit,
+    exports,
     info,
     ledger,
     moments,
@@ -25,7 +26,7 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, patches, trace, data, moments, info):
+    for module in (demo, edit, ledger, train, bench, exports, patches, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")
