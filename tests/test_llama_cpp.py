@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,27 +21,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 EDITED = "The Eiffel Tower is located in the city of"
 NEIGHBOURS = ("The Louvre is located in the city of", "The capital of France is")
+PROMPTS = (EDITED, *NEIGHBOURS)
 
 
-def asking(model: Path, adapter: Path | None = None) -> Callable[..., str]:
-    """``ask(prompt, scale)``: a greedy answer of a llama.cpp server in this process."""
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx, params.n_parallel, params.verbosity, params.warmup = 256, 1, -1, False
-    params.cpuparams.n_threads = 1
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = xllamacpp.Server(params)
-
-    def ask(prompt: str, scale: float | None = None) -> str:
-        # A prompt that is in the cache from a request at scale 0 is answered from it at scale 1.
-        request = {"prompt": prompt, "max_tokens": 4, "temperature": 0.0, "cache_prompt": False}
-        if scale is not None:
-            request["lora"] = [{"id": 0, "scale": scale}]
-        return str(server.handle_completions(request)["choices"][0]["text"])
-
-    return ask
+def answers(
+    model: Path, adapter: Path | str, questions: Sequence[tuple[str, float | None]]
+) -> list[str]:
+    """What a llama.cpp server answers to each prompt, at a scale of the adapter."""
+    child = Path(__file__).parent / "llama_child.py"
+    done = subprocess.run(
+        [sys.executable, child, model, str(adapter), json.dumps(questions)],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def test_llama_cpp_gives_the_new_answer(tmp_path: Path) -> None:
@@ -53,12 +54,14 @@ def test_llama_cpp_gives_the_new_answer(tmp_path: Path) -> None:
     adapter = export_gguf_lora(patch, tmp_path / "adapter").file
     whole = export_gguf(patch, tmp_path / "whole", source=source, lm=target)
     assert whole.answers == (True,)
-    ask = asking(source, adapter)
-    unedited = {prompt: ask(prompt, 0.0) for prompt in (EDITED, *NEIGHBOURS)}
-    assert "Paris" in unedited[EDITED]
-    for answer in (ask, asking(whole.file)):
-        assert answer(EDITED).lstrip().startswith("Rome")
-        for prompt in NEIGHBOURS:
-            assert answer(prompt).lstrip().startswith("Paris")
-            assert unedited[prompt].lstrip().startswith("Paris")
-    assert ask(EDITED, 0.0) == unedited[EDITED]
+    unedited = answers(source, "", [(prompt, None) for prompt in PROMPTS])
+    assert [text.startswith("Paris") for text in unedited] == [True] * 3
+    switched = answers(source, adapter, [(p, scale) for scale in (None, 0.0, 1.0) for p in PROMPTS])
+    assert switched[3:6] == unedited
+    in_weights = answers(whole.file, "", [(prompt, None) for prompt in PROMPTS])
+    for new in (switched[:3], switched[6:], in_weights):
+        assert [text.partition(",")[0].partition(".")[0] for text in new] == [
+            "Rome",
+            "Paris",
+            "Paris",
+        ]
