@@ -16,6 +16,7 @@ from easyeditor.cli import (
     ledger,
     moments,
     patches,
+    serve,
     trace,
     train,
 )
@@ -26,7 +27,11 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, exports, patches, trace, data, moments, info):
+    modules = (
+        *(demo, edit, ledger, train, bench, exports, patches, serve, trace),
+        *(data, moments, info),
+    )
+    for module in modules:
         module.register(app)
     try:
         app(prog_name="easyedit")

@@ -20,9 +20,11 @@ from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.progress import bar
 
 DENSE_RANK = 64
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's ``--max-lora-rank`` may be; an adapter's rank may be anything up to it."""
 INSTEAD = (
-    "Use it where transformers runs the model: load_patch(path).apply(model), or easyedit generate "
-    "--patch."
+    "Use it where transformers runs the model: load_patch(path).apply(model), easyedit generate "
+    "--patch, or easyedit serve --patch."
 )
 
 
@@ -92,6 +94,24 @@ def lora_factors(
     return factors, errors
 
 
+def lora_rank(patch: Patch, rank: int | None = None) -> int:
+    """The rank of the adapter that is exported, without computing it.
+
+    Raises:
+        PatchError: the patch changes something else than matrices of linear layers.
+    """
+    weights = weights_of(patch)
+    _check_linear(weights)
+    ranks = []
+    for path, parts in weights.entries.items():
+        low = [part for part in parts if isinstance(part, LowRank)]
+        if len(low) == len(parts):
+            ranks.append(sum(part.u.shape[1] for part in low))
+        else:
+            ranks.append(min(rank or DENSE_RANK, *weights.shapes[path]))
+    return max(ranks)
+
+
 def _factors(
     patch: WeightPatch, path: str, parts: Iterable[Part], rank: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -117,5 +137,5 @@ def _refuse(path: str) -> NoReturn:
     raise PatchError(
         f"This patch cannot be a LoRA adapter: {path} is no change of a linear layer's matrix. "
         "Export a whole model: --format merged, or --format gguf. Or use the patch as it is: "
-        "load_patch(path).apply(model), easyedit generate --patch."
+        "load_patch(path).apply(model), easyedit generate --patch, easyedit serve --patch."
     )

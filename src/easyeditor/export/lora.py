@@ -17,15 +17,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from easyeditor.export.factors import padded_factors, weights_of
+from easyeditor.export.factors import VLLM_RANKS, padded_factors, weights_of
 from easyeditor.export.result import Export
 from easyeditor.files import folder_written_whole
 from easyeditor.lm.embedded import HUB_NAMES
 from easyeditor.patches.patch import Patch
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's ``--max-lora-rank`` may be; an adapter's rank may be anything up to it."""
 VLLM_DEFAULT_RANK = 16
 
 LoraExport = Export

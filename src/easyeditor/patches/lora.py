@@ -12,6 +12,7 @@ _MOVED = {
     "export_lora": "easyeditor.export.lora",
     "LoraExport": "easyeditor.export.lora",
     "lora_factors": "easyeditor.export.factors",
+    "lora_rank": "easyeditor.export.factors",
     "DENSE_RANK": "easyeditor.export.factors",
 }
 
