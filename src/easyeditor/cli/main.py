@@ -17,6 +17,7 @@ from easyeditor.cli import (
     moments,
     patches,
     serve,
+    sharing,
     trace,
     train,
 )
@@ -27,11 +28,8 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    modules = (
-        *(demo, edit, ledger, train, bench, exports, patches, serve, trace),
-        *(data, moments, info),
-    )
-    for module in modules:
+    editing = (demo, edit, ledger, train, bench)
+    for module in (*editing, exports, patches, serve, sharing, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

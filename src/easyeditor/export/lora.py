@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from easyeditor.export.factors import VLLM_RANKS, padded_factors, weights_of
 from easyeditor.export.result import Export
 from easyeditor.files import folder_written_whole
-from easyeditor.lm.embedded import HUB_NAMES
+from easyeditor.lm.embedded import hub_name
 from easyeditor.patches.patch import Patch
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -88,9 +88,9 @@ def _kind_of_model(architecture: str) -> dict[str, Any]:
 def _base(patch: Patch, base: str | None) -> tuple[str, list[str]]:
     """The name of the base model, and what has to be said of it."""
     name = base or patch.info.model_name
-    if name in HUB_NAMES:
-        return HUB_NAMES[name], [
-            f"The base model is written down as {HUB_NAMES[name]}, whose weights {name} holds in "
+    if hub_name(name) != name:
+        return hub_name(name), [
+            f"The base model is written down as {hub_name(name)}, whose weights {name} holds in "
             "4 bits."
         ]
     if base is None and "/" not in name:
