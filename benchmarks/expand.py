@@ -46,6 +46,8 @@ from easyeditor.rewording import question_of
 MODEL = "smollm2-135m"
 STRIDE = 7
 """Every so many of the known facts are reported, others are development facts."""
+TRIED = {"brandenburg-gate", "british-museum", "cap-greece", "cap-ireland"}
+"""Facts that the templates were written with."""
 REPORTED, DEVELOPMENT = 40, 10
 ANSWER_TOKENS = 16
 COLUMNS = ("plain", "chat", "question", "rewordings", "aliases", "kept", "ns", "seconds")
@@ -57,7 +59,7 @@ def facts(which: str) -> list[Case]:
     known = {record["id"] for record in json.loads(text) if record["known"].get(MODEL)}
     cases = [case for case in open_dataset("worldfacts") if case.id in known]
     if which == "reported":
-        return cases[2::STRIDE][:REPORTED]
+        return [case for case in cases[3::STRIDE] if case.id not in TRIED][:REPORTED]
     return cases[5 :: 4 * STRIDE][:DEVELOPMENT]
 
 
