@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows
-from easyeditor.associative.keys import keys_at, subject_rows
+from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
 from easyeditor.associative.solve import KeyMetric, closed_form, double
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
@@ -43,6 +43,7 @@ from easyeditor.methods.locate import (
     ContextState,
     KeyMetrics,
     LocateHyperParams,
+    contexts_for,
     values_of,
 )
 from easyeditor.methods.sweep_plan import ONE_LAYER, SweepPlan
@@ -89,6 +90,7 @@ class ROME(Method[ContextState]):
     state_class = ContextState
     max_batch = 1
     needs = frozenset({Need.SUBJECT})
+    searches_expansions = True
 
     hyperparams: ROMEHyperParams
 
@@ -121,6 +123,8 @@ class ROME(Method[ContextState]):
         self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
     ) -> list[Outcome[ContextState]]:
         """The patches of edits that are made alone; their values are searched in one batch."""
+        if len({bool(edit.expansions) for edit in edits}) > 1:  # they take other prefixes
+            return super().edit_each(lm, edits, state)
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
         layer = int(settings.layers[0])
@@ -128,8 +132,8 @@ class ROME(Method[ContextState]):
         for edit in edits:
             subject_rows(lm, edit, [""])  # fails before any work when there is no subject
         with watch("contexts"):
-            contexts = state.contexts if state else settings.contexts(lm)
-            rows = [subject_rows(lm, edit, contexts) for edit in edits]
+            contexts = contexts_for(edits, state.contexts if state else settings.contexts(lm))
+            rows = [subject_rows(lm, e, contexts) + expansion_rows(lm, e) for e in edits]
         with watch("moments"):
             self._metrics.prepare(lm, [layer], settings)
         with watch("values"):
@@ -140,8 +144,8 @@ class ROME(Method[ContextState]):
         with watch("solve"):
             weight = lm.down_map(layer).weight
             for edit, of_edit, delta in zip(edits, rows, optimized.delta, strict=True):
-                keys = keys_at(lm, [layer], of_edit)[layer].T  # (d_in, contexts), the bare first
-                others = contrast_rows(lm, [edit])
+                keys = keys_at(lm, [layer], of_edit)[layer].T  # (d_in, rows), the bare one first
+                others = contrast_rows(lm, edit.rows)
                 contrast = keys_at(lm, [layer], others)[layer].T if others else None
                 parts.append(solve_rank_one(keys, delta, weight, metric, settings, contrast))
         path, seconds = lm.down_map(layer).path, watch.seconds
