@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -67,20 +67,6 @@ log = logging.getLogger(__name__)
 
 ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""
-
-
-SMOLLM2_SEARCH: Final[dict[str, Any]] = {
-    "layers": [1, 2, 3, 4, 5],
-    "key": "ridge",
-    "v_lr": 1.0,
-    "v_weight_decay": 1e-3,
-    "v_stop_nll": 0.2,
-    "clamp_norm_factor": 4,
-    "context_template_length_params": [[10, 3]],
-    "mom2_dataset": "self",
-    "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
-}
-"""By what 100 CounterFact edits in one batch of MEMIT showed (docs/counterfact.md)."""
 
 
 class SpreadHyperParams(LocateHyperParams):

@@ -1,4 +1,4 @@
-"""What a sweep over the layers of a model tries for a locate-and-edit method."""
+"""Searches of the locate-and-edit methods: what a sweep over layers tries, and a shared preset."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ LAYER_RANGE: Final = SweepPlan(
     together=True,
 )
 """A range of layers, all facts edited in one batch."""
+SMOLLM2_SEARCH: Final[dict[str, Any]] = {
+    "layers": [1, 2, 3, 4, 5],
+    "key": "ridge",
+    "v_lr": 1.0,
+    "v_weight_decay": 1e-3,
+    "v_stop_nll": 0.2,
+    "clamp_norm_factor": 4,
+    "context_template_length_params": [[10, 3]],
+    "mom2_dataset": "self",
+    "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
+}
+"""By what 100 CounterFact edits in one batch of MEMIT showed (docs/counterfact.md)."""
