@@ -71,7 +71,8 @@ class MethodCase:
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
-        routed: whether its patches are adapters that route prompts.
+        routed: whether its patches are adapters.
+        everywhere: whether its adapters act on every prompt instead of routing it.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
         rows: of the matrix; by default one with the method's name and default settings.
@@ -87,6 +88,7 @@ class MethodCase:
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
     routed: bool = False
+    everywhere: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
     rows: tuple[MatrixRow, ...] = ()
@@ -442,6 +444,50 @@ dropout: 0.0
                 {"layers": [2]},
                 reading="answers with rows of a memory where the prompt's strongest inputs are the "
                 "edited prompt's.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "T-Patcher",
+        quick={
+            "layers": [1],
+            "n_iter": 8,
+            "edit_lr": 0.2,
+            "memory_factor": 0.1,
+            "memory_prompts": 20,
+        },
+        variants=({"context_template_length_params": ((2, 1),), "activation": "gelu"},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("_train", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "T-Patcher",
+                {"rewrite": 0.9, "locality": 0.9},
+                reading="adds a neuron per wrong token to the last MLP, which acts where its key "
+                "fits the token.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "CaliNet",
+        quick={
+            "layers": [1],
+            "n_neurons": 8,
+            "n_iter": 6,
+            "edit_lr": 0.2,
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=({"activation": "silu", "rows_together": 2},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("target_nll", 2)),
+        routed=True,
+        everywhere=True,
+        rows=(
+            MatrixRow(
+                "CaliNet",
+                {"rewrite": 0.9},
+                {"n_neurons": 16},
+                reading="is a small network beside the last MLP that every token meets: nothing "
+                "makes sure of other answers.",
             ),
         ),
     ),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
+    from easyeditor.methods.t_patcher import TPatcherHyperParams as TPatcherHyperParams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
     from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch

@@ -33,6 +33,8 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "GRACE": "easyeditor.methods.grace:GRACE",
         "WISE": "easyeditor.methods.wise.wise:WISE",
         "MEMOIR": "easyeditor.methods.memoir:MEMOIR",
+        "CaliNet": "easyeditor.methods.calinet:CaliNet",
+        "T-Patcher": "easyeditor.methods.t_patcher:TPatcher",
     },
     group="easyeditor.methods",
 )

@@ -29,6 +29,7 @@ ADAPTERS: Registry[Any] = Registry(
     PatchFormatError,
     {
         "AddVector": "easyeditor.patches.adapter:AddVector",
+        "ExtraNeurons": "easyeditor.methods.extra_neurons:ExtraNeurons",
         "ResidualMemory": "easyeditor.methods.memoir:ResidualMemory",
         "SideMemory": "easyeditor.methods.wise.memory:SideMemory",
         "ValueCodebook": "easyeditor.methods.grace:ValueCodebook",
