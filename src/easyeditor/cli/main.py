@@ -15,6 +15,7 @@ from easyeditor.cli import (
     ledger,
     moments,
     patches,
+    serve,
     trace,
     train,
 )
@@ -25,7 +26,7 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, patches, trace, data, moments, info):
+    for module in (demo, edit, ledger, train, bench, patches, serve, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")
