@@ -47,12 +47,14 @@ if TYPE_CHECKING:
     from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
+    from easyeditor.methods.encore import ENCOREHyperParams as ENCOREHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
     from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
+    from easyeditor.methods.melo.melo import MELOHyperParams as MELOHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
