@@ -474,60 +474,6 @@ dropout: 0.0
         variants=({"lora_layers": [-1], "num_rank_per_block": 1, "batch_size": 2},),
         phases=(("values_at", 1), ("minimize", 1), ("logits_above", 1)),
         routed=True,
-        classic="""
-alg_name: MELO
-model_parallel: false
-device: 0
-max_length: 512
-task: hall
-lora_task_type: CAUSAL_LM
-check_dir: null
-grace:
-  name: grace
-  num_iter: 50
-  init_radius: 0.5
-  dist_fn: euc
-  val_init: cold
-  val_train: sgd
-  val_reg: None
-  reg: early_stop
-  replacement: replace_prompt
-  expand_mode: moving_avg
-  num_pert: 8
-  key_id: -1
-  num_edit_per_block: 4
-  num_block: 350
-  num_rank_per_block: 2
-  metric_period: 400
-  edit_lr: 0.001
-model:
-  name: ./hugging_cache/gpt2-xl
-  class_name: GPT2LMHeadModel
-  tokenizer_class: GPT2TokenizerFast
-  tokenizer_name: ./hugging_cache/gpt2-xl
-  fan_in_fan_out: true
-  target_modules:
-  - transformer.h.2.mlp.c_fc
-  pt: ./checkpoint
-  grace_layer: transformer.h.1.mlp.c_fc
-lora:
-  cls_name: ./hugging_cache/distilbert-base-cased
-  cls_class: AutoModel
-  supervised: true
-  cos: false
-  freeze: null
-  square: true
-  bound_embeds: false
-  use_all_negatives: false
-  freeze_lora: false
-  dist_heads: 1
-  cross_attend: false
-  soft_weighting: false
-  checkpoint_grad: false
-  lora_r: 64
-  lora_alpha: 64
-  lora_dropout: 0.0
-""",
         rows=(
             MatrixRow(
                 "MELO",

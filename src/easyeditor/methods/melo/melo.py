@@ -27,7 +27,7 @@ from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import HyperParamsError
 from easyeditor.gradients.minimize import Schedule, minimize
 from easyeditor.gradients.parametrizations import LowRankProducts
-from easyeditor.hyperparams import resolve_layers
+from easyeditor.hyperparams import Layers, resolve_layers
 from easyeditor.lm.forward.lower_block_cache import logits_above
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import NamedWeight
@@ -39,6 +39,7 @@ from easyeditor.methods.melo.router import BlockRouter, RoutedProduct
 from easyeditor.methods.tuning import target_objective, target_rows
 from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.parts import LowRank
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.stack import without_patches
 from easyeditor.timing import Stopwatch
@@ -80,7 +81,7 @@ class MELOHyperParams(AdapterHyperParams):
     }
 
     alg_name: str = "MELO"
-    layers: tuple[int | float, ...] = (0.73,)
+    layers: Layers = (0.73,)
     target_modules: tuple[str, ...] = ()
     lora_layers: tuple[int | float, ...] = ()
     num_rank_per_block: int = Field(2, ge=1)
@@ -215,6 +216,7 @@ class MELO(Method[MELOState]):
             )
         }
         for path, (part,) in products.parts().items():
+            assert isinstance(part, LowRank)
             product = RoutedProduct(part.u.cpu(), part.v.cpu(), torch.tensor(block), router.path)
             adapters[path.removesuffix(".weight")] = (product.eval(),)
         info = PatchInfo.of(lm, self.name, edits, settings, watch.seconds)
