@@ -34,6 +34,8 @@ FLOORS = {
     "bench": 8,
     "ledger": 8,
     "export": 8,
+    "serving": 8,
+    "sharing": 8,
     "cli": 9,
     "web": 9,
 }

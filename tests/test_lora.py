@@ -211,3 +211,18 @@ def test_matrices_stored_both_ways_in_one_patch(tmp_path: Path) -> None:
     for merged in (False, True):
         said = adapted(target, tmp_path, merge=merged)
         torch.testing.assert_close(said, wanted, rtol=0, atol=1e-4)
+
+
+def test_pefts_auto_class_loads_it(tmp_path: Path) -> None:
+    import peft
+
+    target = lm("llama")
+    edit = low_rank(target)
+    target.model.save_pretrained(tmp_path / "base")
+    made = export_lora(edit, tmp_path / "adapter")
+    file = made.folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+    file.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "base")}))
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(made.folder)
+    torch.testing.assert_close(logits(model), patched(target, edit), rtol=0, atol=1e-5)

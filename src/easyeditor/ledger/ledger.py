@@ -145,6 +145,18 @@ class Ledger:
         """The entries whose patches the served model carries, in that order."""
         return self.entries(EntryState.ACTIVE)
 
+    def active_patches(self) -> list[tuple[int, str]]:
+        """Number and digest of the patch of every active entry: all that a server asks, and cheap.
+
+        A model that carries these patches in this order is the one that the ledger describes.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, patch FROM edits WHERE state = 'active' AND patch IS NOT NULL ORDER BY "
+                "id"
+            )
+            return [(int(row["id"]), str(row["patch"])) for row in rows]
+
     def entry(self, number: int) -> Entry:
         """One entry.
 

@@ -77,13 +77,7 @@ class LiveLedger:
         Raises:
             LedgerError: it is of another one.
         """
-        recorded = Fingerprint.from_dict(self.ledger.setting("fingerprint"))
-        why = recorded.differences(fingerprint(self.lm.model))
-        if why:
-            raise LedgerError(
-                f"The ledger {self.ledger.folder} is of another model than {self.lm.name}: {why}. "
-                f"It was made for {self.ledger.setting('model_name')}; load that one."
-            )
+        check_model(self.ledger, self.lm)
 
     # -- what the model carries -----------------------------------------------------------
 
@@ -350,6 +344,21 @@ def _refuse_to_replace(folder: Path, numbers: Sequence[int]) -> None:
             f"The model says this already without what it would supersede ({listed}), so there is "
             f"nothing to put in its place. Undo that: easyedit ledger undo {folder} {listed}; or "
             "edit all the same with force=True."
+        )
+
+
+def check_model(ledger: Ledger, lm: LM) -> None:
+    """Make sure that the ledger is of this model.
+
+    Raises:
+        LedgerError: it is of another one.
+    """
+    recorded = Fingerprint.from_dict(ledger.setting("fingerprint"))
+    why = recorded.differences(fingerprint(lm.model))
+    if why:
+        raise LedgerError(
+            f"The ledger {ledger.folder} is of another model than {lm.name}: {why}. It was made "
+            f"for {ledger.setting('model_name')}; load that one."
         )
 
 

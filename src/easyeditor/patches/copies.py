@@ -13,8 +13,8 @@ from easyeditor.lm.weights import shared_maps
 from easyeditor.patches.patch import Patch
 
 
-def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
-    """A copy that carries ``patch`` (on top of what ``model`` carries); ``model`` stays as it is.
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that carries what ``model`` carries and shares every tensor with it.
 
     New parameter objects over the same storage, so ``.half()`` or ``requires_grad_()`` on the copy
     does not reach the original, nor does a later edit of either; only edited matrices take memory.
@@ -29,6 +29,11 @@ def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
         memo[id(buffer)] = buffer.detach()
     for shared in (tokenizer_of(model), *routers_of(model), *shared_maps(model)):
         memo[id(shared)] = shared
-    twin: PreTrainedModel = copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo)
+
+
+def edited_copy(model: PreTrainedModel, patch: Patch) -> PreTrainedModel:
+    """A :func:`shared_copy` that carries ``patch``, too; ``model`` stays as it is."""
+    twin = shared_copy(model)
     patch.apply(twin, force=True)
     return twin

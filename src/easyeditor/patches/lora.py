@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from easyeditor.errors import PatchError
 from easyeditor.files import folder_written_whole
+from easyeditor.lm.embedded import hub_name
 from easyeditor.patches.parts import Part
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import LowRank, WeightPatch
@@ -55,8 +56,8 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         tensors[f"base_model.model.{name}.lora_B.weight"] = v.T.contiguous()
     config = {
         "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": patch.info.model_name,
+        "task_type": _task(patch.info.model.architecture),
+        "base_model_name_or_path": hub_name(patch.info.model_name),
         "r": most,
         "lora_alpha": most,
         "lora_dropout": 0.0,
@@ -71,6 +72,15 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
         save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return LoraExport(place, most, errors)
+
+
+def _task(architecture: str) -> str | None:
+    """PEFT's word for what a class of model does, by which its Auto classes choose; None: none."""
+    endings = {
+        ("ForCausalLM", "LMHeadModel"): "CAUSAL_LM",
+        ("T5ForConditionalGeneration", "BartForConditionalGeneration"): "SEQ_2_SEQ_LM",
+    }
+    return next((task for names, task in endings.items() if architecture.endswith(names)), None)
 
 
 def _factors(
@@ -106,6 +116,23 @@ def lora_factors(
             factors[path.removesuffix(".weight")] = (u.float().cpu(), v.float().cpu())
             progress.update(1)
     return factors, errors
+
+
+def lora_rank(patch: WeightPatch, rank: int | None = None) -> int:
+    """The rank of the adapter that :func:`export_lora` writes.
+
+    Raises:
+        PatchError: the patch changes something else than matrices of linear layers.
+    """
+    _check_linear(patch)
+    ranks = []
+    for path, parts in patch.entries.items():
+        low = [part for part in parts if isinstance(part, LowRank)]
+        if len(low) == len(parts):
+            ranks.append(sum(part.u.shape[1] for part in low))
+        else:
+            ranks.append(min(rank or DENSE_RANK, *patch.shapes[path]))
+    return max(ranks)
 
 
 def _check_linear(patch: Patch) -> None:

@@ -1,0 +1,1 @@
+"""Serving a model with its patches: one name per set of patches, behind OpenAI's interface."""
