@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric
-from easyeditor.methods.spread import SMOLLM2_SEARCH, SpreadHyperParams, SpreadMethod
+from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH
 from easyeditor.second_moments.metric import InverseOfSum, MetricOfMoment
 
 
