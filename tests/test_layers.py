@@ -38,6 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, and rounds of few edits."""
     monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "ROUNDS", ((3, 2), (2, 2), (1, 4)))
+    monkeypatch.setattr("easyeditor.bench.layer_report.TRACED_FACTS", 1)
     return tmp_path / "cache"
 
 
