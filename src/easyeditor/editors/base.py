@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from easyeditor.editors.apply_method import check_request
+from easyeditor.editors.expanding import expanded_cases
+from easyeditor.editors.layer_choice import automatic
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
 from easyeditor.editors.options import (
@@ -56,7 +58,8 @@ class BaseEditor:
 
     Attributes:
         lm: the model with its tokenizer.
-        hparams: the method's settings.
+        hparams: the method's settings; layers that nobody named are those that a sweep chose for
+            this model, where there is one (:func:`easyeditor.editors.layer_choice.automatic`).
         session: the sequence of edits, with the method's state.
         ledger: where every edit is written down, one entry per call, and checked against those
             that are active; None without one.
@@ -73,6 +76,7 @@ class BaseEditor:
     ) -> None:
         _check(hparams)
         lm.check_claims(hparams.family_claims)
+        hparams = automatic(lm, hparams)
         self.lm = lm
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))
@@ -294,7 +298,7 @@ class BaseEditor:
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
-            cases = list_of_cases(cases)
+            cases = expanded_cases(self.lm, list_of_cases(cases), options.get("expand"))
             if self.ledger is None:
                 refuse_ledger_options(options)
                 return self._edit_cases(cases, batch, options)

@@ -116,6 +116,8 @@ class Method(ABC, Generic[S]):
         state_class: the class of its states; None for a method without any.
         max_batch: how many edits one call takes: 1, or None for any number.
         needs: see :class:`Need`.
+        searches_expansions: :meth:`edit` makes an edit and its expansions as one; otherwise they
+            are given to it as edits of their own.
     """
 
     name: ClassVar[str]
@@ -125,6 +127,7 @@ class Method(ABC, Generic[S]):
     state_class: ClassVar[type[State] | None] = None
     max_batch: ClassVar[int | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
+    searches_expansions: ClassVar[bool] = False
 
     hyperparams: HyperParams
 
@@ -156,6 +159,16 @@ class Method(ABC, Generic[S]):
             EditError: the edits cannot be carried out as they are written.
             EditFailedError: they were tried without success.
         """
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit], state: S | None = None) -> list[Outcome[S]]:
+        """The outcomes of :meth:`edit` for edits that are made alone, each from the same model.
+
+        A method that can share work between them overrides this.
+
+        Raises:
+            EditError, EditFailedError: as :meth:`edit`, for any of them.
+        """
+        return [self.edit(lm, [edit], state) for edit in edits]
 
     def use_corpus(self, cases: Iterable[Case]) -> None:
         """Take demonstrations from these cases; for methods with :attr:`Need.DEMONSTRATIONS`.

@@ -18,13 +18,19 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows, read_after_subject
-from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.keys import (
+    keys_at,
+    rows_of_expansions,
+    subject_rows,
+    values_at,
+    write_scale,
+)
 from easyeditor.associative.post_steps import (
     bounded_singular_values,
     largest_relative,
@@ -46,12 +52,13 @@ from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import (
-    ContextLengths,
     ContextState,
     KeyMetrics,
     LocateHyperParams,
+    contexts_for,
     values_of,
 )
+from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
 from easyeditor.patches.stack import applied, without_patches
 from easyeditor.patches.weight import Dense, Part, smallest_part, weight_patch
 from easyeditor.timing import Stopwatch
@@ -60,19 +67,6 @@ log = logging.getLogger(__name__)
 
 ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""
-
-
-SMOLLM2_SEARCH: Final[dict[str, Any]] = {
-    "layers": [1, 2, 3, 4, 5],
-    "key": "ridge",
-    "v_lr": 1.0,
-    "v_weight_decay": 1e-3,
-    "v_stop_nll": 0.2,
-    "clamp_norm_factor": 4,
-    "context_template_length_params": [[10, 3]],
-    "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
-}
-"""By what 100 CounterFact edits in one batch of MEMIT showed (docs/counterfact.md)."""
 
 
 class SpreadHyperParams(LocateHyperParams):
@@ -92,6 +86,8 @@ class SpreadHyperParams(LocateHyperParams):
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
+
+    sweep: ClassVar[SweepPlan | None] = LAYER_RANGE
 
     layers: Layers = (0.11, 0.14, 0.18, 0.21, 0.25, 0.29)
     v_num_grad_steps: int = Field(25, ge=1)
@@ -132,6 +128,7 @@ class SpreadMethod(Method[SpreadState]):
 
     state_class = SpreadState
     needs = frozenset({Need.SUBJECT})
+    searches_expansions = True
 
     hyperparams: SpreadHyperParams
 
@@ -170,12 +167,13 @@ class SpreadMethod(Method[SpreadState]):
         settings = self.hyperparams.resolved(lm.n_layers)
         layers = [int(layer) for layer in settings.layers]
         site, layers, scale = _where(lm, layers)
-        settings = settings.replace(layers=layers)
+        settings, kind = settings.replace(layers=layers), settings.key
         watch = Stopwatch()
         with watch("contexts"):
             state = state or SpreadState(settings.contexts(lm))
-            contexts = state.contexts
+            contexts = contexts_for(edits, state.contexts)
             rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            expansions, of_edit = rows_of_expansions(lm, edits)
             opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
             contrast = contrast_rows(lm, edits) if opening else []
         with watch("moments"):
@@ -193,7 +191,8 @@ class SpreadMethod(Method[SpreadState]):
             for i, layer in enumerate(layers):
                 projection = lm.down_map(layer)
                 with watch("solve"):
-                    keys = keys_at(lm, [layer], rows)[layer].view(len(edits), len(contexts), -1)
+                    every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
+                    keys, more = every[:n].view(len(edits), len(contexts), -1), every[n:]
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     plain = self._metrics.get(lm, layer, settings)
@@ -202,7 +201,7 @@ class SpreadMethod(Method[SpreadState]):
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
                     u, solved, owner = solve_directions(
-                        keys, opening, others, earlier, metric, plain, weight, settings.key
+                        keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
                     )
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)
@@ -264,7 +263,8 @@ class SpreadMethod(Method[SpreadState]):
             held = stored.to(lm.down_map(layer).device)
             metric, rest = self._protected.extended(name, plain, held, weight)
             result.append(rest)
-        others = without_stored_keys(lm.model, path, new)
+        earlier = without_stored_keys(lm.model, path, new)
+        others = [row for edit in earlier for row in edit.rows]
         if others:
             rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
             keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)
