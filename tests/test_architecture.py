@@ -35,6 +35,7 @@ FLOORS = {
     "ledger": 8,
     "export": 8,
     "serving": 8,
+    "sharing": 8,
     "cli": 9,
     "web": 9,
 }

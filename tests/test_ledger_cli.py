@@ -62,7 +62,7 @@ def test_from_init_to_verify(easyedit, book, tmp_path):
     told = easyedit("ledger", "export", book, "--out", tmp_path / "out")
     assert told.code == DONE
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "active.safetensors", "edits.jsonl", "history.jsonl",
+        "active.safetensors", "edits.jsonl", "history.jsonl", "manifest.json",
     ]  # fmt: skip
     told = easyedit("ledger", "verify", book)
     assert (told.code, told.out) == (

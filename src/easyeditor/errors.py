@@ -42,6 +42,9 @@
     ├── ServingError (ValueError)              a server that cannot be started, or a bad request
     │   ├── UnknownServedModelError (LookupError)  no model of that name is served
     │   └── ServerBusyError                    too many requests wait
+    ├── ManifestError (ValueError)             files that are not those of their manifest
+    │   └── SignatureError                     not signed, or not by this key
+    ├── HubError (OSError)                     a repository that cannot be read or written
     ├── OutputError (OSError)                  an output file or folder that cannot be written
     └── MissingExtraError (ImportError)        an optional package is not installed
 
@@ -227,6 +230,18 @@ class UnknownServedModelError(ServingError, LookupError):
 
 class ServerBusyError(ServingError):
     """Too many requests wait, or the server is shutting down; ask again later."""
+
+
+class ManifestError(EasyEditError, ValueError):
+    """Files that were passed on are missing, changed, or have no manifest."""
+
+
+class SignatureError(ManifestError):
+    """A manifest is not signed, not by this key, or cannot be signed."""
+
+
+class HubError(EasyEditError, OSError):
+    """A repository on a hub cannot be reached, read or written; says what the hub answered."""
 
 
 class JudgeError(EasyEditError, RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,9 +16,14 @@ from easyeditor.cli.ledger_shared import LedgerModel, Number, Numbers, Place, Wh
 from easyeditor.cli.terminal import count, quoted
 from easyeditor.errors import LedgerError
 from easyeditor.ledger.entries import EntryState
-from easyeditor.ledger.ledger import Ledger
+from easyeditor.ledger.ledger import DATABASE, Ledger
 from easyeditor.ledger.limits import HealthLimits
 from easyeditor.ledger.loading import DEFAULTS
+
+if TYPE_CHECKING:
+    from easyeditor.ledger.verifying import Finding
+
+MANIFEST = "manifest.json"
 
 GROUP_EXAMPLES = r"""
 Examples:
@@ -54,9 +59,11 @@ already is refused as a duplicate, and the rest is made (exit code 1).
     "undo": "Example: easyedit ledger undo corrections 1 --why 'it was right before'",
     "redo": "Example: easyedit ledger redo corrections 1",
     "check": "Example: easyedit ledger check corrections",
-    "export": "Example: easyedit ledger export corrections --out shipped",
+    "export": "Examples:\n\n  easyedit ledger export corrections --out shipped\n"
+    "  easyedit ledger export corrections --out shipped --sign ~/.ssh/id_ed25519",
     "verify": "Examples:\n\n  easyedit ledger verify corrections\n"
-    "  easyedit ledger verify corrections --files-only",
+    "  easyedit ledger verify corrections --files-only\n"
+    "  easyedit ledger verify shipped --key ada.pub",
 }
 
 
@@ -199,6 +206,9 @@ def check(
 def export(
     ledger: Place,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    sign: Annotated[
+        Path | None, typer.Option(help="The file of an SSH key that signs the manifest.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the history as JSON lines, and one patch that does what all active edits do."""
@@ -207,12 +217,18 @@ def export(
 
     from easyeditor.ledger.exporting import export_ledger
 
-    result = export_ledger(book, out)
+    result = export_ledger(book, out, key=sign)
     if as_json:
         patches = [str(file) for file in result.patches]
-        output.print_json({"out": str(out), "edits": result.edits, "patches": patches})
+        document = {"out": str(out), "edits": result.edits, "patches": patches}
+        output.print_json({**document, "signed": result.signed})
         return
     output.out.print_line(f"{count(result.edits, 'active edit')} and the history in {out}.")
+    if result.signed:
+        output.out.print_line(
+            f"Signed. Who has your public key checks it: easyedit ledger verify {quoted(out)} "
+            f"--key {quoted(f'{sign}.pub')}"
+        )
     for file in result.patches:
         output.out.print_line(f"Use it: easyedit generate --patch {quoted(file)} PROMPT")
 
@@ -222,14 +238,25 @@ def verify(
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Do not load the model to compare it.")
     ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Of an export: file of the public SSH key that must have signed it."),
+    ] = None,
     model: LedgerModel = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Whether the files are what was written, none is missing, and the model is the ledger's."""
-    from easyeditor.ledger.verifying import Finding, findings
+    """Whether the files of a ledger, or of an export, are what was written, and none is missing.
 
+    Of a ledger also whether the model is the ledger's.
+    """
+    from easyeditor.ledger.verifying import Finding, export_findings, findings
+
+    if (ledger / MANIFEST).is_file() and not (ledger / DATABASE).exists():
+        _report(export_findings(ledger, key), f"{ledger}: all files are as exported", as_json)
+    if key is not None:
+        raise typer.BadParameter("a ledger is not signed, its exports are", param_hint="--key")
     book = Ledger(ledger)
     result = findings(book)
     if not files_only:
@@ -237,11 +264,16 @@ def verify(
             live_ledger(book, model, device, trust_remote_code)
         except LedgerError as error:
             result.append(Finding("model", "", (), str(error)))
+    files = "all patch files are" if files_only else "the model and all patch files are"
+    _report(result, f"{count(len(book.entries()), 'edit')}: {files} as recorded", as_json)
+
+
+def _report(result: list[Finding], well: str, as_json: bool) -> NoReturn:
+    """Print what is wrong, or ``well``, and leave with the exit code."""
     if as_json:
         output.print_json({"findings": [finding.to_json() for finding in result]})
     elif result:
         ledger_tables.show_findings(result)
     else:
-        files = "all patch files are" if files_only else "the model and all patch files are"
-        output.out.print_line(f"{count(len(book.entries()), 'edit')}: {files} as recorded.")
+        output.out.print_line(f"{well}.")
     raise typer.Exit(NOT_TAKEN if result else DONE)

@@ -16,6 +16,7 @@ from easyeditor.cli import (
     moments,
     patches,
     serve,
+    sharing,
     trace,
     train,
 )
@@ -26,7 +27,8 @@ from easyeditor.cli.terminal import tolerate_encodings, visible
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    for module in (demo, edit, ledger, train, bench, patches, serve, trace, data, moments, info):
+    editing = (demo, edit, ledger, train, bench)
+    for module in (*editing, patches, serve, sharing, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

@@ -33,8 +33,6 @@ class Printed(str, Enum):
     llama_cpp = "llama.cpp"
 
 
-HUB_NAMES = {options.DEFAULT_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""What other servers load an embedded model by."""
 API_KEY = "EASYEDITOR_API_KEY"
 NAMED = re.compile(r"([^/\\=]+)=(.+)")
 EXAMPLES = r"""
@@ -148,10 +146,11 @@ def _print_calls(server: str, given: list[str], ledger: Path | None, model: str 
     (patch,) = load_patches(list(files.values()))
     ((name, file),) = files.items()
 
+    from easyeditor.lm.embedded import hub_name
     from easyeditor.serving.calls import Adapter, OtherServer, script
 
     base = model if model is not None else patch.info.model_name
-    adapter = Adapter.of(name, file, patch, HUB_NAMES.get(base, base))
+    adapter = Adapter.of(name, file, patch, hub_name(base))
     output.out.print_line(script(OtherServer(server), adapter).rstrip("\n"))
 
 

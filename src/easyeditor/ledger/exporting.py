@@ -9,25 +9,32 @@ from pathlib import Path
 
 from easyeditor.errors import LedgerError
 from easyeditor.files import folder_written_whole
-from easyeditor.ledger.entries import Entry
+from easyeditor.ledger.entries import Entry, now
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import kind_of
+from easyeditor.sharing.manifest import write_manifest
+from easyeditor.sharing.signing import sign_manifest
 
+KIND = "ledger"
 HISTORY, EDITS, PATCH = "history.jsonl", "edits.jsonl", "active.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerExport:
-    """What was written: the folder, the patch files in it, and how many edits they hold."""
+    """What was written: the folder, the patch files in it, and how many edits they hold.
+
+    ``signed`` says whether its manifest is.
+    """
 
     folder: Path
     patches: list[Path]
     edits: int
+    signed: bool = False
 
 
-def export_ledger(ledger: Ledger, folder: str | Path) -> LedgerExport:
+def export_ledger(ledger: Ledger, folder: str | Path, *, key: Path | None = None) -> LedgerExport:
     """Write a ledger as plain files; the folder appears whole or not at all.
 
     - ``history.jsonl``: every entry with its events, one JSON object per line.
@@ -54,7 +61,17 @@ def export_ledger(ledger: Ledger, folder: str | Path) -> LedgerExport:
         _write_lines(part / EDITS, [record for entry in active for record in entry.request])
         for name, patch in zip(names, patches, strict=True):
             save_patch(patch, part / name)
-    return LedgerExport(place, [place / name for name in names], len(active))
+        about = {
+            "kind": KIND,
+            "model": str(ledger.setting("model_name")),
+            "fingerprint": ledger.setting("fingerprint"),
+            "active": [entry.number for entry in active],
+            "created": now(),
+        }
+        write_manifest(part, about)
+        if key is not None:
+            sign_manifest(part, key)
+    return LedgerExport(place, [place / name for name in names], len(active), key is not None)
 
 
 def _merged(ledger: Ledger, entries: Sequence[Entry]) -> list[Patch]:

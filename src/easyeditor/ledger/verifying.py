@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from easyeditor.errors import SignatureError
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.ledger.patch_folder import ADVICE, FAULTS, fault
+from easyeditor.sharing.manifest import PROBLEMS, SIGNATURE, problems, read_manifest
+from easyeditor.sharing.signing import check_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,8 @@ class Finding:
     """One thing that is wrong with a ledger.
 
     Attributes:
-        problem: ``changed``, ``missing``, ``orphaned``, ``model`` or ``database``.
+        problem: ``changed``, ``missing``, ``orphaned``, ``model`` or ``database``; of an
+            export also ``added`` and ``signature``.
         file: that is concerned; empty for the model.
         entries: numbers of the entries that need it.
         message: what is wrong and what to do.
@@ -66,6 +70,34 @@ def findings(ledger: Ledger) -> list[Finding]:
         for file in ledger.patches.files()
         if file not in expected and not file.name.startswith(".")
     ]
+    return result
+
+
+def export_findings(folder: Path, key: Path | None = None) -> list[Finding]:
+    """What is wrong with the files of an export of a ledger.
+
+    Args:
+        folder: that was exported.
+        key: file of the public SSH key that must have signed it.
+
+    Raises:
+        ManifestError: the folder has no manifest.
+    """
+    manifest = read_manifest(folder)
+    result = [
+        Finding(
+            problem,
+            str(folder / name),
+            (),
+            f"{folder / name} {PROBLEMS[problem]}. Fetch the export again, or ask who wrote it.",
+        )
+        for problem, name in problems(folder, manifest)
+    ]
+    if key is not None:
+        try:
+            check_signature(folder, key)
+        except SignatureError as error:
+            result.append(Finding("signature", str(folder / SIGNATURE), (), str(error)))
     return result
 
 

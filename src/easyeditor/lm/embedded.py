@@ -66,8 +66,17 @@ PACKAGES = {
 }
 NAMES = ("smollm2-135m",)
 """Those that are language models, and so can be edited."""
+_HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ENCODER = "all-minilm-l6-v2"
 """The one that turns sentences into vectors."""
+
+
+def hub_name(name: str) -> str:
+    """What other programs load a model by: for an embedded one where it came from, else ``name``.
+
+    The trap: an embedded model was quantized to 4 bits before it was unpacked; the hub's was not.
+    """
+    return _HUB_NAMES.get(name, name)
 
 
 def require_gguf(what: str) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from easyeditor.errors import PatchError
 from easyeditor.files import folder_written_whole
+from easyeditor.lm.embedded import hub_name
 from easyeditor.patches.parts import Part
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import LowRank, WeightPatch
@@ -56,7 +57,7 @@ def export_lora(patch: WeightPatch, folder: str | Path, *, rank: int | None = No
     config = {
         "peft_type": "LORA",
         "task_type": _task(patch.info.model.architecture),
-        "base_model_name_or_path": patch.info.model_name,
+        "base_model_name_or_path": hub_name(patch.info.model_name),
         "r": most,
         "lora_alpha": most,
         "lora_dropout": 0.0,
