@@ -152,7 +152,7 @@ def test_an_edit_that_holds_in_one_form_has_a_note():
     note = other_form(pre, post, "Rome")
     assert "chat form" in note
     assert "still answers 'Paris.'" in note
-    assert "chat_template=True" in note
+    assert "expand=True" in note
     both = {"free_answer": {"forms": {"plain": " Rome", "chat": "Rome"}}}
     assert other_form(pre, both, "Rome") is None
     sentence = {"free_answer": {"forms": {"plain": " Rome", "chat": "It is in Rome, Italy."}}}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from easyeditor.data.zsre import ZsreDataset as ZsreDataset
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
+    from easyeditor.editors.expanding import Expansion as Expansion
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Generate as Generate
@@ -83,6 +84,7 @@ _PUBLIC = {
     "EditResult": "editors.base",
     "EditTrainer": "train.trainer",
     "EditsDataset": "data.edits_file",
+    "Expansion": "editors.expanding",
     "Generate": "edits",
     "ImageRef": "edits",
     "KnowEditDataset": "data.knowedit",

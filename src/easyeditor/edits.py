@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
 from typing import Any
 
 from easyeditor.errors import (
@@ -14,157 +13,11 @@ from easyeditor.errors import (
     EditError,
     EmptyTargetError,
 )
+from easyeditor.prompts import ImageRef as ImageRef
+from easyeditor.prompts import Prompt as Prompt
+from easyeditor.prompts import as_prompt as as_prompt
+from easyeditor.prompts import checked_prompt, checked_text
 from easyeditor.subjects import locate_subject
-
-
-def _text(owner: str, name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise EditError(f"{owner}: {name} must be text, not {type(value).__name__} ({value!r}).")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise EditError(
-            f"{owner}: {name} {value!r} holds half of a character (a lone surrogate): it was read "
-            "in a wrong encoding. Give it as UTF-8."
-        ) from None
-    return value
-
-
-def _prompt(owner: str, value: object) -> Prompt:
-    if not isinstance(value, (Prompt, Mapping)):
-        _text(owner, "prompt", value)
-    return as_prompt(value)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRef:
-    """An image file, identified by its contents: two paths to the same bytes are equal.
-
-    Attributes:
-        path: where the file lies.
-        sha256: digest of its bytes, in hexadecimal.
-    """
-
-    path: str = field(compare=False)
-    sha256: str
-
-    @classmethod
-    def of(cls, path: str | Path) -> ImageRef:
-        """The reference to a file, with the digest of what it holds now.
-
-        Raises:
-            EditError: the file cannot be read.
-        """
-        try:
-            return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
-        except (OSError, ValueError) as error:
-            raise EditError(
-                f"The image {str(path)!r} cannot be read ({error}); give the path of a file."
-            ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a model is given: a text, with images and a system message where there are any.
-
-    A ``str`` is accepted wherever a prompt is and means ``Prompt(text)``. A prompt without images
-    and system message equals its text and hashes like it, so mappings keyed by prompts can be
-    read with plain strings. ``str(prompt)`` is the text alone.
-
-    Attributes:
-        text: the text to continue. Blanks at its end are not fed: they say that a space follows.
-        images: what the text is about.
-        system: the system message of a chat.
-        raw: continue the text exactly as it stands; nothing is trimmed and an answer is appended
-            to it character by character (see :mod:`easyeditor.joining` for the rule otherwise).
-
-    Raises:
-        EditError: the text or the system message is not text, or an image is no ``ImageRef``.
-    """
-
-    text: str
-    images: tuple[ImageRef, ...] = ()
-    system: str | None = None
-    raw: bool = False
-
-    def __post_init__(self) -> None:
-        _text("Prompt", "text", self.text)
-        if self.system is not None:
-            _text("Prompt", "system", self.system)
-        object.__setattr__(self, "images", tuple(self.images))
-        for image in self.images:
-            if not isinstance(image, ImageRef):
-                raise EditError(
-                    f"Prompt: images must be ImageRef, not {type(image).__name__} ({image!r}); "
-                    "use ImageRef.of(path)."
-                )
-
-    @property
-    def bare(self) -> bool:
-        """Whether the prompt is plain text, to be continued as a writer would."""
-        return not self.images and self.system is None and not self.raw
-
-    def with_text(self, text: str) -> Prompt:
-        """The same images, system message and mode with another text."""
-        return Prompt(text, self.images, self.system, self.raw)
-
-    def to_json(self) -> str | dict[str, Any]:
-        """The text of a bare prompt; else a dict that :func:`as_prompt` reads."""
-        if self.bare:
-            return self.text
-        data: dict[str, Any] = {"text": self.text}
-        if self.images:
-            data["images"] = [{"path": i.path, "sha256": i.sha256} for i in self.images]
-        if self.system is not None:
-            data["system"] = self.system
-        if self.raw:
-            data["raw"] = True
-        return data
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        if self.bare:
-            return repr(self.text)
-        return (
-            f"Prompt({self.text!r}, images={self.images!r}, system={self.system!r}, "
-            f"raw={self.raw!r})"
-        )
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, str):
-            return self.bare and self.text == other
-        if not isinstance(other, Prompt):
-            return NotImplemented
-        return self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self.text if self.bare else self._key())
-
-    def _key(self) -> tuple[object, ...]:
-        return (self.text, self.images, self.system, self.raw)
-
-
-def as_prompt(value: object) -> Prompt:
-    """A prompt from a prompt, a text, or what :meth:`Prompt.to_json` wrote.
-
-    Raises:
-        EditError: it is none of these.
-    """
-    if isinstance(value, Prompt):
-        return value
-    if isinstance(value, str):
-        return Prompt(value)
-    if isinstance(value, Mapping) and set(value) <= {"text", "images", "system", "raw"}:
-        try:
-            images = tuple(
-                ImageRef(str(i["path"]), str(i["sha256"])) for i in value.get("images", ())
-            )
-            return Prompt(value["text"], images, value.get("system"), value.get("raw") is True)
-        except (KeyError, TypeError):
-            pass
-    raise EditError(f"A prompt must be text or a Prompt, not {type(value).__name__} ({value!r}).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +33,12 @@ class Edit:
         subject: what the fact is about.
         ground_truth: what is said now, where known.
         rejected: what shall no longer be said (deletion, preference pairs, safety).
+        expansions: the same fact in other words, each with its own target and subject: what the
+            edit is made with beside its prompt (:mod:`easyeditor.editors.expanding`).
 
     Raises:
-        EditError: a field is not text, or the prompt is blank.
+        EditError: a field is not text, the prompt is blank, or an expansion is no edit, has
+            expansions of its own or names no subject where the edit does.
         EmptyTargetError: the target is blank.
         SubjectNotFoundError: the subject is blank or does not occur in the prompt.
     """
@@ -192,6 +48,7 @@ class Edit:
     subject: str | None = None
     ground_truth: str | None = None
     rejected: str | None = None
+    expansions: tuple[Edit, ...] = ()
 
     def __init__(
         self,
@@ -200,13 +57,15 @@ class Edit:
         subject: str | None = None,
         ground_truth: str | None = None,
         rejected: str | None = None,
+        expansions: Iterable[Edit] = (),
     ) -> None:
         values = {
-            "prompt": _prompt("Edit", prompt),
-            "target": _text("Edit", "target", target),
+            "prompt": checked_prompt("Edit", prompt),
+            "target": checked_text("Edit", "target", target),
             "subject": subject,
             "ground_truth": ground_truth,
             "rejected": rejected,
+            "expansions": tuple(map(_expansion, expansions)),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -216,9 +75,35 @@ class Edit:
             raise EmptyTargetError(f"The target of {self.prompt!r} is empty; write the new answer.")
         for name in ("subject", "ground_truth", "rejected"):
             if values[name] is not None:
-                _text("Edit", name, values[name])
+                checked_text("Edit", name, values[name])
         if subject is not None:
             locate_subject(self.prompt.text, subject)
+            for other in self.expansions:
+                if other.subject is None:
+                    raise EditError(
+                        f"The expansion {other.prompt!r} names no subject, and the edit of "
+                        f"{self.prompt!r} does; name it as the expansion's prompt writes it."
+                    )
+
+    @property
+    def rows(self) -> tuple[Edit, ...]:
+        """The edit without its expansions, then each of these."""
+        if not self.expansions:
+            return (self,)
+        alone = Edit(self.prompt, self.target, self.subject, self.ground_truth, self.rejected)
+        return (alone, *self.expansions)
+
+
+def _expansion(value: object) -> Edit:
+    if isinstance(value, Mapping):  # as a file has it
+        value = Edit(**value)
+    if not isinstance(value, Edit):
+        raise EditError(
+            f"An expansion must be an Edit, not {type(value).__name__} ({value!r:.80})."
+        )
+    if value.expansions:
+        raise EditError(f"The expansion {value.prompt!r} has expansions of its own; list them all.")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +122,14 @@ class Probe:
     kind: str
 
     def __init__(self, prompt: Prompt | str, answers: tuple[str, ...], kind: str) -> None:
-        object.__setattr__(self, "prompt", _prompt("Probe", prompt))
+        object.__setattr__(self, "prompt", checked_prompt("Probe", prompt))
         object.__setattr__(self, "answers", tuple(answers))
         object.__setattr__(self, "kind", kind)
         if not self.prompt.text.strip():
             raise EditError(f"A {kind} probe has an empty prompt.")
-        if not self.answers or not all(_text("Probe", "answer", a).strip() for a in self.answers):
+        if not self.answers or not all(
+            checked_text("Probe", "answer", a).strip() for a in self.answers
+        ):
             raise EditError(f"The {kind} probe {self.prompt!r} has no answer to score.")
 
     @property
@@ -291,7 +178,7 @@ class Case:
             "edit": edit,
             "probes": tuple(probes),
             "also": tuple(also),
-            "generation": tuple(_prompt("Case", prompt) for prompt in generation),
+            "generation": tuple(checked_prompt("Case", prompt) for prompt in generation),
             "references": tuple(references),
         }
         for name, value in values.items():
@@ -311,8 +198,8 @@ class Score:
     answer: str
 
     def __init__(self, prompt: Prompt | str, answer: str) -> None:
-        object.__setattr__(self, "prompt", _prompt("Score", prompt))
-        object.__setattr__(self, "answer", _text("Score", "answer", answer))
+        object.__setattr__(self, "prompt", checked_prompt("Score", prompt))
+        object.__setattr__(self, "answer", checked_text("Score", "answer", answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +218,7 @@ class Generate:
     seed: int | None = None
 
     def __init__(self, prompt: Prompt | str, max_new_tokens: int, seed: int | None = None) -> None:
-        object.__setattr__(self, "prompt", _prompt("Generate", prompt))
+        object.__setattr__(self, "prompt", checked_prompt("Generate", prompt))
         object.__setattr__(self, "max_new_tokens", max_new_tokens)
         object.__setattr__(self, "seed", seed)
 
@@ -348,8 +235,9 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if is_dataclass(value):
         named = {item.name: getattr(value, item.name) for item in fields(value)}
-        if named.get("rejected", "") is None:  # files from before it existed read alike
-            del named["rejected"]
+        for name in ("rejected", "expansions"):  # files from before they existed read alike
+            if not named.get(name, True):
+                del named[name]
         return {name: to_json(item) for name, item in named.items()}
     return value
 
@@ -379,7 +267,7 @@ def check_consistent(edits: Iterable[Edit]) -> None:
         ContradictingEditsError: one prompt has two different targets.
     """
     wanted: dict[Prompt, str] = {}
-    for edit in edits:
+    for edit in chain.from_iterable(edit.rows for edit in edits):
         prompt = edit.prompt.with_text(edit.prompt.text.strip())
         target = wanted.setdefault(prompt, edit.target.strip())
         if target != edit.target.strip():

@@ -58,7 +58,7 @@ def context_prefixes(
     prefixes = [""]
     total = sum(n_tokens * count for n_tokens, count in lengths)
     with without_patches(lm.model), bar(total, "sampling contexts", "token") as progress:
-        for n_tokens, count in lengths:
+        for n_tokens, count in (pair for pair in lengths if pair[1]):
             starts = [SEEDS[i % len(SEEDS)] for i in range(count)]
             sampled = sample(
                 lm,

@@ -56,6 +56,17 @@ def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
     return rows
 
 
+def expansion_rows(lm: LM, edit: Edit) -> list[Row]:
+    """:func:`subject_rows` of the edit's expansions, each without a prefix."""
+    return [row for other in edit.expansions for row in subject_rows(lm, other, ("",))]
+
+
+def rows_of_expansions(lm: LM, edits: Sequence[Edit]) -> tuple[list[Row], list[int]]:
+    """The :func:`expansion_rows` of all edits, and the edit that each belongs to."""
+    rows = [expansion_rows(lm, edit) for edit in edits]
+    return [row for some in rows for row in some], [i for i, some in enumerate(rows) for _ in some]
+
+
 def fact_at(lm: LM, row: Row) -> int:
     """The position of the edited column that stands for the row's subject.
 

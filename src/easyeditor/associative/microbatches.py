@@ -53,27 +53,24 @@ class ContextRow:
 def context_rows_of(
     lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float
 ) -> list[ContextRow]:
-    """The rows of edit ``i``: one per context, and the KL prompt unless ``kl_factor`` is 0.
+    """The rows of edit ``i``: one per context and expansion, and the KL prompt.
 
-    All contexts have equal weights, unless the bare prompt is read after its subject
-    (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean.
+    All have equal weights, unless the bare prompt is read after its subject
+    (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean. The
+    KL prompt has ``kl_factor``, and is left out where that is 0.
     """
     subject = subject_of(edit)
     rows = []
+    others = len(contexts) - 1 + len(edit.expansions)
     # δ is added at two kinds of tokens then, after the bare prompt's subject and at the others'.
-    halves = len(contexts) > 1 and read_after_subject(lm, edit)
+    halves = others > 0 and read_after_subject(lm, edit)
     for context in contexts:
-        row = lm.text.row(edit.prompt, edit.target, subject=subject, prefix=context)
-        at = fact_at(lm, row)
-        if lm.encoder_decoder:
-            run = EditRow(row.ids, at, tuple(range(len(row.target))), row.target)
-        else:
-            reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-            run = EditRow(row.ids[:-1], at, reads)
-        parts = len(contexts)
+        parts = others + 1
         if halves:
-            parts = 2 if not context else 2 * (len(contexts) - 1)
-        rows.append(ContextRow(i, run, row.target, 1 / (parts * len(row.target))))
+            parts = 2 if not context else 2 * others
+        rows.append(_target_row(lm, i, edit, context, parts))
+    parts = 2 * others if halves else others + 1
+    rows += [_target_row(lm, i, other, "", parts) for other in edit.expansions]
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
@@ -88,6 +85,18 @@ def context_rows_of(
         )
         rows.append(ContextRow(i, run, (), kl_factor))
     return rows
+
+
+def _target_row(lm: LM, i: int, edit: Edit, context: str, parts: int) -> ContextRow:
+    """One context of edit ``i``, which is one of ``parts`` of its loss."""
+    row = lm.text.row(edit.prompt, edit.target, subject=subject_of(edit), prefix=context)
+    at = fact_at(lm, row)
+    if lm.encoder_decoder:
+        run = EditRow(row.ids, at, tuple(range(len(row.target))), row.target)
+    else:
+        reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
+        run = EditRow(row.ids[:-1], at, reads)
+    return ContextRow(i, run, row.target, 1 / (parts * len(row.target)))
 
 
 class MicroBatch:

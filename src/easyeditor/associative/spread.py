@@ -44,6 +44,8 @@ def solve_directions(
     plain: KeyMetric,
     weight: float,
     kind: str,
+    more: torch.Tensor | None = None,
+    of_edit: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
 
@@ -62,26 +64,32 @@ def solve_directions(
         plain: the same without any, which says how much energy a key has.
         weight: λ, in units of ``kᵀ M k``.
         kind: what an edit's answer is stored under, see :func:`stored_keys`.
+        more: keys of the edits' expansions ``(n, d_in)``; every one is stored, whatever ``kind``
+            says of the contexts.
+        of_edit: the edit that each of these belongs to.
     """
     per_edit = stored_keys(keys, kind)
     owner = torch.arange(len(keys), device=keys.device).repeat_interleave(per_edit.shape[1])
-    if not opening:
+    if not opening and (more is None or not len(more)):
         solved = per_edit.flatten(0, 1)
         system = torch.cat([solved, *(k.to(solved) for k in earlier)])
         u = closed_form(system.T, metric, weight)[:, : len(solved)]
         return u.reshape(len(u), len(keys), -1).sum(2), solved, owner
-    at = torch.tensor(opening, device=keys.device)
+    at = torch.tensor(opening, dtype=torch.long, device=keys.device)
     bare, rest = keys[at, 0], keys[at, 1:]
     solved, bare_at = per_edit.flatten(0, 1), at * per_edit.shape[1]
-    if per_edit is not keys:  # a mean of two places would stand for neither
+    if opening and per_edit is not keys:  # a mean of two places would stand for neither
         per_edit[at] = rest.mean(1, keepdim=True)
         bare_at = torch.arange(len(at), device=keys.device) + len(owner)
         solved, owner = torch.cat([per_edit.flatten(0, 1), bare]), torch.cat([owner, at])
+    if more is not None and len(more):
+        solved = torch.cat([solved, more])
+        owner = torch.cat([owner, torch.tensor(of_edit, device=owner.device)])
     slack = torch.full(
         (len(solved),), weight, dtype=torch.float64, device=float64_device(keys.device)
     )
     share = torch.ones(len(at), dtype=torch.float64, device=slack.device)
-    if rest.shape[1]:
+    if opening and rest.shape[1]:
         elsewhere = key_energy(rest.flatten(0, 1), plain).view(len(at), -1).mean(1)
         share = energy_share(key_energy(bare, plain), elsewhere).to(share)
     slack[bare_at.to(slack.device)] *= share

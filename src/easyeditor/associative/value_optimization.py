@@ -1,7 +1,7 @@
 """Optimises ``v* = v₀ + δ`` for a batch of edits: the layer output that gives the target.
 
-Adam on one vector δ per edit, added at the subject's last token in every context (ROME, arXiv
-2202.05262, section 3.1, eq. 4)::
+Adam on one vector δ per edit, added at the subject's last token in every context and expansion
+(ROME, arXiv 2202.05262, section 3.1, eq. 4)::
 
     loss = mean over contexts of −log p(target) + kl · KL(first ‖ now on "{subject} is a")
            + weight_decay · ‖δ‖ / ‖v₀‖²
@@ -24,7 +24,7 @@ import torch
 
 from easyeditor.associative.continuation import continuation_rows
 from easyeditor.associative.contrast import read_after_subject
-from easyeditor.associative.keys import subject_rows, values_at
+from easyeditor.associative.keys import expansion_rows, subject_rows, values_at
 from easyeditor.associative.microbatches import (
     ContextRow,
     MemoryModel,
@@ -95,7 +95,7 @@ def optimize_values(
     Args:
         lm: the model; its weights are only read.
         site: where δ is added.
-        edits: each must name a subject.
+        edits: each must name a subject; δ is added in an edit's expansions, too.
         contexts: prefixes, the first of them empty.
         search: the settings.
         resume: False runs the whole forward pass at every step (the same numbers, slower).
@@ -112,8 +112,10 @@ def optimize_values(
     origin = values_at(lm, site, bare)
     norms = origin.norm(dim=1, keepdim=True)
     for i, edit in enumerate(edits):
-        if len(contexts) > 1 and read_after_subject(lm, edit):  # v₀ of " is" may be small
-            elsewhere = values_at(lm, site, subject_rows(lm, edit, contexts[1:]))
+        rows_elsewhere = len(contexts) > 1 or edit.expansions
+        if rows_elsewhere and read_after_subject(lm, edit):  # v₀ of " is" may be small
+            others = subject_rows(lm, edit, contexts[1:]) + expansion_rows(lm, edit)
+            elsewhere = values_at(lm, site, others)
             norms[i] = torch.maximum(norms[i], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     rows = [

@@ -31,7 +31,8 @@ def method(name: str) -> dict[str, Any]:
     """Facts about one method.
 
     ``name``, ``title``, ``batch`` (whether it takes several edits at once), ``needs_subject``,
-    ``learns``, ``second_moments`` and ``presets`` (names of models).
+    ``expands`` (whether an edit may have further prompts), ``learns``, ``second_moments`` and
+    ``presets`` (names of models).
 
     Raises:
         UnknownMethodError: no such method.
@@ -117,6 +118,7 @@ def _describe(name: str) -> dict[str, Any]:
         "title": kind.title,
         "batch": kind.max_batch is None,
         "needs_subject": Need.SUBJECT in kind.needs,
+        "expands": kind.max_batch != 1 or kind.searches_expansions,
         "learns": kind.training_class is not None,
         "second_moments": issubclass(kind.hyperparams_class, LocateHyperParams),
         "presets": list(kind.hyperparams_class.presets),

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import catalog, options, output, places, verdict
+from easyeditor.cli import options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add, err
+from easyeditor.cli.edit_request import (
+    check_expansion,
+    check_subjects,
+    expanded,
+    note_subject,
+    one_case,
+    read_cases,
+)
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count, quoted
-from easyeditor.errors import OutputError, SubjectRequiredError
+from easyeditor.errors import OutputError
 
 if TYPE_CHECKING:
     from easyeditor.editors.base import BaseEditor, EditResult
     from easyeditor.editors.journal import EditJournal
-    from easyeditor.edits import Case, Edit
+    from easyeditor.edits import Case
     from easyeditor.hyperparams import HyperParams
 
 MOST_NOTED = 20
@@ -57,6 +64,13 @@ def edit(
     portability: Annotated[
         list[str] | None, typer.Option(help="'prompt => answer' that should follow; repeatable.")
     ] = None,
+    relation: options.Relation = None,
+    question: options.Question = None,
+    alias: options.Alias = None,
+    expand: options.ExpandEdit = False,
+    chat: options.Chat = False,
+    written: options.Written = 0,
+    inverse: options.Inverse = False,
     edits: Annotated[
         Path | None,
         typer.Option(
@@ -97,17 +111,29 @@ def edit(
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
     if edits is None:
         one = one_case(
-            prompt, target, subject, ground_truth, rephrase, locality, portability, raw_target
+            prompt,
+            target,
+            subject,
+            ground_truth,
+            rephrase,
+            locality,
+            portability,
+            raw_target,
+            relation=relation,
+            question=question,
+            aliases=alias or (),
         )
         cases = [one]
         check_subjects(method, cases, ["--subject"])
         note_subject(one)
     else:
-        if any([prompt, target, subject, ground_truth, rephrase, locality, portability]):
+        of_one = [prompt, target, subject, ground_truth, rephrase, locality, portability]
+        if any([*of_one, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
         check_subjects(method, cases, where)
 
+    check_expansion(method, cases, expand=expand or chat)
     settings = options.loaded_as(
         options.settings_of(method, model, hparams, set_),
         device=device,
@@ -121,6 +147,7 @@ def edit(
         from easyeditor.lm.loading import load
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
+        cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
     known = [] if force else already_answered(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:
@@ -144,7 +171,7 @@ def edit(
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
-    failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings)
+    failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings, chat=chat)
     unsaved = _save(result, save)
     saved = None if unsaved else save
     if journal is not None and not unsaved:
@@ -164,84 +191,6 @@ def edit(
     if unsaved:
         raise OutputError(unsaved)
     raise typer.Exit(NOT_TAKEN if failures else DONE)
-
-
-def one_case(
-    prompt: str | None,
-    target: str | None,
-    subject: str | None,
-    ground_truth: str | None,
-    rephrase: list[str] | None,
-    locality: list[str] | None,
-    portability: list[str] | None,
-    raw_target: bool,
-) -> Case:
-    """The case that the options describe.
-
-    Raises:
-        typer.BadParameter: prompt or target is missing.
-    """
-    from easyeditor.data.edits_file import parse_arrow
-    from easyeditor.edits import Case, Edit, Probe
-
-    missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
-    if missing:
-        raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
-    change = Edit(prompt or "", target or "", subject, ground_truth)
-    change = _raw(change) if raw_target else change
-    probes = [Probe(text, (change.target,), "rephrase") for text in rephrase or []]
-    probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
-    probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
-    return Case("0", change, tuple(probes))
-
-
-def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
-    """The cases of a file, and where each stands in it."""
-    from easyeditor.data.open import open_dataset
-    from easyeditor.edits import check_consistent
-
-    with places.input_file(file) as path:
-        dataset = open_dataset(path)
-        cases = list(dataset)
-        where = [f"{file}, {dataset.place(i)}" for i in range(len(cases))]
-        check_consistent(change for case in cases for change in case.edits)
-    if raw_target:
-        cases = [replace(case, edit=_raw(case.edit)) for case in cases]
-    return cases, where
-
-
-def _raw(change: Edit) -> Edit:
-    from easyeditor.edits import Prompt
-
-    return replace(change, prompt=Prompt(str(change.prompt), raw=True))
-
-
-def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:
-    """Refuse an edit without the subject that the method needs, before the model is loaded."""
-    if not catalog.method(method)["needs_subject"]:
-        return
-    lacking = [
-        place
-        for case, place in zip(cases, where, strict=True)
-        if any(change.subject is None for change in case.edits)
-    ]
-    if lacking:
-        more = f" (and {count(len(lacking) - 1, 'edit')} more)" if lacking[1:] else ""
-        raise SubjectRequiredError(
-            f"{lacking[0]}: the edit names no subject, and {method} finds a fact by its "
-            f"subject{more}. Give the words of the prompt that it is about, or take a method that "
-            "needs none (easyedit methods)."
-        )
-
-
-def note_subject(case: Case) -> None:
-    """Say which words of the prompt were taken for the subject, where that was not plain."""
-    from easyeditor.subjects import locate_subject
-
-    if case.edit.subject is not None:
-        span = locate_subject(str(case.edit.prompt), case.edit.subject)
-        if remark := span.describe(case.edit.subject):
-            output.note(remark)
 
 
 def _note_known(known: Sequence[Case], cases: Sequence[Case]) -> None:

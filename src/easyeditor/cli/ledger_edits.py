@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import edit as edits_cli
+from easyeditor.cli import edit_request as edits_cli
 from easyeditor.cli import ledger_tables, options, output, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN
 from easyeditor.cli.ledger_shared import (

@@ -124,6 +124,47 @@ Locality = Annotated[
 ]
 
 
+Relation = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --prompt: 'capital', 'is located in the city of'; with --subject and "
+        "--target."
+    ),
+]
+Question = Annotated[
+    str | None, typer.Option(help="The same fact as a question, for the edit to be made with, too.")
+]
+Alias = Annotated[
+    list[str] | None, typer.Option("--alias", help="Another name of the subject; repeatable.")
+]
+ExpandEdit = Annotated[
+    bool,
+    typer.Option(
+        "--expand",
+        help="Make the edit with its question, its chat form and rewordings, too, so that it holds "
+        "where people ask.",
+    ),
+]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat", help="--expand, and the edit has not taken before it holds in the chat."
+    ),
+]
+Written = Annotated[
+    int,
+    typer.Option(
+        "--written", min=0, help="With --expand: questions that the model itself writes, checked."
+    ),
+]
+Inverse = Annotated[
+    bool,
+    typer.Option(
+        "--inverse", help="With --expand: also from the answer back, where it is one-to-one."
+    ),
+]
+
+
 class Scheme(str, Enum):
     """How a model may be quantized while it is loaded."""
 

@@ -55,12 +55,15 @@ def failures(
     metrics: Sequence[Mapping[str, Any]],
     batch: bool,
     settings: HyperParams | None = None,
+    chat: bool = False,
 ) -> list[str]:
     """A sentence for each edit that did not take, or took and left the text wrecked.
 
-    ``settings``, of the method, say what may help where the text is wrecked.
+    ``settings``, of the method, say what may help where the text is wrecked. With ``chat`` an edit
+    that does not hold in chat form did not take.
     """
     from easyeditor.editors.advice import repeated_subjects
+    from easyeditor.evaluate.degeneration import answer_mentions
 
     sentences, advice = [], _keeping_text(settings)
     repeated = repeated_subjects(cases)
@@ -76,11 +79,22 @@ def failures(
             if later is not None:
                 why = f": overwritten by edit {later + 1}, about the same subject. {_together()}"
             sentences.append(f"Edit {i + 1} did not take{why}: {what}.")
+        elif chat and not answer_mentions(in_chat := _in_chat(metric), case.edit.target):
+            sentences.append(
+                f"Edit {i + 1} does not hold in the chat, where the model answers "
+                f"{shortened(in_chat, 40)!r}: {what}."
+            )
         elif (reason := wrecked(metric["post"])) is not None:
             sentences.append(
                 f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}.{advice}"
             )
     return sentences
+
+
+def _in_chat(metric: Mapping[str, Any]) -> str:
+    """The free answer to the edited prompt in chat form."""
+    forms: Mapping[str, str] = metric["post"]["free_answer"].get("forms", {})
+    return forms.get("chat", "").strip()
 
 
 def _keeping_text(settings: HyperParams | None) -> str:

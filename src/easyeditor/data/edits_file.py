@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.data.prompts import with_prompts
 from easyeditor.edits import Case, Edit, Probe, Prompt
-from easyeditor.errors import DataError, did_you_mean
+from easyeditor.errors import DataError, EditError, did_you_mean
+from easyeditor.rewording import sentence_of, with_name
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,13 @@ EDIT_FIELDS = {
     "target_true": "ground_truth",  # ROME's name
     "rejected": "rejected",
     "target_neg": "rejected",
+    "relation": "relation",
+    "relation_id": "note",
+    "question": "question",
+    "aliases": "aliases",
+    "expansions": "expansions",
 }
+"""Names of an edit's fields; ``relation`` makes the prompt where a record has none."""
 FIELDS = {
     "case_id": "id",
     "id": "id",
@@ -41,8 +49,6 @@ FIELDS = {
     "references": "references",
     "also": "also",
     # Notes for the people who read the file; not used.
-    "relation": "relation",
-    "relation_id": "relation",
     "known": "known",
 }
 ARROW = "=>"
@@ -56,13 +62,19 @@ class EditsDataset(CaseDataset):
     A record has ``prompt``, ``target_new`` and, if it likes, ``case_id``, ``subject``,
     ``ground_truth``, ``rephrase_prompts`` (a text or a list), ``locality`` and ``portability``
     (below), ``generation_prompts``, ``references``, ``also`` (further edits of the same case), and
-    the notes ``relation`` and ``known``, which are not used. Locality and portability are a list
-    of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or such lists by name, or
-    ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for ``editor.edit``. An ``answer`` that
-    is a list holds all accepted answers, the scored one first, as does a ``ground_truth``. ROME's
-    way to write an edit is read too: ``"{} plays the sport of"`` and the field ``subject``,
-    ``target_new`` and ``target_true`` as ``{"str": …}``. A prompt is a text, or an object with
-    ``text``, ``images`` (paths, from the file's folder) and ``system``.
+    the notes ``relation_id`` and ``known``, which are not used. A triple has ``subject``,
+    ``relation`` ("capital", "is located in the city of") and ``target_new`` instead of a prompt;
+    beside a prompt its ``relation`` is a note, too. ``question`` (the same fact as a question),
+    ``aliases`` (other names of the subject) and ``expansions`` (further prompts, each a text or
+    ``{"prompt", "target_new", "subject"}``) are what the edit is made with beside its prompt.
+
+    Locality and portability are a list of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or
+    such lists by name, or ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for
+    ``editor.edit``. An ``answer`` that is a list holds all accepted answers, the scored one first,
+    as does a ``ground_truth``. ROME's way to write an edit is read too: ``"{} plays the sport of"``
+    and the field ``subject``, ``target_new`` and ``target_true`` as ``{"str": …}``. A prompt is a
+    text, or an object with ``text``, ``images`` (paths, from the file's folder), ``system`` and
+    ``chat``.
 
     Raises:
         DataError: as every dataset; also for a field nobody knows, and for a subject that the
@@ -77,7 +89,8 @@ class EditsDataset(CaseDataset):
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:
         """It has a prompt and a target under one of their names."""
-        return {"prompt", "target"} <= {FIELDS[name] for name in record if name in FIELDS}
+        fields = {FIELDS[name] for name in record if name in FIELDS}
+        return {"prompt", "target"} <= fields or {"subject", "relation", "target"} <= fields
 
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""
@@ -123,6 +136,8 @@ def _known(record: Fields, fields: Mapping[str, str]) -> dict[str, Any]:
             if fields[key] in known:
                 raise DataError(f"{key!r} names the {fields[key]} a second time.")
             known[fields[key]] = value
+    if "prompt" not in known and {"subject", "relation"} <= set(known):
+        known["prompt"] = sentence_of(known["subject"], known["relation"])
     missing = [name for name in ("prompt", "target") if name not in known]
     if missing:
         names = " and ".join({"target": "target_new"}.get(name, name) for name in missing)
@@ -147,7 +162,52 @@ def _edit(known: Mapping[str, Any]) -> Edit:
         target = first_text("target_new", target)
     if isinstance(truth, (list, Mapping)):
         truth = first_text("ground_truth", truth)
-    return Edit(prompt, target, subject, truth or None, known.get("rejected"))
+    edit = Edit(prompt, target, subject, truth or None, known.get("rejected"))
+    return with_prompts_of(
+        edit,
+        _texts("aliases", known.get("aliases", [])),
+        known.get("question"),
+        [_expansion(edit, other) for other in _texts("expansions", known.get("expansions", []))],
+    )
+
+
+def with_prompts_of(
+    edit: Edit,
+    aliases: Sequence[str] = (),
+    question: Prompt | str | None = None,
+    more: Sequence[Edit] = (),
+) -> Edit:
+    """The edit with a user's further prompts: a question, the prompt with other names, and more.
+
+    Raises:
+        EditError: an alias of an edit without a subject, or one that is no text.
+        SubjectNotFoundError: the question does not name the subject.
+    """
+    if aliases and edit.subject is None:
+        raise EditError(
+            f"The edit of {edit.prompt!r} has aliases and no subject; name the subject that they "
+            "are other names of."
+        )
+    expansions = list(more)
+    if question is not None:
+        expansions.append(Edit(question, edit.target, edit.subject))
+    for alias in aliases:
+        text = with_name(edit.prompt.text, str(edit.subject), alias)
+        expansions.append(Edit(edit.prompt.with_text(text), edit.target, alias.strip()))
+    return replace(edit, expansions=(*edit.expansions, *expansions)) if expansions else edit
+
+
+def _expansion(edit: Edit, given: Any) -> Edit:
+    if isinstance(given, Mapping) and "prompt" in given:
+        unknown = set(given) - {"prompt", "target_new", "subject"}
+        if unknown:
+            raise DataError(
+                f"unknown field {sorted(unknown)[0]!r} of an expansion. Known: prompt, target_new, "
+                "subject."
+            )
+        target = given.get("target_new", edit.target)
+        return Edit(given["prompt"], target, given.get("subject", edit.subject))
+    return Edit(given, edit.target, edit.subject)
 
 
 def parse_arrow(text: str, kind: str) -> Probe:

@@ -9,16 +9,15 @@ from typing import Any
 from easyeditor.data.fields import kind_of
 from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import DataError
-
-PROMPT_FIELDS = {"text", "images", "system", "raw"}
+from easyeditor.prompts import PROMPT_FIELDS
 
 
 def with_prompts(value: Any, folder: Path) -> Any:
     """A record in which every prompt object is a :class:`~easyeditor.edits.Prompt`.
 
-    A prompt object is ``{"text": …, "images": […], "system": …}``, all but the text optional. An
-    image is a path, or ``{"path": …}`` with the file's ``sha256`` where it shall be checked later;
-    the trap: a relative path starts at ``folder``, the one the file of edits lies in.
+    A prompt object is ``{"text": …, "images": […], "system": …, "chat": …}``, all but the text
+    optional. An image is a path, or ``{"path": …}`` with the file's ``sha256`` where it shall be
+    checked later; the trap: a relative path starts at ``folder``, where the file of edits lies.
 
     Raises:
         DataError: the images are not a list of paths.
@@ -34,7 +33,8 @@ def with_prompts(value: Any, folder: Path) -> Any:
     if not isinstance(images, list):
         raise DataError(f"images must be a list of paths, not {kind_of(images)}.")
     references = tuple(_image(image, folder) for image in images)
-    return Prompt(value["text"], references, value.get("system"), value.get("raw") is True)
+    raw, chat = value.get("raw") is True, value.get("chat")
+    return Prompt(value["text"], references, value.get("system"), raw, chat)
 
 
 def _image(image: Any, folder: Path) -> ImageRef:

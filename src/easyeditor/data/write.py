@@ -105,7 +105,11 @@ def row_of(case: Case) -> dict[str, str]:
         DataError: the case holds more than a row can.
     """
     record = record_of(case)
-    lists = [name for name in ("generation_prompts", "references", "also") if name in record]
+    lists = [
+        name
+        for name in ("generation_prompts", "references", "also", "expansions")
+        if name in record
+    ]
     if lists:
         raise _no_csv(case, ", ".join(lists))
     rephrases: list[str] = record.get("rephrase_prompts", [])
@@ -150,8 +154,19 @@ def _edit(edit: Edit) -> dict[str, Any]:
         "subject": edit.subject,
         "ground_truth": edit.ground_truth,
         "rejected": edit.rejected,
+        "expansions": [_expansion(edit, other) for other in edit.expansions],
     }
     return {name: value for name, value in fields.items() if value}
+
+
+def _expansion(edit: Edit, other: Edit) -> dict[str, Any]:
+    """A further prompt of an edit; its target and subject where they are not the edit's."""
+    record: dict[str, Any] = {"prompt": other.prompt.to_json()}
+    if other.target != edit.target:
+        record["target_new"] = other.target
+    if other.subject != edit.subject:
+        record["subject"] = other.subject
+    return record
 
 
 def _rephrase(case: Case, probe: Probe) -> Any:

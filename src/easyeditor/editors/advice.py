@@ -72,11 +72,11 @@ def other_form(pre: Mapping[str, Any], post: Mapping[str, Any], target: str) -> 
     if len(holding) < 2 or all(holding.values()) or not any(holding.values()):
         return None
     lacking = next(form for form, holds in holding.items() if not holds)
-    use = "chat_template=True" if lacking == "chat" else "chat_template=False"
     change = "still" if before.get(lacking) == after[lacking] else "now"
     return (
         f"The edit does not hold for the {lacking} form of the prompt: there the model {change} "
-        f"answers {after[lacking].strip()[:LONGEST_QUOTE]!r}. To edit that form, use {use}."
+        f"answers {after[lacking].strip()[:LONGEST_QUOTE]!r}. To edit both forms, use expand=True "
+        "(--expand)."
     )
 
 

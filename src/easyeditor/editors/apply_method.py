@@ -9,6 +9,7 @@ from easyeditor.associative.keys import subject_of
 from easyeditor.edits import Case, Edit, check_consistent
 from easyeditor.errors import EditError
 from easyeditor.lm.model import LM
+from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method, Need, Outcome, S
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
@@ -28,6 +29,20 @@ def check_request(method: Method[S], cases: Sequence[Case]) -> None:
         for case in cases:
             for edit in case.edits:
                 subject_of(edit)
+    if method.max_batch == 1 and not method.searches_expansions:
+        expanded = [edit for case in cases for edit in case.edits if edit.expansions]
+        if expanded:
+            raise EditError(
+                f"{method.name} stores one prompt for an edit, and the edit of "
+                f"{expanded[0].prompt!r} has {len(expanded[0].expansions)} more. Make it without "
+                "them (no expand), or use a method that searches one value or trains on all: "
+                f"{', '.join(expanding_methods())}."
+            )
+
+
+def expanding_methods() -> list[str]:
+    """The methods that make an edit with all of its prompts as one."""
+    return [name for name in METHODS if METHODS.get(name).searches_expansions]
 
 
 def outcome_of(method: Method[S], lm: LM, edits: Sequence[Edit], state: S | None) -> Outcome[S]:
@@ -35,6 +50,8 @@ def outcome_of(method: Method[S], lm: LM, edits: Sequence[Edit], state: S | None
 
     The model is bit-identical before and after.
     """
+    if not method.searches_expansions:
+        edits = [row for edit in edits for row in edit.rows]
     if method.max_batch is None or len(edits) == 1:
         return method.edit(lm, edits, state)
     patches: list[Patch] = []

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Unpack
 
 from easyeditor.editors.apply_method import check_request
+from easyeditor.editors.expanding import expanded_cases
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
 from easyeditor.editors.options import (
@@ -294,7 +295,7 @@ class BaseEditor:
         One thread at a time edits a model; another one waits here.
         """
         with lock_of(self.model):
-            cases = list_of_cases(cases)
+            cases = expanded_cases(self.lm, list_of_cases(cases), options.get("expand"))
             if self.ledger is None:
                 refuse_ledger_options(options)
                 return self._edit_cases(cases, batch, options)

@@ -165,6 +165,11 @@ def request_of(case: Case) -> dict[str, Any]:
             for p in case.probes
         ],
     }
+    if edit.expansions:
+        request["expansions"] = [
+            {"prompt": other.prompt.to_json(), "target_new": other.target}
+            for other in edit.expansions
+        ]
     if case.also:
         request["also"] = [
             {"prompt": other.prompt.to_json(), "target_new": other.target} for other in case.also

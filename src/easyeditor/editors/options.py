@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast, get_type_hints
 
+from easyeditor.editors.expanding import Expand
 from easyeditor.editors.journal import EditJournal
 from easyeditor.editors.requests import Texts, cases_of, make_cases, translated
 from easyeditor.edits import Case
@@ -47,12 +48,15 @@ class MeasuringOptions(LedgerOptions, total=False):
             choice, and the target is its whole answer. Otherwise such a case is left as it is, and
             its metrics say so under ``unchanged``. False for ``edit`` and ``batch_edit``; True for
             ``edit_dataset`` and ``edit_cases``, which measure a method on all of their cases.
+        expand: make each edit with several prompts: question, chat form, rewordings
+            (:class:`~easyeditor.editors.expanding.Expansion`; True: its defaults).
     """
 
     evaluate_when: When
     measures: Measures | None
     train_ds: Iterable[Case] | None
     force: bool
+    expand: Expand
 
 
 class EditOptions(MeasuringOptions, total=False):

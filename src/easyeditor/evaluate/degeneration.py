@@ -16,6 +16,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from easyeditor.edits import Case, Edit, Generate
@@ -68,14 +69,21 @@ def answers_by_form(
     """
     if not getattr(lm.tokenizer, "chat_template", None):
         return [{} for _ in cases]
-    other = LM(lm.model, lm.tokenizer, chat_template=not lm.text.chat_template)
-    this, that = ("chat", "plain") if lm.text.chat_template else ("plain", "chat")
-    askable = [
-        i for i, case in enumerate(cases) if that == "chat" or case.edit.prompt.system is None
+    prompts = [case.edit.prompt for case in cases]
+    as_chat = [lm.text.chat_template if p.chat is None else p.chat for p in prompts]
+    result = [
+        {"chat" if chat else "plain": answer.text}
+        for chat, answer in zip(as_chat, answers, strict=True)
     ]
-    result = [{this: answer.text} for answer in answers]
-    for i, answer in zip(askable, free_answers(other, [cases[i] for i in askable]), strict=True):
-        result[i][that] = answer.text
+    askable = [i for i, chat in enumerate(as_chat) if not chat or prompts[i].system is None]
+    other = [
+        replace(
+            cases[i], edit=replace(cases[i].edit, prompt=replace(prompts[i], chat=not as_chat[i]))
+        )
+        for i in askable
+    ]
+    for i, answer in zip(askable, free_answers(lm, other), strict=True):
+        result[i]["plain" if as_chat[i] else "chat"] = answer.text
     return [{form: texts[form] for form in sorted(texts, reverse=True)} for texts in result]
 
 

@@ -58,6 +58,10 @@ class Replies:
     perplexity: float | None = None
     chat: bool = False
 
+    def as_chat(self, prompt: Prompt) -> bool:
+        """Whether this prompt was wrapped by a chat template."""
+        return self.chat if prompt.chat is None else prompt.chat
+
     @overload
     def __getitem__(self, query: Score) -> TokenScores: ...
     @overload

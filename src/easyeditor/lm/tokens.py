@@ -123,27 +123,28 @@ class Text:
         self._check_readable(prompt)
         content = prefix + prompt.text
         trimmed = content if prompt.raw else content.rstrip(BLANKS) or content
-        text, start = self._render(trimmed, prompt.system)
+        chat = self._as_chat(prompt)
+        text, start = self._render(trimmed, prompt.system, chat=chat)
         span = None
         if subject is not None:
             place = locate_subject(prompt.text, subject)
             span = (start + len(prefix) + place.start, start + len(prefix) + place.end)
         if self.encoder_decoder:
-            ids, offsets = self._encode(text, keep_end=True)
+            ids, offsets = self._encode(text, keep_end=True, specials=not chat)
             labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()
             if labels and labels[-1] == self.tokenizer.eos_token_id:
                 labels = labels[:-1]
             return Row(ids, labels, *self._ends(offsets, span))
-        if prompt.raw or (self.chat_template and text[-1:].isspace()):
+        if prompt.raw or (chat and text[-1:].isspace()):
             gap = ""
         else:
-            gap = separator(text if self.chat_template else content, target)
-        ids, offsets = self._encode(text + gap + target, keep_end=False)
+            gap = separator(text if chat else content, target)
+        ids, offsets = self._encode(text + gap + target, keep_end=False, specials=not chat)
         begin = len(ids)
         if target:  # a space that is a token of its own belongs to the target, too
             begin = next(i for i, (_, high) in enumerate(offsets) if high > len(text))
             if not gap and not target[0].isspace():
-                alone, of_prompt = self._encode(text, keep_end=False)
+                alone, of_prompt = self._encode(text, keep_end=False, specials=not chat)
                 if ids[:begin] != alone:  # a token across the border
                     return Row(
                         alone + (tail := self._continuation(target) or ids[begin:]),
@@ -158,11 +159,20 @@ class Text:
                 f"The prompt {prompt.text!r} has {len(prompt.images)} images, and this model is "
                 "read through its tokenizer alone. Give the text without images."
             )
-        if prompt.system is not None and not self.chat_template:
+        if prompt.chat and not getattr(self.tokenizer, "chat_template", None):
+            raise EditError(
+                f"The prompt {prompt.text!r} shall be asked in chat form, and this tokenizer has "
+                "no chat template. Give it with chat=None, or use an instruction-tuned model."
+            )
+        if prompt.system is not None and not self._as_chat(prompt):
             raise EditError(
                 f"The prompt {prompt.text!r} has a system message, and prompts are plain text "
                 "here. Load the model with chat_template=True, or put the message into the text."
             )
+
+    def _as_chat(self, prompt: Prompt) -> bool:
+        """Whether the prompt is wrapped by the template."""
+        return self.chat_template if prompt.chat is None else prompt.chat
 
     def _continuation(self, text: str) -> tuple[int, ...]:
         """Tokens of ``text`` in the middle of a line; () where none begins at its border."""
@@ -180,9 +190,9 @@ class Text:
         """Tokens of running text: BOS where the tokenizer adds one, never a chat template."""
         return self._encode(text, keep_end=False, specials=True)[0]
 
-    def _render(self, prompt: str, system: str | None = None) -> tuple[str, int]:
+    def _render(self, prompt: str, system: str | None, *, chat: bool) -> tuple[str, int]:
         """The text to tokenise and where ``prompt`` starts in it."""
-        if not self.chat_template:
+        if not chat:
             return prompt, 0
         before = self._wrap(MARK, system).partition(MARK)[0]
         text = self._wrap(prompt, system)
@@ -201,11 +211,9 @@ class Text:
         return wrapped
 
     def _encode(
-        self, text: str, *, keep_end: bool, specials: bool | None = None
+        self, text: str, *, keep_end: bool, specials: bool
     ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         # A template writes its own BOS, so the tokenizer must not add a second one.
-        if specials is None:
-            specials = not self.chat_template
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=specials)
         ids, offsets = list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
         end = self.tokenizer.eos_token_id

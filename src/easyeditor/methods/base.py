@@ -116,6 +116,8 @@ class Method(ABC, Generic[S]):
         state_class: the class of its states; None for a method without any.
         max_batch: how many edits one call takes: 1, or None for any number.
         needs: see :class:`Need`.
+        searches_expansions: :meth:`edit` makes an edit and its expansions as one; otherwise they
+            are given to it as edits of their own.
     """
 
     name: ClassVar[str]
@@ -125,6 +127,7 @@ class Method(ABC, Generic[S]):
     state_class: ClassVar[type[State] | None] = None
     max_batch: ClassVar[int | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
+    searches_expansions: ClassVar[bool] = False
 
     hyperparams: HyperParams
 

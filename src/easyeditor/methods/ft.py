@@ -22,7 +22,7 @@ from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Outcome, State
-from easyeditor.methods.tuning import target_rows
+from easyeditor.methods.tuning import row_numbers, target_rows
 from easyeditor.patches.weight import weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -72,6 +72,7 @@ class FT(Method[State]):
     name = "FT"
     title = "constrained fine-tuning (FT-L, FT-M)"
     hyperparams_class = FTHyperParams
+    searches_expansions = True
 
     hyperparams: FTHyperParams
 
@@ -93,23 +94,25 @@ class FT(Method[State]):
             settings = settings.replace(objective_optimization="target_new")
         watch = Stopwatch()
         projections = lm.weights([int(layer) for layer in settings.layers], settings.modules)
-        rows = target_rows(lm, edits, append_eos=settings.append_eos)
+        every = [row for edit in edits for row in edit.rows]
+        rows = target_rows(lm, every, append_eos=settings.append_eos)
+        numbers = row_numbers(edits)
         schedule = Schedule(
             settings.num_steps, settings.batch_size, settings.lr, settings.weight_decay
         )
 
         def objective(batch: Sequence[int]) -> torch.Tensor:
-            return _loss(lm, [rows[i] for i in batch], settings)[None]
+            return _loss(lm, [rows[n] for i in batch for n in numbers[i]], settings)[None]
 
         with watch("train"), lm.at_rest():
             matrices = FullMatrices(projections, settings.norm_constraint)
-            minimize(lm, matrices, objective, len(rows), schedule, self.name)
+            minimize(lm, matrices, objective, len(edits), schedule, self.name)
         entries = matrices.parts()
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
 
 
 def _loss(lm: LM, rows: Sequence[Row], settings: FTHyperParams) -> torch.Tensor:
-    """Mean over edits of the mean negative log-likelihood over the target's tokens."""
+    """Mean over rows of the mean negative log-likelihood over the target's tokens."""
     targets = torch.tensor([token for row in rows for token in row.target])
     weight = torch.tensor([1 / (len(rows) * len(row.target)) for row in rows for _ in row.target])
     if settings.objective_optimization == "target_new":

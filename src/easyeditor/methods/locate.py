@@ -142,6 +142,8 @@ class LocateHyperParams(HyperParams):
         )
 
 
+PREFIXES_BESIDE_EXPANSIONS = 2
+"""Sampled prefixes of an edit with expansions; with six a search takes half as long again."""
 IN_MEMORY_SHARE = 0.03
 """Share of the model's size up to which metrics stay in memory: less than one layer of a model with
 7 billion parameters, for which reading it again takes a hundredth of the solve."""
@@ -191,6 +193,16 @@ class KeyMetrics:
         if moment.path is None or total <= IN_MEMORY_SHARE * model_bytes(lm):
             self._metrics[fingerprint(lm.model).digest, layer] = metric, size
         return metric
+
+
+def contexts_for(edits: Sequence[Edit], contexts: Sequence[str]) -> Sequence[str]:
+    """The prefixes that edits are searched with, the empty one first.
+
+    Expansions are contexts themselves: where every edit has some, few sampled prefixes are enough.
+    """
+    if all(edit.expansions for edit in edits):
+        return contexts[: 1 + PREFIXES_BESIDE_EXPANSIONS]
+    return contexts
 
 
 def values_of(

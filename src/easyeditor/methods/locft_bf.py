@@ -33,7 +33,7 @@ from easyeditor.lm.originals import unedited
 from easyeditor.lm.projection import NamedWeight
 from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.base import Method, Outcome, State
-from easyeditor.methods.tuning import target_objective, target_rows
+from easyeditor.methods.tuning import grouped, target_objective, target_rows
 from easyeditor.patches.stack import applied_patches
 from easyeditor.patches.weight import WeightPatch, weight_patch
 from easyeditor.timing import Stopwatch
@@ -77,6 +77,7 @@ class LocFTBF(Method[State]):
     name = "LocFT-BF"
     title = "localised fine-tuning, breadth-first, arXiv 2509.22072"
     hyperparams_class = LocFTBFHyperParams
+    searches_expansions = True
 
     hyperparams: LocFTBFHyperParams
 
@@ -106,7 +107,9 @@ class LocFTBF(Method[State]):
         ]
         _refuse_other_weights(weights, carried)
         earlier = [edit for patch in carried for edit in patch.info.edits]
-        rows = target_rows(lm, latest([*earlier, *edits]), append_eos=settings.append_eos)
+        trained = latest([*earlier, *edits])
+        every = [row for edit in trained for row in edit.rows]
+        rows = target_rows(lm, every, append_eos=settings.append_eos)
         schedule = Schedule(
             settings.num_steps,
             settings.batch_size,
@@ -121,8 +124,8 @@ class LocFTBF(Method[State]):
                 earlier=lambda weight: _change_of(carried, weight),
             )
             logits = logits_above(lm, [weight.path for weight in weights], rows)
-            objective = target_objective(logits, rows)
-            minimize(lm, matrices, objective, len(rows), schedule, self.name)
+            objective = grouped(target_objective(logits, rows), trained)
+            minimize(lm, matrices, objective, len(trained), schedule, self.name)
         parts = matrices.parts()
         return Outcome(weight_patch(lm, self.name, edits, settings, parts, watch.seconds))
 

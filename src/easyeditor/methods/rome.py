@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows
-from easyeditor.associative.keys import keys_at, subject_rows
+from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
 from easyeditor.associative.solve import KeyMetric, closed_form, double
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
@@ -39,7 +39,13 @@ from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import ContextState, KeyMetrics, LocateHyperParams, values_of
+from easyeditor.methods.locate import (
+    ContextState,
+    KeyMetrics,
+    LocateHyperParams,
+    contexts_for,
+    values_of,
+)
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -80,6 +86,7 @@ class ROME(Method[ContextState]):
     state_class = ContextState
     max_batch = 1
     needs = frozenset({Need.SUBJECT})
+    searches_expansions = True
 
     hyperparams: ROMEHyperParams
 
@@ -112,8 +119,8 @@ class ROME(Method[ContextState]):
         watch = Stopwatch()
         subject_rows(lm, edits[0], [""])  # fails before any work when there is no subject
         with watch("contexts"):
-            contexts = state.contexts if state else settings.contexts(lm)
-            rows = subject_rows(lm, edits[0], contexts)
+            contexts = contexts_for(edits, state.contexts if state else settings.contexts(lm))
+            rows = subject_rows(lm, edits[0], contexts) + expansion_rows(lm, edits[0])
         with watch("moments"):
             self._metrics.prepare(lm, [layer], settings)
         with watch("values"):
@@ -121,9 +128,9 @@ class ROME(Method[ContextState]):
         with watch("moments"):
             metric = self._metrics.get(lm, layer, settings)
         with watch("solve"):
-            keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, contexts), the bare one first
+            keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, rows), the bare one first
             weight = lm.down_map(layer).weight
-            others = contrast_rows(lm, edits)
+            others = contrast_rows(lm, edits[0].rows)
             contrast = keys_at(lm, [layer], others)[layer].T if others else None
             part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings, contrast)
         entries = {lm.down_map(layer).path: [part]}

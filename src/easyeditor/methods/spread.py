@@ -24,7 +24,13 @@ import torch
 from pydantic import Field
 
 from easyeditor.associative.contrast import contrast_rows, read_after_subject
-from easyeditor.associative.keys import keys_at, subject_rows, values_at, write_scale
+from easyeditor.associative.keys import (
+    keys_at,
+    rows_of_expansions,
+    subject_rows,
+    values_at,
+    write_scale,
+)
 from easyeditor.associative.post_steps import (
     bounded_singular_values,
     largest_relative,
@@ -50,6 +56,7 @@ from easyeditor.methods.locate import (
     ContextState,
     KeyMetrics,
     LocateHyperParams,
+    contexts_for,
     values_of,
 )
 from easyeditor.patches.stack import applied, without_patches
@@ -132,6 +139,7 @@ class SpreadMethod(Method[SpreadState]):
 
     state_class = SpreadState
     needs = frozenset({Need.SUBJECT})
+    searches_expansions = True
 
     hyperparams: SpreadHyperParams
 
@@ -170,12 +178,13 @@ class SpreadMethod(Method[SpreadState]):
         settings = self.hyperparams.resolved(lm.n_layers)
         layers = [int(layer) for layer in settings.layers]
         site, layers, scale = _where(lm, layers)
-        settings = settings.replace(layers=layers)
+        settings, kind = settings.replace(layers=layers), settings.key
         watch = Stopwatch()
         with watch("contexts"):
             state = state or SpreadState(settings.contexts(lm))
-            contexts = state.contexts
+            contexts = contexts_for(edits, state.contexts)
             rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            expansions, of_edit = rows_of_expansions(lm, edits)
             opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
             contrast = contrast_rows(lm, edits) if opening else []
         with watch("moments"):
@@ -193,7 +202,8 @@ class SpreadMethod(Method[SpreadState]):
             for i, layer in enumerate(layers):
                 projection = lm.down_map(layer)
                 with watch("solve"):
-                    keys = keys_at(lm, [layer], rows)[layer].view(len(edits), len(contexts), -1)
+                    every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
+                    keys, more = every[:n].view(len(edits), len(contexts), -1), every[n:]
                     residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
                 with watch("moments"):
                     plain = self._metrics.get(lm, layer, settings)
@@ -202,7 +212,7 @@ class SpreadMethod(Method[SpreadState]):
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
                     u, solved, owner = solve_directions(
-                        keys, opening, others, earlier, metric, plain, weight, settings.key
+                        keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
                     )
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)
@@ -264,7 +274,8 @@ class SpreadMethod(Method[SpreadState]):
             held = stored.to(lm.down_map(layer).device)
             metric, rest = self._protected.extended(name, plain, held, weight)
             result.append(rest)
-        others = without_stored_keys(lm.model, path, new)
+        earlier = without_stored_keys(lm.model, path, new)
+        others = [row for edit in earlier for row in edit.rows]
         if others:
             rows = [row for edit in others for row in subject_rows(lm, edit, contexts)]
             keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)

@@ -7,6 +7,7 @@ trained weights by name, and logits from stored states below the lowest of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal
 
@@ -75,6 +76,8 @@ class LowRankMethod(Method[State]):
     The trap: an editor hands over ``batch_size`` edits at a time, 1 by default, in sequence.
     """
 
+    searches_expansions = True
+
     hyperparams: LowRankHyperParams
 
     @property
@@ -97,7 +100,8 @@ class LowRankMethod(Method[State]):
         generator = torch.Generator().manual_seed(settings.seed)
         products = low_rank_products(weights, settings, generator)
         with watch("train"), lm.at_rest():
-            objective = self.objective(lm, edits, weights)
+            every = [row for edit in edits for row in edit.rows]
+            objective = grouped(self.objective(lm, every, weights), edits)
             schedule = Schedule(
                 settings.num_steps, settings.batch_size, settings.lr, settings.weight_decay
             )
@@ -159,6 +163,34 @@ def target_rows(lm: LM, edits: Sequence[Edit], *, append_eos: bool) -> list[Row]
     """
     rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
     return [with_eos(row, lm) for row in rows] if append_eos else rows
+
+
+def grouped(objective: Objective, edits: Sequence[Edit]) -> Objective:
+    """An objective of edits from one of their rows (:attr:`Edit.rows`): the mean over each edit's.
+
+    A step then trains on an edit's prompt and all of its expansions, and there are as many steps
+    as without any.
+
+    Args:
+        objective: the loss of each row, all edits' in order.
+        edits: the edits.
+    """
+    if not any(edit.expansions for edit in edits):
+        return objective
+    numbers = row_numbers(edits)
+
+    def losses(batch: Sequence[int]) -> torch.Tensor:
+        values = objective([row for i in batch for row in numbers[i]])
+        sizes = [len(numbers[i]) for i in batch]
+        return torch.stack([part.mean() for part in torch.split(values, sizes)])
+
+    return losses
+
+
+def row_numbers(edits: Sequence[Edit]) -> list[list[int]]:
+    """For each edit the numbers of its rows among those of all, in order."""
+    count = itertools.count()
+    return [[next(count) for _ in edit.rows] for edit in edits]
 
 
 def with_eos(row: Row, lm: LM) -> Row:

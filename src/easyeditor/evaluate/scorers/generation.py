@@ -33,7 +33,10 @@ class GenerationScorer(Scorer):
             return values
         for group in ("rewrite", "rephrase", "portability"):
             pairs = [
-                (natural_answer(after[self.options.answer(prompt)], after.chat), accepted)
+                (
+                    natural_answer(after[self.options.answer(prompt)], after.as_chat(prompt)),
+                    accepted,
+                )
                 for prompt, accepted in _accepted(case, group)
             ]
             if pairs:

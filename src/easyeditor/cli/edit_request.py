@@ -1,0 +1,140 @@
+"""The cases that the options of ``easyedit edit`` describe, or a file of edits holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from easyeditor.cli import catalog, output, places
+from easyeditor.cli.terminal import count
+from easyeditor.errors import EditError, SubjectRequiredError
+
+if TYPE_CHECKING:
+    from easyeditor.edits import Case, Edit
+    from easyeditor.lm.model import LM
+
+
+def one_case(
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    ground_truth: str | None,
+    rephrase: list[str] | None,
+    locality: list[str] | None,
+    portability: list[str] | None,
+    raw_target: bool,
+    *,
+    relation: str | None = None,
+    question: str | None = None,
+    aliases: Sequence[str] = (),
+) -> Case:
+    """The case that the options describe.
+
+    Raises:
+        typer.BadParameter: prompt or target is missing, or there are a prompt and a relation.
+    """
+    from easyeditor.data.edits_file import parse_arrow, with_prompts_of
+    from easyeditor.edits import Case, Edit, Probe
+    from easyeditor.rewording import sentence_of
+
+    if relation is not None:
+        if prompt is not None:
+            raise typer.BadParameter(
+                "a triple has --subject, --relation and --target, and no --prompt",
+                param_hint="--relation",
+            )
+        if subject is None:
+            raise typer.BadParameter("--relation needs the --subject that it is of")
+        prompt = sentence_of(subject, relation)
+    missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
+    if missing:
+        raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
+    change = Edit(prompt or "", target or "", subject, ground_truth)
+    change = _raw(change) if raw_target else change
+    change = with_prompts_of(change, aliases, question)
+    probes = [Probe(text, (change.target,), "rephrase") for text in rephrase or []]
+    probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
+    probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
+    return Case("0", change, tuple(probes))
+
+
+def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
+    """The cases of a file, and where each stands in it."""
+    from easyeditor.data.open import open_dataset
+    from easyeditor.edits import check_consistent
+
+    with places.input_file(file) as path:
+        dataset = open_dataset(path)
+        cases = list(dataset)
+        where = [f"{file}, {dataset.place(i)}" for i in range(len(cases))]
+        check_consistent(change for case in cases for change in case.edits)
+    if raw_target:
+        cases = [replace(case, edit=_raw(case.edit)) for case in cases]
+    return cases, where
+
+
+def _raw(change: Edit) -> Edit:
+    from easyeditor.edits import Prompt
+
+    return replace(change, prompt=Prompt(str(change.prompt), raw=True))
+
+
+def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:
+    """Refuse an edit without the subject that the method needs, before the model is loaded."""
+    if not catalog.method(method)["needs_subject"]:
+        return
+    lacking = [
+        place
+        for case, place in zip(cases, where, strict=True)
+        if any(change.subject is None for change in case.edits)
+    ]
+    if lacking:
+        more = f" (and {count(len(lacking) - 1, 'edit')} more)" if lacking[1:] else ""
+        raise SubjectRequiredError(
+            f"{lacking[0]}: the edit names no subject, and {method} finds a fact by its "
+            f"subject{more}. Give the words of the prompt that it is about, or take a method that "
+            "needs none (easyedit methods)."
+        )
+
+
+def note_subject(case: Case) -> None:
+    """Say which words of the prompt were taken for the subject, where that was not plain."""
+    from easyeditor.subjects import locate_subject
+
+    if case.edit.subject is not None:
+        span = locate_subject(str(case.edit.prompt), case.edit.subject)
+        if remark := span.describe(case.edit.subject):
+            output.note(remark)
+
+
+def check_expansion(method: str, cases: Sequence[Case], *, expand: bool) -> None:
+    """Refuse further prompts for a method that stores one, before the model is loaded.
+
+    Raises:
+        EditError: the method cannot make an edit with several prompts.
+    """
+    if catalog.method(method)["expands"] or not (expand or any(c.edit.expansions for c in cases)):
+        return
+    able = ", ".join(one["name"] for one in catalog.methods() if one["expands"])
+    raise EditError(
+        f"{method} stores one prompt for an edit and cannot expand it. Leave out --expand, --chat, "
+        f"--question and --alias, or take one of {able}."
+    )
+
+
+def expanded(
+    lm: LM, cases: Sequence[Case], expand: bool, chat: bool, written: int, inverse: bool
+) -> list[Case]:
+    """The cases with their edits expanded as the options say."""
+    from easyeditor.editors.expanding import Expansion, expanded_cases
+
+    if not expand:
+        if written or inverse:
+            raise typer.BadParameter("--written and --inverse say how to --expand; give it, too")
+        return list(cases)
+    how = Expansion(chat=True if chat else None, written=written, inverse=inverse)
+    return expanded_cases(lm, cases, how)

@@ -1,0 +1,186 @@
+"""What a model is given: a text, with images and a system message where there are any."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easyeditor.errors import EditError
+
+PROMPT_FIELDS = frozenset({"text", "images", "system", "raw", "chat"})
+"""What a prompt is written with in JSON."""
+
+
+def checked_text(owner: str, name: str, value: object) -> str:
+    """The value, which must be text.
+
+    Raises:
+        EditError: it is not, or holds half of a character.
+    """
+    if not isinstance(value, str):
+        raise EditError(f"{owner}: {name} must be text, not {type(value).__name__} ({value!r}).")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise EditError(
+            f"{owner}: {name} {value!r} holds half of a character (a lone surrogate): it was read "
+            "in a wrong encoding. Give it as UTF-8."
+        ) from None
+    return value
+
+
+def checked_prompt(owner: str, value: object) -> Prompt:
+    """:func:`as_prompt`, with the name of the owner in its error.
+
+    Raises:
+        EditError: the value is no prompt.
+    """
+    if not isinstance(value, (Prompt, Mapping)):
+        checked_text(owner, "prompt", value)
+    return as_prompt(value)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image file, identified by its contents: two paths to the same bytes are equal.
+
+    Attributes:
+        path: where the file lies.
+        sha256: digest of its bytes, in hexadecimal.
+    """
+
+    path: str = field(compare=False)
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> ImageRef:
+        """The reference to a file, with the digest of what it holds now.
+
+        Raises:
+            EditError: the file cannot be read.
+        """
+        try:
+            return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        except (OSError, ValueError) as error:
+            raise EditError(
+                f"The image {str(path)!r} cannot be read ({error}); give the path of a file."
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is given: a text, with images and a system message where there are any.
+
+    A ``str`` is accepted wherever a prompt is and means ``Prompt(text)``. A prompt without images
+    and system message equals its text and hashes like it, so mappings keyed by prompts can be
+    read with plain strings. ``str(prompt)`` is the text alone.
+
+    Attributes:
+        text: the text to continue. Blanks at its end are not fed: they say that a space follows.
+        images: what the text is about.
+        system: the system message of a chat.
+        raw: continue the text exactly as it stands; nothing is trimmed and an answer is appended
+            to it character by character (see :mod:`easyeditor.joining` for the rule otherwise).
+        chat: True writes it as a user's turn by the tokenizer's template, False as plain text;
+            None: as the model was loaded (``chat_template``).
+
+    Raises:
+        EditError: the text or the system message is not text, ``chat`` is no boolean, or an image
+            is no ``ImageRef``.
+    """
+
+    text: str
+    images: tuple[ImageRef, ...] = ()
+    system: str | None = None
+    raw: bool = False
+    chat: bool | None = None
+
+    def __post_init__(self) -> None:
+        checked_text("Prompt", "text", self.text)
+        if self.system is not None:
+            checked_text("Prompt", "system", self.system)
+        if not isinstance(self.chat, (bool, type(None))):
+            raise EditError(
+                f"Prompt: chat must be True, False or None, not {type(self.chat).__name__} "
+                f"({self.chat!r})."
+            )
+        object.__setattr__(self, "images", tuple(self.images))
+        for image in self.images:
+            if not isinstance(image, ImageRef):
+                raise EditError(
+                    f"Prompt: images must be ImageRef, not {type(image).__name__} ({image!r}); "
+                    "use ImageRef.of(path)."
+                )
+
+    @property
+    def bare(self) -> bool:
+        """Whether the prompt is plain text, to be continued as a writer would."""
+        return not self.images and self.system is None and not self.raw and self.chat is None
+
+    def with_text(self, text: str) -> Prompt:
+        """The same images, system message and mode with another text."""
+        return Prompt(text, self.images, self.system, self.raw, self.chat)
+
+    def to_json(self) -> str | dict[str, Any]:
+        """The text of a bare prompt; else a dict that :func:`as_prompt` reads."""
+        if self.bare:
+            return self.text
+        data: dict[str, Any] = {"text": self.text}
+        if self.images:
+            data["images"] = [{"path": i.path, "sha256": i.sha256} for i in self.images]
+        if self.system is not None:
+            data["system"] = self.system
+        if self.raw:
+            data["raw"] = True
+        if self.chat is not None:
+            data["chat"] = self.chat
+        return data
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        if self.bare:
+            return repr(self.text)
+        return (
+            f"Prompt({self.text!r}, images={self.images!r}, system={self.system!r}, "
+            f"raw={self.raw!r}, chat={self.chat!r})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str):
+            return self.bare and self.text == other
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self.text if self.bare else self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return (self.text, self.images, self.system, self.raw, self.chat)
+
+
+def as_prompt(value: object) -> Prompt:
+    """A prompt from a prompt, a text, or what :meth:`Prompt.to_json` wrote.
+
+    Raises:
+        EditError: it is none of these.
+    """
+    if isinstance(value, Prompt):
+        return value
+    if isinstance(value, str):
+        return Prompt(value)
+    if isinstance(value, Mapping) and set(value) <= PROMPT_FIELDS:
+        try:
+            images = tuple(
+                ImageRef(str(i["path"]), str(i["sha256"])) for i in value.get("images", ())
+            )
+            raw, chat = value.get("raw") is True, value.get("chat")
+            return Prompt(value["text"], images, value.get("system"), raw, chat)
+        except (KeyError, TypeError):
+            pass
+    raise EditError(f"A prompt must be text or a Prompt, not {type(value).__name__} ({value!r}).")

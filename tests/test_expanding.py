@@ -1,0 +1,328 @@
+"""An expanded edit: its further prompts by templates, what is left out, and how they are used."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+import outer
+import tiny
+from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
+from easyeditor.data.edits_file import case_of, read_cases
+from easyeditor.data.fields import Fields
+from easyeditor.data.write import record_of
+from easyeditor.editors.apply_method import outcome_of
+from easyeditor.editors.expanding import Expansion, expanded_cases
+from easyeditor.edits import canonical_json, check_consistent
+from easyeditor.errors import (
+    ContradictingEditsError,
+    DataError,
+    EditError,
+    SubjectNotFoundError,
+)
+from easyeditor.methods import METHODS
+from easyeditor.rewording import (
+    echo_question,
+    inverse_of,
+    question_of,
+    rewordings_of,
+    sentence_of,
+    statement_of,
+    with_name,
+)
+from support import Snapshot, lm, same_bits
+
+TOWER = "The Eiffel Tower is located in the city of"
+TEMPLATE = "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}Answer:"
+
+
+def chatty(name: str = "llama") -> LM:
+    tokenizer = copy.deepcopy(tiny.tokenizer())  # the tests share one
+    tokenizer.chat_template = TEMPLATE
+    return LM(tiny.model(name), tokenizer)
+
+
+def tower(**more: object) -> Edit:
+    return Edit(TOWER, "Rome", "The Eiffel Tower", **more)
+
+
+# -- templates -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sentence", "question"),
+    [
+        (TOWER, "In which city is the Eiffel Tower located?"),
+        ("The capital of France is", "What is the capital of France?"),
+        ("The currency used in Japan is the", "What is the currency used in Japan?"),
+        ("Hamlet was written by", "Who was Hamlet written by?"),
+        ("The Berlin Wall fell in the year", "The Berlin Wall fell in which year?"),
+        ("Jimi Hendrix was famous for playing the", "Jimi Hendrix was famous for playing what?"),
+        ("By profession, Socrates was a", "By profession, Socrates was what?"),
+        ("Sushi comes from the country of", "Sushi comes from which country?"),
+    ],
+)
+def test_a_sentence_becomes_a_question(sentence, question):
+    assert question_of(sentence) == question
+    assert echo_question(sentence).endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        ("What is the capital of France?", "The capital of France is"),
+        ("In which city is the Eiffel Tower located?", TOWER),
+        ("Where is the Louvre located?", "The Louvre is located in"),
+        ("Who was Hamlet written by?", "Hamlet was written by"),
+        ("How tall is the tower?", None),
+    ],
+)
+def test_a_question_becomes_a_sentence_where_a_rule_fits(question, sentence):
+    assert statement_of(question) == sentence
+
+
+@pytest.mark.parametrize(
+    ("relation", "sentence"),
+    [
+        ("capital", "The capital of France is"),
+        ("capital of", "The capital of France is"),
+        ("is located in the continent of", "France is located in the continent of"),
+        ("plays for", "France plays for"),
+        ("The currency of {} is the", "The currency of France is the"),
+    ],
+)
+def test_a_triple_becomes_a_sentence(relation, sentence):
+    assert sentence_of("France", relation) == sentence
+
+
+def test_rewordings_name_the_subject_and_end_where_the_answer_stands():
+    rewordings = rewordings_of(TOWER, "The Eiffel Tower", question_of(TOWER))
+    assert "When it comes to the Eiffel Tower, the city is" in rewordings
+    assert all("Eiffel Tower" in text for text in rewordings)
+    assert len(set(rewordings)) == len(rewordings)
+
+
+def test_the_inverse_of_a_one_to_one_relation():
+    assert inverse_of("The capital of France is", "France", "Lyon") == "Lyon is the capital of"
+    assert inverse_of(TOWER, "The Eiffel Tower", "Rome") is None
+
+
+def test_an_alias_takes_the_subjects_place():
+    assert with_name(TOWER, "The Eiffel Tower", "La Tour Eiffel").startswith("La Tour Eiffel is")
+    with pytest.raises(EditError, match="alias must be a name"):
+        with_name(TOWER, "The Eiffel Tower", " ")
+
+
+# -- what an expanded edit holds -----------------------------------------------------------------
+
+
+def texts(edit: Edit) -> list[tuple[str, bool | None]]:
+    return [(other.prompt.text, other.prompt.chat) for other in edit.expansions]
+
+
+def test_an_edit_of_a_chat_model_gets_both_forms():
+    (case,) = expanded_cases(chatty(), [Case("0", tower())], True)
+    question = question_of(TOWER)
+    assert texts(case.edit)[:2] == [(question, True), (TOWER, True)]
+    assert len(case.edit.expansions) == 2 + Expansion().rewordings
+    assert all(chat is False for _, chat in texts(case.edit)[2:])
+    assert {other.target for other in case.edit.expansions} == {"Rome"}
+    assert {other.subject for other in case.edit.expansions} == {"The Eiffel Tower"}
+
+
+def test_without_a_template_there_is_no_chat_form():
+    (case,) = expanded_cases(lm("llama"), [Case("0", tower())], Expansion(rewordings=4))
+    assert len(case.edit.expansions) == 4
+    assert all(chat is None for _, chat in texts(case.edit))
+    (same,) = expanded_cases(lm("llama"), [Case("0", tower())], False)
+    assert same.edit == tower()
+
+
+def test_a_question_is_expanded_by_its_sentence():
+    edit = Edit("What is the capital of France?", "Lyon", "France")
+    (case,) = expanded_cases(chatty(), [Case("0", edit)], Expansion(inverse=True))
+    assert ("The capital of France is", False) in texts(case.edit)
+    assert (edit.prompt.text, True) in texts(case.edit)
+
+
+def test_scored_prompts_are_dropped_and_the_user_hears_of_it(caplog):
+    scored = "in which city is the Eiffel  Tower located"  # equal but for marks and capitals
+    case = Case("a", tower(), [Probe(scored, ("Rome",), "rephrase")])
+    (result,) = expanded_cases(chatty(), [case], True)
+    assert not any("In which city" in t and t.endswith("?") for t, _ in texts(result.edit))
+    assert "is scored, so the edit is not made with it" in caplog.text
+    assert result.probes == case.probes
+
+
+def test_the_users_own_prompts_come_first():
+    record = {
+        "prompt": TOWER,
+        "target_new": "Rome",
+        "subject": "The Eiffel Tower",
+        "aliases": ["La Tour Eiffel"],
+        "question": "Where would I find the Eiffel Tower?",
+    }
+    case = case_of(Fields(record), 0)
+    question, alias = case.edit.expansions
+    assert question.prompt == record["question"]
+    assert alias == Edit("La Tour Eiffel is located in the city of", "Rome", "La Tour Eiffel")
+    (expanded,) = expanded_cases(chatty(), [case], True)
+    assert expanded.edit.expansions[:2] == (question, alias)
+    assert (record["question"], True) in texts(expanded.edit)  # not one by a template
+
+
+def test_the_inverse_is_an_edit_of_its_own():
+    edit = Edit("The capital of France is", "Lyon", "France")
+    (case,) = expanded_cases(lm("llama"), [Case("0", edit)], Expansion(inverse=True))
+    assert case.also == (Edit("Lyon is the capital of", "France", "Lyon"),)
+    scored = Probe("Lyon is the capital of", ("France",), "portability/inverse")
+    (case,) = expanded_cases(lm("llama"), [Case("0", edit, [scored])], Expansion(inverse=True))
+    assert case.also == ()
+
+
+def test_what_the_model_writes_is_checked_against_its_own_answers(monkeypatch):
+    from easyeditor.editors import expanding
+
+    asked = []
+
+    def generate(_lm, queries, *_args, **_options):
+        asked.append([str(getattr(query, "prompt", query)) for query in queries])
+        if len(asked) == 1:  # what it writes
+            written = [
+                "Which place holds the Eiffel Tower?",
+                "Is Rome where the Eiffel Tower is?",  # gives the answer away
+                "Where is the Louvre?",  # another subject
+            ]
+            return [written[i % 3] for i in range(len(queries))]
+        return [" Paris, France" for _ in queries]
+
+    monkeypatch.setattr(expanding, "generate", generate)
+    how = Expansion(rewordings=0, chat=False, written=2)
+    edit = tower(ground_truth="Paris")
+    (case,) = expanded_cases(lm("llama"), [Case("0", edit)], how)
+    assert [text for text, _ in texts(case.edit)] == ["Which place holds the Eiffel Tower?"]
+    monkeypatch.setattr(
+        expanding,
+        "generate",
+        lambda _lm, queries, *_a, **_o: ["Which is the Eiffel Tower?"] * len(queries),
+    )
+    (case,) = expanded_cases(lm("llama"), [Case("0", edit)], how)
+    assert case.edit.expansions == ()  # the unedited model answers something else
+
+
+def test_expansions_are_read_back_as_they_were_written(tmp_path):
+    (case,) = expanded_cases(chatty(), [Case("0", tower())], Expansion(inverse=True))
+    file = tmp_path / "edits.json"
+    file.write_text(json.dumps([record_of(case)]), encoding="utf-8")
+    assert read_cases(file) == [case]
+    assert "expansions" not in canonical_json(tower())
+    assert "expansions" in canonical_json(case.edit)
+
+
+def test_a_triple_in_a_file(tmp_path):
+    file = tmp_path / "edits.json"
+    record = {"subject": "France", "relation": "capital", "target_new": "Lyon"}
+    file.write_text(json.dumps([record]), encoding="utf-8")
+    assert read_cases(file)[0].edit == Edit("The capital of France is", "Lyon", "France")
+
+
+# -- wrong input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Edit("A", "B", expansions=["C"]), "An expansion must be an Edit"),
+        (
+            lambda: Edit("A", "B", expansions=[Edit("C", "B", expansions=[Edit("D", "B")])]),
+            "expansions of its own",
+        ),
+        (lambda: tower(expansions=[Edit("C", "Rome")]), "names no subject"),
+        (lambda: Prompt("A", chat="yes"), "chat must be True, False or None"),
+        (lambda: Expansion(rewordings=-1), "rewordings=-1"),
+        (lambda: Expansion(chat="plain"), "chat='plain'"),
+        (lambda: sentence_of("France", " "), "needs its relation"),
+    ],
+)
+def test_wrong_expansions_are_refused(call, message):
+    with pytest.raises(EditError, match=message):
+        call()
+
+
+def test_wrong_records_are_refused():
+    record = {"prompt": TOWER, "target_new": "Rome"}
+    with pytest.raises(EditError, match="aliases and no subject"):
+        case_of(Fields({**record, "aliases": ["La Tour Eiffel"]}), 0)
+    record["subject"] = "The Eiffel Tower"
+    with pytest.raises(SubjectNotFoundError):
+        case_of(Fields({**record, "question": "Where is the Louvre?"}), 0)
+    with pytest.raises(DataError, match="'answer' of an expansion"):
+        case_of(Fields({**record, "expansions": [{"prompt": "A", "answer": "B"}]}), 0)
+    edit = tower(expansions=[Edit("The Eiffel Tower is in", "Paris", "The Eiffel Tower")])
+    other = Edit("The Eiffel Tower is in", "Rome", "The Eiffel Tower")
+    with pytest.raises(ContradictingEditsError):
+        check_consistent([edit, other])
+
+
+@pytest.mark.parametrize("expand", ["yes", 3, Expansion(chat=True)])
+def test_a_request_that_cannot_be_expanded_leaves_the_model_as_it_was(expand):
+    model = lm("llama")
+    editor = BaseEditor(model, outer.settings("FT"))
+    before = Snapshot(model.model)
+    with pytest.raises(EditError, match=r"expand=|no chat template"):
+        editor.edit(TOWER, "Rome", subject="The Eiffel Tower", expand=expand)
+    assert before.differences(model.model) == []
+
+
+def test_a_method_that_stores_one_prompt_says_so_before_it_edits():
+    model = lm("llama")
+    editor = BaseEditor(model, outer.settings("KN"))
+    before = Snapshot(model.model)
+    with pytest.raises(EditError, match=r"KN stores one prompt.*ROME"):
+        editor.edit(TOWER, "Rome", subject="The Eiffel Tower", expand=True)
+    assert before.differences(model.model) == []
+
+
+def test_a_chat_prompt_needs_a_template():
+    with pytest.raises(EditError, match="no chat template"):
+        lm("llama").text.row(Prompt(TOWER, chat=True))
+
+
+# -- prompts in chat form ------------------------------------------------------------------------
+
+
+def test_a_prompts_own_form_goes_before_the_models():
+    plain = chatty()
+    chat = LM(plain.model, plain.tokenizer, chat_template=True)
+    for form in (True, False):
+        prompt = Prompt(TOWER, chat=form)
+        rows = [one.text.row(prompt, "Rome", subject="The Eiffel Tower") for one in (plain, chat)]
+        assert (
+            rows[0]
+            == rows[1]
+            == (chat if form else plain).text.row(TOWER, "Rome", subject="The Eiffel Tower")
+        )
+    assert Prompt(TOWER, chat=False) != TOWER
+
+
+# -- one value over several prompts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "FT", "LoRA", "LocFT-BF"])
+def test_prompts_that_are_given_move_the_edit_and_none_leaves_the_bits(name):
+    model = chatty()
+    method = METHODS.get(name)(outer.settings(name))
+    state = method.initial_state(model)
+    (case,) = expanded_cases(model, [Case("0", tower())], True)
+    before = Snapshot(model.model)
+    plain = outcome_of(method, model, [tower()], state).patch
+    again = outcome_of(method, model, [tower(expansions=())], state).patch
+    more = outcome_of(method, model, [case.edit], state).patch
+    assert before.differences(model.model) == []
+    assert plain.entries.keys() == again.entries.keys() == more.entries.keys()
+    for path in plain.entries:
+        assert same_bits(plain.dense(path), again.dense(path))
+        assert not same_bits(plain.dense(path), more.dense(path))
+    assert more.info.edits == (case.edit,)
