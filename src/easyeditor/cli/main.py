@@ -11,6 +11,7 @@ from easyeditor.cli import (
     data,
     demo,
     edit,
+    exports,
     info,
     ledger,
     moments,
@@ -28,7 +29,7 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    for module in (*editing, patches, serve, sharing, trace, data, moments, info):
+    for module in (*editing, exports, patches, serve, sharing, trace, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")
