@@ -71,10 +71,11 @@ class MethodCase:
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
-        routed: whether its patches are adapters that route prompts.
+        routed: whether its patches are adapters.
+        everywhere: whether its adapters act on every prompt instead of routing it.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
-        rows: of the matrix; by default one with the method's name and default settings.
+        rows: of the matrix; None is one with the method's name and default settings.
     """
 
     name: str
@@ -87,14 +88,17 @@ class MethodCase:
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
     routed: bool = False
+    everywhere: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
-    rows: tuple[MatrixRow, ...] = ()
+    rows: tuple[MatrixRow, ...] | None = None
 
     @property
     def matrix(self) -> tuple[MatrixRow, ...]:
         """The rows of the matrix."""
-        return self.rows or (MatrixRow(self.name, training=self.trainer),)
+        if self.rows is None:
+            return (MatrixRow(self.name, training=self.trainer),)
+        return self.rows
 
 
 # -- shared by several rows ----------------------------------------------------------------------
@@ -357,6 +361,50 @@ objective_optimization: prompt_last
         ),
     ),
     MethodCase(
+        "MALMEN",
+        trainer={
+            "layers": [1],
+            "edit_lr": 3e-2,
+            "rank": 8,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("answer_factors", 1), ("weight_patch", 1)),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "RLEdit",
+        trainer={
+            "layers": [1],
+            "edit_lr": 3e-2,
+            "rank": 8,
+            "n_edits": 2,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("answer_factors", 1), ("weight_patch", 1)),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "KE",
+        trainer={
+            "hidden": 8,
+            "condition": 16,
+            "gate_hidden": 8,
+            "edit_lr": 10.0,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("weight_patch", 1),),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
         "KN",
         quick={"layers": [1], "steps": 3},
         variants=({"refine": True, "n_toks": 2, "n_prompts": 2},),
@@ -442,6 +490,66 @@ dropout: 0.0
                 {"layers": [2]},
                 reading="answers with rows of a memory where the prompt's strongest inputs are the "
                 "edited prompt's.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "T-Patcher",
+        quick={
+            "layers": [1],
+            "n_iter": 8,
+            "edit_lr": 0.2,
+            "memory_factor": 0.1,
+            "memory_prompts": 20,
+        },
+        variants=({"context_template_length_params": ((2, 1),), "activation": "gelu"},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("_train", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "T-Patcher",
+                {"rewrite": 0.9, "locality": 0.9},
+                reading="adds a neuron per wrong token to the last MLP, which acts where its key "
+                "fits the token.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MELO",
+        quick={"layers": [1], "n_iter": 6, "edit_lr": 0.2, "init_radius": 0.05},
+        variants=({"lora_layers": [-1], "num_rank_per_block": 1, "batch_size": 2},),
+        phases=(("values_at", 1), ("minimize", 1), ("logits_above", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "MELO",
+                {"rewrite": 0.9, "locality": 0.97},
+                {"layers": [2]},
+                reading="answers with a low-rank change where the prompt is the edited one; a "
+                "rephrased prompt is seldom near enough.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "CaliNet",
+        quick={
+            "layers": [1],
+            "n_neurons": 8,
+            "n_iter": 6,
+            "edit_lr": 0.2,
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=({"activation": "silu", "rows_together": 2},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("target_nll", 2)),
+        routed=True,
+        everywhere=True,
+        rows=(
+            MatrixRow(
+                "CaliNet",
+                {"rewrite": 0.9},
+                {"n_neurons": 16},
+                reading="is a small network beside the last MLP that every token meets: nothing "
+                "makes sure of other answers.",
             ),
         ),
     ),
@@ -613,6 +721,31 @@ replay: false
                 {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
                 reading="writes where the keys of text have next to no energy.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "ENCORE",
+        quick={"layers": [0, 1], "v_stop_argmax": False, **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        variants=({"layers": [1], "v_stop_argmax": True, "update_norm_lambda": 0.1},),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        rows=(
+            MatrixRow(
+                "ENCORE",
+                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {
+                    "layers": [1, 2],
+                    "key": "ridge",
+                    "mom2_update_weight": 1,
+                    **_LOCATE,
+                    **_OF_A_BLOCK,
+                },
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                reading="is MEMIT with a ridge on the change; its search stops once the target is "
+                "the most probable answer.",
             ),
         ),
     ),

@@ -21,6 +21,7 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.resolve import _ridge, resolve
 from easyeditor.patches.weight import LowRank
 from easyeditor.second_moments import Moments
+from easyeditor.second_moments.metric import InverseOfSum
 from easyeditor.second_moments.null_space import NullSpaceOfMoment, eigenvectors_of
 from support import EDITS, Snapshot, lm, same_bits
 
@@ -109,6 +110,22 @@ def test_eigenvectors_are_read_from_their_file_with_the_same_bits(tmp_path: Path
     NullSpaceOfMoment(0.5).prepare(made, torch.device("cpu"))
     with pytest.raises(HyperParamsError, match="directions free"):
         NullSpaceOfMoment(1e-6).prepare(made, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("ridge", "share"), [(0.3, 0.0), (None, 0.2)])
+def test_the_metric_of_encore_gives_the_published_solve(ridge: float | None, share: float) -> None:
+    """``Δ = R Kᵀ (λC + K₁K₁ᵀ + KKᵀ + μI)⁻¹``, which inverts ``d_in × d_in`` (2502.01636)."""
+    d_in, weight, c = 24, 2.5, moment(24).float()
+    metric = InverseOfSum(weight, ridge, share).compute(
+        Moments(c, 100, "self"), torch.device("cpu")
+    )
+    keys, earlier, residual = random(d_in, 5), random(d_in, 9, seed=2), random(8, 5, seed=3)
+    mu = weight * share * float(c.diagonal().mean()) if ridge is None else ridge
+    whole = weight * c.double() + keys @ keys.T + earlier @ earlier.T + mu * torch.eye(d_in)
+    published = torch.linalg.solve(whole, keys @ residual.T).T
+    u = closed_form(torch.cat([keys, earlier], 1), metric, 1.0)[:, :5]
+    assert (residual @ u.T - published).abs().max() < 1e-3 * published.abs().max()
+    assert torch.equal(c, moment(24).float())  # the moment is only read
 
 
 # -- earlier keys --------------------------------------------------------------------------------
@@ -334,13 +351,13 @@ def _short() -> list[Edit]:
 
 
 def test_an_edits_gradient_does_not_depend_on_its_batch_mates() -> None:
-    from easyeditor.methods.ultraedit import _answer_factors
+    from easyeditor.gradients.factors import answer_factors
 
     model = lm("llama")
     rows = [model.text.row(edit.prompt, edit.target) for edit in EDITS]
     sites = model.projections(1)
-    together = _answer_factors(model, sites, rows)[sites[0].path]
-    alone = [_answer_factors(model, sites, [row])[sites[0].path] for row in rows]
+    together = answer_factors(model, sites, rows)[sites[0].path]
+    alone = [answer_factors(model, sites, [row])[sites[0].path] for row in rows]
     assert len(together[0]) == sum(len(row.target) for row in rows)
     for i in (0, 1):
         parts = torch.cat([pair[i] for pair in alone])
@@ -348,13 +365,13 @@ def test_an_edits_gradient_does_not_depend_on_its_batch_mates() -> None:
 
 
 def test_ultraedit_is_the_published_formula(method: Any) -> None:
-    from easyeditor.methods.ultraedit import _answer_factors
+    from easyeditor.gradients.factors import answer_factors
 
     model, lr, ridge = lm("llama"), 1e-3, 0.5
     outcome = method("UltraEdit", lr=lr, ridge=ridge).edit(model, EDITS)
     (site,) = model.projections(1)
     rows = [model.text.row(edit.prompt, edit.target) for edit in EDITS]
-    h, g = (t.double() for t in _answer_factors(model, [site], rows)[site.path])
+    h, g = (t.double() for t in answer_factors(model, [site], rows)[site.path])
     seen = torch.cat([torch.zeros(1, h.shape[1] + g.shape[1]).double(), torch.cat([h, g], 1)])
     deviation = seen.std(0, unbiased=False)
     deviation = deviation.clamp(min=1e-2 * deviation.mean())

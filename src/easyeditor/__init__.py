@@ -45,23 +45,33 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
+    from easyeditor.methods.encore import ENCOREHyperParams as ENCOREHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
+    from easyeditor.methods.ke.settings import KEHyperParams as KEHyperParams
+    from easyeditor.methods.ke.settings import KETrainingHparams as KETrainingHparams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
     from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
+    from easyeditor.methods.malmen.settings import MALMENHyperParams as MALMENHyperParams
+    from easyeditor.methods.malmen.settings import MALMENTrainingHparams as MALMENTrainingHparams
+    from easyeditor.methods.melo.melo import MELOHyperParams as MELOHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
+    from easyeditor.methods.rledit import RLEditHyperParams as RLEditHyperParams
+    from easyeditor.methods.rledit import RLEditTrainingHparams as RLEditTrainingHparams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
+    from easyeditor.methods.t_patcher import TPatcherHyperParams as TPatcherHyperParams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
     from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
@@ -88,13 +98,16 @@ _PUBLIC = {
     "Generate": "edits",
     "ImageRef": "edits",
     "KnowEditDataset": "data.knowedit",
+    "KETrainingHparams": "methods.ke.settings",
     "LM": "lm.model",
+    "MALMENTrainingHparams": "methods.malmen.settings",
     "MENDTrainingHparams": "methods.mend.settings",
     "MQuAKEDataset": "data.mquake",
     "Patch": "patches.patch",
     "Probe": "edits",
     "Prompt": "edits",
     "QAEditDataset": "data.qaedit",
+    "RLEditTrainingHparams": "methods.rledit",
     "RippleEditsDataset": "data.rippleedits",
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
