@@ -45,7 +45,12 @@ Of 30 sound texts the least has 1.1 nats and the most 4.0, which is no less than
 (1.4 to 3.5): a high entropy says nothing, so that there is no upper threshold."""
 COLLAPSED_SHARE = 0.1
 """And below this share of the entropy before the edit."""
-RESERVED = re.compile(r"^[<\[]\|?(?:unused|reserved|extra_id)[\w ]*\|?[>\]]$", re.IGNORECASE)
+RESERVED = re.compile(
+    r"^[<\[]\|?(?:unused|reserved|extra_id|(?:start|begin|end)_of_|mask|pad|image|audio)[\w ]*"
+    r"\|?[>\]]$",
+    re.IGNORECASE,
+)
+"""Added tokens that no text holds, also where the tokenizer does not call them special."""
 
 
 @dataclass(frozen=True, slots=True)
