@@ -112,7 +112,7 @@ def table(results: list[dict[str, Any]]) -> str:
             layer = row["layers"][0]
             by_layer[layer] = max(by_layer.get(layer, 0.0), row["S"])
         scores = ", ".join(f"{100 * s:.1f}" for s in by_layer.values())
-        layer, behind = chosen["settings"]["layers"][0], result.get("behind_best")
+        layer, behind = chosen["settings"]["layers"][0], result.get("behind_best", 0.0)
         at = max(by_layer.values()) * 100 - behind if by_layer else chosen["rows"][-1]["S"] * 100
         lines.append(
             f"| {result['model']} | {scores} | {layer} | {at:.1f} | {behind} "
