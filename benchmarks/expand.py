@@ -3,9 +3,9 @@
 Facts of ``worldfacts`` that the model knows, each edited alone on the unedited model. Asked freely
 (greedy, 16 tokens): the edited sentence as plain text and in chat form, a question of it in chat
 form, the record's two rewordings and its alias; the last three were not edited with. Counted is
-whether the text contains the whole target, a plain answer up to the end of its line. ``kept`` is
-the share of the argmax tokens of the record's locality answers that are as before, ``ns`` the share
-of these answers that are more probable than the target.
+whether the text contains the whole target, a plain answer up to the end of its line. ``locality``
+is the share of the argmax tokens of the record's five locality answers that are as before, also by
+kind of probe; ``neighbors_ns`` the share of neighbors whose answer is likelier than the target.
 
 Rows are written as they come and are not computed again, so the script can be stopped and called
 anew:
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
@@ -34,7 +35,7 @@ from easyeditor.evaluate.bootstrap import bootstrap
 from easyeditor.evaluate.degeneration import answer_mentions
 from easyeditor.evaluate.generation_metrics import natural_answer
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.query import EvalOptions, observe
+from easyeditor.evaluate.query import EvalOptions, Replies, observe
 from easyeditor.evaluate.scorers.locality import LocalityScorer
 from easyeditor.lm.inference import generate
 from easyeditor.lm.loading import load
@@ -50,7 +51,18 @@ TRIED = {"brandenburg-gate", "british-museum", "cap-greece", "cap-ireland"}
 """Facts that the templates were written with."""
 REPORTED, DEVELOPMENT = 40, 10
 ANSWER_TOKENS = 16
-COLUMNS = ("plain", "chat", "question", "rewordings", "aliases", "kept", "ns", "seconds")
+COLUMNS = (
+    *("plain", "chat", "question", "rewordings", "aliases"),
+    *("locality", "neighbors", "neighbors_ns", "distracting", "other", "seconds"),
+)
+LOCALITY = {
+    "neighbors": "neighborhood_acc",
+    "neighbors_ns": "neighborhood_success",
+    "distracting": "distracting_acc",
+    "other": "other_attribution_acc",
+}
+BEFORE: dict[str, Replies] = {}
+"""What the unedited model replies, by fact."""
 
 
 def facts(which: str) -> list[Case]:
@@ -89,7 +101,9 @@ def row_of(
     began = time.perf_counter()
     outcome = outcome_of(method, lm, [expanded.edit], state)
     seconds = time.perf_counter() - began
-    before = observe(lm, [case], all_scorers=scorers)
+    if case.id not in BEFORE:
+        BEFORE[case.id] = observe(lm, [case], all_scorers=scorers)
+    before = BEFORE[case.id]
     row: dict[str, Any] = {"prompts": len(expanded.edit.rows), "seconds": round(seconds, 2)}
     values: dict[str, list[float]] = {}
     with applied(lm.model, outcome.patch):
@@ -97,10 +111,13 @@ def row_of(
         for name, value in measured(lm, case):
             values.setdefault(name, []).append(value)
     locality = summarise(case, before, after, scorers)["locality"]
-    for name, ending in (("kept", "_acc"), ("ns", "_success")):
-        values[name] = [
-            value for key, value in locality.items() if key.endswith(ending) and value is not None
-        ]
+    for name, key in LOCALITY.items():
+        if locality.get(key) is not None:
+            values[name] = [locality[key]]
+    counts = Counter(probe.name for probe in case.probes if probe.group == "locality")
+    values["locality"] = [
+        locality[f"{name}_acc"] for name, count in counts.items() for _ in range(count)
+    ]
     means = {name: round(sum(some) / len(some), 4) for name, some in values.items() if some}
     return {**row, **means}
 
