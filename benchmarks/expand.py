@@ -11,6 +11,7 @@ Rows are written as they come and are not computed again, so the script can be s
 anew:
 
     python benchmarks/expand.py --methods ROME,MEMIT,FT --facts reported
+    python benchmarks/expand.py --table   # of docs/expand.md, from what is there
     python benchmarks/expand.py --methods ROME --facts development --out expand_dev --rewordings 3
 """
 
@@ -98,9 +99,9 @@ def row_of(
     """One fact, edited alone, measured and taken back."""
     scorers = [LocalityScorer(EvalOptions())]
     expanded = expanded_cases(lm, [case], expansion)[0]
-    began = time.perf_counter()
+    began = time.process_time()
     outcome = outcome_of(method, lm, [expanded.edit], state)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     if case.id not in BEFORE:
         BEFORE[case.id] = observe(lm, [case], all_scorers=scorers)
     before = BEFORE[case.id]
@@ -133,12 +134,16 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("with", "without"), help="one of the two, to choose settings"
     )
+    parser.add_argument("--table", action="store_true", help="print the table, compute nothing")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
     args = parser.parse_args()
     place = Path(__file__).parent / "results" / f"{args.out}.json"
     rows: dict[str, dict[str, Any]] = {}
     if place.exists():
         rows = json.loads(place.read_text(encoding="utf-8"))["rows"]
+    if args.table:
+        print(table(rows))
+        return
     cases = facts(args.facts)[: args.limit]
     lm = load(MODEL)
     given = {name: json.loads(value) for name, _, value in (s.partition("=") for s in args.set)}
@@ -156,6 +161,39 @@ def main() -> None:
                 print(key, rows[key], flush=True)
                 save(place, args, expansion, cases, rows)
     save(place, args, expansion, cases, rows)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Means in percent with 95 % intervals over facts; both ways on the same facts, as a table."""
+    lines = [
+        "| method | expand | facts | plain | chat | question in chat | rewordings | locality "
+        "| neighbors | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    shown = ("plain", "chat", "question", "rewordings", "locality", "neighbors")
+    for method in dict.fromkeys(key.partition("/")[0] for key in rows):
+        ids = {
+            label: {key.rpartition("/")[2] for key in rows if key.startswith(f"{method}/{label}/")}
+            for label in ("without", "with")
+        }
+        both = sorted(ids["without"] & ids["with"])
+        columns: dict[str, list[float | None]] = {}
+        for label in ("without", "with"):
+            chosen = [rows[f"{method}/{label}/{one}"] for one in both]
+            columns |= {f"{label}/{name}": [row.get(name) for row in chosen] for name in COLUMNS}
+        for name in shown:
+            pairs = zip(columns[f"without/{name}"], columns[f"with/{name}"], strict=True)
+            columns[f"gain/{name}"] = [None if a is None or b is None else b - a for a, b in pairs]
+        means = bootstrap(columns)
+        for label in ("without", "with", "gain"):
+            cells = [
+                f"{100 * e.value:.1f} ({100 * e.low:.0f} to {100 * e.high:.0f})"
+                for e in (means[f"{label}/{name}"] for name in shown)
+            ]
+            time_spent = means.get(f"{label}/seconds")
+            cells.append(f"{time_spent.value:.0f}" if time_spent else "")
+            lines.append(f"| {method} | {label} | {len(both)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def save(
