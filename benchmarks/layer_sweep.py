@@ -17,9 +17,6 @@ from typing import Any
 
 import common
 from easyeditor import BaseEditor, Case, ROMEHyperParams
-from easyeditor.associative.contexts import context_prefixes
-from easyeditor.associative.keys import keys_at, subject_rows
-from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.bench.drawing import png, svg
 from easyeditor.bench.plots import layer_plot
 from easyeditor.data.open import open_dataset
@@ -27,31 +24,16 @@ from easyeditor.evaluate.aggregate import flatten, summary
 from easyeditor.evaluate.bootstrap import Estimate
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import observe, observe_each
-from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.methods.locate import KeyMetrics
-from easyeditor.methods.rome import solve_rank_one
-from easyeditor.patches.weight import Part, WeightPatch, weight_patch
+from easyeditor.methods.rome import ROME
+from easyeditor.patches.patch import Patch
 
 
-def edited(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[WeightPatch]:
+def edited(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams) -> list[Patch]:
     """The patch of every case, each from the unedited model; one search for all."""
-    layer = int(settings.layers[0])
-    contexts = context_prefixes(lm, settings.context_template_length_params, seed=settings.seed)
-    metrics = KeyMetrics()
-    metrics.prepare(lm, [layer], settings)
-    edits = [case.edit for case in cases]
-    search = settings.search()
-    found = optimize_values(lm, Site(layer, "down"), edits, contexts, search, memory=2**29)
-    metric, projection = metrics.get(lm, layer, settings), lm.projection(layer)
-    patches = []
-    for edit, delta in zip(edits, found.delta, strict=True):
-        keys = keys_at(lm, [layer], subject_rows(lm, edit, contexts))[layer].T
-        change = solve_rank_one(keys, delta, projection.weight, metric, settings)
-        entries: dict[str, list[Part]] = {projection.path: [change]}
-        patches.append(weight_patch(lm, "ROME", [edit], settings, entries, {}))
-    return patches
+    outcomes = ROME(settings.replace(memory_mb=512)).edit_each(lm, [case.edit for case in cases])
+    return [outcome.patch for outcome in outcomes]
 
 
 def check(lm: LM, cases: Sequence[Case], settings: ROMEHyperParams, fast: Sequence[Any]) -> float:

@@ -74,7 +74,7 @@ class MethodCase:
         routed: whether its patches are adapters that route prompts.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
-        rows: of the matrix; by default one with the method's name and default settings.
+        rows: of the matrix; None is one with the method's name and default settings.
     """
 
     name: str
@@ -89,12 +89,14 @@ class MethodCase:
     routed: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
-    rows: tuple[MatrixRow, ...] = ()
+    rows: tuple[MatrixRow, ...] | None = None
 
     @property
     def matrix(self) -> tuple[MatrixRow, ...]:
         """The rows of the matrix."""
-        return self.rows or (MatrixRow(self.name, training=self.trainer),)
+        if self.rows is None:
+            return (MatrixRow(self.name, training=self.trainer),)
+        return self.rows
 
 
 # -- shared by several rows ----------------------------------------------------------------------
@@ -355,6 +357,50 @@ objective_optimization: prompt_last
                 "of the gradient.",
             ),
         ),
+    ),
+    MethodCase(
+        "MALMEN",
+        trainer={
+            "layers": [1],
+            "edit_lr": 3e-2,
+            "rank": 8,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("answer_factors", 1), ("weight_patch", 1)),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "RLEdit",
+        trainer={
+            "layers": [1],
+            "edit_lr": 3e-2,
+            "rank": 8,
+            "n_edits": 2,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("answer_factors", 1), ("weight_patch", 1)),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "KE",
+        trainer={
+            "hidden": 8,
+            "condition": 16,
+            "gate_hidden": 8,
+            "edit_lr": 10.0,
+            "batch_size": 3,
+            "max_iters": 2,
+            "val_interval": 2,
+        },
+        phases=(("weight_patch", 1),),
+        side="both",
+        rows=(),  # what a training of seconds teaches on these models says nothing
     ),
     MethodCase(
         "KN",

@@ -41,7 +41,10 @@ class Maker:
         if key not in self._archives:
             folder = self._folder / "-".join(key)
             paths = {ITSELF: str(folder), ENCODER: str(self._encoder())}
-            given = {k: paths.get(v, v) for k, v in (BY_NAME[name].trainer or {}).items()}
+            given = {
+                field: paths.get(value, value) if isinstance(value, str) else value
+                for field, value in (BY_NAME[name].trainer or {}).items()
+            }
             config = METHODS.get(name).training_class(results_dir=str(folder), **given)
             self._archives[key] = str(EditTrainer(config, CASES, CASES, lm=lm).run().path)
         return self._archives[key]

@@ -13,13 +13,13 @@ import torch
 from easyeditor import LM, load_patch, save_patch
 from easyeditor.edits import Score
 from easyeditor.errors import PatchError, PatchFormatError, PatchMismatchError
+from easyeditor.export.lora import export_lora
 from easyeditor.lm.forward.context import ForwardContext, has_adapters
 from easyeditor.lm.inference import generate, score
 from easyeditor.patches.adapter import Adapter, AddVector
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.copies import edited_copy
 from easyeditor.patches.kinds import ADAPTERS
-from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, is_patched, without_patches
@@ -257,8 +257,8 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     lost = ModulePatch({"model.layers.9.mlp": one.adapters[site(target, 1)]}, one.info)
     with pytest.raises(PatchMismatchError, match="no such module"):
         lost.apply(target.model)
-    with pytest.raises(PatchError, match="cannot be a LoRA"):
-        export_lora(one, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(PatchError, match="changes no weight: it runs modules beside"):
+        export_lora(one, tmp_path)
     assert before.differences(target.model) == []
     file = save_patch(one, tmp_path / "one.safetensors")
     ADAPTERS._entries.pop("Codebook")

@@ -480,12 +480,12 @@ def test_version(easyedit):
 def commands(command=None, path=()):
     """Every command and group of the script."""
     if command is None:
-        from easyeditor.cli import bench, data, demo, edit, info, patches
+        from easyeditor.cli import bench, data, demo, edit, exports, info, patches
         from easyeditor.cli.app import app
 
         app.registered_commands.clear()
         app.registered_groups.clear()
-        for module in (demo, edit, bench, patches, data, info):
+        for module in (demo, edit, bench, exports, patches, data, info):
             module.register(app)
         command = typer.main.get_command(app)
     yield path

@@ -18,6 +18,7 @@ from easyeditor.errors import (
     HyperParamsError,
     MissingExtraError,
 )
+from easyeditor.export.lora import export_lora
 from easyeditor.gradients.parametrizations import BudgetedProducts, LowRankProducts
 from easyeditor.methods import METHODS
 from easyeditor.methods.dpo import rejected_rows
@@ -25,7 +26,6 @@ from easyeditor.methods.ft import FT, FTHyperParams
 from easyeditor.methods.locft_bf import latest
 from easyeditor.methods.qlora import QLoRAHyperParams
 from easyeditor.methods.tuning import target_rows
-from easyeditor.patches.lora import export_lora
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
 from support import EDITS, Snapshot, lm, logits, logprobs, same_bits

@@ -74,7 +74,7 @@ def test_what_cannot_be_in_a_gguf_adapter(tmp_path, monkeypatch):
     path = "model.layers.1.self_attn.q_proj.weight"
     part = LowRank(torch.ones(32, 1), torch.ones(1, 32))
     attention = weight_patch(target, "FT", EDITS[:1], HyperParams(), {path: [part]}, {})
-    with pytest.raises(PatchError, match=r"self_attn.q_proj cannot be in a GGUF adapter"):
+    with pytest.raises(PatchError, match=r"self_attn.q_proj.weight cannot be in a GGUF adapter"):
         export_gguf_lora(attention, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -102,7 +102,7 @@ def test_on_the_command_line(easyedit, folder, tmp_path):
     assert outer.changed(loaded, outer.bits(edited.model)) == []
     for more, why in (
         (("--format", "merged", "--rank", "2"), "has no rank"),
-        (("--format", "lora", "--model", folder), "needs no model"),
+        (("--format", "gguf-lora", "--model", folder), "needs no model"),
     ):
         told = easyedit("export", file, "--out", tmp_path / "none", *more)
         assert (told.code, why in told.err) == (BAD_INPUT, True)

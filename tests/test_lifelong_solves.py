@@ -334,13 +334,13 @@ def _short() -> list[Edit]:
 
 
 def test_an_edits_gradient_does_not_depend_on_its_batch_mates() -> None:
-    from easyeditor.methods.ultraedit import _answer_factors
+    from easyeditor.gradients.factors import answer_factors
 
     model = lm("llama")
     rows = [model.text.row(edit.prompt, edit.target) for edit in EDITS]
     sites = model.projections(1)
-    together = _answer_factors(model, sites, rows)[sites[0].path]
-    alone = [_answer_factors(model, sites, [row])[sites[0].path] for row in rows]
+    together = answer_factors(model, sites, rows)[sites[0].path]
+    alone = [answer_factors(model, sites, [row])[sites[0].path] for row in rows]
     assert len(together[0]) == sum(len(row.target) for row in rows)
     for i in (0, 1):
         parts = torch.cat([pair[i] for pair in alone])
@@ -348,13 +348,13 @@ def test_an_edits_gradient_does_not_depend_on_its_batch_mates() -> None:
 
 
 def test_ultraedit_is_the_published_formula(method: Any) -> None:
-    from easyeditor.methods.ultraedit import _answer_factors
+    from easyeditor.gradients.factors import answer_factors
 
     model, lr, ridge = lm("llama"), 1e-3, 0.5
     outcome = method("UltraEdit", lr=lr, ridge=ridge).edit(model, EDITS)
     (site,) = model.projections(1)
     rows = [model.text.row(edit.prompt, edit.target) for edit in EDITS]
-    h, g = (t.double() for t in _answer_factors(model, [site], rows)[site.path])
+    h, g = (t.double() for t in answer_factors(model, [site], rows)[site.path])
     seen = torch.cat([torch.zeros(1, h.shape[1] + g.shape[1]).double(), torch.cat([h, g], 1)])
     deviation = seen.std(0, unbiased=False)
     deviation = deviation.clamp(min=1e-2 * deviation.mean())

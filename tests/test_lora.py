@@ -14,8 +14,8 @@ from torch import nn
 
 from easyeditor import LM, load_patch, save_patch
 from easyeditor.errors import OutputError, PatchError
+from easyeditor.export.lora import export_lora
 from easyeditor.hyperparams import HyperParams
-from easyeditor.patches.lora import export_lora
 from easyeditor.patches.patch import merge
 from easyeditor.patches.weight import Dense, LowRank, WeightPatch, weight_patch
 from support import Snapshot, lm, logits
@@ -213,16 +213,64 @@ def test_matrices_stored_both_ways_in_one_patch(tmp_path: Path) -> None:
         torch.testing.assert_close(said, wanted, rtol=0, atol=1e-4)
 
 
-def test_pefts_auto_class_loads_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "auto"), [("llama", "CausalLM"), ("t5", "Seq2SeqLM")])
+def test_peft_loads_base_and_adapter_by_itself(family: str, auto: str, tmp_path: Path) -> None:
     import peft
 
-    target = lm("llama")
+    target = lm(family)
+    target.model.save_pretrained(tmp_path / "model")
     edit = low_rank(target)
-    target.model.save_pretrained(tmp_path / "base")
-    made = export_lora(edit, tmp_path / "adapter")
-    file = made.folder / "adapter_config.json"
-    config = json.loads(file.read_text())
-    assert config["task_type"] == "CAUSAL_LM"
-    file.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "base")}))
-    model = peft.AutoPeftModelForCausalLM.from_pretrained(made.folder)
-    torch.testing.assert_close(logits(model), patched(target, edit), rtol=0, atol=1e-5)
+    result = export_lora(edit, tmp_path / "adapter", base=str(tmp_path / "model"))
+    loaded = getattr(peft, f"AutoPeftModelFor{auto}").from_pretrained(result.folder)
+    tolerance = 5e-4 if family == "t5" else 1e-5
+    torch.testing.assert_close(logits(loaded.eval()), patched(target, edit), rtol=0, atol=tolerance)
+
+
+def test_what_is_written_of_the_base_model(tmp_path: Path) -> None:
+    target = lm("llama")
+
+    def config(name: str, place: str, **more: str) -> tuple[dict[str, object], tuple[str, ...]]:
+        target.model.config._name_or_path = name
+        result = export_lora(low_rank(target), tmp_path / place, **more)
+        return json.loads((result.folder / "adapter_config.json").read_text()), result.notes
+
+    written, notes = config("org/model", "a")
+    assert written["task_type"] == "CAUSAL_LM"
+    assert (written["base_model_name_or_path"], notes) == ("org/model", ())
+    written, notes = config("smollm2-135m", "b")
+    assert written["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "in 4 bits" in notes[0]
+    written, notes = config("/some/where/model", "c")
+    assert written["base_model_name_or_path"] == "model"
+    assert "leads nowhere outside this machine" in notes[0]
+    written, notes = config("/some/where/model", "d", base="org/model")
+    assert (written["base_model_name_or_path"], notes) == ("org/model", ())
+
+
+def test_a_model_that_is_neither_is_named_by_its_class() -> None:
+    from easyeditor.export.lora import _kind_of_model
+
+    written = _kind_of_model("LlavaForConditionalGeneration")
+    assert written["task_type"] is None
+    assert written["auto_mapping"]["base_model_class"] == "LlavaForConditionalGeneration"
+    assert _kind_of_model("OfItsOwnCode") == {"task_type": None}
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"), [(16, ""), (17, "--max-lora-rank 32"), (513, "up to rank 512")]
+)
+def test_the_rank_that_vllm_has_to_be_started_with(rank: int, words: str) -> None:
+    from easyeditor.export.lora import _rank_notes
+
+    assert words in " ".join(_rank_notes(rank))
+    assert bool(_rank_notes(rank)) == bool(words)
+
+
+def test_the_former_place_of_the_export() -> None:
+    from easyeditor.patches import lora
+
+    assert lora.export_lora is export_lora
+    assert lora.LoraExport.__name__ == "Export"
+    assert lora.DENSE_RANK == 64
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lora.nothing

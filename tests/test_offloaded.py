@@ -17,6 +17,7 @@ import tiny
 from cases import WRITING
 from easyeditor import LM, BaseEditor, FTHyperParams, load, load_patch, save_patch
 from easyeditor.errors import MetaDeviceError, ModelLoadError, UnsupportedModelError
+from easyeditor.export.lora import export_lora
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.hooks import adding
@@ -25,7 +26,6 @@ from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.weights import weight_handle, whole_state
 from easyeditor.patches.adapter import AddVector
 from easyeditor.patches.copies import edited_copy
-from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.norms import change_norms
 from easyeditor.patches.weight import LowRank, WeightPatch

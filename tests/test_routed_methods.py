@@ -17,11 +17,11 @@ from cases import BY_NAME
 from easyeditor import LM, Edit, load_patch, save_patch
 from easyeditor.edits import Score
 from easyeditor.errors import PatchError
+from easyeditor.export.lora import export_lora
 from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
-from easyeditor.patches.lora import export_lora
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
@@ -178,7 +178,7 @@ def test_a_module_patch_is_no_lora_and_says_what_can_be_done(
     patch = edited_of(name, "llama").patches[0]
     assert isinstance(patch, ModulePatch)
     with pytest.raises(PatchError, match="easyedit generate"):
-        export_lora(patch, tmp_path / "adapter")  # type: ignore[arg-type]
+        export_lora(patch, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("name", ROUTED)

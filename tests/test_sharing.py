@@ -22,7 +22,7 @@ from easyeditor.errors import (
     PatchMismatchError,
     SignatureError,
 )
-from easyeditor.patches.lora import export_lora
+from easyeditor.export.lora import export_lora
 from easyeditor.sharing.repository import read_repository, write_repository
 from easyeditor.sharing.scores import edit_scores
 from outer import ROOT, bits, changed

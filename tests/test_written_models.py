@@ -71,7 +71,7 @@ def test_an_edit_that_is_in_no_weight_is_not_written(lm, kind, tmp_path, easyedi
     file = save_patch(patch, tmp_path / "edit.safetensors")
     answer = easyedit("apply", file, "--model", folder, "--out", tmp_path / "out")
     assert answer.code == 2
-    assert "Use it as it is: easyedit generate --patch" in answer.err
+    assert "easyedit generate --patch" in " ".join(answer.err.split())
     assert not (tmp_path / "out").exists()
     save(lm, tmp_path / "out")
 

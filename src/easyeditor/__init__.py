@@ -50,15 +50,21 @@ if TYPE_CHECKING:
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
+    from easyeditor.methods.ke.settings import KEHyperParams as KEHyperParams
+    from easyeditor.methods.ke.settings import KETrainingHparams as KETrainingHparams
     from easyeditor.methods.kn import KNHyperParams as KNHyperParams
     from easyeditor.methods.locft_bf import LocFTBFHyperParams as LocFTBFHyperParams
     from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
+    from easyeditor.methods.malmen.settings import MALMENHyperParams as MALMENHyperParams
+    from easyeditor.methods.malmen.settings import MALMENTrainingHparams as MALMENTrainingHparams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
     from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
+    from easyeditor.methods.rledit import RLEditHyperParams as RLEditHyperParams
+    from easyeditor.methods.rledit import RLEditTrainingHparams as RLEditTrainingHparams
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
@@ -88,13 +94,16 @@ _PUBLIC = {
     "Generate": "edits",
     "ImageRef": "edits",
     "KnowEditDataset": "data.knowedit",
+    "KETrainingHparams": "methods.ke.settings",
     "LM": "lm.model",
+    "MALMENTrainingHparams": "methods.malmen.settings",
     "MENDTrainingHparams": "methods.mend.settings",
     "MQuAKEDataset": "data.mquake",
     "Patch": "patches.patch",
     "Probe": "edits",
     "Prompt": "edits",
     "QAEditDataset": "data.qaedit",
+    "RLEditTrainingHparams": "methods.rledit",
     "RippleEditsDataset": "data.rippleedits",
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",

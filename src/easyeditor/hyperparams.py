@@ -238,10 +238,13 @@ class HyperParams(BaseModel):
         return cls(**{"model_name": model_name, **changes})
 
     def replace(self: H, **changes: Any) -> H:
-        """A checked copy with ``changes``; ``model`` may be one of them."""
+        """A checked copy with ``changes``; ``model`` may be one of them.
+
+        What was left at its default still counts as not given (``model_fields_set``).
+        """
         if "model" in changes:
             changes = {**_flat(changes.pop("model")), **changes}
-        copy = type(self)(**{**self.model_dump(), **changes})
+        copy = type(self)(**{**self.model_dump(exclude_unset=True), **changes})
         copy._family_claims = {**self._family_claims, **copy._family_claims}
         return copy
 

@@ -19,6 +19,7 @@ from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_outpu
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.stack import without_patches
+from easyeditor.progress import bar
 
 TOKENS = 256
 """Padded tokens per forward pass."""
@@ -94,7 +95,7 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
         layer: torch.empty(len(rows), projection.d_in, device=projection.device)
         for layer, projection in zip(ordered, projections, strict=True)
     }
-    with lm.at_rest(), torch.no_grad():
+    with lm.at_rest(), torch.no_grad(), bar(len(rows), "reading keys", "prompt") as progress:
         for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_inputs(modules, [p.keys for p in projections]) as inputs, stopping():
@@ -102,13 +103,14 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
             for layer, seen in zip(ordered, inputs, strict=True):
                 assert seen is not None
                 result[layer][chunk] = _at_subject(seen, [rows[i] for i in chunk])
+            progress.update(len(chunk))
     return result
 
 
 def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
     """Outputs of the site's module at each row's subject-last, ``(rows, width)``, float32."""
     result = torch.empty(0)
-    with lm.at_rest(), torch.no_grad():
+    with lm.at_rest(), torch.no_grad(), bar(len(rows), "reading values", "prompt") as progress:
         for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
             with reading_output(site.module(lm), stop=True) as outputs, stopping():
@@ -117,6 +119,7 @@ def values_at(lm: LM, site: Site, rows: Sequence[Row]) -> torch.Tensor:
             if not len(result):
                 result = values.new_empty(len(rows), values.shape[1])
             result[chunk] = values
+            progress.update(len(chunk))
     return result
 
 

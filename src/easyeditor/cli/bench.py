@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -280,6 +281,7 @@ def _run(
     from functools import partial
 
     from easyeditor.bench.runner import run as carry_out
+    from easyeditor.editors.layer_choice import automatic
     from easyeditor.hyperparams import MODEL_FIELDS
     from easyeditor.lm.loading import load
 
@@ -291,6 +293,7 @@ def _run(
             raise typer.BadParameter(f"{name} must be the same for all: they share one model")
     with output.loading(first.model_name):
         lm = load(first.model, trust_remote_code=trust)
+    plan = replace(plan, methods={k: automatic(lm, v) for k, v in plan.methods.items()})
     if ray is None:
         carry_out(lm, plan, out)
         return

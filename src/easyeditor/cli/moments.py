@@ -48,7 +48,10 @@ def moments(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="self (sampled from the model), a .txt or .jsonl file, or a dataset."),
+        typer.Option(
+            help="shipped (texts of the package), self (sampled from the model), a .txt or .jsonl "
+            "file, or a dataset."
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="How many; by default the preset's, else 10 × d_in.")

@@ -1,10 +1,9 @@
-"""``apply``, ``export``, ``show`` and ``generate``: what one does with a patch file."""
+"""``show`` and ``generate``: what one does with a patch file."""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,43 +15,22 @@ from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.output import Column
 from easyeditor.cli.peek import peek
-from easyeditor.cli.terminal import count, visible
+from easyeditor.cli.terminal import visible
 from easyeditor.errors import (
     EditError,
     PatchFormatError,
     PatchMismatchError,
     PatchStateError,
-    UnsupportedModelError,
 )
 
 if TYPE_CHECKING:
     from easyeditor.patches.patch import Patch
-    from easyeditor.patches.weight import WeightPatch
 
 Force = Annotated[
     bool, typer.Option("--force", help="Apply it even if it was made for another model.")
 ]
 
 
-class Format(str, Enum):
-    """What ``export`` can write."""
-
-    lora = "lora"
-    gguf_lora = "gguf-lora"
-    merged = "merged"
-
-
-APPLY_EXAMPLES = "Example: easyedit apply eiffel.safetensors --out edited"
-EXPORT_EXAMPLES = r"""
-Examples:
-
-  easyedit export eiffel.safetensors --format lora --out adapter
-
-  easyedit export eiffel.safetensors --format gguf-lora --out adapter
-  llama-cli -m model.gguf --lora adapter/adapter.gguf
-
-  easyedit export eiffel.safetensors --format merged --out edited
-"""
 SHOW_EXAMPLES = "Example: easyedit show eiffel.safetensors"
 GENERATE_EXAMPLES = r"""
 Examples:
@@ -68,8 +46,6 @@ Examples:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    add(app, apply, epilog=APPLY_EXAMPLES)
-    add(app, export, epilog=EXPORT_EXAMPLES)
     add(app, show, epilog=SHOW_EXAMPLES)
     add(app, generate, epilog=GENERATE_EXAMPLES)
 
@@ -138,110 +114,6 @@ def _recorded(name: str) -> str:
         f"The patch was made for a model called {name!r}, and does not say where that is. Name it: "
         "--model HUB_NAME_OR_FOLDER."
     )
-
-
-def _weights(paths: list[Path]) -> list[WeightPatch]:
-    """Patches that can be written into a model."""
-    from easyeditor.patches.weight import WeightPatch
-
-    result: list[WeightPatch] = []
-    for path, patch in zip(paths, load_patches(paths), strict=True):
-        if not isinstance(patch, WeightPatch):
-            raise PatchFormatError(
-                f"{path} changes no weight ({patch.info.method}), so there is nothing to write "
-                "into a model. Use it as it is: easyedit generate --patch, or "
-                "load_patch(path).apply(model)."
-            )
-        result.append(patch)
-    return result
-
-
-def apply(
-    patches: Annotated[list[Path], typer.Argument(help="Patch files, applied in this order.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    model: options.PatchModel = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    force: Force = False,
-    as_json: options.Json = False,
-) -> None:
-    """Write an edited model that plain transformers loads."""
-    places.check_folder(out)
-    loaded = _weights(patches)
-    model = model_of(model, [*loaded])
-    lm = output.load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-
-    from easyeditor.lm.loading import save
-    from easyeditor.lm.quantized import quantized_layers
-
-    if quantized_layers(lm.model):
-        raise UnsupportedModelError(
-            f"{model} is quantized, and a file cannot hold some of its layers whole. Apply the "
-            "patches to the unquantized model (the same files fit it), and quantize what is "
-            "written."
-        )
-    for patch in loaded:
-        patch.apply(lm.model, force=force)
-
-    from easyeditor.lm.memory import model_bytes
-
-    places.check_folder(out, size=model_bytes(lm))
-    with output.working(f"writing {out} …"):
-        save(lm, out)
-    edits = sum(len(patch.info.edits) for patch in loaded)
-    if as_json:
-        output.print_json({"out": str(out), "patches": [str(p) for p in patches], "edits": edits})
-    else:
-        output.out.print_line(
-            f"{count(edits, 'edit')} of {count(len(loaded), 'patch')} in {out}. Load it with "
-            f'AutoModelForCausalLM.from_pretrained("{out}").'
-        )
-
-
-def export(
-    patch: Annotated[Path, typer.Argument(help="A patch file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    format: Annotated[
-        Format,
-        typer.Option(
-            help="lora: for peft; gguf-lora: for llama.cpp; merged: a whole model, as apply writes."
-        ),
-    ] = Format.lora,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank kept of dense patches (64 by default).")
-    ] = None,
-    model: options.PatchModel = None,
-    as_json: options.Json = False,
-) -> None:
-    """Write a patch as another program reads it."""
-    if format is Format.merged:
-        if rank is not None:
-            raise typer.BadParameter("a merged model has no rank", param_hint="--rank")
-        apply([patch], out, model, as_json=as_json)
-        return
-    if model is not None:
-        raise typer.BadParameter("an adapter needs no model", param_hint="--model")
-    places.check_folder(out)
-
-    from easyeditor.export.gguf_lora import export_gguf_lora
-    from easyeditor.patches.lora import export_lora
-
-    (weights,) = _weights([patch])
-    if format is Format.lora:
-        peft = export_lora(weights, out, rank=rank)
-        place, rank, errors = peft.folder, peft.rank, peft.errors
-    else:
-        adapter = export_gguf_lora(weights, out, rank=rank)
-        place, rank, errors = adapter.file, adapter.rank, adapter.errors
-    if as_json:
-        result = {"out": str(out), "format": format.value, "rank": rank}
-        output.print_json({**result, "relative_errors": errors})
-        return
-    output.out.print_line(f"LoRA adapter of rank {rank} in {place}.")
-    for name, error in errors.items():
-        accuracy = "exact" if error == 0 else f"relative error {error:.3g} (truncated SVD)"
-        output.out.print_line(f"  {name}: {accuracy}")
 
 
 def show(

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from easyeditor.editors.apply_method import check_request
 from easyeditor.editors.expanding import expanded_cases
+from easyeditor.editors.layer_choice import automatic
 from easyeditor.editors.metric_recorder import MetricDict as MetricDict
 from easyeditor.editors.metric_recorder import MetricRecorder
 from easyeditor.editors.options import (
@@ -57,7 +58,8 @@ class BaseEditor:
 
     Attributes:
         lm: the model with its tokenizer.
-        hparams: the method's settings.
+        hparams: the method's settings; layers that nobody named are those that a sweep chose for
+            this model, where there is one (:func:`easyeditor.editors.layer_choice.automatic`).
         session: the sequence of edits, with the method's state.
         ledger: where every edit is written down, one entry per call, and checked against those
             that are active; None without one.
@@ -74,6 +76,7 @@ class BaseEditor:
     ) -> None:
         _check(hparams)
         lm.check_claims(hparams.family_claims)
+        hparams = automatic(lm, hparams)
         self.lm = lm
         self.hparams = hparams
         self.session = EditSession(lm, METHODS.get(hparams.alg_name)(hparams))

@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 from easyeditor.gradients.losses import target_nll
+from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
 from easyeditor.lm.restoring import hooks_on
 from easyeditor.lm.tokens import Row
+
+TOKENS = 512
+"""Padded tokens per forward and backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,68 @@ def factors_of(
     return factors
 
 
+def answer_factors(
+    lm: LM, sites: Sequence[Projection], rows: Sequence[Row], logits: Logits | None = None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and output gradients ``(n, d_in)``, ``(n, d_out)`` where answers are predicted.
+
+    Each row's loss is its own mean NLL, so a row's factors do not depend on the other rows. In an
+    encoder-decoder every token is taken, as each has a part in the answer. ``logits`` stands for
+    ``lm.target_logits``.
+    """
+    parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {s.path: {} for s in sites}
+    for chunk in row_batches(rows, TOKENS, TOKENS):
+        batch = [rows[i] for i in chunk]
+        with lm.at_rest():
+            factors = factors_of(logits or lm.target_logits, sites, batch)
+        for path, result in factors.items():
+            for position, i in enumerate(chunk):
+                taken = _predicting(lm, result, position, batch[position])
+                parts[path][i] = result.x[taken], result.delta[taken]
+    return {
+        path: (
+            torch.cat([by_row[i][0] for i in range(len(rows))]),
+            torch.cat([by_row[i][1] for i in range(len(rows))]),
+        )
+        for path, by_row in parts.items()
+    }
+
+
+def _predicting(lm: LM, factors: Factors, position: int, row: Row) -> torch.Tensor:
+    """Which factors belong to one row's predictions of its answer, as a mask."""
+    of_row = factors.row == position
+    if lm.encoder_decoder:
+        return of_row
+    return of_row & (factors.place >= row.prompt_length - 1)
+
+
+@contextmanager
+def differentiable(
+    lm: LM, changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[None]:
+    """Every row is computed as if the weights carried the same change; they are not touched.
+
+    Args:
+        lm: the model.
+        changes: per weight ``u`` ``(r, d_in)`` and ``v`` ``(r, d_out)``: the weight in
+            ``(d_in, d_out)`` gains ``uᵀ v``.
+    """
+
+    def adding(u: torch.Tensor, v: torch.Tensor) -> Any:
+        def add(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            change = (args[0].to(u.device, u.dtype) @ u.T) @ v
+            return output + change.to(output.device, output.dtype)
+
+        return add
+
+    with hooks_on(_by_module(lm, {path: adding(u, v) for path, (u, v) in changes.items()})):
+        yield
+
+
+def _by_module(lm: LM, hooks: Mapping[str, Any]) -> list[tuple[nn.Module, Any]]:
+    return [(lm.model.get_submodule(path.rpartition(".")[0]), hook) for path, hook in hooks.items()]
+
+
 @contextmanager
 def differentiable_per_row(
     lm: LM,
@@ -99,7 +165,5 @@ def differentiable_per_row(
 
         return add
 
-    modules = [lm.model.get_submodule(path.rpartition(".")[0]) for path in changes]
-    hooks = [adding(u, v) for u, v in changes.values()]
-    with hooks_on(list(zip(modules, hooks, strict=True))):
+    with hooks_on(_by_module(lm, {path: adding(u, v) for path, (u, v) in changes.items()})):
         yield

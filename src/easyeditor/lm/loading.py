@@ -114,7 +114,7 @@ def load(spec: ModelSpec | str, **options: Any) -> LM:
     if public:
         model.config._name_or_path = public
     lm = LM(model, tokenizer, chat_template=spec.chat_template)
-    lm.checkpoint_dtype = stored
+    lm.checkpoint_dtype, lm.checkpoint = stored, where
     return lm
 
 
@@ -288,12 +288,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
 
 
-def save(lm: LM, folder: Path) -> None:
+def save(lm: LM, folder: Path, *, shard_bytes: int | None = None) -> None:
     """Write model and tokenizer as plain transformers reads them, in the checkpoint's precision.
 
     The folder appears whole or not at all, also when the process is killed. Weights that were read
     in another precision than they are computed with (float16 on a CPU) are rounded back, so that
-    the unedited ones have the checkpoint's bits.
+    the unedited ones have the checkpoint's bits. No file is larger than ``shard_bytes``, where
+    given.
 
     Raises:
         PatchStateError: the model carries an edit that is not in its weights, which no checkpoint
@@ -318,7 +319,8 @@ def save(lm: LM, folder: Path) -> None:
     size = sum(p.numel() * (itemsize or p.element_size()) for p in model.parameters())
     check_writable_place(folder, folder=True, size=size)
     with folder_written_whole(Path(folder)) as part:
-        model.save_pretrained(part, state_dict=state)
+        limit = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
+        model.save_pretrained(part, state_dict=state, **limit)
         if state is not None:  # save_pretrained writes the precision that is computed in
             file = part / "config.json"
             config = json.loads(file.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ class LM:
     Attributes:
         model: the caller's model, the same object; of a wrapped one, what is inside.
         tokenizer: its fast tokenizer.
-        checkpoint_dtype: the precision of the checkpoint it was loaded from, where that is known.
+        checkpoint, checkpoint_dtype: the folder or hub name of its checkpoint, and the precision.
         text: the rules that turn prompts into tokens.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
         caches: entries of the caches that :mod:`easyeditor.lm.caches` declares.
@@ -73,6 +73,7 @@ class LM:
         self.model = model
         self.tokenizer = tokenizer
         self.checkpoint_dtype: torch.dtype | None = None
+        self.checkpoint: str | None = None
         self.text = Text(
             tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
         )
@@ -395,6 +396,4 @@ class LM:
 
 def _path(model: nn.Module, module: nn.Module) -> str:
     """Of a module's weight."""
-    return next(
-        f"{name}.weight" for name, candidate in model.named_modules() if candidate is module
-    )
+    return next(f"{name}.weight" for name, inner in model.named_modules() if inner is module)

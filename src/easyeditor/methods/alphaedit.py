@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric, NullSpace
-from easyeditor.methods.spread import SMOLLM2_SEARCH, SpreadHyperParams, SpreadMethod
+from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH
 from easyeditor.second_moments.metric import MetricOfMoment
 from easyeditor.second_moments.null_space import NullSpaceOfMoment
 

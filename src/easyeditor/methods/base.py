@@ -160,6 +160,16 @@ class Method(ABC, Generic[S]):
             EditFailedError: they were tried without success.
         """
 
+    def edit_each(self, lm: LM, edits: Sequence[Edit], state: S | None = None) -> list[Outcome[S]]:
+        """The outcomes of :meth:`edit` for edits that are made alone, each from the same model.
+
+        A method that can share work between them overrides this.
+
+        Raises:
+            EditError, EditFailedError: as :meth:`edit`, for any of them.
+        """
+        return [self.edit(lm, [edit], state) for edit in edits]
+
     def use_corpus(self, cases: Iterable[Case]) -> None:
         """Take demonstrations from these cases; for methods with :attr:`Need.DEMONSTRATIONS`.
 

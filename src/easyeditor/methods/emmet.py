@@ -6,6 +6,7 @@ fact without any is ROME with the averaged key.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from pydantic import Field
 from easyeditor.associative.solve import KeyMetric
 from easyeditor.hyperparams import Layers
 from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.sweep_plan import LAYER_RANGE, SweepPlan
 
 
 class EMMETHyperParams(SpreadHyperParams):
@@ -32,6 +34,8 @@ class EMMETHyperParams(SpreadHyperParams):
         "gpt-j-6B": {"layers": [5]},
         "llama-2-7b": {"layers": [5], "v_weight_decay": 1e-3, "clamp_norm_factor": 4},
     }
+
+    sweep: ClassVar[SweepPlan | None] = replace(LAYER_RANGE, probe="EMMET", width=0.0)
 
     alg_name: str = "EMMET"
     layers: Layers = (0.17,)

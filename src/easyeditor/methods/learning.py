@@ -59,6 +59,13 @@ class Learner(Protocol):
         """
         ...
 
+    def untrained(self) -> Learner | None:
+        """What is trained as it was before, but for running statistics: an ablation for the log.
+
+        None where nothing can be edited with it.
+        """
+        ...
+
     def save(self, folder: Path) -> Path:
         """Write the archive, whole or not at all; returns the file to give as ``archive``."""
         ...

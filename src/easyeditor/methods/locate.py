@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,12 +23,11 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import model_bytes
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import State
+from easyeditor.methods.sweep_plan import ContextLengths, SweepPlan
 from easyeditor.patches.stack import without_patches
 from easyeditor.second_moments import Moments, moments
+from easyeditor.second_moments.corpus import SHIPPED
 from easyeditor.second_moments.metric import InverseOfMoment, MetricOfMoment
-
-ContextLengths = tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]], ...]
-"""``(tokens, count)`` of the prefixes that are sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +44,20 @@ class LocateHyperParams(HyperParams):
     encoder-decoder, at the decoder's first position. There ``layers`` are the encoder's with the
     first, where every token sees the whole prompt and the subject's last one still stands for the
     subject, and the decoder's with the second, which belongs to the whole prompt and so rephrases
-    worse. ``mom2_dataset`` is ``"self"`` (text sampled from the model, for an encoder-decoder the
-    texts of the package: no download), a text or JSONL file, or the name of a Hugging Face dataset
-    such as ``"wikipedia"``; ``mom2_n_tokens`` of it are read, by default 10 × d_in, and
-    ``mom2_n_samples`` documents at most. ``continuation_kl_factor`` weighs a term that the papers
-    do not have: the mean divergence of ``continuation_tokens`` next-token distributions behind the
-    target from the unedited model's, for edits that are right and leave odd text behind the answer.
+    worse. ``mom2_dataset`` is ``"shipped"`` (texts of the package: no download), ``"self"`` (text
+    sampled from the model, for an encoder-decoder the texts of the package), a text or JSONL file,
+    or the name of a Hugging Face dataset such as ``"wikipedia"``; ``mom2_n_tokens`` of it are read,
+    by default 10 × d_in, and ``mom2_n_samples`` documents at most. ``continuation_kl_factor``
+    weighs a term that the papers do not have: the mean divergence of ``continuation_tokens`` next-
+    token distributions behind the target from the unedited model's, for edits that are right and
+    leave odd text behind the answer.
     ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
     edit, 14 % for several; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer", "mom2_dtype"})
+    sweep: ClassVar[SweepPlan | None] = None
+    """How the layers are chosen for a model without a preset; None: by their default."""
 
     layers: Layers = (0,)
     fact_token: Literal["subject_last", "decoder_first"] = "subject_last"
@@ -69,7 +71,7 @@ class LocateHyperParams(HyperParams):
     continuation_kl_factor: float = Field(0.0, ge=0)
     continuation_tokens: int = Field(8, ge=1)
     mom2_adjustment: bool = True
-    mom2_dataset: str = "self"
+    mom2_dataset: str = SHIPPED
     mom2_n_tokens: int | None = Field(None, ge=1)
     mom2_n_samples: int | None = Field(None, ge=1)
     stats_dir: str | None = None

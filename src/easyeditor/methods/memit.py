@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric
-from easyeditor.methods.spread import SMOLLM2_SEARCH, SpreadHyperParams, SpreadMethod
+from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
+from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH
 
 
 class MEMITHyperParams(SpreadHyperParams):

@@ -46,6 +46,7 @@ from easyeditor.methods.locate import (
     contexts_for,
     values_of,
 )
+from easyeditor.methods.sweep_plan import ONE_LAYER, SweepPlan
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -67,9 +68,12 @@ class ROMEHyperParams(LocateHyperParams):
             "v_weight_decay": 1e-3,
             "v_stop_nll": 0.1,
             "context_template_length_params": [[5, 3], [10, 3]],
+            "mom2_dataset": "self",
             "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
         },
     }
+
+    sweep: ClassVar[SweepPlan | None] = ONE_LAYER
 
     alg_name: str = "ROME"
     layers: Layers = Field((0.17,), max_length=1)
@@ -111,30 +115,44 @@ class ROME(Method[ContextState]):
             DivergedError: the search left the finite numbers.
             HyperParamsError: several edits, or settings that do not fit the model.
         """
-        lm = self.hyperparams.column(lm)
         if len(edits) != 1:
             raise HyperParamsError(f"{self.name} makes one edit at a time, not {len(edits)}.")
+        return self.edit_each(lm, edits, state)[0]
+
+    def edit_each(
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> list[Outcome[ContextState]]:
+        """The patches of edits that are made alone; their values are searched in one batch."""
+        if len({bool(edit.expansions) for edit in edits}) > 1:  # they take other prefixes
+            return super().edit_each(lm, edits, state)
+        lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
         layer = int(settings.layers[0])
         watch = Stopwatch()
-        subject_rows(lm, edits[0], [""])  # fails before any work when there is no subject
+        for edit in edits:
+            subject_rows(lm, edit, [""])  # fails before any work when there is no subject
         with watch("contexts"):
             contexts = contexts_for(edits, state.contexts if state else settings.contexts(lm))
-            rows = subject_rows(lm, edits[0], contexts) + expansion_rows(lm, edits[0])
+            rows = [subject_rows(lm, e, contexts) + expansion_rows(lm, e) for e in edits]
         with watch("moments"):
             self._metrics.prepare(lm, [layer], settings)
         with watch("values"):
             optimized = values_of(lm, Site(layer, "down"), edits, contexts, settings)
         with watch("moments"):
             metric = self._metrics.get(lm, layer, settings)
+        parts: list[LowRank] = []
         with watch("solve"):
-            keys = keys_at(lm, [layer], rows)[layer].T  # (d_in, rows), the bare one first
             weight = lm.down_map(layer).weight
-            others = contrast_rows(lm, edits[0].rows)
-            contrast = keys_at(lm, [layer], others)[layer].T if others else None
-            part = solve_rank_one(keys, optimized.delta[0], weight, metric, settings, contrast)
-        entries = {lm.down_map(layer).path: [part]}
-        return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
+            for edit, of_edit, delta in zip(edits, rows, optimized.delta, strict=True):
+                keys = keys_at(lm, [layer], of_edit)[layer].T  # (d_in, rows), the bare one first
+                others = contrast_rows(lm, edit.rows)
+                contrast = keys_at(lm, [layer], others)[layer].T if others else None
+                parts.append(solve_rank_one(keys, delta, weight, metric, settings, contrast))
+        path, seconds = lm.down_map(layer).path, watch.seconds
+        return [
+            Outcome(weight_patch(lm, self.name, [edit], settings, {path: [part]}, seconds))
+            for edit, part in zip(edits, parts, strict=True)
+        ]
 
 
 def solve_rank_one(

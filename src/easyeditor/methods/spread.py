@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -52,13 +52,13 @@ from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import (
-    ContextLengths,
     ContextState,
     KeyMetrics,
     LocateHyperParams,
     contexts_for,
     values_of,
 )
+from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
 from easyeditor.patches.stack import applied, without_patches
 from easyeditor.patches.weight import Dense, Part, smallest_part, weight_patch
 from easyeditor.timing import Stopwatch
@@ -67,19 +67,6 @@ log = logging.getLogger(__name__)
 
 ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""
-
-
-SMOLLM2_SEARCH: Final[dict[str, Any]] = {
-    "layers": [1, 2, 3, 4, 5],
-    "key": "ridge",
-    "v_lr": 1.0,
-    "v_weight_decay": 1e-3,
-    "v_stop_nll": 0.2,
-    "clamp_norm_factor": 4,
-    "context_template_length_params": [[10, 3]],
-    "mom2_n_tokens": 6144,  # 4 × d_in: `easyedit demo` has to collect them in seconds
-}
-"""By what 100 CounterFact edits in one batch of MEMIT showed (docs/counterfact.md)."""
 
 
 class SpreadHyperParams(LocateHyperParams):
@@ -99,6 +86,8 @@ class SpreadHyperParams(LocateHyperParams):
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
+
+    sweep: ClassVar[SweepPlan | None] = LAYER_RANGE
 
     layers: Layers = (0.11, 0.14, 0.18, 0.21, 0.25, 0.29)
     v_num_grad_steps: int = Field(25, ge=1)

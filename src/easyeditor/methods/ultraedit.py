@@ -13,8 +13,7 @@ tokens, and the patch has their rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,20 +21,17 @@ from pydantic import Field
 
 from easyeditor.associative.solve import Cholesky, closed_form
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.gradients.factors import Factors, factors_of
+from easyeditor.gradients.factors import answer_factors
 from easyeditor.gradients.running_statistics import RunningStatistics
 from easyeditor.gradients.sites import named_projections
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
-from easyeditor.lm.tokens import Row
-from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.methods.base import Method, Outcome
+from easyeditor.methods.statistics_state import StatisticsState
 from easyeditor.patches.weight import Part, smallest_part, weight_patch
+from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
-
-TOKENS = 512
-"""Padded tokens per forward and backward pass."""
 
 
 def _named(pattern: str, layers: range) -> list[str]:
@@ -101,39 +97,13 @@ class UltraEditHyperParams(HyperParams):
     batch_size: int = Field(100, ge=1)
 
 
-@dataclass(frozen=True, slots=True)
-class UltraEditState(State):
-    """Running statistics of ``[h; g]`` of each weight, by its path.
-
-    They are not a sum over edits: an edit that is undone stays in them. What they do is scale later
-    edits; no edit's change depends on a later one.
-    """
-
-    count: Mapping[str, torch.Tensor]
-    mean: Mapping[str, torch.Tensor]
-    squares: Mapping[str, torch.Tensor]
-
-    @classmethod
-    def of(cls, statistics: Mapping[str, RunningStatistics]) -> UltraEditState:
-        """The state with these statistics."""
-        return cls(
-            {path: seen.count for path, seen in statistics.items()},
-            {path: seen.mean for path, seen in statistics.items()},
-            {path: seen.squares for path, seen in statistics.items()},
-        )
-
-    def statistics(self, path: str) -> RunningStatistics:
-        """Those of one weight."""
-        return RunningStatistics(self.count[path], self.mean[path], self.squares[path])
-
-
-class UltraEdit(Method[UltraEditState]):
+class UltraEdit(Method[StatisticsState]):
     """Any number of edits at once, in a fraction of a second each; needs no subject."""
 
     name = "UltraEdit"
     title = "normalised gradients and a ridge, for long sequences, arXiv 2505.14679"
     hyperparams_class = UltraEditHyperParams
-    state_class = UltraEditState
+    state_class = StatisticsState
 
     hyperparams: UltraEditHyperParams
 
@@ -142,20 +112,20 @@ class UltraEdit(Method[UltraEditState]):
         """``hyperparams.batch_size``."""
         return self.hyperparams.batch_size
 
-    def initial_state(self, lm: LM) -> UltraEditState:
+    def initial_state(self, lm: LM) -> StatisticsState:
         """Statistics that have seen nothing but one vector of zeros.
 
         Raises:
             HyperParamsError: the weights that are named are not in this model.
         """
         sites = self._sites(lm)
-        return UltraEditState.of(
+        return StatisticsState.of(
             {site.path: RunningStatistics.start(site.d_in + site.d_out) for site in sites}
         )
 
     def edit(
-        self, lm: LM, edits: Sequence[Edit], state: UltraEditState | None = None
-    ) -> Outcome[UltraEditState]:
+        self, lm: LM, edits: Sequence[Edit], state: StatisticsState | None = None
+    ) -> Outcome[StatisticsState]:
         """The low-rank patch for all ``edits``, and the statistics that have seen them.
 
         Raises:
@@ -170,7 +140,7 @@ class UltraEdit(Method[UltraEditState]):
         sites = self._sites(lm)
         rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
         with watch("gradient"):
-            factors = _answer_factors(lm, sites, rows)
+            factors = answer_factors(lm, sites, rows)
         entries: dict[str, list[Part]] = {}
         statistics: dict[str, RunningStatistics] = {}
         with watch("solve"):
@@ -178,13 +148,13 @@ class UltraEdit(Method[UltraEditState]):
                 h, g = factors[site.path]
                 pairs = torch.cat([h, g], 1)
                 seen = statistics[site.path] = state.statistics(site.path).updated(pairs)
-                normalized = seen.normalized(pairs)
+                normalized = seen.normalized(pairs, (site.d_in, site.d_out))
                 h_hat, g_hat = normalized[:, : site.d_in], normalized[:, site.d_in :]
                 wanted = -settings.lr * (h_hat**2).sum(1, keepdim=True) * g_hat
                 u = closed_form(h.T, Cholesky.identity(), settings.ridge)
                 entries[site.path] = [smallest_part(u, wanted)]
         patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds)
-        return Outcome(patch, UltraEditState.of(statistics))
+        return Outcome(patch, StatisticsState.of(statistics))
 
     def _sites(self, lm: LM) -> list[Projection]:
         settings = self.hyperparams
@@ -192,6 +162,8 @@ class UltraEdit(Method[UltraEditState]):
             return named_projections(lm, settings.inner_params)
         layers = settings.resolved(lm.n_layers).layers
         return [site for layer in layers for site in lm.projections(int(layer))]
+<<<<<<< HEAD
+=======
 
 
 def _answer_factors(
@@ -203,14 +175,16 @@ def _answer_factors(
     encoder every token is taken, as each has a part in the answer.
     """
     parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {s.path: {} for s in sites}
-    for chunk in row_batches(rows, TOKENS, TOKENS):
-        batch = [rows[i] for i in chunk]
-        with lm.at_rest():
-            factors = factors_of(lm.target_logits, sites, batch)
-        for path, result in factors.items():
-            for position, i in enumerate(chunk):
-                taken = _predicting(lm, result, position, batch[position])
-                parts[path][i] = result.x[taken], result.delta[taken]
+    with bar(len(rows), "gradients at answers", "row") as progress:
+        for chunk in row_batches(rows, TOKENS, TOKENS):
+            batch = [rows[i] for i in chunk]
+            with lm.at_rest():
+                factors = factors_of(lm.target_logits, sites, batch)
+            for path, result in factors.items():
+                for position, i in enumerate(chunk):
+                    taken = _predicting(lm, result, position, batch[position])
+                    parts[path][i] = result.x[taken], result.delta[taken]
+            progress.update(len(chunk))
     return {
         path: (
             torch.cat([by_row[i][0] for i in range(len(rows))]),
@@ -226,3 +200,4 @@ def _predicting(lm: LM, factors: Factors, position: int, row: Row) -> torch.Tens
     if lm.encoder_decoder:
         return of_row
     return of_row & (factors.place >= row.prompt_length - 1)
+>>>>>>> main

@@ -29,7 +29,7 @@ from easyeditor.second_moments.accumulate import accumulated, accumulated_by_siz
 from easyeditor.second_moments.cache_file import digest_of as digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 from easyeditor.second_moments.checkpoint import Checkpoint
-from easyeditor.second_moments.corpus import SELF, identity, sequences
+from easyeditor.second_moments.corpus import SELF, SHIPPED, identity, sequences
 from easyeditor.second_moments.running_sum import RunningSums
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def moments(
     lm: LM,
     layers: Sequence[int],
     *,
-    source: str = SELF,
+    source: str = SHIPPED,
     tokens: int | None = None,
     documents: int | None = None,
     directory: str | Path | None = None,
@@ -89,8 +89,9 @@ def moments(
     Args:
         lm: the model; if nothing is cached it must carry no patch.
         layers: absolute layer numbers.
-        source: ``"self"`` (sampled from the model), a text or JSONL file, or the name of a
-            Hugging Face dataset (extra ``datasets``).
+        source: ``"shipped"`` (texts that come with the package), ``"self"`` (sampled from the
+            model), a text or JSONL file, or the name of a Hugging Face dataset (extra
+            ``datasets``).
         tokens: how many; ``10 · d_in`` by default.
         documents: at most this many documents of a file or dataset.
         directory: of the cache files; the user's cache by default.
@@ -125,7 +126,7 @@ def moments_by_size(
     layers: Sequence[int],
     sizes: Sequence[int],
     *,
-    source: str = SELF,
+    source: str = SHIPPED,
     tokens: int | None = None,
     documents: int | None = None,
     directory: str | Path | None = None,
@@ -163,7 +164,7 @@ def write_moments(
     collected: Mapping[int, Moments],
     directory: str | Path,
     *,
-    source: str = SELF,
+    source: str = SHIPPED,
     tokens: int,
     documents: int | None = None,
     seed: int = 0,

@@ -15,11 +15,14 @@ from typing import Literal
 import torch
 
 from easyeditor.associative.solve import NullSpace, double, free_directions
+from easyeditor.progress import bar
 from easyeditor.second_moments import Moments, digest_of
 from easyeditor.second_moments.cache_file import ignored, read_cache_file, write_cache_file
 from easyeditor.second_moments.metric import MetricOfMoment
 
 WHAT = "eigenvectors of second moments"
+SLOW_WIDTH = 2048
+"""From this width on the decomposition takes more than two seconds on a CPU with few cores."""
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +79,11 @@ def _decomposition(moment: Moments, device: torch.device) -> tuple[torch.Tensor,
 
 
 def _decomposed(moment: Moments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    values, vectors = torch.linalg.eigh(double(moment.matrix.to(device)))
+    width = len(moment.matrix)
+    what = f"decomposing second moments, {width} wide"
+    with bar(1, what, "matrix", at_once=width >= SLOW_WIDTH) as progress:
+        values, vectors = torch.linalg.eigh(double(moment.matrix.to(device)))
+        progress.update(1)
     return values.cpu(), vectors.T.float().contiguous()
 
 

@@ -137,8 +137,9 @@ def _sampled(lm: LM, n_tokens: int, seed: int, file: Path) -> list[tuple[int, ..
         f"Sampling {n_tokens} tokens from {lm.name} (vocabulary: {vocabulary}) for second moments",
         n_tokens - done,
         lm.device,
-        "Reading a text is cheaper, as nothing is sampled: mom2_dataset='FILE.txt' or 'wikipedia' "
-        "(easyedit moments --dataset FILE.txt); so are fewer tokens: mom2_n_tokens.",
+        "Reading a text is cheaper, as nothing is sampled: mom2_dataset='shipped' or "
+        "mom2_dataset='FILE.txt' (easyedit moments --dataset FILE.txt); so are fewer "
+        "tokens: mom2_n_tokens.",
         resumed=bool(text.steps),
     )
     with bar(n_tokens, "sampling text for second moments", "token", done=done) as progress:

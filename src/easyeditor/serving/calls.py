@@ -13,12 +13,10 @@ from enum import Enum
 from pathlib import Path
 
 from easyeditor.errors import PatchError
-from easyeditor.patches.lora import lora_rank
+from easyeditor.export.factors import VLLM_RANKS, lora_rank
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import WeightPatch
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts as ``--max-lora-rank``."""
 PORTS = {"vllm": 8000, "sglang": 30000, "llama.cpp": 8080}
 JSON_HEADER = '-H "Content-Type: application/json"'
 
@@ -123,7 +121,9 @@ def _sglang(adapter: Adapter) -> list[str]:
 
 def _llama_cpp(adapter: Adapter) -> list[str]:
     url = f"http://127.0.0.1:{PORTS['llama.cpp']}"
-    question = {"prompt": adapter.prompt, "max_tokens": 16, "temperature": 0}
+    # A prompt that is in llama.cpp's cache from a request at scale 0 would be answered from it.
+    question = {**_question(adapter, ""), "cache_prompt": False}
+    del question["model"]
     return [
         *_export(adapter, "gguf-lora"),
         "# Start the server with the unedited GGUF model; once, in another terminal.",

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import ManifestError, PatchError
+from easyeditor.export.factors import lora_rank
+from easyeditor.export.lora import export_lora
 from easyeditor.files import folder_written_whole
 from easyeditor.patches.files import load_patch, save_patch
-from easyeditor.patches.lora import export_lora, lora_rank
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import WeightPatch
 from easyeditor.sharing.card import card_of

@@ -33,7 +33,7 @@ from easyeditor.lm.model import LM
 from easyeditor.methods.archive import NAME
 from easyeditor.methods.learning import Learner, TrainingHyperParams, examples
 from easyeditor.methods.training import learner_of, training_class_of
-from easyeditor.train.log import LOG, draw_curve
+from easyeditor.train.log import LOG, draw_curve, write_log
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -206,6 +206,13 @@ class EditTrainer:
     def _finish(self, loop: Loop, learner: Learner, seconds: float) -> TrainingResult:
         metrics = loop.evaluate_cases(self.val_set)
         history = list(loop.state.log_history)
+        untrained = learner.untrained() if self.is_main else None
+        if untrained is not None:
+            values = untrained.validate(self.val_set)
+            history.append(
+                {"step": 0, **{f"untrained_{name}": value for name, value in values.items()}}
+            )
+            write_log(self.folder, history)
         path, curve = self.folder / NAME, None
         if loop.is_fsdp_enabled:  # every process has a share of it
             whole = loop.whole_state()

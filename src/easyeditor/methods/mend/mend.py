@@ -12,25 +12,19 @@ from collections.abc import Sequence
 import torch
 
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.errors import ArchiveError, HyperParamsError
 from easyeditor.gradients.factors import factors_of
 from easyeditor.lm.model import LM
-from easyeditor.methods.archive import check_count, read_archive
-from easyeditor.methods.base import Method, Need, Outcome, State
-from easyeditor.methods.learning import Learner, TrainingHyperParams
+from easyeditor.methods.archive import Archive, check_count
+from easyeditor.methods.base import Outcome, State
+from easyeditor.methods.gradient_learner import check_rank
+from easyeditor.methods.gradient_method import GradientMethod
 from easyeditor.methods.mend.learner import MENDLearner
-from easyeditor.methods.mend.nets import check_rank
-from easyeditor.methods.mend.settings import (
-    USUAL,
-    MENDHyperParams,
-    MENDTrainingHparams,
-    sites_of,
-)
+from easyeditor.methods.mend.settings import MENDHyperParams, MENDTrainingHparams
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
 
-class MEND(Method[State]):
+class MEND(GradientMethod[State, MENDLearner]):
     """Any number of edits at once, each as if it were alone, summed. Needs a trained archive.
 
     The trap: the networks saw one edit at a time on the unedited model; many edits at once, or
@@ -41,24 +35,15 @@ class MEND(Method[State]):
     title = "learnt transformation of gradients, arXiv 2110.11309"
     hyperparams_class = MENDHyperParams
     training_class = MENDTrainingHparams
-    needs = frozenset({Need.ARCHIVE})
+    learner_class = MENDLearner
 
     hyperparams: MENDHyperParams
 
-    def __init__(self, hyperparams: MENDHyperParams) -> None:
-        super().__init__(hyperparams)
-        self._cache: tuple[LM, MENDLearner] | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     @classmethod
-    def learner(cls, lm: LM, config: TrainingHyperParams) -> Learner:
-        """The networks that are trained beside ``lm``."""
-        assert isinstance(config, MENDTrainingHparams)
-        return MENDLearner(lm, config)
+    def check_archive(cls, archive: Archive, config: MENDTrainingHparams) -> None:
+        """Refuse sizes that the tensors do not bear out."""
+        check_count(archive, "n_hidden", config.n_hidden)
+        check_rank(archive, ".u", 1, config.rank)
 
     def initial_state(self, lm: LM) -> None:
         """Read the archive, once per model; edits have no state.
@@ -68,7 +53,7 @@ class MEND(Method[State]):
                 ``inner_params`` or ``layers`` name.
             ArchiveError: it cannot be read, or is of another method or model.
         """
-        self._open(lm)
+        self.learnt(lm)
 
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The low-rank patch the networks make of the gradient; the model is only read.
@@ -82,7 +67,7 @@ class MEND(Method[State]):
         check_consistent(edits)
         watch = Stopwatch()
         with watch("archive"):
-            learnt = self._open(lm)
+            learnt = self.learnt(lm)
         rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
         with watch("gradient"), lm.at_rest():
             factors = factors_of(lm.target_logits, learnt.sites, rows)
@@ -96,43 +81,5 @@ class MEND(Method[State]):
                 )
                 scaled = v * self.hyperparams.lr_scale
                 entries[site.path] = [LowRank(u.T.contiguous().cpu(), scaled.contiguous().cpu())]
-        settings = self.hyperparams.replace(
-            layers=learnt.config.layers, inner_params=learnt.config.inner_params
-        )
+        settings = self.places(learnt)
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))
-
-    def _open(self, lm: LM) -> MENDLearner:
-        if self._cache is not None and self._cache[0] is lm:
-            return self._cache[1]
-        settings = self.hyperparams
-        if settings.archive is None:
-            raise HyperParamsError(
-                f"{self.name} edits with networks trained beside the model, and no archive= names "
-                "them. Train them once: easyedit train --method mend --data FILE --model MODEL, "
-                "or EditTrainer(config, train_set, val_set).run(); it says where the archive is."
-            )
-        archive = read_archive(settings.archive, self.name)
-        archive.check(lm, self.name)
-        try:
-            config = MENDTrainingHparams(**archive.hyperparams)
-            check_count(archive, "n_hidden", config.n_hidden)
-            check_rank(archive, config.rank)
-            learnt = MENDLearner(lm, config)
-        except HyperParamsError as error:
-            raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None
-        self._check_places(lm, learnt)
-        learnt.fill(archive)
-        self._cache = lm, learnt
-        return learnt
-
-    def _check_places(self, lm: LM, learnt: MENDLearner) -> None:
-        settings = self.hyperparams
-        if not settings.inner_params and tuple(settings.layers) == USUAL:
-            return
-        wanted = {site.path for site in sites_of(lm, settings.layers, settings.inner_params)}
-        trained = {site.path for site in learnt.sites}
-        if wanted != trained:
-            raise HyperParamsError(
-                f"The archive {settings.archive} was trained to edit {sorted(trained)}, not "
-                f"{sorted(wanted)}. Leave layers and inner_params out, or train another."
-            )

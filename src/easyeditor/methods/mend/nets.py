@@ -19,24 +19,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from easyeditor.errors import ArchiveError
 from easyeditor.gradients.normalizer import RunningNormalizer
-from easyeditor.methods.archive import Archive
-
-
-def check_rank(archive: Archive, rank: int) -> None:
-    """Refuse a rank that is not the one of the archive's factors, before it is allocated.
-
-    Raises:
-        ArchiveError: the header and the tensors say different things.
-    """
-    for name, tensor in archive.tensors.items():
-        fits = tensor.dim() == 2 and tensor.shape[1] == min(rank, tensor.shape[0])
-        if name.endswith(".u") and not fits:
-            raise ArchiveError(
-                f"The archive {archive.file} says rank={rank}, and {name} has shape "
-                f"{tuple(tensor.shape)}. Copy it again, or train again."
-            )
 
 
 class LowRankLayer(nn.Module):

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from easyeditor.gradients.sites import named_projections
-from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.hyperparams import Layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
+from easyeditor.methods.gradient_learner import GradientHyperParams, GradientTrainingHparams
 from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
 
 USUAL: tuple[int | float, ...] = (-3, -2, -1)
@@ -37,14 +38,8 @@ _PUBLISHED: dict[str, Any] = {
 }
 
 
-class MENDHyperParams(HyperParams):
-    """Settings for editing with a trained archive.
-
-    ``archive`` is the file a training wrote, or its folder. Which weights are edited is the
-    archive's to say; ``layers`` or ``inner_params`` (names of parameters, as classic files list
-    them) are held against it where they are given. ``lr_scale`` makes every edit stronger or
-    weaker.
-    """
+class MENDHyperParams(GradientHyperParams):
+    """Settings for editing with a trained archive; see :class:`GradientHyperParams`."""
 
     ignored: ClassVar[frozenset[str]] = (
         TrainingHyperParams.ignored
@@ -91,19 +86,13 @@ class MENDHyperParams(HyperParams):
     }
 
     alg_name: str = "MEND"
-    archive: str | None = None
-    layers: Layers = USUAL
-    inner_params: tuple[str, ...] = ()
-    batch_size: int = Field(1, ge=1)
-    lr_scale: float = Field(1.0, gt=0)
 
 
-class MENDTrainingHparams(TrainingHyperParams):
+class MENDTrainingHparams(GradientTrainingHparams):
     """Settings for training; the presets of large models are the published ones.
 
     ``lr`` is the networks', ``lr_lr`` that of the learned rates, which begin at ``edit_lr``.
-    ``rank`` is never more than a weight's two widths together. Where the data's hidden states below
-    the edited blocks fit into ``cache_mb``, they are computed once. The defaults are for what fits
+    ``rank`` is never more than a weight's two widths together. The defaults are for what fits
     beside a desk: batches of 8 and a step size that converges in hundreds of steps.
     """
 
@@ -124,13 +113,10 @@ class MENDTrainingHparams(TrainingHyperParams):
     }
 
     alg_name: str = "MEND"
-    layers: Layers = USUAL
-    inner_params: tuple[str, ...] = ()
     n_hidden: int = Field(1, ge=0)
     rank: int = Field(1920, ge=1)
     edit_lr: float = Field(1e-4, gt=0)
     lr_lr: float = Field(1e-4, ge=0)
-    cache_mb: int = Field(1024, ge=0)
 
 
 def sites_of(lm: LM, layers: Layers, inner_params: tuple[str, ...]) -> list[Projection]:

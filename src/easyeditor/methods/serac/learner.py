@@ -185,6 +185,9 @@ class SERACLearner:
             total += sum(a == b for a, b in zip(predicted, wanted, strict=True)) / len(wanted)
         return total
 
+    def untrained(self) -> None:
+        """None: an untrained scope tells nothing apart."""
+
     def save(self, folder: Path) -> Path:
         """Write ``folder/archive.safetensors``."""
         return self.nets.save(folder, self.lm, self.config)
