@@ -71,7 +71,8 @@ class MethodCase:
         layers: the layers whose down-projections an edit with ``quick`` changes.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
-        routed: whether its patches are adapters that route prompts.
+        routed: whether its patches are adapters.
+        everywhere: whether its adapters act on every prompt instead of routing it.
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
         rows: of the matrix; None is one with the method's name and default settings.
@@ -87,6 +88,7 @@ class MethodCase:
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
     routed: bool = False
+    everywhere: bool = False
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
     rows: tuple[MatrixRow, ...] | None = None
@@ -492,6 +494,66 @@ dropout: 0.0
         ),
     ),
     MethodCase(
+        "T-Patcher",
+        quick={
+            "layers": [1],
+            "n_iter": 8,
+            "edit_lr": 0.2,
+            "memory_factor": 0.1,
+            "memory_prompts": 20,
+        },
+        variants=({"context_template_length_params": ((2, 1),), "activation": "gelu"},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("_train", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "T-Patcher",
+                {"rewrite": 0.9, "locality": 0.9},
+                reading="adds a neuron per wrong token to the last MLP, which acts where its key "
+                "fits the token.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "MELO",
+        quick={"layers": [1], "n_iter": 6, "edit_lr": 0.2, "init_radius": 0.05},
+        variants=({"lora_layers": [-1], "num_rank_per_block": 1, "batch_size": 2},),
+        phases=(("values_at", 1), ("minimize", 1), ("logits_above", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "MELO",
+                {"rewrite": 0.9, "locality": 0.97},
+                {"layers": [2]},
+                reading="answers with a low-rank change where the prompt is the edited one; a "
+                "rephrased prompt is seldom near enough.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "CaliNet",
+        quick={
+            "layers": [1],
+            "n_neurons": 8,
+            "n_iter": 6,
+            "edit_lr": 0.2,
+            "context_template_length_params": ((2, 1),),
+        },
+        variants=({"activation": "silu", "rows_together": 2},),
+        phases=(("context_prefixes", 1), ("unrelated_inputs", 1), ("target_nll", 2)),
+        routed=True,
+        everywhere=True,
+        rows=(
+            MatrixRow(
+                "CaliNet",
+                {"rewrite": 0.9},
+                {"n_neurons": 16},
+                reading="is a small network beside the last MLP that every token meets: nothing "
+                "makes sure of other answers.",
+            ),
+        ),
+    ),
+    MethodCase(
         "WISE",
         quick={
             "layers": [1],
@@ -659,6 +721,31 @@ replay: false
                 {"layers": [1, 2], "key": "ridge", **_LOCATE, **_OF_A_BLOCK},
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
                 reading="writes where the keys of text have next to no energy.",
+            ),
+        ),
+    ),
+    MethodCase(
+        "ENCORE",
+        quick={"layers": [0, 1], "v_stop_argmax": False, **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        variants=({"layers": [1], "v_stop_argmax": True, "update_norm_lambda": 0.1},),
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        rows=(
+            MatrixRow(
+                "ENCORE",
+                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {
+                    "layers": [1, 2],
+                    "key": "ridge",
+                    "mom2_update_weight": 1,
+                    **_LOCATE,
+                    **_OF_A_BLOCK,
+                },
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                reading="is MEMIT with a ridge on the change; its search stops once the target is "
+                "the most probable answer.",
             ),
         ),
     ),

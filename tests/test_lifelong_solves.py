@@ -21,6 +21,7 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.resolve import _ridge, resolve
 from easyeditor.patches.weight import LowRank
 from easyeditor.second_moments import Moments
+from easyeditor.second_moments.metric import InverseOfSum
 from easyeditor.second_moments.null_space import NullSpaceOfMoment, eigenvectors_of
 from support import EDITS, Snapshot, lm, same_bits
 
@@ -109,6 +110,22 @@ def test_eigenvectors_are_read_from_their_file_with_the_same_bits(tmp_path: Path
     NullSpaceOfMoment(0.5).prepare(made, torch.device("cpu"))
     with pytest.raises(HyperParamsError, match="directions free"):
         NullSpaceOfMoment(1e-6).prepare(made, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("ridge", "share"), [(0.3, 0.0), (None, 0.2)])
+def test_the_metric_of_encore_gives_the_published_solve(ridge: float | None, share: float) -> None:
+    """``Δ = R Kᵀ (λC + K₁K₁ᵀ + KKᵀ + μI)⁻¹``, which inverts ``d_in × d_in`` (2502.01636)."""
+    d_in, weight, c = 24, 2.5, moment(24).float()
+    metric = InverseOfSum(weight, ridge, share).compute(
+        Moments(c, 100, "self"), torch.device("cpu")
+    )
+    keys, earlier, residual = random(d_in, 5), random(d_in, 9, seed=2), random(8, 5, seed=3)
+    mu = weight * share * float(c.diagonal().mean()) if ridge is None else ridge
+    whole = weight * c.double() + keys @ keys.T + earlier @ earlier.T + mu * torch.eye(d_in)
+    published = torch.linalg.solve(whole, keys @ residual.T).T
+    u = closed_form(torch.cat([keys, earlier], 1), metric, 1.0)[:, :5]
+    assert (residual @ u.T - published).abs().max() < 1e-3 * published.abs().max()
+    assert torch.equal(c, moment(24).float())  # the moment is only read
 
 
 # -- earlier keys --------------------------------------------------------------------------------

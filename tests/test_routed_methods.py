@@ -31,6 +31,7 @@ from test_adapters import said
 from tiers import tiered
 
 ROUTED = [name for name, case in BY_NAME.items() if case.routed]
+GATED = [name for name in ROUTED if not BY_NAME[name].everywhere]
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral", "gptj"]
 FAST = {"llama", "gpt2", "opt"}
 FAR = ["You", "She plays the piano and", "The river", "Because it rained, I"]
@@ -105,7 +106,7 @@ def test_a_row_gets_the_same_whatever_surrounds_it(name: str, family: str, edite
 
 
 @pytest.mark.parametrize("family", sorted(FAST))
-@pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.parametrize("name", GATED)
 def test_a_prompt_that_is_not_routed_keeps_the_unedited_models_bits(
     name: str, family: str, edited_of: Any
 ) -> None:
@@ -203,7 +204,7 @@ def test_another_linear_layer_of_a_block_is_adapted(name: str, make_method: Make
     target = lm("gpt2")
     method = make_method(name, target, "gpt2", inner_params=["transformer.h[1].mlp.c_fc.weight"])
     patch = method.edit(target, EDITS[:1]).patch
-    assert list(patch.adapters) == ["transformer.h.1.mlp.c_fc"]
+    assert next(iter(patch.adapters)) == "transformer.h.1.mlp.c_fc"
     plain = last_logits(target, PROMPTS[:1])
     with applied(target.model, patch):
         assert not torch.equal(last_logits(target, PROMPTS[:1]), plain)

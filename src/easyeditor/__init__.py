@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
+    from easyeditor.methods.encore import ENCOREHyperParams as ENCOREHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.lora import LoRAHyperParams as LoRAHyperParams
     from easyeditor.methods.malmen.settings import MALMENHyperParams as MALMENHyperParams
     from easyeditor.methods.malmen.settings import MALMENTrainingHparams as MALMENTrainingHparams
+    from easyeditor.methods.melo.melo import MELOHyperParams as MELOHyperParams
     from easyeditor.methods.memit import MEMITHyperParams as MEMITHyperParams
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.rome import ROMEHyperParams as ROMEHyperParams
     from easyeditor.methods.serac.settings import SERACHyperParams as SERACHyperParams
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
+    from easyeditor.methods.t_patcher import TPatcherHyperParams as TPatcherHyperParams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
     from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch

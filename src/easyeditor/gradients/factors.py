@@ -16,6 +16,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
 from easyeditor.lm.restoring import hooks_on
 from easyeditor.lm.tokens import Row
+from easyeditor.progress import bar
 
 TOKENS = 512
 """Padded tokens per forward and backward pass."""
@@ -86,14 +87,16 @@ def answer_factors(
     ``lm.target_logits``.
     """
     parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {s.path: {} for s in sites}
-    for chunk in row_batches(rows, TOKENS, TOKENS):
-        batch = [rows[i] for i in chunk]
-        with lm.at_rest():
-            factors = factors_of(logits or lm.target_logits, sites, batch)
-        for path, result in factors.items():
-            for position, i in enumerate(chunk):
-                taken = _predicting(lm, result, position, batch[position])
-                parts[path][i] = result.x[taken], result.delta[taken]
+    with bar(len(rows), "gradients at answers", "row") as progress:
+        for chunk in row_batches(rows, TOKENS, TOKENS):
+            batch = [rows[i] for i in chunk]
+            with lm.at_rest():
+                factors = factors_of(logits or lm.target_logits, sites, batch)
+            for path, result in factors.items():
+                for position, i in enumerate(chunk):
+                    taken = _predicting(lm, result, position, batch[position])
+                    parts[path][i] = result.x[taken], result.delta[taken]
+            progress.update(len(chunk))
     return {
         path: (
             torch.cat([by_row[i][0] for i in range(len(rows))]),

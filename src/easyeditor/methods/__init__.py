@@ -19,6 +19,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "R-ROME": "easyeditor.methods.r_rome:RROME",
         "EMMET": "easyeditor.methods.emmet:EMMET",
         "AlphaEdit": "easyeditor.methods.alphaedit:AlphaEdit",
+        "ENCORE": "easyeditor.methods.encore:ENCORE",
         "UltraEdit": "easyeditor.methods.ultraedit:UltraEdit",
         "FT": "easyeditor.methods.ft:FT",
         "LocFT-BF": "easyeditor.methods.locft_bf:LocFTBF",
@@ -36,6 +37,9 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "GRACE": "easyeditor.methods.grace:GRACE",
         "WISE": "easyeditor.methods.wise.wise:WISE",
         "MEMOIR": "easyeditor.methods.memoir:MEMOIR",
+        "MELO": "easyeditor.methods.melo.melo:MELO",
+        "CaliNet": "easyeditor.methods.calinet:CaliNet",
+        "T-Patcher": "easyeditor.methods.t_patcher:TPatcher",
     },
     group="easyeditor.methods",
 )

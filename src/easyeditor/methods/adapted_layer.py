@@ -1,4 +1,4 @@
-"""The linear layer that a method puts an adapter on, and how it is named in settings."""
+"""The linear layer, or the MLP, that a method puts an adapter on, and how settings name it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from easyeditor.gradients.minimize import refuse_diverged
 from easyeditor.hyperparams import HyperParams, Layers
 from easyeditor.lm.forward.lower_block_cache import logits_above
 from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.hooks import hidden_of, with_hidden
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import Projection
 from easyeditor.lm.restoring import hooks_on
@@ -41,22 +42,34 @@ def _plain_names(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedLayer:
-    """One linear layer of one block.
+    """One linear layer of one block, or its whole MLP.
 
     Attributes:
         layer: the block's number.
         path: the module's name in the model.
-        projection: its weight and widths.
+        projection: the layer's weight and widths; of a whole MLP, those of its down-projection.
+        mlp: the module of a whole MLP.
     """
 
     layer: int
     path: str
     projection: Projection
+    mlp: nn.Module | None = None
 
     @property
     def site(self) -> Site:
         """The layer's output, for passes that resume there."""
         return Site(self.layer, "down", self.path)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is adapted."""
+        return self.projection.module if self.mlp is None else self.mlp
+
+    @property
+    def d_in(self) -> int:
+        """The width of what it reads: an MLP reads the hidden states that it adds to."""
+        return self.projection.d_in if self.mlp is None else self.projection.d_out
 
     def patch(
         self,
@@ -90,12 +103,13 @@ class AdaptedLayer:
         ``y`` is its output; gradients flow through ``function``.
         """
 
-        def compute(_module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        def compute(_module: Any, args: tuple[Any, ...], output: Any) -> Any:
+            hidden = hidden_of(output)
             x = args[0].reshape(rows, -1, args[0].shape[-1])
-            y = output.reshape(rows, -1, output.shape[-1])
-            return function(x, y).to(output.dtype).view(output.shape)
+            y = hidden.reshape(rows, -1, hidden.shape[-1])
+            return with_hidden(output, function(x, y).to(hidden.dtype).view(hidden.shape))
 
-        with hooks_on([(self.projection.module, compute)]):
+        with hooks_on([(self.module, compute)]):
             yield
 
 
@@ -140,6 +154,24 @@ class AdapterHyperParams(HyperParams):
             )
         return AdaptedLayer(int(number), path, Projection(lm.model, path, lm.family.conv1d))
 
+    def adapted_mlp(self, lm: LM) -> AdaptedLayer:
+        """The whole MLP of the block that ``layers`` names; else as :meth:`adapted_layer`.
+
+        Where the projections hang on the block itself (OPT) no module is the MLP, and the
+        down-projection stands for it.
+
+        Raises:
+            HyperParamsError: several layers, or no linear layer of a block.
+            UnsupportedModelError: the block has routed experts alone, or no MLP.
+        """
+        linear = self.adapted_layer(lm)
+        stack = lm.family.decoder
+        name = stack.at(linear.layer).mlp
+        if self.inner_params or not name:
+            return linear
+        path = f"{stack.blocks}.{linear.layer}.{name}"
+        return AdaptedLayer(linear.layer, path, linear.projection, lm.model.get_submodule(path))
+
 
 class RowLogits:
     """Logits of the targets of some rows, again and again, from the adapted layer's block on.
@@ -153,14 +185,17 @@ class RowLogits:
         self._logits = logits_above(lm, [layer.path], self.rows)
 
     def __call__(
-        self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        self,
+        function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        rows: Sequence[Row] | None = None,
     ) -> torch.Tensor:
         """``(sum of target lengths, vocabulary)`` with ``function(x, y)`` for the layer's output.
 
-        See :meth:`AdaptedLayer.replaced`; differentiable.
+        See :meth:`AdaptedLayer.replaced`; differentiable. ``rows`` are some of the rows; None: all.
         """
-        with self._layer.replaced(len(self.rows), function):
-            return self._logits(self.rows)
+        chosen = self.rows if rows is None else list(rows)
+        with self._layer.replaced(len(chosen), function):
+            return self._logits(chosen)
 
 
 def descend(

@@ -30,7 +30,6 @@ from easyeditor.lm.projection import Projection
 from easyeditor.methods.base import Method, Outcome
 from easyeditor.methods.statistics_state import StatisticsState
 from easyeditor.patches.weight import Part, smallest_part, weight_patch
-from easyeditor.progress import bar
 from easyeditor.timing import Stopwatch
 
 
@@ -162,42 +161,3 @@ class UltraEdit(Method[StatisticsState]):
             return named_projections(lm, settings.inner_params)
         layers = settings.resolved(lm.n_layers).layers
         return [site for layer in layers for site in lm.projections(int(layer))]
-<<<<<<< HEAD
-=======
-
-
-def _answer_factors(
-    lm: LM, sites: Sequence[Projection], rows: Sequence[Row]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and output gradients ``(n, d_in)``, ``(n, d_out)`` where answers are predicted.
-
-    Each row's loss is its own mean NLL, so a row's factors do not depend on the other rows. In an
-    encoder every token is taken, as each has a part in the answer.
-    """
-    parts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {s.path: {} for s in sites}
-    with bar(len(rows), "gradients at answers", "row") as progress:
-        for chunk in row_batches(rows, TOKENS, TOKENS):
-            batch = [rows[i] for i in chunk]
-            with lm.at_rest():
-                factors = factors_of(lm.target_logits, sites, batch)
-            for path, result in factors.items():
-                for position, i in enumerate(chunk):
-                    taken = _predicting(lm, result, position, batch[position])
-                    parts[path][i] = result.x[taken], result.delta[taken]
-            progress.update(len(chunk))
-    return {
-        path: (
-            torch.cat([by_row[i][0] for i in range(len(rows))]),
-            torch.cat([by_row[i][1] for i in range(len(rows))]),
-        )
-        for path, by_row in parts.items()
-    }
-
-
-def _predicting(lm: LM, factors: Factors, position: int, row: Row) -> torch.Tensor:
-    """Which factors belong to one row's predictions of its answer, as a mask."""
-    of_row = factors.row == position
-    if lm.encoder_decoder:
-        return of_row
-    return of_row & (factors.place >= row.prompt_length - 1)
->>>>>>> main

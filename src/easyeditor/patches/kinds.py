@@ -29,7 +29,10 @@ ADAPTERS: Registry[Any] = Registry(
     PatchFormatError,
     {
         "AddVector": "easyeditor.patches.adapter:AddVector",
+        "BlockRouter": "easyeditor.methods.melo.router:BlockRouter",
+        "ExtraNeurons": "easyeditor.methods.extra_neurons:ExtraNeurons",
         "ResidualMemory": "easyeditor.methods.memoir:ResidualMemory",
+        "RoutedProduct": "easyeditor.methods.melo.router:RoutedProduct",
         "SideMemory": "easyeditor.methods.wise.memory:SideMemory",
         "ValueCodebook": "easyeditor.methods.grace:ValueCodebook",
     },

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 
-from easyeditor.associative.solve import KeyMetric
+from easyeditor.associative.solve import Cholesky, KeyMetric
 from easyeditor.second_moments import Moments
 from easyeditor.second_moments.cholesky import factor_of, factor_once
 
@@ -40,3 +41,28 @@ class InverseOfMoment(MetricOfMoment):
     def prepare(self, moment: Moments, device: torch.device) -> None:
         """See :func:`~easyeditor.second_moments.cholesky.factor_once`."""
         factor_once(moment, device)
+
+
+@dataclass(frozen=True, slots=True)
+class InverseOfSum(MetricOfMoment):
+    """``M = (λC + μI)⁻¹`` by its Cholesky factor, which is computed anew and in no file.
+
+    Attributes:
+        weight: λ.
+        ridge: μ in the units of the keys; None for a share of the mean diagonal of ``λC``.
+        share: that share.
+    """
+
+    weight: float
+    ridge: float | None
+    share: float
+
+    def compute(self, moment: Moments, device: torch.device) -> Cholesky:
+        """The factor of the sum."""
+        total = moment.matrix.to(device, copy=True) * self.weight
+        mean = float(total.diagonal().mean())
+        total.diagonal().add_(self.share * mean if self.ridge is None else self.ridge)
+        return Cholesky.of(total, overwrite=True)
+
+    def prepare(self, moment: Moments, device: torch.device) -> None:
+        """Nothing is read from files."""

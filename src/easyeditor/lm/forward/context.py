@@ -98,10 +98,16 @@ class ForwardContext:
         In the decode phase the decision of the prefill phase is given again; rows that beam search
         has multiplied since then share their prompt's.
         """
+        if self.phase == "prefill" or key not in self.decisions:
+            self.decisions[key] = decision()
+        known = self.decided(key)
+        assert known is not None
+        return known
+
+    def decided(self, key: Any) -> torch.Tensor | None:
+        """What :meth:`decide` said about ``key``, also at another module; None: nothing yet."""
         known: torch.Tensor | None = self.decisions.get(key)
-        if self.phase == "prefill" or known is None:
-            known = self.decisions[key] = decision()
-        if len(known) != self.rows:
+        if known is not None and len(known) != self.rows:
             known = known.repeat_interleave(self.rows // len(known), 0)
         return known
 

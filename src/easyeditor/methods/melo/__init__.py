@@ -1,0 +1,1 @@
+"""MELO: low-rank blocks behind a router."""
