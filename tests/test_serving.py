@@ -308,3 +308,48 @@ def test_copies_share_what_they_do_not_edit(lm, models):
     twin = dict(models.get("tiny+weights").lm.model.named_parameters())
     changed = [name for name, p in twin.items() if p.data_ptr() != base[name].data_ptr()]
     assert changed == ["model.layers.0.mlp.down_proj.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_real_model_answers_32_at_once_as_each_alone():
+    from openai import OpenAI
+
+    from easyeditor import Edit
+    from easyeditor.lm.loading import load
+    from easyeditor.methods import METHODS
+
+    real = load("smollm2-135m", device="cpu")
+    edit = Edit(PROMPTS[0], "Rome", subject="The Eiffel Tower")
+    patches = {}
+    for method in ("FT", "GRACE", "IKE"):
+        kind = METHODS.get(method)
+        settings = kind.hyperparams_class.preset("smollm2-135m")
+        if method == "IKE":
+            settings = settings.replace(use_icl_examples=False)
+        patches[method.lower()] = kind(settings).edit(real, [edit]).patch
+    models = ServedModels(real, patches=patches)
+    names = [models.base, *(f"{models.base}+{part}" for part in patches)]
+    others = ("The Louvre is located in the city of", "The capital of Germany is")
+    questions = [
+        (names[i % 4], PROMPTS[0] if i % 8 < 4 else others[i // 8 % 2], 5 + i % 4)
+        for i in range(32)
+    ]
+    with (
+        serving_cases.running(models) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        alone = [complete(client, n, prompt, max_tokens=k) for n, prompt, k in questions]
+        together = list(
+            pool.map(lambda q: complete(client, q[0], q[1], max_tokens=q[2]), questions)
+        )
+        chat = [{"role": "user", "content": "What is the capital of Germany? One word."}]
+        reply = client.chat.completions.create(
+            model=names[2], messages=chat, max_tokens=6, temperature=0
+        )
+    assert together == alone
+    for (name, prompt, _), text in zip(questions, alone, strict=True):
+        if prompt == PROMPTS[0]:
+            assert ("Rome" in text) == (name != models.base), (name, text)
+    assert "Berlin" in reply.choices[0].message.content

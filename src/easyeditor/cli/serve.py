@@ -200,8 +200,7 @@ def _address(host: str, port: int) -> str:
 def _show(url: str, models: Any) -> None:
     rows = []
     for name in models.names():
-        served = models.get(name)
-        edits = sum(len(one.info.edits) for one in served.patches)
+        edits = sum(len(one.info.edits) for one in models.contents(name)[0])
         rows.append([name, str(edits)])
     output.out.print_line(f"Serving at {url}")
     output.show("Models", [Column("name", text=True), Column("edits", right=True)], rows)

@@ -114,6 +114,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refused(_request: Request, error: Exception) -> Response:
         return error_response(500, str(error))
 
+    async def unforeseen(_request: Request, error: Exception) -> Response:
+        return error_response(500, f"An error that nobody foresaw: {type(error).__name__}.")
+
     async def by_status(request: Request, error: Any) -> Response:
         message = str(error.detail)
         if error.status_code == 404:
@@ -127,6 +130,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServerBusyError, busy)
     app.add_exception_handler(EasyEditError, refused)
     app.add_exception_handler(HTTPException, by_status)
+    app.add_exception_handler(Exception, unforeseen)  # the log has the traceback
 
 
 class _Admission:
@@ -173,22 +177,22 @@ class _Server:
 
     async def list_models(self) -> Response:
         """Every name."""
-        data = [await self._described(name) for name in self._models.names()]
+        data = [await asyncio.to_thread(self._described, n) for n in self._models.names()]
         return JSONResponse({"object": "list", "data": data})
 
     async def one_model(self, name: str) -> Response:
         """One name."""
-        return JSONResponse(await self._described(name))
+        return JSONResponse(await asyncio.to_thread(self._described, name))
 
-    async def _described(self, name: str) -> dict[str, Any]:
-        served = await asyncio.to_thread(self._models.get, name)
+    def _described(self, name: str) -> dict[str, Any]:
+        patches, entries = self._models.contents(name)
         return {
             "id": name,
             "object": "model",
             "created": self._models.created,
             "owned_by": "easyedit",
-            "edits": sum(len(patch.info.edits) for patch in served.patches),
-            "ledger_entries": list(served.entries),
+            "edits": sum(len(patch.info.edits) for patch in patches),
+            "ledger_entries": list(entries),
         }
 
     async def chat(self, request: Request) -> Response:
@@ -254,8 +258,7 @@ class _Server:
 
                 job = Job(question.lm, question.ids, sampling, emit)
                 answers.append(Answer(len(answers), job, events))
-        for answer in answers:
-            self._engine.submit(answer.job)
+        self._engine.submit([answer.job for answer in answers])
         prompt_tokens = sum(len(question.ids) for question in questions)
         form = _Form(isinstance(body, ChatBody), body.model, prompt_tokens)
         if not body.stream:

@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from easyeditor.serving.sampling import Sampling, TextStream, TokenChooser
 
 MAX_ACTIVE, MAX_WAITING = 32, 512
 """Requests that are continued, and that wait, at once."""
+GOING = "The server is shutting down."
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,7 @@ class Engine:
         self._incoming: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
         self._groups: deque[Group] = deque()
+        self._active = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="easyedit-engine", daemon=True)
         self._thread.start()
@@ -202,11 +204,10 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """How many jobs are continued, and how many wait."""
-        active = sum(group.live for group in list(self._groups))
-        return active, len(self._waiting) + self._incoming.qsize()
+        return self._active, len(self._waiting) + self._incoming.qsize()
 
-    def submit(self, job: Job) -> None:
-        """Take a job.
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take the jobs of one request, all of them or none.
 
         Raises:
             ServerBusyError: too many wait, or the server ends.
@@ -214,9 +215,13 @@ class Engine:
         if not self.alive:
             raise ServerBusyError("The server is shutting down; ask again when it is back.")
         waiting = self.load[1]
-        if waiting >= self._max_waiting:
-            raise ServerBusyError(f"{waiting} requests wait already; ask again later.")
-        self._incoming.put(job)
+        if waiting and waiting + len(jobs) > self._max_waiting:
+            raise ServerBusyError(
+                f"{waiting} answers are to be written before; up to {self._max_waiting} may wait. "
+                "Ask again later."
+            )
+        for job in jobs:
+            self._incoming.put(job)
 
     def close(self, seconds: float = 10.0) -> None:
         """End all jobs with a failure and wait for the thread."""
@@ -230,6 +235,7 @@ class Engine:
             if self._closed:
                 break
             self._start_groups()
+            self._active = sum(group.live for group in self._groups)
             if self._groups:
                 group = self._groups.popleft()
                 try:
@@ -238,10 +244,11 @@ class Engine:
                     group.fail(f"{type(error).__name__}: {error}")
                 if group.live:
                     self._groups.append(group)
+            self._active = sum(group.live for group in self._groups)
         for group in self._groups:
-            group.fail("The server is shutting down.")
+            group.fail(GOING)
         for job in self._waiting:
-            job.emit(Failure("The server is shutting down."))
+            job.emit(Failure(GOING))
 
     def _take(self) -> None:
         """Move what has come in to the queue; wait for it where there is nothing to do."""

@@ -10,22 +10,31 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from easyeditor.errors import ServingError, UnknownServedModelError, did_you_mean
+from transformers import PreTrainedModel
+
+from easyeditor.errors import (
+    ServingError,
+    UnknownServedModelError,
+    UnsupportedModelError,
+    did_you_mean,
+)
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.ledger.live import check_model
 from easyeditor.lm.model import LM
 from easyeditor.patches.copies import shared_copy
 from easyeditor.patches.files import load_patch
 from easyeditor.patches.patch import Patch
+from easyeditor.patches.stack import applied_patches
 
 LEDGER = "ledger"
 JOINT = "+"
 MAX_COPIES = 16
 """Copies that are held; the one that was not used for the longest time is let go."""
+_Key = tuple[tuple[str, ...], tuple[tuple[int, str], ...]]
+"""The parts of a name, and the ledger's edits: their numbers and the digests of their patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ class ServedModels:
         ServingError: two names are the same, or one cannot be part of a name.
         LedgerError: the ledger is of another model, or a patch file of it is missing or changed.
         PatchMismatchError: a patch was made for another model.
+        UnsupportedModelError: the model is an encoder-decoder.
     """
 
     def __init__(
@@ -80,9 +90,16 @@ class ServedModels:
         self._lm, self._ledger, self._max_copies = lm, ledger, max_copies
         self._patches = dict(patches or {})
         self._of_ledger: dict[str, Patch] = {}
-        self._copies: OrderedDict[tuple[Any, ...], ServedModel] = OrderedDict()
-        self._lock = threading.RLock()
+        self._copies: OrderedDict[_Key, ServedModel] = OrderedDict()
+        self._ledger_model: PreTrainedModel | None = None
+        self._lock, self._building = threading.Lock(), threading.RLock()
+        if lm.encoder_decoder:
+            raise UnsupportedModelError(
+                f"{lm.name} is an encoder-decoder, and only models that continue a text are served "
+                "here. Use easyedit generate --patch."
+            )
         self._check_names()
+        lm.tokenizer("a")  # a tokenizer's first call may change its settings; later ones read them
         for patch in self._patches.values():
             patch.check(lm.model)
         if ledger is not None:
@@ -122,19 +139,36 @@ class ServedModels:
             LedgerError: a patch file of the ledger is missing or was changed.
         """
         chosen = self._chosen(name)
+        entries = self._active(chosen)
+        key = (chosen, tuple(entries))
         with self._lock:
-            entries = self._active() if LEDGER in chosen else []
-            key = (*chosen, *entries)
             if key in self._copies:
                 self._copies.move_to_end(key)
                 return self._copies[key]
-            for other in [k for k in self._copies if k[: len(chosen)] == chosen]:
-                del self._copies[other]  # the same name, with edits that the ledger had before
+        with self._building:  # names that are there already do not wait for it
+            with self._lock:
+                if key in self._copies:
+                    return self._copies[key]
             model = self._build(chosen, entries)
-            self._copies[key] = model
-            while len(self._copies) > self._max_copies:
-                self._copies.popitem(last=False)
-            return model
+            with self._lock:
+                for other in [k for k in self._copies if k[0] == chosen]:
+                    del self._copies[other]  # the same name, with edits the ledger had before
+                self._copies[key] = model
+                while len(self._copies) > self._max_copies:
+                    self._copies.popitem(last=False)
+        return model
+
+    def contents(self, name: str) -> tuple[list[Patch], list[int]]:
+        """The patches of a name, and the numbers of the ledger's edits among them.
+
+        Raises:
+            UnknownServedModelError, LedgerError: see :meth:`get`.
+        """
+        chosen = self._chosen(name)
+        entries = self._active(chosen)
+        with self._building:
+            patches = [*self._of_entries(entries), *self._named(chosen, entries)]
+        return patches, [number for number, _ in entries]
 
     def _chosen(self, name: str) -> tuple[str, ...]:
         """The parts of a name, in the order in which they are applied."""
@@ -151,34 +185,63 @@ class ServedModels:
             )
         return chosen
 
-    def _active(self) -> list[tuple[int, str]]:
-        assert self._ledger is not None
+    def _active(self, chosen: Collection[str]) -> list[tuple[int, str]]:
+        """The ledger's active edits, if it is among the parts of a name."""
+        if self._ledger is None or LEDGER not in chosen:
+            return []
         return self._ledger.active_patches()
 
-    def _build(self, chosen: Sequence[str], entries: Sequence[tuple[int, str]]) -> ServedModel:
+    def _build(self, chosen: Collection[str], entries: Sequence[tuple[int, str]]) -> ServedModel:
         start = time.perf_counter()
-        patches = self._ledger_patches(entries)
-        for patch in self._named(chosen):
-            if not any(patch.is_same_edit(other) for other in patches):
-                patches.append(patch)
-        twin = shared_copy(self._lm.model)
-        for patch in patches:
+        patches = self._of_entries(entries)
+        twin = shared_copy(self._with_ledger(patches) if patches else self._lm.model)
+        for patch in self._named(chosen, entries):
             patch.apply(twin, force=True)
+            patches.append(patch)
         twin.eval().requires_grad_(False)
         lm = LM(twin, self._lm.tokenizer)
         name = JOINT.join((self.base, *chosen))
         numbers = tuple(number for number, _ in entries)
         return ServedModel(name, lm, tuple(patches), numbers, time.perf_counter() - start)
 
-    def _named(self, chosen: Sequence[str]) -> Iterator[Patch]:
-        yield from (patch for name, patch in self._patches.items() if name in chosen)
+    def _with_ledger(self, patches: Sequence[Patch]) -> PreTrainedModel:
+        """A model that is never run and carries exactly the ledger's patches.
 
-    def _ledger_patches(self, entries: Sequence[tuple[int, str]]) -> list[Patch]:
-        if self._ledger is None:
-            return []
-        former, self._of_ledger = self._of_ledger, {}
+        It is held from one change of the ledger to the next: an edit that is added or undone costs
+        that edit, not all of them.
+        """
+        if self._ledger_model is None:
+            self._ledger_model = shared_copy(self._lm.model)
+        wanted = set(map(id, patches))
+        for patch in applied_patches(self._ledger_model):
+            if id(patch) not in wanted:
+                patch.revert(self._ledger_model)
+        carried = applied_patches(self._ledger_model)
+        if list(carried) != list(patches[: len(carried)]):  # an old edit was redone below others
+            self._ledger_model, carried = shared_copy(self._lm.model), ()
+        for patch in patches[len(carried) :]:
+            patch.apply(self._ledger_model, force=True)
+        return self._ledger_model
+
+    def _of_entries(self, entries: Sequence[tuple[int, str]]) -> list[Patch]:
+        """The patches of the ledger's edits, each read once."""
+        former = self._of_ledger
+        result: dict[str, Patch] = {}
         for number, digest in entries:
             if digest not in former:
+                assert self._ledger is not None
                 former[digest] = load_patch(self._ledger.patches.check(digest, number))
-            self._of_ledger[digest] = former[digest]
-        return list(self._of_ledger.values())
+            result[digest] = former[digest]
+        if entries:
+            self._of_ledger = dict(result)
+        return list(result.values())
+
+    def _named(
+        self, chosen: Collection[str], entries: Sequence[tuple[int, str]]
+    ) -> Iterator[Patch]:
+        """The patches of a name beside the ledger's, without those that the ledger has, too."""
+        before = self._of_entries(entries)
+        for name, patch in self._patches.items():
+            if name in chosen and not any(patch.is_same_edit(other) for other in before):
+                before.append(patch)
+                yield patch
