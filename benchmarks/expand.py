@@ -3,14 +3,15 @@
 Facts of ``worldfacts`` that the model knows, each edited alone on the unedited model. Asked freely
 (greedy, 16 tokens): the edited sentence as plain text and in chat form, a question of it in chat
 form, the record's two rewordings and its alias; the last three were not edited with. Counted is
-whether the text contains the whole target, a plain answer up to the end of its line. ``kept`` is
-the share of the argmax tokens of the record's locality answers that are as before, ``ns`` the share
-of these answers that are more probable than the target.
+whether the text contains the whole target, a plain answer up to the end of its line. ``locality``
+is the share of the argmax tokens of the record's five locality answers that are as before, also by
+kind of probe; ``neighbors_ns`` the share of neighbors whose answer is likelier than the target.
 
 Rows are written as they come and are not computed again, so the script can be stopped and called
 anew:
 
     python benchmarks/expand.py --methods ROME,MEMIT,FT --facts reported
+    python benchmarks/expand.py --table   # of docs/expand.md, from what is there
     python benchmarks/expand.py --methods ROME --facts development --out expand_dev --rewordings 3
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
@@ -34,7 +36,7 @@ from easyeditor.evaluate.bootstrap import bootstrap
 from easyeditor.evaluate.degeneration import answer_mentions
 from easyeditor.evaluate.generation_metrics import natural_answer
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.query import EvalOptions, observe
+from easyeditor.evaluate.query import EvalOptions, Replies, observe
 from easyeditor.evaluate.scorers.locality import LocalityScorer
 from easyeditor.lm.inference import generate
 from easyeditor.lm.loading import load
@@ -50,7 +52,18 @@ TRIED = {"brandenburg-gate", "british-museum", "cap-greece", "cap-ireland"}
 """Facts that the templates were written with."""
 REPORTED, DEVELOPMENT = 40, 10
 ANSWER_TOKENS = 16
-COLUMNS = ("plain", "chat", "question", "rewordings", "aliases", "kept", "ns", "seconds")
+COLUMNS = (
+    *("plain", "chat", "question", "rewordings", "aliases"),
+    *("locality", "neighbors", "neighbors_ns", "distracting", "other", "seconds"),
+)
+LOCALITY = {
+    "neighbors": "neighborhood_acc",
+    "neighbors_ns": "neighborhood_success",
+    "distracting": "distracting_acc",
+    "other": "other_attribution_acc",
+}
+BEFORE: dict[str, Replies] = {}
+"""What the unedited model replies, by fact."""
 
 
 def facts(which: str) -> list[Case]:
@@ -86,10 +99,12 @@ def row_of(
     """One fact, edited alone, measured and taken back."""
     scorers = [LocalityScorer(EvalOptions())]
     expanded = expanded_cases(lm, [case], expansion)[0]
-    began = time.perf_counter()
+    began = time.process_time()
     outcome = outcome_of(method, lm, [expanded.edit], state)
-    seconds = time.perf_counter() - began
-    before = observe(lm, [case], all_scorers=scorers)
+    seconds = time.process_time() - began
+    if case.id not in BEFORE:
+        BEFORE[case.id] = observe(lm, [case], all_scorers=scorers)
+    before = BEFORE[case.id]
     row: dict[str, Any] = {"prompts": len(expanded.edit.rows), "seconds": round(seconds, 2)}
     values: dict[str, list[float]] = {}
     with applied(lm.model, outcome.patch):
@@ -97,10 +112,13 @@ def row_of(
         for name, value in measured(lm, case):
             values.setdefault(name, []).append(value)
     locality = summarise(case, before, after, scorers)["locality"]
-    for name, ending in (("kept", "_acc"), ("ns", "_success")):
-        values[name] = [
-            value for key, value in locality.items() if key.endswith(ending) and value is not None
-        ]
+    for name, key in LOCALITY.items():
+        if locality.get(key) is not None:
+            values[name] = [locality[key]]
+    counts = Counter(probe.name for probe in case.probes if probe.group == "locality")
+    values["locality"] = [
+        locality[f"{name}_acc"] for name, count in counts.items() for _ in range(count)
+    ]
     means = {name: round(sum(some) / len(some), 4) for name, some in values.items() if some}
     return {**row, **means}
 
@@ -116,12 +134,16 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("with", "without"), help="one of the two, to choose settings"
     )
+    parser.add_argument("--table", action="store_true", help="print the table, compute nothing")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
     args = parser.parse_args()
     place = Path(__file__).parent / "results" / f"{args.out}.json"
     rows: dict[str, dict[str, Any]] = {}
     if place.exists():
         rows = json.loads(place.read_text(encoding="utf-8"))["rows"]
+    if args.table:
+        print(table(rows))
+        return
     cases = facts(args.facts)[: args.limit]
     lm = load(MODEL)
     given = {name: json.loads(value) for name, _, value in (s.partition("=") for s in args.set)}
@@ -139,6 +161,39 @@ def main() -> None:
                 print(key, rows[key], flush=True)
                 save(place, args, expansion, cases, rows)
     save(place, args, expansion, cases, rows)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Means in percent with 95 % intervals over facts; both ways on the same facts, as a table."""
+    lines = [
+        "| method | expand | facts | plain | chat | question in chat | rewordings | locality "
+        "| neighbors | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    shown = ("plain", "chat", "question", "rewordings", "locality", "neighbors")
+    for method in dict.fromkeys(key.partition("/")[0] for key in rows):
+        ids = {
+            label: {key.rpartition("/")[2] for key in rows if key.startswith(f"{method}/{label}/")}
+            for label in ("without", "with")
+        }
+        both = sorted(ids["without"] & ids["with"])
+        columns: dict[str, list[float | None]] = {}
+        for label in ("without", "with"):
+            chosen = [rows[f"{method}/{label}/{one}"] for one in both]
+            columns |= {f"{label}/{name}": [row.get(name) for row in chosen] for name in COLUMNS}
+        for name in shown:
+            pairs = zip(columns[f"without/{name}"], columns[f"with/{name}"], strict=True)
+            columns[f"gain/{name}"] = [None if a is None or b is None else b - a for a, b in pairs]
+        means = bootstrap(columns)
+        for label in ("without", "with", "gain"):
+            cells = [
+                f"{100 * e.value:.1f} ({100 * e.low:.0f} to {100 * e.high:.0f})"
+                for e in (means[f"{label}/{name}"] for name in shown)
+            ]
+            time_spent = means.get(f"{label}/seconds")
+            cells.append(f"{time_spent.value:.0f}" if time_spent else "")
+            lines.append(f"| {method} | {label} | {len(both)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def save(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 import support
-from easyeditor import Edit, FTHyperParams, ROMEHyperParams
+import tiny
+from easyeditor import LM, Edit, FTHyperParams, Prompt, ROMEHyperParams
 from easyeditor.cli.verdict import failures
 from easyeditor.edits import Case
-from easyeditor.evaluate.degeneration import _period, answer_holds, answered, examine, unsound
-from easyeditor.lm.inference import Continuation
+from easyeditor.evaluate.degeneration import (
+    FREE_TOKENS,
+    _period,
+    answer_holds,
+    answer_in_all_forms,
+    answered,
+    examine,
+    unsound,
+)
+from easyeditor.lm.inference import Continuation, generate
 
+TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
 EDIT = Edit("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower")
 
 
@@ -46,7 +58,27 @@ def test_special_tokens_in_the_middle_of_a_text():
     assert result["faults"] == ["writes the token '<s>'"]
     assert result["sound"] == 0.0
     assert unsound({"free_answer": result}) == "writes the token '<s>'"
+    assert "unedited_too" not in result
+    result = examine(lm, EDIT, before, strange, behind=before)
+    assert (result["sound"], result["unedited_too"]) == (0.0, 0.0)
+    result = examine(lm, EDIT, before, strange, behind=Continuation("", (1,), (1.0,)))
+    assert (result["sound"], result["unedited_too"]) == (0.0, 1.0)
+    own = "writes the token '<s>', as the unedited model does behind this answer"
+    assert unsound({"free_answer": result}) == own
     assert unsound({"rewrite_acc": 1.0}) is None
+
+
+@pytest.mark.parametrize("token", ["<start_of_image>", "<unused12>", "[PAD]", "<|mask|>"])
+def test_an_added_token_that_no_text_holds_is_a_control_token(token):
+    tokenizer = copy.deepcopy(tiny.tokenizer())  # the tests share one
+    number = tokenizer.add_tokens([token, "<table>"])
+    assert number == 2
+    lm = LM(tiny.model("gpt2"), tokenizer)
+    before, after = continuation(lm, " Paris."), continuation(lm, " Rome.")
+    for content, faults in ((token, [f"writes the token {token!r}"]), ("<table>", [])):
+        written = (*after.ids, tokenizer.convert_tokens_to_ids(content), *after.ids)
+        strange = Continuation(after.text, written, (1.0,) * len(written))
+        assert examine(lm, EDIT, before, strange)["faults"] == faults
 
 
 def test_one_continuation_only():
@@ -77,6 +109,33 @@ def test_the_sentences_on_edits_that_failed():
     assert "--set continuation_kl_factor=" in sentence
     (sentence,) = failures([case], [metric], batch=True, settings=FTHyperParams())
     assert "--set" not in sentence
+    wreck["unedited_too"] = 1.0
+    (sentence,) = failures([case], [metric], batch=True, settings=ROMEHyperParams())
+    assert "--set" not in sentence
+    assert "in another way" in sentence
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_all_forms_are_asked_in_one_batch(chat):
+    tokenizer = copy.deepcopy(tiny.tokenizer())  # the tests share one
+    tokenizer.chat_template = TEMPLATE
+    lm = LM(tiny.model("llama"), tokenizer, chat_template=chat)
+    cases = [Case("0", EDIT), Case("1", Edit("Gold is a", "metal"))]
+    found = answer_in_all_forms(lm, cases, behind_target=True)
+    for case, answers in zip(cases, found, strict=True):
+        edit = case.edit
+        forms = {
+            name: generate(lm, [Prompt(str(edit.prompt), chat=name == "chat")], FREE_TOKENS)[0]
+            for name in ("plain", "chat")
+        }
+        assert answers.forms == forms
+        assert answers.answer.text == forms["chat" if chat else "plain"]
+        if chat:
+            assert answers.behind is None
+        else:
+            whole = f"{edit.prompt} {edit.target}"
+            assert answers.behind.text == generate(lm, [whole], FREE_TOKENS)[0]
+    assert answer_in_all_forms(lm, cases)[0].behind is None
 
 
 @pytest.mark.parametrize(

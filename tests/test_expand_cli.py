@@ -51,3 +51,10 @@ def test_a_file_of_edits_takes_no_options_of_one(easyedit, folder, tmp_path):
     file.write_text(json.dumps([{"prompt": "A is", "target_new": "B"}]), encoding="utf-8")
     said = easyedit(*editing(folder, "--edits", file, "--question", "What is A?"))
     assert "not both" in refused(said)
+
+
+def test_a_proposal_loads_no_model_and_is_not_expanded(easyedit, folder, tmp_path):
+    book = tmp_path / "book"
+    assert easyedit("ledger", "init", book, "--model", folder).code == DONE
+    said = easyedit("ledger", "add", book, *ONE, "--method", "ft", "--expand", "--propose")
+    assert "--propose loads no model" in refused(said)

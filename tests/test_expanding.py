@@ -6,10 +6,12 @@ import copy
 import json
 
 import pytest
+import torch
 
 import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
+from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
 from easyeditor.data.write import record_of
@@ -326,3 +328,50 @@ def test_prompts_that_are_given_move_the_edit_and_none_leaves_the_bits(name):
         assert same_bits(plain.dense(path), again.dense(path))
         assert not same_bits(plain.dense(path), more.dense(path))
     assert more.info.edits == (case.edit,)
+
+
+def test_a_batch_may_hold_edits_with_and_without_further_prompts():
+    model = chatty()
+    method = METHODS.get("MEMIT")(outer.settings("MEMIT"))
+    (case,) = expanded_cases(model, [Case("0", tower())], True)
+    other = Edit(outer.PROMPT, outer.TARGET, outer.SUBJECT)
+    before = Snapshot(model.model)
+    outcome = method.edit(model, [case.edit, other], method.initial_state(model))
+    assert before.differences(model.model) == []
+    assert outcome.patch.info.edits == (case.edit, other)
+
+
+def test_the_value_is_stored_under_the_key_of_every_prompt():
+    model = chatty()
+    settings = outer.settings("ROME").replace(key_slack=1e-9)
+    method = METHODS.get("ROME")(settings)
+    (case,) = expanded_cases(model, [Case("0", tower())], True)
+    patch = method.edit(model, [case.edit], method.initial_state(model)).patch
+    (path,) = patch.entries
+    layer = int(settings.resolved(model.n_layers).layers[0])
+    keys = keys_at(model, [layer], expansion_rows(model, case.edit))[layer]
+    bare = keys_at(model, [layer], subject_rows(model, case.edit, [""]))[layer]
+    change = torch.as_tensor(patch.dense(path)).float()
+    change = change if change.shape[0] == keys.shape[1] else change.T
+    for written in keys @ change:
+        torch.testing.assert_close(written, (bare @ change)[0], rtol=1e-2, atol=1e-4)
+
+
+def test_a_method_of_batches_gets_every_prompt_as_an_edit():
+    model = chatty()
+    method = METHODS.get("UltraEdit")(outer.settings("UltraEdit"))
+    (case,) = expanded_cases(model, [Case("0", tower())], True)
+    outcome = outcome_of(method, model, [case.edit], method.initial_state(model))
+    assert outcome.patch.info.edits == case.edit.rows
+
+
+def test_a_ledger_keeps_the_prompts_of_an_edit(tmp_path):
+    plain = chatty()
+    editor = BaseEditor.from_pretrained(
+        plain.model, plain.tokenizer, outer.settings("FT"), ledger=tmp_path / "book"
+    )
+    allow = ("untaken", "health")
+    editor.edit(TOWER, "Rome", subject="The Eiffel Tower", expand=True, allow=allow)
+    (entry,) = editor.ledger.ledger.active()
+    assert len(entry.edits[0].expansions) == 2 + Expansion().rewordings
+    assert entry.edits[0].expansions[0].prompt.chat is True

@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from easyeditor import load
-from easyeditor.errors import MissingExtraError
+from easyeditor.errors import MissingExtraError, ModelLoadError
 from easyeditor.lm import embedded, gguf_cache
 
 
@@ -57,6 +57,10 @@ def test_two_files_in_one_folder_are_unpacked_once_each_and_named_by_file(
     weights = [lm.model.lm_head.weight for lm in (first, again, second)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+    with pytest.raises(ModelLoadError, match=r"several GGUF files \(a.gguf, b.gguf\); name one"):
+        load(str(tmp_path))
+    (tmp_path / "b.gguf").unlink()
+    assert load(str(tmp_path)).name == "a.gguf"  # the folder's only one
 
 
 def test_the_extra_brings_all_that_is_asked_for() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from easyeditor import BaseEditor, MEMITHyperParams, ROMEHyperParams
 from easyeditor.bench import layer_choosing as module
@@ -37,6 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, and rounds of few edits."""
     monkeypatch.setenv("EASYEDITOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "ROUNDS", ((3, 2), (2, 2), (1, 4)))
+    monkeypatch.setattr("easyeditor.bench.layer_report.TRACED_FACTS", 1)
     return tmp_path / "cache"
 
 
@@ -189,6 +191,22 @@ def test_what_cannot_be_swept_is_refused(facts):
             LayerSweep(lm, "ROME", facts)
     finally:
         editor.undo(result.patch)
+
+
+def test_edits_made_each_alone_share_a_search_and_are_the_same(facts, text, tmp_path):
+    lm = load(FAMILY)
+    settings = ROMEHyperParams(
+        layers=[1], mom2_dataset=text, mom2_n_tokens=500, stats_dir=str(tmp_path),
+        context_template_length_params=[[2, 1]], v_num_grad_steps=5,
+    )  # fmt: skip
+    method = ROME(settings)
+    edits = [case.edit for case in facts[:2]]
+    for edit, outcome in zip(edits, method.edit_each(lm, edits), strict=True):
+        assert outcome.patch.info.edits == (edit,)
+        alone = method.edit(lm, [edit]).patch
+        for path, (part,) in alone.entries.items():
+            (other,) = outcome.patch.entries[path]
+            assert torch.allclose(part.dense(), other.dense(), atol=1e-5)
 
 
 # -- the command -----------------------------------------------------------------------------

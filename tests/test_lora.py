@@ -122,9 +122,9 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
 ) -> None:
     target = lm(family)
     edit = dense(target)
-    made = export_lora(edit, tmp_path, rank=rank)
-    assert made.rank == rank
-    for path, error in made.errors.items():
+    result = export_lora(edit, tmp_path, rank=rank, base="org/model")
+    assert result.rank == rank
+    for path, error in result.errors.items():
         whole = edit.dense(path).double()
         kept = added(tmp_path, path).double()
         true = float((whole - kept).norm() / whole.norm())
@@ -133,6 +133,8 @@ def test_a_dense_patch_is_cut_to_its_best_rank_and_says_what_it_lost(
         assert error == pytest.approx(true, rel=1e-4)
         assert error == pytest.approx(best, rel=1e-4)
         assert 0.01 < error < 1
+    assert bool(result.notes) == (max(result.errors.values()) > 0.1)
+    assert all(f"Rank {rank} leaves out" in note for note in result.notes)
     cut = WeightPatch(
         {path: (Dense(added(tmp_path, path)),) for path in edit.entries},
         edit.info,

@@ -30,13 +30,16 @@ def write_checkpoint(folder, dtype=torch.bfloat16, shard="20KB", **changes):
     model.save_pretrained(folder, max_shard_size=shard)
     tiny.tokenizer().save_pretrained(folder)
     (folder / "LICENSE").write_text("a licence")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
     (folder / "README.md").write_text(CARD)
     (folder / "pytorch_model.bin").write_bytes(b"the same weights")
     return folder
 
 
 def digests(folder):
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def check_loads_as_applied(target: LM, edit, out):
@@ -110,6 +113,9 @@ def test_a_checkpoint_in_another_format_is_written_anew(tmp_path):
     result = export_merged(edit, tmp_path / "out", lm=target)
     assert "written anew by transformers" in result.notes[0]
     assert check_loads_as_applied(target, edit, tmp_path / "out").dtype == torch.bfloat16
+    target.checkpoint = "/no/such/folder/any/more"
+    result = export_merged(edit, tmp_path / "three", lm=target)
+    assert "written anew by transformers" in result.notes[0]
     in_memory = LM(tiny.model("llama"), tiny.tokenizer())
     result = export_merged(patch(in_memory, "low", 1), tmp_path / "two", lm=in_memory)
     assert "written anew by transformers" in result.notes[0]

@@ -549,3 +549,18 @@ def test_a_factor_that_takes_the_memory_of_its_moment_has_the_same_bits() -> Non
     inside = Cholesky.of(c, overwrite=True)
     assert same_bits(inside.upper, apart.upper)
     assert inside.upper.data_ptr() == c.data_ptr() != apart.upper.data_ptr()
+
+
+def test_the_default_reads_the_texts_of_the_package(tmp_path):
+    from easyeditor import MEMITHyperParams, ROMEHyperParams
+    from easyeditor.data.corpus import own_paragraphs, own_texts
+
+    assert sorted(" ".join(own_paragraphs()).split()) == sorted(" ".join(own_texts()).split())
+    assert len(list(own_paragraphs())) * 10 < len(list(own_texts()))  # few first tokens
+    straight = lm("llama")
+    (moment,) = moments(straight, [1], tokens=300, directory=tmp_path).values()
+    assert (moment.source, moment.tokens) == ("shipped", 300)
+    assert not list(tmp_path.glob("*-text.safetensors"))  # nothing was sampled
+    for settings in (ROMEHyperParams, MEMITHyperParams):
+        assert settings().mom2_dataset == "shipped"
+        assert settings.preset("smollm2-135m").mom2_dataset == "self"

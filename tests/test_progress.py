@@ -93,3 +93,23 @@ def test_a_cost_is_measured_without_what_an_interrupted_run_repeats(monkeypatch,
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_phases_of_a_solve_say_how_far_they_are(monkeypatch, caplog, tmp_path):
+    from easyeditor.associative.keys import keys_at, subject_rows, values_at
+    from easyeditor.lm.forward.partial import Site
+    from easyeditor.second_moments import moments
+    from easyeditor.second_moments.null_space import eigenvectors_of
+    from support import EDITS, lm
+
+    monkeypatch.setattr(progress, "DELAY_SECONDS", -1.0)
+    caplog.set_level(logging.INFO, "easyeditor.progress")
+    model = lm("llama")
+    rows = subject_rows(model, EDITS[0], ["", "Yes. "])
+    keys_at(model, [1], rows)
+    values_at(model, Site(1, "down"), rows)
+    eigenvectors_of(moments(model, [1], tokens=50, directory=tmp_path)[1], model.device)
+    phases = [message.partition(":")[0] for message in caplog.messages]
+    for phase in ("reading keys", "reading values", "second moments of 1 layers"):
+        assert phase in phases
+    assert any(phase.startswith("decomposing second moments") for phase in phases)

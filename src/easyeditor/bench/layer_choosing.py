@@ -24,6 +24,8 @@ from easyeditor.second_moments.corpus import SHIPPED
 
 ROUNDS = ((6, 4), (5, 8), (2, 16))
 """Layers and facts of each round; a round's facts are the first ones of the next."""
+KEPT = 3
+"""Layers of the first round that are in the second, beside their neighbours."""
 FACTS = ROUNDS[-1][1]
 TAKES, FOLLOWS = 0.9, 0.7
 """Efficacy and paraphrase scores below which edits do not take: searches with more reach follow."""
@@ -62,7 +64,8 @@ def choose_layers(
     sweep = LayerSweep(lm, probe, facts[:FACTS], text=text, folder=folder)
     windows = sweep.windows()
     rows: dict[Candidate, SweepRow] = {}
-    planned = sum(min(n, len(windows)) * min(k, len(sweep.facts)) for n, k in ROUNDS)
+    measured: dict[Candidate, SweepRow] = {}
+    planned = _planned(len(windows), len(sweep.facts), sweep.plan.together)
     with bar(planned, f"sweep over the layers of {lm.name}", "edit", at_once=True) as progress:
         tried = [Candidate(window) for window in _spread(windows, ROUNDS[0][0])]
         if _fit_in_one_pass(sweep, windows):
@@ -76,9 +79,11 @@ def choose_layers(
             rows = {c: sweep.row(c, n_facts, progress) for c in tried}
             if number == 0:
                 rows |= _with_more_reach(sweep, rows, n_facts, progress)
+            measured |= rows
         best = sorted(rows, key=lambda c: rows[c].graded)
         winner = _other_searches(sweep, best[-1], rows, progress)
-    ordered = [rows[c] for c in best if c != winner] + [rows[winner]]
+    measured |= rows
+    ordered = sorted(measured, key=lambda c: (c == winner, c.layers, c.search))
     sweep.keep_moments(winner.layers)
     chosen = sweep.settings(winner, context_template_length_params=sweep.plan.contexts)
     settings = {
@@ -90,7 +95,7 @@ def choose_layers(
         lm.name,
         sweep.plan.probe,
         settings,
-        [asdict(row) for row in ordered],
+        [asdict(measured[candidate]) for candidate in ordered],
         [case.id for case in sweep.facts],
         round(time.monotonic() - start, 1),
         time.strftime("%Y-%m-%d"),
@@ -99,6 +104,17 @@ def choose_layers(
         write_choice(lm, choice)
     sweep.finish()
     return choice
+
+
+def _planned(windows: int, facts: int, together: bool) -> int:
+    """Edits of all rounds; facts that a layer was measured on are not edited there again."""
+    total = before = 0
+    for number, (n, k) in enumerate(ROUNDS):
+        n, k = min(n, windows), min(k, facts)
+        again = 0 if number == 0 or together else min(n, KEPT)
+        total += again * max(0, k - before) + (n - again) * k
+        before = k
+    return total
 
 
 def _spread(windows: Sequence[tuple[int, ...]], n: int) -> list[tuple[int, ...]]:
@@ -114,7 +130,7 @@ def _next_candidates(
     """The best ones; with ``refine`` also what lies next to the best two and was not tried."""
     if not refine:
         return list(best[:n])
-    result = list(best[:3])
+    result = list(best[:KEPT])
     tried = {candidate.layers for candidate in best}
     for candidate in best[:2]:
         i = windows.index(candidate.layers)

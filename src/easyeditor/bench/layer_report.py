@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 TRACED: tuple[Kind, ...] = ("state", "mlp")
 TRACED_FACTS = 4
-TRACE = TraceOptions(samples=4)
+TRACE_SAMPLES = 4
+TRACE_WINDOW = 0.2
+"""Modules restored together, as a share of the depth: 10 of GPT-2 XL's 48 in ROME's Fig. 1."""
 NEARLY = 0.02
 """Layers whose S is so near to the best are named as being as good."""
 
@@ -100,6 +102,8 @@ def layer_report(sweep: LayerSweep, layers: Sequence[int] | None = None) -> Laye
 
 def traced_effects(lm: LM, facts: Sequence[Case], sweep: LayerSweep) -> dict[str, list[float]]:
     """Mean indirect effects at the subject's last token, by kind and layer."""
+    window = max(1, round(TRACE_WINDOW * lm.encoder_side().n_layers))
+    options = TraceOptions(samples=TRACE_SAMPLES, window=window)
     stored = JsonLog(sweep.folder / "traced.jsonl", BenchError, "Delete the file.")
     effects = {(record["fact"], record["kind"]): record["effects"] for record in stored.records}
     with bar(len(facts), "tracing", "fact", at_once=True) as progress:
@@ -112,7 +116,7 @@ def traced_effects(lm: LM, facts: Sequence[Case], sweep: LayerSweep) -> dict[str
                     str(edit.subject),
                     edit.ground_truth,
                     kinds=TRACED,
-                    options=TRACE,
+                    options=options,
                 )
                 records = [
                     {"fact": case.id, "kind": trace.kind, "effects": _at_subject(trace)}

@@ -149,6 +149,7 @@ class LayerSweep:
             (record["candidate"], record["facts"]): FactScores(**record["scores"])
             for record in self._log.records
         }
+        self._counted: set[tuple[str, str]] = set()
         self._contexts: tuple[str, ...] | None = None
         self._moments: set[int] = set()
 
@@ -169,14 +170,14 @@ class LayerSweep:
 
     def settings(self, candidate: Candidate, **changes: Any) -> LocateHyperParams:
         """Hyper-parameters of a candidate."""
-        tokens = TOKENS_PER_WIDTH * max(
-            self.column.projection(layer).d_in for layer in self.column.layers_with_down
-        )
+        d_in = max(self.column.projection(layer).d_in for layer in self.column.layers_with_down)
+        per_width = {name: value * d_in for name, value in self.plan.per_width.items()}
         named = {
             **self.plan.settings,
+            **per_width,
             **self.plan.searches[candidate.search],
             "mom2_dataset": self.text,
-            "mom2_n_tokens": tokens,
+            "mom2_n_tokens": TOKENS_PER_WIDTH * d_in,
             "layers": candidate.layers,
             **changes,
         }
@@ -207,7 +208,8 @@ class LayerSweep:
             self._keep(records)
             self._measured |= {keys[i]: s for i, s in zip(missing, scores, strict=True)}
         if progress is not None:
-            progress.update(len(facts))
+            progress.update(len(set(keys) - self._counted))
+            self._counted |= set(keys)
         return self._row(candidate, [self._measured[key] for key in keys])
 
     def _keep(self, records: Sequence[dict[str, Any]]) -> None:

@@ -127,7 +127,12 @@ def check_expansion(method: str, cases: Sequence[Case], *, expand: bool) -> None
 
 
 def expanded(
-    lm: LM, cases: Sequence[Case], expand: bool, chat: bool, written: int, inverse: bool
+    lm: LM,
+    cases: Sequence[Case],
+    expand: bool,
+    chat: bool = False,
+    written: int = 0,
+    inverse: bool = False,
 ) -> list[Case]:
     """The cases with their edits expanded as the options say."""
     from easyeditor.editors.expanding import Expansion, expanded_cases

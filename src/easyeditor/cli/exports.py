@@ -253,7 +253,10 @@ def _report(result: Export) -> None:
         if result.answers is None:
             output.out.print_line("  The new answers were not asked.")
         else:
-            given = f"{sum(result.answers)} of {count(len(result.answers), 'new answer')}"
-            output.out.print_line(f"  {given} come from the stored weights.")
+            total = len(result.answers)
+            output.out.print_line(
+                f"  {sum(result.answers)} of {count(total, 'new answer')} "
+                f"{'comes' if total == 1 else 'come'} from the stored weights."
+            )
     for note in result.notes:
         output.note(note)

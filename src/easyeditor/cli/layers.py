@@ -224,29 +224,33 @@ def _show(
     best: int,
 ) -> None:
     columns = [Column("layers")]
-    columns += [Column(f"trace: {kind}", right=True) for kind in effects]
-    columns += [Column(name, right=True) for name in ("facts", "v_lr", "clamp", *SCORES)]
+    columns += [Column(kind, right=True) for kind in effects]
+    searched = [] if effects else ["facts", *SEARCH]
+    columns += [Column(name, right=True) for name in (*searched, *SCORES)]
     lines = []
     for i, row in enumerate(rows):
         first, last = row["layers"][0], row["layers"][-1]
-        search = row["search"]
+        search = {"facts": row["facts"], **row["search"]}
         lines.append(
             [
                 ("*" if i == best else "") + (f"{first}" if first == last else f"{first}–{last}"),
                 *(f"{of_kind[last]:.3f}" for of_kind in effects.values()),
-                f"{row['facts']}",
-                f"{search['v_lr']:g}",
-                f"{search['clamp_norm_factor']:g}",
+                *(f"{search[SEARCH.get(name, name)]:g}" for name in searched),
                 *("" if row[name] is None else f"{100 * row[name]:.1f}" for name in SCORES),
             ]
         )
     output.show(title, columns, lines)
+    if effects:
+        output.out.print_line(
+            "state, mlp: what restoring them at the subject's last token brings back of P(answer)."
+        )
     output.out.print_line(
-        "* the best by S with shares P(new) / (P(new) + P(old)) for counts (graded)."
+        "graded: S with shares P(new) / (P(new) + P(old)) for counts; * the best."
     )
 
 
 SCORES = ("ES", "PS", "NS", "S", "graded")
+SEARCH = {"v_lr": "v_lr", "clamp": "clamp_norm_factor"}
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

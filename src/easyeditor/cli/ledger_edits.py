@@ -51,6 +51,7 @@ def add_edits(
     ground_truth: options.GroundTruth = None,
     rephrase: options.Rephrase = None,
     locality: options.Locality = None,
+    expand: options.ExpandEdit = False,
     edits: Annotated[Path | None, typer.Option(help="A file of edits instead.")] = None,
     together: Annotated[
         bool, typer.Option("--together", help="The edits of a file as one entry, one patch.")
@@ -76,6 +77,12 @@ def add_edits(
     """Edit the model's facts, if nothing speaks against it, and write down who, when and why."""
     book = Ledger(ledger)
     cases = _cases(method, edits, prompt, target, subject, ground_truth, rephrase, locality)
+    edits_cli.check_expansion(method, cases, expand=expand)
+    if propose and expand:
+        raise typer.BadParameter(
+            "--expand asks the model for its chat form, and --propose loads no model; write the "
+            "prompts into a file of edits as expansions, or leave one of the two out"
+        )
     groups = [cases] if together else [[case] for case in cases]
     settings = _settings(book, method, hparams, set_, model, device)
     record = {
@@ -101,7 +108,8 @@ def add_edits(
             unchanged += [case.id for case in group]
             continue
         try:
-            numbers.append(_make(editor, live, group, record))
+            wanted = edits_cli.expanded(editor.lm, group, expand)
+            numbers.append(_make(editor, live, wanted, record))
         except (LedgerConflictError, LedgerHealthError, EditFailed, DivergedError) as error:
             if len(groups) == 1 and not isinstance(error, LedgerHealthError):
                 raise

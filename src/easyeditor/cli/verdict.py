@@ -10,6 +10,8 @@ from easyeditor.cli.output import shortened
 
 CONTINUATION_KL_FACTOR = 0.5
 """What is advised where the text is wrecked; chosen by benchmarks/continuation_kl.py."""
+OTHER_WORDS = " No setting changes that: word the prompt in another way, or give a longer target."
+"""What is advised where the unedited model writes such text behind the target, too."""
 
 if TYPE_CHECKING:
     from easyeditor.edits import Case
@@ -85,8 +87,10 @@ def failures(
                 f"{shortened(in_chat, 40)!r}: {what}."
             )
         elif (reason := wrecked(metric["post"])) is not None:
+            unedited_too = metric["post"]["free_answer"].get("unedited_too")
             sentences.append(
-                f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}.{advice}"
+                f"Edit {i + 1} took, but the text is wrecked ({reason}): {what}."
+                f"{OTHER_WORDS if unedited_too else advice}"
             )
     return sentences
 

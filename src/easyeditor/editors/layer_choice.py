@@ -35,7 +35,8 @@ class LayerChoice:
         model: its name, for people.
         probe: the method that was swept.
         settings: hyper-parameters by name, ``layers`` among them.
-        rows: what was measured, the best last; see ``SweepRow`` of :mod:`easyeditor.bench.sweep`.
+        rows: what was measured last of each candidate, the chosen one at the end; see ``SweepRow``
+            of :mod:`easyeditor.bench.sweep`.
         facts: ids of the facts that were edited.
         seconds: the sweep took.
         when: the day, as in 2026-11-28.

@@ -15,10 +15,9 @@ from easyeditor.editors.advice import (
 from easyeditor.edits import Case
 from easyeditor.evaluate.degeneration import (
     answer_holds,
+    answer_in_all_forms,
     answered,
-    answers_by_form,
     examine,
-    free_answers,
 )
 from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import Measures, Replies, observe
@@ -93,14 +92,13 @@ class MetricRecorder:
             )
             for case in cases
         ]
-        answers = free_answers(lm, cases)
+        answers = answer_in_all_forms(lm, cases, behind_target=True)
         self._free = dict(zip(map(id, cases), answers, strict=True))
-        forms = answers_by_form(lm, cases, answers)
-        for case, answer, texts in zip(cases, answers, forms, strict=True):
+        for case, free in zip(cases, answers, strict=True):
             self[case]["pre"]["free_answer"] = {
-                "text": answer.text,
-                "holds": float(answer_holds(answer.text, case.edit.target)),
-                **({"forms": texts} if texts else {}),
+                "text": free.answer.text,
+                "holds": float(answer_holds(free.answer.text, case.edit.target)),
+                **({"forms": free.forms} if free.forms else {}),
             }
         pre = [metric["pre"] for metric in self.metrics]
         self._notes = notes_before(lm, cases, pre)
@@ -127,11 +125,11 @@ class MetricRecorder:
         after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
-        answers = free_answers(lm, cases)
-        forms = answers_by_form(lm, cases, answers)
-        for case, answer, texts in zip(cases, answers, forms, strict=True):
-            result = examine(lm, case.edit, self._free[id(case)], answer)
-            self[case][key]["free_answer"] = {**result, **({"forms": texts} if texts else {})}
+        for case, free in zip(cases, answer_in_all_forms(lm, cases), strict=True):
+            before = self._free[id(case)]
+            result = examine(lm, case.edit, before.answer, free.answer, before.behind)
+            forms = {"forms": free.forms} if free.forms else {}
+            self[case][key]["free_answer"] = {**result, **forms}
         self._write_notes(cases)
 
     def leave_unchanged(self) -> list[Case]:

@@ -4,6 +4,11 @@ Scores under teacher forcing do not see what a model writes behind the answer: a
 rewrite accuracy of 1 and continue with "Rome, Italy<start_of_image>" eleven times. The answers
 before and after the edit are compared, so that what a small model does anyway is not a fault.
 
+Some models write control tokens or loops behind certain answers without any edit: Gemma-3-270M
+gives ``<start_of_image>`` .5 after "The Eiffel Tower is in the city of Rome, Italy", which is what
+it writes of the Colosseum. So the unedited model is also asked what follows prompt and target: the
+text is wrecked all the same, but no setting of the edit would mend it.
+
 The thresholds are checked on text that a perfect edit would leave (``benchmarks/degeneration.py``):
 what the unedited SmolLM2-135M writes after prompts that hold the new answer already. They flag 1 of
 270 such texts (fact prompts, rephrases, descriptions, running text). Of 12 texts that noise in the
@@ -16,11 +21,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from easyeditor.edits import Case, Edit, Generate
-from easyeditor.joining import unspaced
+from easyeditor.edits import Case, Edit, Generate, Prompt
+from easyeditor.joining import BLANKS, separator, unspaced
 from easyeditor.lm.inference import Continuation, continue_all
 from easyeditor.lm.model import LM
 
@@ -40,70 +45,117 @@ Of 30 sound texts the least has 1.1 nats and the most 4.0, which is no less than
 (1.4 to 3.5): a high entropy says nothing, so that there is no upper threshold."""
 COLLAPSED_SHARE = 0.1
 """And below this share of the entropy before the edit."""
-RESERVED = re.compile(r"^[<\[]\|?(?:unused|reserved|extra_id)[\w ]*\|?[>\]]$", re.IGNORECASE)
+RESERVED = re.compile(
+    r"^[<\[]\|?(?:unused|reserved|extra_id|(?:start|begin|end)_of_|mask|pad|image|audio)[\w ]*"
+    r"\|?[>\]]$",
+    re.IGNORECASE,
+)
+"""Added tokens that no text holds, also where the tokenizer does not call them special."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model writes, asked freely about one case.
+
+    Attributes:
+        answer: after the prompt, in the form that the prompt or the model has.
+        forms: the texts after the prompt as ``plain`` text and in ``chat`` form; empty where the
+            tokenizer has no chat template. A prompt with a system message has no plain form.
+        behind: after prompt and target, of a plain prompt of a causal model: of the unedited model
+            it is the text that a perfect edit would leave; None where it was not asked for.
+    """
+
+    answer: Continuation
+    forms: dict[str, str]
+    behind: Continuation | None = None
 
 
 def free_answers(lm: LM, cases: Sequence[Case]) -> list[Continuation]:
     """Greedy answers to the prompts of the cases' edits, in one batch, with entropies."""
-    queries = []
-    for case in cases:
-        target = lm.text.row(case.edit.prompt, case.edit.target).target
-        queries.append(
-            Generate(case.edit.prompt, max(FREE_TOKENS, len(target) + TOKENS_AFTER_TARGET))
-        )
-    return continue_all(lm, queries, entropies=True)
+    return continue_all(lm, [_question(lm, case.edit) for case in cases], entropies=True)
 
 
-def answers_by_form(
-    lm: LM, cases: Sequence[Case], answers: Sequence[Continuation]
-) -> list[dict[str, str]]:
-    """Per case the free answers to its prompt as ``plain`` text and in ``chat`` form.
+def answer_in_all_forms(
+    lm: LM, cases: Sequence[Case], *, behind_target: bool = False
+) -> list[Answers]:
+    """:func:`free_answers` with those in the other form and, if asked, those behind the target.
 
-    An edit made in one form may not hold in the other. Empty where the tokenizer has no chat
-    template; a prompt with a system message has no plain form.
-
-    Args:
-        lm: the model.
-        cases: what was asked.
-        answers: the :func:`free_answers` in the form that ``lm`` writes prompts in.
+    An edit made in one form may not hold in the other. All are written in one batch, as a step of
+    generation costs about the same for several rows.
     """
-    if not getattr(lm.tokenizer, "chat_template", None):
-        return [{} for _ in cases]
-    prompts = [case.edit.prompt for case in cases]
-    as_chat = [lm.text.chat_template if p.chat is None else p.chat for p in prompts]
-    result = [
-        {"chat" if chat else "plain": answer.text}
-        for chat, answer in zip(as_chat, answers, strict=True)
-    ]
-    askable = [i for i, chat in enumerate(as_chat) if not chat or prompts[i].system is None]
-    other = [
-        replace(
-            cases[i], edit=replace(cases[i].edit, prompt=replace(prompts[i], chat=not as_chat[i]))
-        )
-        for i in askable
-    ]
-    for i, answer in zip(askable, free_answers(lm, other), strict=True):
-        result[i]["plain" if as_chat[i] else "chat"] = answer.text
-    return [{form: texts[form] for form in sorted(texts, reverse=True)} for texts in result]
+    edits = [case.edit for case in cases]
+    templates = bool(getattr(lm.tokenizer, "chat_template", None))
+    queries: list[Generate] = []
+    plans = []
+    for edit in edits:
+        chat = lm.text.chat_template if edit.prompt.chat is None else edit.prompt.chat
+        plan = {"answer": _question(lm, edit)}
+        if templates and not (chat and edit.prompt.system is not None):
+            prompt = replace(edit.prompt, chat=not chat)
+            plan["other"] = _question(lm, replace(edit, prompt=prompt))
+        if behind_target and not chat and not lm.encoder_decoder:
+            plan["behind"] = Generate(_with_target(edit), FREE_TOKENS)
+        queries += plan.values()
+        plans.append((chat, plan))
+    written = iter(continue_all(lm, queries, entropies=True))
+    result = []
+    for chat, plan in plans:
+        replies = {what: next(written) for what in plan}
+        this, that = ("chat", "plain") if chat else ("plain", "chat")
+        forms = {this: replies["answer"].text} if templates else {}
+        if "other" in replies:
+            forms[that] = replies["other"].text
+        in_order = {form: forms[form] for form in sorted(forms, reverse=True)}
+        result.append(Answers(replies["answer"], in_order, replies.get("behind")))
+    return result
 
 
-def examine(lm: LM, edit: Edit, before: Continuation, after: Continuation) -> dict[str, Any]:
-    """The ``free_answer`` of a metric dict.
+def _question(lm: LM, edit: Edit) -> Generate:
+    target = lm.text.row(edit.prompt, edit.target).target
+    return Generate(edit.prompt, max(FREE_TOKENS, len(target) + TOKENS_AFTER_TARGET))
+
+
+def _with_target(edit: Edit) -> Prompt:
+    """The prompt with the target behind it, joined as they are scored."""
+    prompt = edit.prompt
+    if prompt.raw:
+        return prompt.with_text(prompt.text + edit.target)
+    text = prompt.text.rstrip(BLANKS) or prompt.text
+    return prompt.with_text(text + separator(prompt.text, edit.target) + edit.target)
+
+
+def examine(
+    lm: LM,
+    edit: Edit,
+    before: Continuation,
+    after: Continuation,
+    behind: Continuation | None = None,
+) -> dict[str, Any]:
+    """The ``free_answer`` of a metric dict, from the free answers before an edit and after.
 
     ``text``; ``holds``: 1 where the answer begins with the whole target and ends it; ``sound``: 1
-    without ``faults``, which are phrases for a sentence.
+    without ``faults``, which are phrases for a sentence. ``unedited_too``: 1 where the unedited
+    model has the same faults ``behind`` the target, so that no edit of this prompt is without them.
     """
-    faults = [
-        *_special_tokens(lm, edit, before, after),
-        *_repetition(lm, before, after),
-        *_collapse(lm, edit, before, after),
-    ]
-    return {
+    faults = _faults(lm, edit, before, after)
+    result = {
         "text": after.text,
         "holds": float(answer_holds(after.text, edit.target)),
         "sound": float(not faults),
         "faults": faults,
     }
+    if faults and behind is not None:
+        result["unedited_too"] = float(not _faults(lm, edit, behind, after))
+    return result
+
+
+def _faults(lm: LM, edit: Edit, usual: Continuation, after: Continuation) -> list[str]:
+    """What is wrong with a text, beyond what is wrong with the ``usual`` one."""
+    return [
+        *_special_tokens(lm, edit, usual, after),
+        *_repetition(lm, usual, after),
+        *_collapse(lm, edit, usual, after),
+    ]
 
 
 def answered(half: Mapping[str, Any]) -> bool:
@@ -118,8 +170,11 @@ def answered(half: Mapping[str, Any]) -> bool:
 
 def unsound(half: Mapping[str, Any]) -> str | None:
     """Why the free answer in a ``post`` dict is no longer text; None where it is."""
-    faults = half.get("free_answer", {}).get("faults")
-    return "; ".join(faults) if faults else None
+    answer = half.get("free_answer", {})
+    if not answer.get("faults"):
+        return None
+    own = ", as the unedited model does behind this answer" if answer.get("unedited_too") else ""
+    return "; ".join(answer["faults"]) + own
 
 
 def answer_holds(text: str, target: str) -> bool:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
-from transformers.utils import cached_file
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "LICEN[CS]E*", "NOTICE*")
+BESIDE = (
+    *("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt", "*.tiktoken"),
+    *("*.py", "LICEN[CS]E*", "NOTICE*"),
+)
 """Files of a model's folder that belong to it beside its weights: not its card, which describes
 the unedited model, nor the same weights in other formats."""
 LEFT_OUT = ("easyedit-files.json", "trainer_state.json", "*.bin.index.json")
@@ -41,14 +44,11 @@ class Checkpoint:
         """
         folder = Path(where)
         if not folder.is_dir():
-            config = cached_file(
-                where,
-                "config.json",
-                local_files_only=True,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            if config is None:
+            try:
+                config = try_to_load_from_cache(where, "config.json")
+            except ValueError:  # no name of a hub's: a folder that is gone
+                return None
+            if not isinstance(config, str):
                 return None
             folder = Path(config).parent
         if (folder / INDEX).is_file():
@@ -84,7 +84,7 @@ class Checkpoint:
             ValueError: one has another shape or precision than the one it replaces.
         """
         names = {
-            path.name
+            str(path.relative_to(self.folder))
             for pattern in BESIDE
             for path in self.folder.glob(pattern)
             if path.is_file() and not any(path.match(left) for left in LEFT_OUT)

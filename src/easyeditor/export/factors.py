@@ -6,7 +6,7 @@ is exported exactly; a dense one by truncated SVD, with the error measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 import torch
@@ -20,6 +20,8 @@ from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.progress import bar
 
 DENSE_RANK = 64
+LARGEST_SILENT_ERROR = 0.1
+"""Share of a change's norm, lost to the rank, above which the user is told."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's ``--max-lora-rank`` may be; an adapter's rank may be anything up to it."""
 INSTEAD = (
@@ -110,6 +112,17 @@ def lora_rank(patch: Patch, rank: int | None = None) -> int:
         else:
             ranks.append(min(rank or DENSE_RANK, *weights.shapes[path]))
     return max(ranks)
+
+
+def lossy_notes(errors: Mapping[str, float], rank: int) -> list[str]:
+    """What has to be said of an adapter whose rank leaves out much of a change."""
+    worst = max(errors, key=lambda path: errors[path])
+    if errors[worst] <= LARGEST_SILENT_ERROR:
+        return []
+    return [
+        f"Rank {rank} leaves out {errors[worst]:.0%} of the change of {worst}, by norm: ask the "
+        "adapter the edited questions, or store more (rank=, --rank)."
+    ]
 
 
 def _factors(

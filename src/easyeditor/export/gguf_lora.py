@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from easyeditor.errors import PatchError
-from easyeditor.export.factors import padded_factors, weights_of
+from easyeditor.export.factors import lossy_notes, padded_factors, weights_of
 from easyeditor.export.gguf_names import (
     ARCHITECTURES,
     MLP,
@@ -74,4 +74,6 @@ def export_gguf_lora(patch: Patch, folder: str | Path, *, rank: int | None = Non
         writer.write_tensors_to_file()
         writer.close()
         (part / MODELFILE).write_text(MODELFILE_TEXT, encoding="utf-8")
-    return Export("gguf-lora", place, place / ADAPTER, errors, most)
+    return Export(
+        "gguf-lora", place, place / ADAPTER, errors, most, notes=tuple(lossy_notes(errors, most))
+    )

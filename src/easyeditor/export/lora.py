@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from easyeditor.export.factors import VLLM_RANKS, padded_factors, weights_of
+from easyeditor.export.factors import VLLM_RANKS, lossy_notes, padded_factors, weights_of
 from easyeditor.export.result import Export
 from easyeditor.files import folder_written_whole
 from easyeditor.lm.embedded import hub_name
@@ -69,7 +69,14 @@ def export_lora(
     with folder_written_whole(place) as part:
         save_file(tensors, part / ADAPTER, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return Export("lora", place, place, errors, most, notes=(*notes, *_rank_notes(most)))
+    return Export(
+        "lora",
+        place,
+        place,
+        errors,
+        most,
+        notes=(*notes, *lossy_notes(errors, most), *_rank_notes(most)),
+    )
 
 
 def _kind_of_model(architecture: str) -> dict[str, Any]:

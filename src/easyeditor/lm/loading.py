@@ -147,10 +147,26 @@ def _locate(name: str, dtype: str | None) -> tuple[str, str]:
         embedded.require_gguf(f"The GGUF file {path.name}")
         return str(gguf_cache.unpacked(path, dtype)), path.name
     if path.is_dir():
-        return str(path), ""
+        file = _only_gguf(path)
+        return (str(path), "") if file is None else _locate(str(file), dtype)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ModelLoadError(f"No folder {name!r}. A model folder holds config.json and weights.")
     return name, ""
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds no configuration; None where there is none.
+
+    Raises:
+        ModelLoadError: the folder holds several, so that one must be named.
+    """
+    files = [] if (folder / "config.json").is_file() else sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelLoadError(
+            f"The folder {str(folder)!r} holds several GGUF files ({names}); name one."
+        )
+    return files[0] if files else None
 
 
 def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:

@@ -35,7 +35,7 @@ class EMMETHyperParams(SpreadHyperParams):
         "llama-2-7b": {"layers": [5], "v_weight_decay": 1e-3, "clamp_norm_factor": 4},
     }
 
-    sweep: ClassVar[SweepPlan | None] = replace(LAYER_RANGE, probe="EMMET", width=0.0)
+    sweep: ClassVar[SweepPlan | None] = replace(LAYER_RANGE, probe="EMMET", per_width={}, width=0.0)
 
     alg_name: str = "EMMET"
     layers: Layers = (0.17,)

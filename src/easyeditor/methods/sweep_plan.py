@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from pydantic import Field
@@ -22,6 +22,8 @@ class SweepPlan:
         searches: settings of the value search, the first for models of usual size. The others have
             more reach: they are tried where edits do not take.
         contexts: the sampled prefixes of the settings that are the result.
+        per_width: settings in units of ``d_in``: E[kᵀ C⁻¹ k] is ``d_in``, so that a regularization
+            of as much means the same in every model (published: 15,000 for 16,384).
         width: layers that are edited together, as a share of the depth; 0 is one layer.
         together: whether the facts are edited in one batch.
     """
@@ -30,6 +32,7 @@ class SweepPlan:
     settings: Mapping[str, Any]
     searches: tuple[Mapping[str, Any], ...]
     contexts: ContextLengths
+    per_width: Mapping[str, float] = field(default_factory=dict)
     width: float = 0.0
     together: bool = False
 
@@ -54,6 +57,7 @@ LAYER_RANGE: Final = SweepPlan(
         {"v_lr": 2.0, "clamp_norm_factor": 1.5, "v_num_grad_steps": 100},
     ),
     contexts=((10, 3),),
+    per_width={"mom2_update_weight": 1.0},
     width=1 / 6,
     together=True,
 )
