@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import outer
 import tiny
+from cases import CASES
 from easyeditor import load_patch
 from easyeditor.cli import catalog
 from easyeditor.cli.info import write_presets
@@ -455,7 +456,7 @@ def test_models(easyedit):
 def test_hparams(easyedit, tmp_path):
     found = document(easyedit("hparams", "ls", "--json"))
     assert list(found)[: len(list(METHODS))] == list(METHODS)
-    assert set(found) - set(METHODS) == {"TRAINING/MEND", "TRAINING/SERAC"}
+    assert set(found) - set(METHODS) == {f"TRAINING/{case.name}" for case in CASES if case.trainer}
     assert "gpt2-xl" in found["ROME"]
     assert "gpt2-xl" in easyedit("hparams", "ls").out
     shown = document(easyedit("hparams", "show", "rome", "gpt2-xl", "--json"))

@@ -84,6 +84,9 @@ class Toy:
     def validate(self, cases: Any) -> dict[str, float]:
         return {"edit_loss": next(Toy.script, 1.0), "rewrite": self.module.weight.item()}
 
+    def untrained(self) -> None:
+        return None
+
     def save(self, folder: Path) -> Path:
         file = folder / "toy.json"
         file.write_text(json.dumps([self.module.weight.item(), self.own.item()]))

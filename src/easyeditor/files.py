@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -20,9 +21,19 @@ from easyeditor.errors import OutputError
 PART = ".part"
 """The suffix of scratch folders; a run folder and a listing may ignore names that end in it."""
 LOCK = "writer.lock"
+PIECE_BYTES = 2**20
 FULL_DISK = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 MOST_NAME_CHARACTERS = 40
 """How much of the user's name a scratch folder's name repeats: a long name must not get longer."""
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager

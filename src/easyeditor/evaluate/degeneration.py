@@ -173,8 +173,8 @@ def unsound(half: Mapping[str, Any]) -> str | None:
     answer = half.get("free_answer", {})
     if not answer.get("faults"):
         return None
-    own = ", as the unedited model does behind this answer" if answer.get("unedited_too") else ""
-    return "; ".join(answer["faults"]) + own
+    cause = ", as the unedited model does behind this answer" if answer.get("unedited_too") else ""
+    return "; ".join(answer["faults"]) + cause
 
 
 def answer_holds(text: str, target: str) -> bool:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import MissingExtraError, ModelLoadError
-from easyeditor.lm.model_cache import cached_model, sha256_of
+from easyeditor.files import sha256_of
+from easyeditor.lm.model_cache import cached_model
 from easyeditor.paths import cache_dir
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from easyeditor.lm.model_cache import cached_model, sha256_of
+from easyeditor.files import sha256_of
+from easyeditor.lm.model_cache import cached_model
 from easyeditor.paths import cache_dir
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ whose size differs, or whose time and digest differ, makes the folder damaged: i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,21 +22,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from easyeditor.errors import ModelLoadError
+from easyeditor.files import sha256_of
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "easyedit-files.json"
 MAX_WAIT_SECONDS = 3600
-PIECE_BYTES = 2**20
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def cached_model(place: Path, make: Callable[[Path], Path], before: Callable[[], None]) -> Path:

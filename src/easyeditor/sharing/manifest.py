@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import ManifestError
-from easyeditor.lm.model_cache import sha256_of
+from easyeditor.files import sha256_of
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"

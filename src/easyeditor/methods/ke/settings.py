@@ -47,8 +47,8 @@ class KETrainingHparams(GradientTrainingHparams):
         },
         "smollm2-135m": {
             "lr": 1e-3,
-            "edit_lr": 300.0,
-            "lr_lr": 1.0,
+            "edit_lr": 10.0,
+            "lr_lr": 0.3,
             "lr_schedule": "cosine",
             "max_iters": 120,
             "log_interval": 10,
