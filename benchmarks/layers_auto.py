@@ -100,15 +100,38 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """The table of docs/layers.md."""
+    lines = [
+        "| model | S by layer (best search) | chosen | S there | behind the best | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        chosen, by_layer = result["chosen"], dict[int, float]()
+        for row in result.get("rows", ()):
+            layer = row["layers"][0]
+            by_layer[layer] = max(by_layer.get(layer, 0.0), row["S"])
+        scores = ", ".join(f"{100 * s:.1f}" for s in by_layer.values())
+        layer, behind = chosen["settings"]["layers"][0], result.get("behind_best", 0.0)
+        at = max(by_layer.values()) * 100 - behind if by_layer else chosen["rows"][-1]["S"] * 100
+        lines.append(
+            f"| {result['model']} | {scores} | {layer} | {at:.1f} | {behind} "
+            f"| {chosen['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("models", nargs="*", help="none: print the table")
     parser.add_argument("--facts", type=int, default=16, help="0: the choice alone")
     parser.add_argument("--layers", default="")
     parser.add_argument("--method", default="ROME")
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("layers_auto_work"))
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else []
+    if not args.models:
+        print(table(results))
     for name in args.models:
         result = measure(name, args)
         same = (result["model"], result["method"])

@@ -508,7 +508,7 @@ dropout: 0.0
         rows=(
             MatrixRow(
                 "T-Patcher",
-                {"rewrite": 0.9, "locality": 0.9},
+                {"rewrite": 0.95, "rephrase": 0.7, "locality": 0.95},
                 reading="adds a neuron per wrong token to the last MLP, which acts where its key "
                 "fits the token.",
             ),
@@ -523,7 +523,7 @@ dropout: 0.0
         rows=(
             MatrixRow(
                 "MELO",
-                {"rewrite": 0.9, "locality": 0.97},
+                {"rewrite": 0.95, "locality": 0.97},
                 {"layers": [2]},
                 reading="answers with a low-rank change where the prompt is the edited one; a "
                 "rephrased prompt is seldom near enough.",
@@ -546,7 +546,7 @@ dropout: 0.0
         rows=(
             MatrixRow(
                 "CaliNet",
-                {"rewrite": 0.9},
+                {"rewrite": 0.95, "rephrase": 0.9, "locality": 0.85},
                 {"n_neurons": 16},
                 reading="is a small network beside the last MLP that every token meets: nothing "
                 "makes sure of other answers.",
@@ -725,6 +725,37 @@ replay: false
         ),
     ),
     MethodCase(
+        "PMET",
+        quick={"layers": [0, 1], **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        classic=_CLASSIC
+        + 'alg_name: "PMET"\nlayers: [1, 2]\nlayer_selection: "all"\n'
+        + "mom2_update_weight: 6000\nnll_loss_factor: 1\n"
+        + 'rewrite_module_tmps: ["transformer.h.{}.mlp.c_proj"]'
+        + _CLASSIC_LOCATE
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "PMET",
+                {"rewrite": 0.6, "rephrase": 0.55, "locality": 0.9},
+                {
+                    "layers": [1, 2],
+                    "key": "ridge",
+                    "mom2_update_weight": 1,
+                    **_LOCATE,
+                    **_OF_AN_MLP,
+                },
+                {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                every=8,
+                reading="searches a value beside one of attention, which is not written: part of "
+                "the answer goes with it.",
+            ),
+        ),
+    ),
+    MethodCase(
         "ENCORE",
         quick={"layers": [0, 1], "v_stop_argmax": False, **LOCATE_QUICK},
         plain=LOCATE_PLAIN,
@@ -735,7 +766,7 @@ replay: false
         rows=(
             MatrixRow(
                 "ENCORE",
-                {"rewrite": 0.9, "rephrase": 0.8, "locality": 0.9},
+                {"rewrite": 0.85, "rephrase": 0.65, "locality": 0.9},
                 {
                     "layers": [1, 2],
                     "key": "ridge",
@@ -744,6 +775,7 @@ replay: false
                     **_OF_A_BLOCK,
                 },
                 {"t5": {"layers": [0, 1], **_IN_AN_ENCODER}},
+                every=8,
                 reading="is MEMIT with a ridge on the change; its search stops once the target is "
                 "the most probable answer.",
             ),

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.pmet import PMETHyperParams as PMETHyperParams
     from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
     from easyeditor.methods.rledit import RLEditHyperParams as RLEditHyperParams

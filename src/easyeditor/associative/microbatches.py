@@ -173,7 +173,7 @@ class MemoryModel:
         measured = MEASURED(lm)
         if key not in measured:
             runs = open_forward(lm, site, [longest], resume=resume)
-            width = lm.down_map(site.layer).d_out
+            width = lm.down_map(site.layer).d_out * len(site.parts())
             logits = runs.logits(torch.zeros(1, width, device=lm.device, requires_grad=True))
             read = logits.shape[-1] * (logits.element_size() + 4)  # and their log-probabilities
             stored, left = runs.stored / max(longest.past, 1), runs.left / longest.tokens(resume)

@@ -21,6 +21,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from easyeditor.associative.continuation import continuation_rows
 from easyeditor.associative.contrast import read_after_subject
@@ -51,7 +52,10 @@ class ValueOptions:
     ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
     saves about half of the steps and gives the answer a lower probability.
     ``continuation_kl_factor`` weighs the mean divergence of ``continuation_tokens`` next-token
-    distributions behind the target from those of the model before the edit.
+    distributions behind the target from those of the model before the edit. Once every target
+    token of an edit was the argmax at the step before, its −log p(target) is weighed by
+    ``argmax_nll_factor``, and it stops when its weighted KL is at most ``argmax_stop_kl`` (None:
+    it does not).
     """
 
     v_num_grad_steps: int
@@ -63,6 +67,8 @@ class ValueOptions:
     v_stop_argmax: bool = False
     continuation_kl_factor: float = 0.0
     continuation_tokens: int = 8
+    argmax_nll_factor: float = 1.0
+    argmax_stop_kl: float | None = None
 
 
 @dataclass(slots=True)
@@ -70,7 +76,7 @@ class OptimizedValues:
     """The optimised vectors of a batch of edits.
 
     Attributes:
-        delta: δ, ``(edits, width)``, float32.
+        delta: δ, ``(edits, width)``, float32; of a site of two parts both, one behind the other.
         origin: v₀, ``(edits, width)``: the module's output on the bare prompt.
         losses: the loss of each edit at each of its steps.
     """
@@ -109,14 +115,17 @@ def optimize_values(
     if memory is None:
         memory = room(lm, 18 if len(edits) == 1 else 14)
     bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
-    origin = values_at(lm, site, bare)
-    norms = origin.norm(dim=1, keepdim=True)
+    parts = site.parts()
+    origins = [values_at(lm, part, bare) for part in parts]
+    origin = origins[0] if len(origins) == 1 else torch.cat(origins, 1)
+    norms = torch.cat([some.norm(dim=1, keepdim=True) for some in origins], 1)
     for i, edit in enumerate(edits):
         rows_elsewhere = len(contexts) > 1 or edit.expansions
         if rows_elsewhere and read_after_subject(lm, edit):  # v₀ of " is" may be small
             others = subject_rows(lm, edit, contexts[1:]) + expansion_rows(lm, edit)
-            elsewhere = values_at(lm, site, others)
-            norms[i] = torch.maximum(norms[i], elsewhere.norm(dim=1).mean())
+            for j, part in enumerate(parts):
+                elsewhere = values_at(lm, part, others)
+                norms[i, j] = torch.maximum(norms[i, j], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     rows = [
         context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
@@ -153,26 +162,31 @@ def _optimize_group(
     delta = torch.zeros_like(result.origin[members])
     adam = torch.optim.Adam([delta], lr=search.v_lr, foreach=False)
     batches = micro_batches(lm, site, list(chain.from_iterable(rows_of_edits)), costs, memory)
-    alive = set(members)
+    alive, right = set(members), set[int]()
     for step in range(search.v_num_grad_steps):
         decay = search.v_weight_decay / size**2
-        total = dict(
-            zip(members, (decay * delta.norm(dim=1, keepdim=True))[:, 0].tolist(), strict=True)
+        total = dict(zip(members, (decay * _norms(delta, size)).sum(1).tolist(), strict=True))
+        gradient = (decay[..., None] * normalize(_by_part(delta, size), dim=2, eps=1e-30)).flatten(
+            1
         )
-        gradient = decay * torch.nn.functional.normalize(delta, eps=1e-30)
-        nll = dict.fromkeys(alive, 0.0)
+        nll, kl = dict.fromkeys(alive, 0.0), dict.fromkeys(alive, 0.0)
         missed: set[int] = set()
         for batch in batches:
             owner = torch.tensor([slot[row.edit] for row in batch.rows], device=delta.device)
             vectors = delta[owner].requires_grad_()
             losses = batch.losses(vectors)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            weights = [
+                search.argmax_nll_factor if row.target and row.edit in right else 1.0
+                for row in batch.rows
+            ]
+            weighted = losses if not right else losses * losses.new_tensor(weights)
+            weighted.sum().backward()  # type: ignore[no-untyped-call]
             assert vectors.grad is not None
             gradient.index_add_(0, owner, vectors.grad)
             missed |= batch.missed
             for row, loss in zip(batch.rows, losses.tolist(), strict=True):
                 total[row.edit] += loss
-                nll[row.edit] += loss if row.target else 0.0
+                (nll if row.target else kl)[row.edit] += loss
         for edit in alive:
             result.losses[edit].append(total[edit])
         wrong = [edit for edit in alive if total[edit] != total[edit] or abs(total[edit]) > 1e30]
@@ -185,8 +199,11 @@ def _optimize_group(
         enough = total if search.v_stop_nll is None else nll
         limit = STOP_LOSS if search.v_stop_nll is None else search.v_stop_nll
         finished = {edit for edit in alive if last or enough[edit] < limit}
+        right = alive - missed if search.argmax_nll_factor != 1 else set()
         if search.v_stop_argmax:
             finished |= alive - missed
+        if search.argmax_stop_kl is not None:
+            finished |= {edit for edit in alive - missed if kl[edit] <= search.argmax_stop_kl}
         progress.update(len(alive) + len(finished) * (search.v_num_grad_steps - step - 1))
         alive -= finished
         if not alive:
@@ -197,9 +214,20 @@ def _optimize_group(
         moving = torch.tensor([slot[edit] for edit in sorted(alive)], device=delta.device)
         stopped, delta.grad = delta.clone(), gradient
         adam.step()  # of all rows: those that have stopped are put back
-        changed = delta[moving]
-        longest = search.clamp_norm_factor * size[moving]
-        norm = changed.norm(dim=1, keepdim=True)
+        changed = _by_part(delta[moving], size)
+        longest = (search.clamp_norm_factor * size[moving])[..., None]
+        norm = changed.norm(dim=2, keepdim=True)
         delta.copy_(stopped)
-        delta[moving] = torch.where(norm > longest, changed * (longest / norm), changed)
+        clamped = torch.where(norm > longest, changed * (longest / norm), changed)
+        delta[moving] = clamped.flatten(1)
     result.delta[members] = delta
+
+
+def _by_part(delta: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """``(edits, width of all parts)`` as ``(edits, parts, width)``; ``size`` has a column each."""
+    return delta.view(len(delta), size.shape[1], -1)
+
+
+def _norms(delta: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """The length of each part, ``(edits, parts)``."""
+    return _by_part(delta, size).norm(dim=2)

@@ -168,7 +168,8 @@ def hparams_show(
         options.check_spelling(model, known)
         output.note(
             f"There is no preset for {model!r}; these are the defaults, with layers relative to "
-            f"the depth. Presets: {', '.join(known)}."
+            f"the depth ('easyedit layers --auto' measures better ones). Presets: "
+            f"{', '.join(known)}."
         )
     if as_json:
         output.print_json(settings)

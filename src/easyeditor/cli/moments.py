@@ -85,6 +85,7 @@ def moments(
     settings = _settings(method, model, hparams, set_, dataset, tokens)
     cases = _cases(edits, limit)
 
+    from easyeditor.editors.layer_choice import automatic
     from easyeditor.hyperparams import resolve_layers
 
     model = settings.model_name
@@ -93,6 +94,7 @@ def moments(
         from easyeditor.lm.loading import load
 
         lm = load(settings.model, trust_remote_code=trust_remote_code)
+    settings = automatic(lm, settings)
     column = settings.column(lm)
     chosen = [int(n) for n in resolve_layers(wanted or settings.layers, column.n_layers)]
     reply = {"method": method, "model": model, "dataset": settings.mom2_dataset}

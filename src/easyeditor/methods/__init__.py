@@ -19,6 +19,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "R-ROME": "easyeditor.methods.r_rome:RROME",
         "EMMET": "easyeditor.methods.emmet:EMMET",
         "AlphaEdit": "easyeditor.methods.alphaedit:AlphaEdit",
+        "PMET": "easyeditor.methods.pmet:PMET",
         "ENCORE": "easyeditor.methods.encore:ENCORE",
         "UltraEdit": "easyeditor.methods.ultraedit:UltraEdit",
         "FT": "easyeditor.methods.ft:FT",

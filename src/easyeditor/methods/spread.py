@@ -103,6 +103,10 @@ class SpreadHyperParams(LocateHyperParams):
     def regularization(self, metric: KeyMetric, edits: int) -> float:
         """``E`` of every key, in units of ``kᵀ M k``, for a batch of so many edits."""
 
+    def share(self, left: int) -> float:
+        """By what the residual is divided where ``left`` layers have yet to be written."""
+        return left
+
     def recorded(self, metric: KeyMetric) -> dict[str, int]:
         """Numbers about a layer's metric that the patch keeps, by name; none by default."""
         return {}
@@ -146,7 +150,7 @@ class SpreadMethod(Method[SpreadState]):
         """Sample the contexts, and make sure that the metrics are in their cache."""
         lm = self.hyperparams.column(lm)
         settings = self.hyperparams.resolved(lm.n_layers)
-        _, layers, _ = _where(lm, [int(layer) for layer in settings.layers])
+        _, layers, _ = self._where(lm, [int(layer) for layer in settings.layers])
         self._metrics.prepare(lm, layers, settings)
         return SpreadState(settings.contexts(lm))
 
@@ -166,7 +170,7 @@ class SpreadMethod(Method[SpreadState]):
         bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
         settings = self.hyperparams.resolved(lm.n_layers)
         layers = [int(layer) for layer in settings.layers]
-        site, layers, scale = _where(lm, layers)
+        site, layers, scale = self._where(lm, layers)
         settings, kind = settings.replace(layers=layers), settings.key
         watch = Stopwatch()
         with watch("contexts"):
@@ -180,10 +184,11 @@ class SpreadMethod(Method[SpreadState]):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
             optimized = values_of(lm, site, edits, contexts, settings)
+            width = optimized.delta.shape[1] // len(site.parts())
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         recorded: dict[str, torch.Tensor] = {}
-        z = optimized.origin + optimized.delta
+        z = (optimized.origin + optimized.delta)[:, :width]  # a second part is not written
         if settings.anchor_norm:
             state = state.anchored_with(z)
             z = torch.nn.functional.normalize(z, dim=1) * state.anchor
@@ -193,7 +198,9 @@ class SpreadMethod(Method[SpreadState]):
                 with watch("solve"):
                     every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
                     keys, more = every[:n].view(len(edits), len(contexts), -1), every[n:]
-                    residual = (z - values_at(lm, site, bare)) / ((len(layers) - i) * scale)
+                    residual = (z - values_at(lm, site, bare)) / (
+                        settings.share(len(layers) - i) * scale
+                    )
                 with watch("moments"):
                     plain = self._metrics.get(lm, layer, settings)
                 with watch("solve"):
@@ -220,6 +227,22 @@ class SpreadMethod(Method[SpreadState]):
         extras = keys_as_extras(edits, stored) | recorded
         patch = weight_patch(lm, self.name, edits, settings, entries, watch.seconds, extras)
         return Outcome(patch, state if settings.anchor_norm else None)
+
+    def _where(self, lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
+        """Where z is searched, the layers that write it, and how much of a write arrives.
+
+        A model that normalises what its MLPs write cannot be given a vector at a block's output;
+        there z is searched at the last down-projection itself, which alone carries it.
+        """
+        scale = write_scale(lm, layers[-1])
+        if scale is not None:
+            return Site(layers[-1], "block"), layers, scale
+        log.info(
+            "%s normalises what its MLPs write; only layer %d is edited.",
+            type(lm.model).__name__,
+            layers[-1],
+        )
+        return Site(layers[-1], "down"), layers[-1:], 1.0
 
     def _part(self, lm: LM, layer: int, u: torch.Tensor, residual: torch.Tensor) -> Part:
         """The change ``u residual`` of one layer, after the post-step that the settings name."""
@@ -270,20 +293,3 @@ class SpreadMethod(Method[SpreadState]):
             keys = keys_at(lm, [layer], rows)[layer].view(len(others), len(contexts), -1)
             result.append(stored_keys(keys, self.hyperparams.key).flatten(0, 1))
         return metric, result
-
-
-def _where(lm: LM, layers: list[int]) -> tuple[Site, list[int], float]:
-    """Where z is searched, the layers that write it, and how much of a write arrives.
-
-    A model that normalises what its MLPs write cannot be given a vector at a block's output; there
-    z is searched at the last down-projection itself, which alone carries it.
-    """
-    scale = write_scale(lm, layers[-1])
-    if scale is not None:
-        return Site(layers[-1], "block"), layers, scale
-    log.info(
-        "%s normalises what its MLPs write; only layer %d is edited.",
-        type(lm.model).__name__,
-        layers[-1],
-    )
-    return Site(layers[-1], "down"), layers[-1:], 1.0

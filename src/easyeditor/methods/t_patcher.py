@@ -1,7 +1,7 @@
 """T-Patcher: one neuron per wrong answer token beside the last MLP, arXiv 2301.09785.
 
-The MLP gives ``y + Σ relu(kᵢ·x + bᵢ) vᵢ``. A neuron starts with ``k = q/‖q‖²``, ``q`` being what
-the MLP reads where its token is predicted, and learns from::
+The MLP gives ``y + Σ relu(kᵢ·x + bᵢ) vᵢ``. A neuron of a token starts with ``k·q + b = 1``, ``q``
+being what the MLP reads where the token is predicted, and learns from::
 
     loss = NLL(target) + act · mean of the largest exp(−a(q))
          + mem · (mean of the largest exp(a(m) + 3) + mean of the largest exp(a(m) − a(q) + 3))
@@ -11,8 +11,8 @@ tokens, and where earlier edits are answered. The trap: a neuron of the last MLP
 token only, and nothing but the training keeps it silent on text it has not seen.
 
 Beside the published method: the activation is ReLU, so that a token at which no neuron acts keeps
-its bits; steps are relative to the sizes of the MLP's input and output; there are as many neurons
-as wrong tokens.
+its bits; a key starts where text is least, not at ``q/‖q‖²``, which most text fits, too; steps are
+relative to the sizes of the MLP's input and output; there are as many neurons as wrong tokens.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ class TPatcherHyperParams(AdapterHyperParams):
 
     ``act_factor`` and ``memory_factor`` weigh the terms of the loss (published: 1, and 10 on zsRE),
     ``memory_prompts`` is the number of unrelated prompts whose tokens a neuron learns to be silent
-    on, ``value_scale`` the size of a value's steps relative to the MLP's output. With
-    ``context_template_length_params`` the neurons also learn the prompt behind sampled prefixes.
+    on, ``value_scale`` the size of a value's steps relative to the MLP's output. ``key_ridge`` is
+    that of the least squares in which a key starts, relative to the inputs' size; None starts at
+    the published ``q/‖q‖²``. With ``context_template_length_params`` the neurons also learn the
+    prompt behind sampled prefixes.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"smollm2-135m": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"smollm2-135m": {"memory_factor": 1.0}}
 
     alg_name: str = "T-Patcher"
     layers: Layers = (-1,)

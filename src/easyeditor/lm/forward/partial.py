@@ -48,12 +48,14 @@ class Site:
     """Where the vector is added: ``"block"``, the output of the whole block, or ``"down"``.
 
     That is the output of the MLP's down-projection itself (post-norms and residual multipliers
-    come after it), or of the module of the block that ``path`` names.
+    come after it), or of the module of the block that ``path`` names. ``also`` names another module
+    of the block that gets a vector of its own; a row's vector is then both, one behind the other.
     """
 
     layer: int
     kind: Literal["down", "block"]
     path: str = ""
+    also: str = ""
 
     def module(self, lm: LM) -> nn.Module:
         """The module whose output the vector is added to."""
@@ -62,6 +64,20 @@ class Site:
         if self.kind == "down":
             return lm.down_map(self.layer).module
         return lm.blocks[self.layer]
+
+    def parts(self) -> list[Site]:
+        """The places of the vectors, in their order: this one, and what ``also`` names."""
+        second = Site(self.layer, "down", self.also)
+        return [Site(self.layer, self.kind, self.path), *([second] if self.also else [])]
+
+    @contextmanager
+    def adding(self, lm: LM, at: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
+        """A context: ``delta`` ``(rows, width of all parts)`` is added at one position per row."""
+        with ExitStack() as stack:
+            parts = self.parts()
+            for part, vectors in zip(parts, delta.chunk(len(parts), 1), strict=True):
+                stack.enter_context(adding(part.module(lm), at, vectors))
+            yield
 
     @property
     def start(self) -> int:
@@ -166,7 +182,7 @@ class FullForward:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
         with (
-            adding(self._site.module(self._lm), self._at, delta),
+            self._site.adding(self._lm, self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
             low_memory_autograd(self._lm, self._pool) as stored,
         ):
@@ -251,7 +267,7 @@ class PartialForward:
         site, lm = self._site, self._lm
         with ExitStack() as stack:
             if site.kind == "down":
-                stack.enter_context(adding(site.module(lm), self._at, delta))
+                stack.enter_context(site.adding(lm, self._at, delta))
                 stored = self._below
             else:
                 stored = added(self._below, self._at, delta)
@@ -359,7 +375,7 @@ def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
     order = sorted(runs, key=lambda run: run.start or len(run.ids))
     sample = [order[0], order[-1]]
     width = 1 if site.path else lm.down_map(site.layer).d_out  # one zero stands for all
-    zero = torch.zeros(len(sample), width, device=lm.device)
+    zero = torch.zeros(len(sample), width * len(site.parts()), device=lm.device)
     try:
         with torch.no_grad():
             slow = FullForward(lm, site, sample).logits(zero).float().log_softmax(-1)
