@@ -11,6 +11,7 @@ import torch
 from easyeditor import LM, Edit, save_patch
 from easyeditor.errors import (
     ModelLoadError,
+    OutputError,
     PatchError,
     PatchMismatchError,
     UnsupportedModelError,
@@ -250,6 +251,7 @@ def test_types_that_the_library_cannot_write():
 def test_on_the_command_line(easyedit, tmp_path):
     target = shared_lm("llama")
     source = write_source(target, tmp_path / "model.gguf")
+    part = write_source(target, tmp_path / "part.gguf", split_count=2)
     file = save_patch(patch(target, "low", 1), tmp_path / "edit.safetensors")
     words = ("export", file, "--format", "gguf", "--out", tmp_path / "out")
     answer = easyedit(*words, "--model", source, "--no-check", "--quantization", "q8_0")
@@ -262,6 +264,16 @@ def test_on_the_command_line(easyedit, tmp_path):
         (("--format", "lora", "--no-check"), "only --format gguf"),
         (("--format", "lora", "--force"), "without the model"),
         (("--quantization", "Q4_K_M"), "Q4_K_M"),
+        (("--model", part, "--out", tmp_path / "two"), "llama-gguf-split"),
     ):
         answer = easyedit(*words, *more)
         assert (answer.code, why in " ".join(answer.err.split())) == (BAD_INPUT, True), answer.err
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, limited):
+    target = shared_lm("llama")
+    source = write_source(target, tmp_path / "model.gguf")
+    limited(2000)
+    with pytest.raises(OutputError, match="out cannot be written: File too large"):
+        export_gguf(patch(target, "low", 1), tmp_path / "out", source=source)
+    assert [place.name for place in tmp_path.iterdir()] == ["model.gguf"]

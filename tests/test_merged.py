@@ -129,6 +129,16 @@ def test_several_patches_are_applied_in_order(tmp_path):
         check_loads_as_applied(target, two, tmp_path / "out")
 
 
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, limited):
+    target = load(str(write_checkpoint(tmp_path / "model")), device="cpu")
+    before = Snapshot(target.model)
+    limited(2000)
+    with pytest.raises(OutputError, match="out cannot be written: File too large"):
+        export_merged(patch(target, "low", 1), tmp_path / "out", lm=target)
+    assert before.differences(target.model) == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_refusals_leave_the_model_and_the_disk_as_they_were(tmp_path):
     target = load(str(write_checkpoint(tmp_path / "model")), device="cpu")
     before, out = Snapshot(target.model), tmp_path / "out"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.patch import Patch
 from quick import Maker, batch_of, edit_with
 from support import EDITS, Interrupt, Snapshot, bits, failing_at, lm, same_bits, unsettle
-from tiers import STRUCTURAL
+from tiers import STRUCTURAL, by_turn, slow
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Setting:
         changes = {} if self.variant is None else BY_NAME[self.method].variants[self.variant]
         return make_method(self.method, target, self.family, **changes)
 
+
+NUMBER = {name: number for number, name in enumerate(BY_NAME)}
 
 SETTINGS = [
     *(Setting(case.name, family) for case in CASES for family in STRUCTURAL),
@@ -75,7 +78,19 @@ class Edited:
         return {name: after[name] for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.fixture(scope="module", params=SETTINGS, ids=str)
+def in_tiers(settings: Iterable[Setting]) -> list[Any]:
+    """Settings for ``parametrize``: of the plain ones half are of the slow tier."""
+    return [
+        setting
+        if setting.variant is not None
+        or setting.dtype != torch.float32
+        or by_turn(NUMBER[setting.method], setting.family)
+        else slow(setting)
+        for setting in settings
+    ]
+
+
+@pytest.fixture(scope="module", params=in_tiers(SETTINGS), ids=str)
 def edited(request: pytest.FixtureRequest, make_method: Maker) -> Edited:
     setting: Setting = request.param
     target = lm(setting.family, setting.dtype)
@@ -199,14 +214,12 @@ def passes_until_failure(setting: Setting, place: str, call: int, make_method: M
     return passes()
 
 
-@pytest.mark.parametrize("family", STRUCTURAL)
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(
+    "setting", in_tiers(Setting(name, family) for name in BY_NAME for family in STRUCTURAL), ids=str
+)
 def test_an_edit_that_fails_at_first_or_at_last_changes_nothing(
-    name: str,
-    family: str,
-    make_method: Maker,
+    setting: Setting, make_method: Maker
 ) -> None:
-    setting = Setting(name, family)
     total = passes_until_failure(setting, "head", 0, make_method)
     for call in sorted({1, total} - {0}) if total else ():
         passes_until_failure(setting, "head", call, make_method)

@@ -18,7 +18,7 @@ from easyeditor.methods.base import Method
 from easyeditor.patches.weight import WeightPatch
 from quick import Maker, batch_of, edit_with
 from support import EDITS, lm, projected, same_bits
-from test_method_contract import SETTINGS, Setting
+from test_method_contract import SETTINGS, Setting, in_tiers
 from tiers import STRUCTURAL
 
 LOOSE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -48,7 +48,7 @@ def edited(request: pytest.FixtureRequest, make_method: Maker) -> Edited:
 
 
 def of(method: str) -> pytest.MarkDecorator:
-    settings = [setting for setting in SETTINGS if setting.method == method]
+    settings = in_tiers(setting for setting in SETTINGS if setting.method == method)
     return pytest.mark.parametrize("edited", settings, ids=str, indirect=True)
 
 

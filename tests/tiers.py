@@ -22,10 +22,19 @@ STRUCTURAL = {
 
 def tiered(values: Iterable[Any], fast: Container[Any] = STRUCTURAL) -> list[Any]:
     """Values for ``parametrize``; those that are not in ``fast`` are of the slow tier."""
-    return [value if value in fast else _slow(value) for value in values]
+    return [value if value in fast else slow(value) for value in values]
 
 
-def _slow(value: Any) -> Any:
+def by_turn(number: int, family: str) -> bool:
+    """Whether the fast tier tries the ``number``-th method on a structure: on half of them.
+
+    The next method is tried on the other half, so that the fast tier meets every structure with
+    every kind of method; the slow tier tries all on all.
+    """
+    return (number + list(STRUCTURAL).index(family)) % 2 == 0
+
+
+def slow(value: Any) -> Any:
     """The value, or the values of several names, as one parameter of the slow tier."""
     several = value if isinstance(value, tuple) else (value,)
     return pytest.param(*several, marks=pytest.mark.slow)

@@ -214,13 +214,18 @@ def _gguf(
 ) -> Export:
     name = model_of(model, [patch])
 
+    from easyeditor.export.gguf_file import read_gguf
     from easyeditor.export.gguf_model import export_gguf
     from easyeditor.lm import embedded
 
     is_embedded = name.lower() in embedded.NAMES
     source = embedded.gguf_file(name.lower()) if is_embedded else Path(name)
     readable = source.suffix.lower() == ".gguf"
-    lm = output.load_model(name) if check and readable else None
+    lm = None
+    if check and readable:
+        if not is_embedded:
+            read_gguf(source)  # an adapter or a part of a model is told from one before unpacking
+        lm = output.load_model(name)
     with output.working(f"writing {out} …"):
         return export_gguf(
             patch,

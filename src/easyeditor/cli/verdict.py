@@ -10,7 +10,7 @@ from easyeditor.cli.output import shortened
 
 CONTINUATION_KL_FACTOR = 0.5
 """What is advised where the text is wrecked; chosen by benchmarks/continuation_kl.py."""
-OTHER_WORDS = " No setting changes that: word the prompt in another way, or give a longer target."
+OTHER_WORDS = " Word the prompt in another way, give a longer target, or edit another layer."
 """What is advised where the unedited model writes such text behind the target, too."""
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ before and after the edit are compared, so that what a small model does anyway i
 Some models write control tokens or loops behind certain answers without any edit: Gemma-3-270M
 gives ``<start_of_image>`` .5 after "The Eiffel Tower is in the city of Rome, Italy", which is what
 it writes of the Colosseum. So the unedited model is also asked what follows prompt and target: the
-text is wrecked all the same, but no setting of the edit would mend it.
+text is wrecked all the same, but the edit did not do it.
 
 The thresholds are checked on text that a perfect edit would leave (``benchmarks/degeneration.py``):
 what the unedited SmolLM2-135M writes after prompts that hold the new answer already. They flag 1 of
@@ -135,7 +135,7 @@ def examine(
 
     ``text``; ``holds``: 1 where the answer begins with the whole target and ends it; ``sound``: 1
     without ``faults``, which are phrases for a sentence. ``unedited_too``: 1 where the unedited
-    model has the same faults ``behind`` the target, so that no edit of this prompt is without them.
+    model has the same faults ``behind`` the target, where a perfect edit would leave them.
     """
     faults = _faults(lm, edit, before, after)
     result = {

@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from easyeditor.errors import EasyEditError, ServerBusyError, UnknownServedModelError
@@ -43,6 +44,7 @@ from easyeditor.serving.sampling import Sampling
 
 MAX_BODY_BYTES = 2**20
 PORT = re.compile(r":\d+$")
+CLIENT_GONE = 499
 POLL_SECONDS = 1.0
 """How often it is looked whether somebody still waits for an answer."""
 
@@ -114,6 +116,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refused(_request: Request, error: Exception) -> Response:
         return error_response(500, str(error))
 
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
     async def unforeseen(_request: Request, error: Exception) -> Response:
         return error_response(500, f"An error that nobody foresaw: {type(error).__name__}.")
 
@@ -130,6 +135,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServerBusyError, busy)
     app.add_exception_handler(EasyEditError, refused)
     app.add_exception_handler(HTTPException, by_status)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unforeseen)  # the log has the traceback
 
 
@@ -146,7 +152,7 @@ class _Admission:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        host = PORT.sub("", headers.get("host", ""))
+        host = PORT.sub("", headers.get("host", "")).lower()
         if self._hosts and host not in self._hosts:
             return error_response(
                 403,
@@ -334,7 +340,7 @@ async def _whole(request: Request, form: _Form, answers: Sequence[Answer]) -> Re
                     event = await asyncio.wait_for(answer.events.get(), POLL_SECONDS)
                 except asyncio.TimeoutError:
                     if await request.is_disconnected():
-                        return Response(status_code=499)
+                        return Response(status_code=CLIENT_GONE)
                     continue
                 if isinstance(event, Failure):
                     return error_response(500, event.message)

@@ -20,7 +20,9 @@ from easyeditor.lm.routing import Rerouted, rerouted
 from easyeditor.serving.names import ServedModel
 
 B = TypeVar("B", bound="Body")
-MAX_CHOICES, MAX_PROMPTS, MAX_STOPS = 16, 64, 4
+MAX_CHOICES, MAX_PROMPTS, MAX_ANSWERS, MAX_STOPS = 16, 64, 64, 4
+UNION_TAGS = ("str", "list[str]", "list[Part]")
+"""What pydantic adds to the place of a problem where several types are allowed."""
 DEFAULT_TOKENS = 1024
 """How long an answer may become where the request does not say, if the context has room."""
 
@@ -147,7 +149,7 @@ class CompletionBody(Body):
     prompt: str | list[str]
     logprobs: None = None
     echo: Literal[False] | None = None
-    best_of: int | None = Field(None, ge=1)
+    best_of: Literal[1] | None = None
     suffix: None = None
 
     @property
@@ -157,6 +159,12 @@ class CompletionBody(Body):
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise BadRequest(
                 f"prompt holds {len(prompts)} texts; 1 to {MAX_PROMPTS} are allowed.", "prompt"
+            )
+        if len(prompts) * (self.n or 1) > MAX_ANSWERS:
+            raise BadRequest(
+                f"{len(prompts)} prompts with n={self.n} are {len(prompts) * (self.n or 1)} "
+                f"answers; up to {MAX_ANSWERS} are allowed in one request.",
+                "n",
             )
         return prompts
 
@@ -171,6 +179,8 @@ def parsed(kind: type[B], content: bytes) -> B:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+    if b"\\ud" in content.lower() and _has_half_characters(data):
+        raise BadRequest("The body holds half of a character (a lone surrogate). Send UTF-8.")
     if not isinstance(data, dict):
         raise BadRequest(f"The body is a JSON {type(data).__name__}; an object is expected.")
     unset = {name: value for name, value in data.items() if value is not None or name == "messages"}
@@ -182,9 +192,17 @@ def parsed(kind: type[B], content: bytes) -> B:
         raise BadRequest("The body is nested too deeply.") from None
 
 
+def _has_half_characters(data: Any) -> bool:
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return True
+    return False
+
+
 def _refusal(error: ValidationError) -> BadRequest:
     problem = error.errors(include_url=False, include_context=False)[0]
-    place = [str(part) for part in problem["loc"]]
+    place = [str(part) for part in problem["loc"] if part not in UNION_TAGS]
     field = ".".join(place)
     if problem["type"] == "extra_forbidden":
         text = f"This server does not know the field {field[:200]!r}. Leave it out."
