@@ -167,10 +167,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """Means in percent with 95 % intervals over facts; both ways on the same facts, as a table."""
     lines = [
         "| method | expand | facts | plain | chat | question in chat | rewordings | locality "
-        "| neighbors | CPU seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| neighbors | distracting | other property | CPU seconds |",
+        f"|{'---|' * 12}",
     ]
-    shown = ("plain", "chat", "question", "rewordings", "locality", "neighbors")
+    shown = (
+        *("plain", "chat", "question", "rewordings"),
+        *("locality", "neighbors", "distracting", "other"),
+    )
     for method in dict.fromkeys(key.partition("/")[0] for key in rows):
         ids = {
             label: {key.rpartition("/")[2] for key in rows if key.startswith(f"{method}/{label}/")}
