@@ -81,8 +81,9 @@ def choose_layers(
                 rows |= _with_more_reach(sweep, rows, n_facts, progress)
             measured |= rows
         best = sorted(rows, key=lambda c: rows[c].graded)
-        winner = _other_searches(sweep, best[-1], rows, progress)
-    measured |= rows
+        winner = _checked(sweep, best[-1], progress)
+        if winner not in measured:
+            measured[winner] = sweep.row(winner, ROUNDS[1][1], progress)
     ordered = sorted(measured, key=lambda c: (c == winner, c.layers, c.search))
     sweep.keep_moments(winner.layers)
     chosen = sweep.settings(winner, context_template_length_params=sweep.plan.contexts)
@@ -155,21 +156,24 @@ def _with_more_reach(
     return result
 
 
-def _other_searches(
-    sweep: LayerSweep, winner: Candidate, rows: dict[Candidate, SweepRow], progress: Any
-) -> Candidate:
-    """The winner's layers with another search, if edits do not take and it is clearly better."""
-    if _takes(rows[winner]):
-        return winner
-    n = ROUNDS[1][1]
-    bar_to_pass = sweep.row(winner, n).graded + BETTER
-    for search in range(len(sweep.plan.searches)):
-        other = Candidate(winner.layers, search)
-        if other not in rows:
-            progress.total += n
-            rows[other] = sweep.row(other, n, progress)
-            if rows[other].graded > bar_to_pass:
-                winner, bar_to_pass = other, rows[other].graded
+def _checked(sweep: LayerSweep, winner: Candidate, progress: Any) -> Candidate:
+    """The winner as it will be used; with another search if it does not take and that is better.
+
+    While layers are compared, edits have fewer prefixes and no divergence term.
+    """
+    used, n = sweep.as_used(), ROUNDS[1][1]
+
+    def row(candidate: Candidate) -> SweepRow:
+        progress.total += min(n, len(sweep.facts))
+        return used.row(candidate, n, progress)
+
+    best = row(winner)
+    if not _takes(best):
+        for search in range(len(sweep.plan.searches)):
+            other = Candidate(winner.layers, search)
+            if other != winner and (scores := row(other)).graded > best.graded + BETTER:
+                winner, best = other, scores
+    used.finish()
     return winner
 
 

@@ -144,6 +144,7 @@ class LayerSweep:
         ]
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:24]
         self.folder = (folder or choices_folder()) / f"unfinished-{digest}"
+        self.stats = self.folder
         self._log = JsonLog(self.folder / "measured.jsonl", BenchError, "Delete the file.")
         self._measured: dict[tuple[str, str], FactScores] = {
             (record["candidate"], record["facts"]): FactScores(**record["scores"])
@@ -156,6 +157,19 @@ class LayerSweep:
     def __len__(self) -> int:
         """How many edits were measured."""
         return len(self._measured)
+
+    def as_used(self) -> LayerSweep:
+        """The same sweep with the settings that are the result, and the moments of this one."""
+        result = LayerSweep(
+            self.lm,
+            self.method.name,
+            self.facts,
+            text=self.text,
+            fast=False,
+            folder=self.folder.parent,
+        )
+        result.stats, result._moments = self.stats, self._moments
+        return result
 
     # -- what can be edited ------------------------------------------------------------------
 
@@ -189,7 +203,7 @@ class LayerSweep:
         """Collect the second moments of these layers in one pass, if they are not there."""
         layers = sorted({layer for window in windows for layer in window} - self._moments)
         if layers:
-            settings = self.settings(Candidate((layers[0],)), stats_dir=str(self.folder))
+            settings = self.settings(Candidate((layers[0],)), stats_dir=str(self.stats))
             settings.second_moments(self.column, layers)
             self._moments |= set(layers)
 
@@ -225,7 +239,7 @@ class LayerSweep:
         return [(candidate.name, name + together) for name in ids]
 
     def _scores(self, candidate: Candidate, cases: Sequence[Case]) -> list[FactScores]:
-        settings = self.settings(candidate, **self.changes, stats_dir=str(self.folder))
+        settings = self.settings(candidate, **self.changes, stats_dir=str(self.stats))
         method = self.method(settings)
         if self._contexts is None:
             self._contexts = settings.contexts(self.column)
@@ -267,7 +281,7 @@ class LayerSweep:
 
     def keep_moments(self, layers: Sequence[int]) -> None:
         """Move the second moments of these layers to where edits look for them."""
-        scratch = self.settings(Candidate(tuple(layers)), stats_dir=str(self.folder))
+        scratch = self.settings(Candidate(tuple(layers)), stats_dir=str(self.stats))
         collected = scratch.second_moments(self.column, layers)
         copies = {
             layer: Moments(moment.matrix.clone(), moment.tokens, moment.source)
