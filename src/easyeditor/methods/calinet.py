@@ -51,7 +51,7 @@ class CaliNetHyperParams(AdapterHyperParams):
     the MLP's output.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"smollm2-135m": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"smollm2-135m": {"edit_lr": 0.003}}
 
     alg_name: str = "CaliNet"
     layers: Layers = (-1,)
