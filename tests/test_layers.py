@@ -265,7 +265,7 @@ def test_an_edit_without_preset_and_sweep_names_the_cost_and_the_command(easyedi
     fast = ("--set", "v_num_grad_steps=1", "--set", "mom2_adjustment=false", "--json")
     reply = easyedit("edit", "--force", "--model", models.FOLDER / FAMILY, *one, *fast)
     assert "a fixed share of its depth" in " ".join(reply.err.split())
-    assert "two minutes" in " ".join(reply.err.split())
+    assert "Two to three minutes" in " ".join(reply.err.split())
     assert "easyedit layers --auto" in " ".join(reply.err.split())
 
 

@@ -61,7 +61,7 @@ def note_layers(editor: BaseEditor, given: HyperParams) -> None:
     name = given.model_name
     output.note(
         f"{name} has no preset: layers {numbers} of {column.n_layers} are a fixed share of its "
-        "depth. About two minutes (270 million parameters, two cores) find better ones, once: "
+        "depth. Two to three minutes (135 million parameters, two cores) find better ones, once: "
         f"easyedit layers --auto --method {given.alg_name} --model {quoted(name)}"
     )
 
@@ -141,8 +141,8 @@ def _auto(
     from easyeditor.bench.layer_choosing import choose_layers
 
     output.note(
-        f"Editing {len(facts)} facts at up to 6 layers, then more at the best: about two minutes "
-        "for a model of 270 million parameters on two cores, and in proportion for others."
+        f"Editing {len(facts)} facts at up to 6 layers, then more at the best: two to three minutes "
+        "for a model of 135 million parameters on two cores; more for others, and for more tokens."
     )
     choice = choose_layers(lm, method, facts, text=text)
     fields = METHODS.get(method).hyperparams_class.model_fields
