@@ -141,8 +141,8 @@ def _auto(
     from easyeditor.bench.layer_choosing import choose_layers
 
     output.note(
-        f"Editing {len(facts)} facts at up to 6 layers, then more at the best: two to three minutes "
-        "for a model of 135 million parameters on two cores; more for others, and for more tokens."
+        f"Editing {len(facts)} facts at up to 6 layers, then more at the best: two to three "
+        "minutes for a model of 135 million parameters on two cores, more for a larger one."
     )
     choice = choose_layers(lm, method, facts, text=text)
     fields = METHODS.get(method).hyperparams_class.model_fields
