@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from easyeditor import BaseEditor, MEMITHyperParams, ROMEHyperParams
+from easyeditor import (
+    BaseEditor,
+    ENCOREHyperParams,
+    MEMITHyperParams,
+    PMETHyperParams,
+    ROMEHyperParams,
+)
 from easyeditor.bench import layer_choosing as module
 from easyeditor.bench.known_facts import facts_known_by
 from easyeditor.bench.layer_choosing import choose_layers
@@ -115,6 +121,26 @@ def test_a_choice_fills_in_what_nobody_named(facts, text, cache):
     assert list(used.layers) == choice.settings["layers"]
     assert (used.v_lr, used.seed, used.v_stop_nll) == (0.125, 3, choice.settings["v_stop_nll"])
     assert BaseEditor(lm, defaults).hparams.layers == used.layers
+
+
+def test_a_choice_outlives_the_text_it_was_made_with(facts, tmp_path, monkeypatch, caplog):
+    lm = load(FAMILY)
+    sweep_text = tmp_path / "corpus.txt"
+    sweep_text.write_text("\n".join(world.corpus()[:200]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    choice = choose_layers(lm, "ROME", facts, text="corpus.txt")
+    assert choice.settings["mom2_dataset"] == str(sweep_text.resolve())
+    plain = ROMEHyperParams(model_name="some/model")
+    assert automatic(lm, plain).mom2_dataset == str(sweep_text.resolve())
+    sweep_text.unlink()
+    used = automatic(lm, plain)
+    assert (used.mom2_dataset, list(used.layers)) == ("shipped", choice.settings["layers"])
+    assert "corpus.txt is gone" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [PMETHyperParams, ENCOREHyperParams])
+def test_what_was_swept_for_memit_is_not_taken_by_methods_it_was_not_measured_with(kind):
+    assert kind.sweep is None
 
 
 @pytest.mark.parametrize(

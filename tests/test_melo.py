@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from easyeditor import MELOHyperParams
+from easyeditor import Edit, MELOHyperParams, Prompt
 from easyeditor.errors import HyperParamsError
 from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.inference import score
-from easyeditor.methods.melo.melo import MELO
+from easyeditor.methods.melo.melo import MELO, _number
 from easyeditor.methods.melo.router import BlockRouter, RoutedProduct
 from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied
@@ -107,3 +107,8 @@ def test_tensors_that_are_no_router_are_refused(changes: dict[str, Any]) -> None
         BlockRouter(**{k: torch.tensor(v) for k, v in tensors.items()}, router="below")
     with pytest.raises(ValueError, match="factors"):
         RoutedProduct(torch.ones(2, 1), torch.ones(2, 2), torch.tensor(1), "below")
+
+
+def test_forms_of_one_sentence_are_blocks_of_their_own() -> None:
+    plain, chat = (Edit(Prompt("Rome is in", chat=form), "France") for form in (None, True))
+    assert _number([plain]) == _number([Edit("Rome is in", "France")]) != _number([chat])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -15,7 +16,9 @@ import tiny
 from easyeditor import LM
 from easyeditor.errors import PatchMismatchError, ServingError, UnknownServedModelError
 from easyeditor.lm.inference import generate
+from easyeditor.serving.engine import Finish, Job, Piece
 from easyeditor.serving.names import ServedModels
+from easyeditor.serving.sampling import Sampling
 from support import Snapshot
 
 PROMPTS = (
@@ -256,6 +259,34 @@ def test_a_key_is_asked_for(models):
             assert (code, document["error"]["code"]) == (401, "invalid_api_key")
         given = {"Authorization": "Bearer secret"}
         assert post(address, "/v1/completions", ASK, **given)[0] == 200
+
+
+def test_who_hangs_up_while_tokens_come_is_noticed(monkeypatch):
+    """An answer that is not streamed; nobody waits for it any more."""
+    from easyeditor.serving import app
+
+    class Gone:
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def ask() -> tuple[int, bool]:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        job = Job(None, (1,), Sampling(10**6), events.put_nowait)
+
+        async def write() -> None:
+            while not job.cancelled:
+                job.emit(Piece("word "))
+                await asyncio.sleep(0.001)
+            job.emit(Finish("length", 1))
+
+        writing = asyncio.create_task(write())
+        answers = [app.Answer(0, job, events)]
+        reply = await asyncio.wait_for(app._whole(Gone(), app._Form(False, "tiny", 1), answers), 5)
+        await writing
+        return reply.status_code, job.cancelled
+
+    monkeypatch.setattr(app, "POLL_SECONDS", 0.02)
+    assert asyncio.run(ask()) == (app.CLIENT_GONE, True)
 
 
 def test_no_template_no_chat():

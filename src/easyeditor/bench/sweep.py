@@ -35,7 +35,7 @@ from easyeditor.methods.sweep_plan import SweepPlan
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied, is_patched
 from easyeditor.second_moments import Moments, write_moments
-from easyeditor.second_moments.corpus import SHIPPED, identity
+from easyeditor.second_moments.corpus import SELF, SHIPPED, identity
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class LayerSweep:
             **self.plan.settings,
             **per_width,
             **self.plan.searches[candidate.search],
-            "mom2_dataset": self.text,
+            "mom2_dataset": _lasting(self.text),
             "mom2_n_tokens": TOKENS_PER_WIDTH * d_in,
             "layers": candidate.layers,
             **changes,
@@ -300,3 +300,9 @@ def _those_with_a_plan() -> str:
     return ", ".join(
         name for name in METHODS if plan_of(METHODS.get(name).hyperparams_class) is not None
     )
+
+
+def _lasting(text: str) -> str:
+    """A file by its absolute path: the choice is used from other folders, too."""
+    named = text not in {SHIPPED, SELF} and Path(text).is_file()
+    return str(Path(text).resolve()) if named else text

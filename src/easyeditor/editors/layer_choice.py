@@ -115,5 +115,9 @@ def automatic(lm: LM, hparams: H) -> H:
         return hparams
     fields = type(hparams).model_fields.keys() - hparams.model_fields_set
     settings = {name: value for name, value in choice.settings.items() if name in fields}
+    text = Path(str(settings.get("mom2_dataset", "")))
+    if text.is_absolute() and not text.is_file():
+        log.warning("%s is gone; second moments come from the default text instead.", text)
+        settings = {k: v for k, v in settings.items() if not k.startswith("mom2_")}
     log.info("%s: %s as a sweep over the layers of %s chose", plan.probe, settings, lm.name)
     return hparams.replace(**settings)

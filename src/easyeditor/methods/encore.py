@@ -17,7 +17,7 @@ from pydantic import Field
 
 from easyeditor.associative.solve import KeyMetric
 from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
-from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH
+from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH, SweepPlan
 from easyeditor.second_moments.metric import InverseOfSum, MetricOfMoment
 
 
@@ -28,6 +28,8 @@ class ENCOREHyperParams(SpreadHyperParams):
     without it, ``norm_share`` times the mean diagonal of ``λC``, which means the same in every
     model. The search stops at the argmax (``v_stop_argmax``).
     """
+
+    sweep: ClassVar[SweepPlan | None] = None  # MEMIT's searches were not measured with it
 
     ignored: ClassVar[frozenset[str]] = SpreadHyperParams.ignored | {
         *("add_prev_edits", "calculate_norms", "calculate_objective_value", "condition_num"),

@@ -20,7 +20,7 @@ from easyeditor.associative.value_optimization import ValueOptions
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.methods.spread import SpreadHyperParams, SpreadMethod
-from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH
+from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH, SweepPlan
 
 STOP_KL = 0.01
 NLL_FACTOR_ONCE_RIGHT = 0.1
@@ -32,6 +32,8 @@ class PMETHyperParams(SpreadHyperParams):
     ``mom2_update_weight`` is λ. Where the target is the most probable answer in every context its
     loss counts a tenth, and the search ends once the KL term is at most 0.01.
     """
+
+    sweep: ClassVar[SweepPlan | None] = None  # MEMIT's searches were not measured with it
 
     ignored: ClassVar[frozenset[str]] = SpreadHyperParams.ignored | {
         "nll_loss_factor",

@@ -331,16 +331,21 @@ class _Form:
 
 
 async def _whole(request: Request, form: _Form, answers: Sequence[Answer]) -> Response:
+    """The response with all answers; none where the client hangs up, which ends its jobs."""
+    clock = asyncio.get_running_loop().time
     texts, ends = [], []
+    look = clock() + POLL_SECONDS
     try:
         for answer in answers:
             pieces: list[str] = []
             while True:
-                try:
-                    event = await asyncio.wait_for(answer.events.get(), POLL_SECONDS)
-                except asyncio.TimeoutError:
+                if clock() >= look:  # by the clock: tokens may come all the time
                     if await request.is_disconnected():
                         return Response(status_code=CLIENT_GONE)
+                    look = clock() + POLL_SECONDS
+                try:
+                    event = await asyncio.wait_for(answer.events.get(), look - clock())
+                except asyncio.TimeoutError:
                     continue
                 if isinstance(event, Failure):
                     return error_response(500, event.message)

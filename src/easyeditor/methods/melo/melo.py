@@ -23,7 +23,7 @@ from pydantic import Field
 
 from easyeditor.associative.keys import values_at
 from easyeditor.associative.unrelated import nearest_distance_quantile, unrelated_rows
-from easyeditor.edits import Edit, check_consistent
+from easyeditor.edits import Edit, canonical_json, check_consistent
 from easyeditor.errors import HyperParamsError
 from easyeditor.gradients.minimize import Schedule, minimize
 from easyeditor.gradients.parametrizations import LowRankProducts
@@ -231,5 +231,5 @@ def _keys(lm: LM, router: AdaptedLayer, prompts: Sequence[tuple[int, ...]]) -> t
 
 def _number(edits: Sequence[Edit]) -> int:
     """A number that these edits alone have."""
-    text = "\n".join(f"{edit.prompt} {edit.target}" for edit in edits)
+    text = canonical_json([(edit.prompt, edit.target) for edit in edits])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
