@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -15,15 +16,18 @@ from huggingface_hub import HfApi
 import fake_hub
 import serving_cases
 import tiny
-from easyeditor import LM, save_patch
+from easyeditor import LM, Edit, load_patch, save_patch
+from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import (
     HubError,
     ManifestError,
     OutputError,
+    PatchError,
     PatchMismatchError,
     SignatureError,
 )
 from easyeditor.export.lora import export_lora
+from easyeditor.patches.public import public_header
 from easyeditor.sharing.hub import pull_repository, push_repository
 from easyeditor.sharing.repository import read_repository, write_repository
 from easyeditor.sharing.scores import edit_scores
@@ -156,6 +160,81 @@ def test_more_than_was_written_is_refused(shared, tmp_path):
         read_repository(tmp_path)
     with pytest.raises(OutputError, match="not an empty folder"):
         write_repository(some_patch(lm("llama"), 0), shared)
+
+
+def test_a_repository_names_no_place(target, tmp_path):
+    (tmp_path / "home").mkdir()
+    settings = {
+        "archive": "/home/ada/run7/archive.safetensors",
+        "stats_dir": "~/moments/",
+        "more": {"texts": ["./home/a.txt", r"C:\\home\\b.txt", "home/c/d.txt"]},
+        "encoder": "/home/ada/hub/models--org--name/snapshots/0a1b2c",
+        "kept": ["shipped", "org/name", "https://a.b/c/d", ". {}", "and / or", "mlp.down_proj", 3],
+    }
+    seen = Prompt("What is it?", (ImageRef("/home/ada/photo.png", "0" * 64),))
+    edits = (
+        Edit("/home/ of what?", "/home/is/here", expansions=[Edit(seen, "it")]),
+        Edit(seen, "x"),
+    )
+    edit = some_patch(target, 0)
+    info = dataclasses.replace(edit.info, hyperparams=settings, edits=edits)
+    written = write_repository(dataclasses.replace(edit, info=info), tmp_path / "shared")
+    result = read_repository(written.folder).patch
+    assert result.info.hyperparams == {
+        "archive": "archive.safetensors",
+        "stats_dir": "moments",
+        "more": {"texts": ["a.txt", "b.txt", "d.txt"]},
+        "encoder": "org/name",
+        "kept": settings["kept"],
+    }
+    assert result.info.edits == edits  # texts as they were, images by their content
+    assert result.info.edits[1].prompt.images[0].path == "photo.png"
+    card = (written.folder / "README.md").read_text(encoding="utf-8")
+    assert "run7" not in card
+    assert "archive=archive.safetensors" in card
+    stored = load_patch(save_patch(dataclasses.replace(edit, info=info), tmp_path / "stays"))
+    assert stored.info.hyperparams == settings
+
+
+def test_files_that_a_patch_refers_to_are_named_without_their_folders():
+    header = {
+        "hyperparams": {},
+        "model_name": "/home/ada/llama",
+        "edits": [],
+        "data": {
+            "answers": {"file": "/home/ada/serac.safetensors", "config": {"_name_or_path": "/a/b"}},
+            "memory": [["id", "/home/ada/ is", "file"]],
+            "encoder": None,
+        },
+    }
+    result = public_header(header)
+    assert result["model_name"] == "llama"
+    assert result["data"] == {
+        "answers": {"file": "serac.safetensors", "config": {"_name_or_path": "b"}},
+        "memory": header["data"]["memory"],
+        "encoder": None,
+    }
+
+
+def test_what_the_adapter_leaves_out_is_said(easyedit, target, tmp_path):
+    dense = patch(target, "dense", 0)
+    file = save_patch(dense, tmp_path / "dense.safetensors")
+    words = ("push", file, "ada/eiffel", "--no-scores", "--rank", 1)
+    told = easyedit(*words, "--dry-run", tmp_path / "one", "--json")
+    assert told.code == DONE, told.err
+    error = max(export_lora(dense, tmp_path / "adapter", rank=1).errors.values())
+    card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
+    line = f"rank 1 and is an approximation: up to {error:.2g}"
+    assert line in card
+    assert line in " ".join(document(told)["notes"])
+    assert "leaves out" in card
+    told = easyedit(*words, "--dry-run", tmp_path / "two")
+    assert "is an approximation" in told.out
+    whole = write_repository(some_patch(target, 0), tmp_path / "whole")
+    assert "rank 1 and holds the whole change" in whole.notes[0]
+    with pytest.raises(PatchError, match="rank of 1 or more"):
+        write_repository(dense, tmp_path / "none", rank=0)
+    assert not (tmp_path / "none").exists()
 
 
 # -- signatures -------------------------------------------------------------------------------

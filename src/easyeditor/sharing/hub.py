@@ -158,10 +158,14 @@ def _stale(api: HfApi, name: str, revision: str | None, repository: Repository) 
 
 def _files(api: HfApi, name: str, revision: str | None) -> tuple[str | None, set[str]]:
     """The branch that a push to ``revision`` starts from, and its files; none of a new one."""
+
+    def files(branch: str | None) -> set[str]:
+        return {file.rfilename for file in api.model_info(name, revision=branch).siblings or ()}
+
     try:
-        return revision, set(api.list_repo_files(name, revision=revision))
+        return revision, files(revision)
     except RevisionNotFoundError:
-        return None, set(api.list_repo_files(name))
+        return None, files(None)
     except RepositoryNotFoundError:
         return None, set()
 
