@@ -356,6 +356,7 @@ def test_only_what_the_manifest_lists_is_fetched(hub, target, tmp_path):
     assert names(tmp_path / "pulled") == fetched == FILES | ADAPTER
 
 
+@pytest.mark.slow
 def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_path):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     assert easyedit("push", file, "ada/eiffel", "--no-scores").code == DONE
@@ -372,6 +373,7 @@ def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(easyedit, hub, target, tmp_path, monkeypatch):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     out = ("--out", tmp_path / "out")
@@ -404,6 +406,7 @@ def test_a_dry_run_pushes_nothing(easyedit, target, folder, tmp_path):
 # -- an export of a ledger --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     from easyeditor.ledger.live import create_for
     from easyeditor.lm.loading import load
@@ -436,6 +439,7 @@ def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_runs(easyedit, folder, key, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))
