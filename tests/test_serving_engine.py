@@ -73,7 +73,7 @@ def test_every_family_is_continued_as_by_generate(engine, family):
     assert written(engine, target) == generate(target, PROMPTS, 8)
 
 
-@pytest.mark.parametrize("method", ["GRACE", "MEMOIR"])
+@pytest.mark.parametrize("method", tiered(("GRACE", "MEMOIR"), ("GRACE",)))
 def test_a_router_decides_by_the_prompt_and_holds_while_it_is_continued(
     engine, make_method, method
 ):

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 import fake_hub
 import serving_cases
@@ -23,6 +24,7 @@ from easyeditor.errors import (
     SignatureError,
 )
 from easyeditor.export.lora import export_lora
+from easyeditor.sharing.hub import pull_repository, push_repository
 from easyeditor.sharing.repository import read_repository, write_repository
 from easyeditor.sharing.scores import edit_scores
 from outer import ROOT, bits, changed
@@ -217,6 +219,65 @@ def test_pushed_and_pulled(easyedit, hub, folder, key, tmp_path):
     assert (tmp_path / "c" / "patch.safetensors").read_bytes() == file.read_bytes()
 
 
+def test_a_push_deletes_only_files_of_the_former_patch(hub, target, tmp_path):
+    first = write_repository(some_patch(target, 0), tmp_path / "first")
+    push_repository(first, "ada/eiffel")
+    here = {"picture.png": b"1", "adapter_notes.txt": b"2", "base.safetensors": b"3"}
+    hub.add("ada/eiffel", {**hub.files("ada/eiffel")[1], **here, "manifest.json.sig": b"old"})
+    push_repository(
+        write_repository(serving_cases.patches(target)["modules"], tmp_path / "second"),
+        "ada/eiffel",
+    )
+    assert set(hub.files("ada/eiffel")[1]) == FILES | {".gitattributes", *here}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (None, "has no manifest.json"),
+        (b'{"name": "an extension"}', "not EasyEdit's"),
+        (
+            b'{"easyedit_manifest": 1, "about": {"kind": "ledger"}, "files": {}}',
+            "holds a 'ledger', not a patch",
+        ),
+    ],
+)
+def test_a_repository_of_something_else_is_left_alone(hub, target, tmp_path, manifest, why):
+    weights = {"model.safetensors": b"weights", "README.md": b"a model", ".gitattributes": b""}
+    files = weights if manifest is None else {**weights, "manifest.json": manifest}
+    hub.commits["ada/model"] = []
+    hub.add("ada/model", files)
+    written = write_repository(some_patch(target, 0), tmp_path / "shared")
+    for branch in (None, "draft"):
+        with pytest.raises(HubError, match=f"{re.escape(why)}.*new repository"):
+            push_repository(written, "ada/model", revision=branch)
+    assert [files for _, files in hub.commits["ada/model"]] == [files]
+
+
+def test_a_repository_with_a_card_alone_is_pushed_to(hub, target, tmp_path):
+    hub.commits["ada/empty"] = []
+    hub.add("ada/empty", {"README.md": b"soon"})
+    push_repository(write_repository(some_patch(target, 0), tmp_path / "shared"), "ada/empty")
+    assert set(hub.files("ada/empty")[1]) == FILES | ADAPTER
+
+
+def test_only_what_the_manifest_lists_is_fetched(hub, target, tmp_path):
+    fetched = set()
+
+    class Watched(HfApi):
+        def snapshot_download(self, *args, **settings):
+            folder = super().snapshot_download(*args, **settings)
+            fetched.update(file.name for file in Path(folder).iterdir() if file.is_file())
+            return folder
+
+    push_repository(write_repository(some_patch(target, 0), tmp_path / "shared"), "ada/eiffel")
+    more = {"manifest.json.backup": b"", "manifest.jsonl": b"", "weights.bin": b""}
+    hub.add("ada/eiffel", {**hub.files("ada/eiffel")[1], **more})
+    pull_repository("ada/eiffel", tmp_path / "pulled", api=Watched())
+    assert names(tmp_path / "pulled") == fetched == FILES | ADAPTER
+
+
+@pytest.mark.slow
 def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_path):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     assert easyedit("push", file, "ada/eiffel", "--no-scores").code == DONE
@@ -233,6 +294,7 @@ def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(easyedit, hub, target, tmp_path, monkeypatch):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     out = ("--out", tmp_path / "out")
@@ -265,6 +327,7 @@ def test_a_dry_run_pushes_nothing(easyedit, target, folder, tmp_path):
 # -- an export of a ledger --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     from easyeditor.ledger.live import create_for
     from easyeditor.lm.loading import load
@@ -297,6 +360,7 @@ def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_runs(easyedit, folder, key, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))
