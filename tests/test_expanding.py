@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
+from easyeditor.cli import catalog
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
 from easyeditor.data.write import record_of
@@ -25,6 +27,7 @@ from easyeditor.errors import (
     SubjectNotFoundError,
 )
 from easyeditor.methods import METHODS
+from easyeditor.methods.base import Need
 from easyeditor.rewording import (
     echo_question,
     inverse_of,
@@ -428,3 +431,25 @@ def test_a_ledger_keeps_the_prompts_of_an_edit(tmp_path):
     (entry,) = editor.ledger.ledger.active()
     assert len(entry.edits[0].expansions) == 2 + Expansion().rewordings
     assert entry.edits[0].expansions[0].prompt.chat is True
+
+
+# -- what the page says --------------------------------------------------------------------------
+
+
+def test_the_page_lists_what_every_method_does_with_expansions():
+    """Each row of docs/expand.md is derived from the class attributes of its methods."""
+    rows: dict[str, list[str]] = {"search": [], "every": [], "get": [], "store": []}
+    for name in METHODS:
+        method = METHODS.get(name)
+        if method.searches_expansions:
+            rows["search" if Need.SUBJECT in method.needs else "every"].append(name)
+        else:
+            rows["store" if method.max_batch == 1 else "get"].append(name)
+    page = (Path(__file__).parent.parent / "docs" / "expand.md").read_text(encoding="utf-8")
+    table = page.split("## What a method does with it")[1].split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in table]
+    written = {does.split()[0]: names.split(", ") for names, does in cells}
+    assert {does: sorted(names) for does, names in written.items()} == {
+        does: sorted(names) for does, names in rows.items()
+    }
+    assert all(catalog.method(name)["expands"] == (name not in rows["store"]) for name in METHODS)
