@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
+from easyeditor.cli import catalog
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
 from easyeditor.data.write import record_of
@@ -25,6 +27,7 @@ from easyeditor.errors import (
     SubjectNotFoundError,
 )
 from easyeditor.methods import METHODS
+from easyeditor.methods.base import Need
 from easyeditor.rewording import (
     echo_question,
     inverse_of,
@@ -77,7 +80,21 @@ def test_a_sentence_becomes_a_question(sentence, question):
         ("What is the capital of France?", "The capital of France is"),
         ("In which city is the Eiffel Tower located?", TOWER),
         ("Where is the Louvre located?", "The Louvre is located in"),
+        ("Where is the Louvre?", "The Louvre is in"),
+        ("Where are kangaroos found?", "Kangaroos are found in"),
+        ("Where was Tim Allen born?", "Tim Allen was born in"),
+        ("Where is Tim from?", "Tim is from"),
+        ("Where is the money going?", None),
+        ("Where are kangaroos?", None),
+        ("In which country is Tim Allen?", None),
+        ("In which city are the games held?", "The games are held in the city of"),
         ("Who was Hamlet written by?", "Hamlet was written by"),
+        ("Who was the book written by?", "The book was written by"),
+        ("What is Apple named after?", "Apple is named after"),
+        ("What is the Eiffel Tower made of?", "The Eiffel Tower is made of"),
+        ("What is the Nile called?", "The Nile is called"),
+        ("What is the bridge for?", None),
+        ("What is the weather like?", None),
         ("How tall is the tower?", None),
     ],
 )
@@ -93,6 +110,25 @@ def test_a_question_becomes_a_sentence_where_a_rule_fits(question, sentence):
         ("is located in the continent of", "France is located in the continent of"),
         ("plays for", "France plays for"),
         ("The currency of {} is the", "The currency of France is the"),
+        ("headquarters location", "The headquarters location of France is"),
+        ("headquarters in", "The headquarters of France is in"),
+        ("sports team", "The sports team of France is"),
+        ("named after", "France is named after"),
+        ("located_in", "France is located in"),
+        ("located in the city of", "France is located in the city of"),
+        ("named capital", "The named capital of France is"),
+        ("born in", "France was born in"),
+        ("died in", "France died in"),
+        ("speed of", "The speed of France is"),
+        ("works for", "France works for"),
+        ("works of", "The works of France is"),
+        ("works catalog", "The works catalog of France is"),
+        ("speaks language", "France speaks language"),
+        ("shares border with", "France shares border with"),
+        ("has the capital", "France has the capital"),
+        ("member of", "France is a member of"),
+        ("part of", "France is part of"),
+        ("country of citizenship", "The country of citizenship of France is"),
     ],
 )
 def test_a_triple_becomes_a_sentence(relation, sentence):
@@ -152,10 +188,29 @@ def test_a_question_is_expanded_by_its_sentence():
 def test_scored_prompts_are_dropped_and_the_user_hears_of_it(caplog):
     scored = "in which city is the Eiffel  Tower located"  # equal but for marks and capitals
     case = Case("a", tower(), [Probe(scored, ("Rome",), "rephrase")])
-    (result,) = expanded_cases(chatty(), [case], True)
-    assert not any("In which city" in t and t.endswith("?") for t, _ in texts(result.edit))
-    assert "is scored, so the edit is not made with it" in caplog.text
+    (result,) = expanded_cases(chatty(), [case], Expansion(rewordings=4))
+    left = [text for text, _ in texts(result.edit)]
+    assert len(left) == 3  # the sentence in chat form, and two rewordings that are no questions
+    assert not any("in which city" in text.casefold() for text in left)
+    assert "which is scored, so the edit is not made with it" in caplog.text
+    assert "The answer is" in caplog.text
+    assert "Q: In which city" in caplog.text
     assert result.probes == case.probes
+
+
+@pytest.mark.parametrize("expand", [None, False, True])
+def test_a_question_of_the_users_that_is_scored_is_dropped_with_and_without_expand(expand, caplog):
+    question = Edit("Where would I find the Eiffel Tower?", "Rome", "The Eiffel Tower")
+    other = Edit("Tell me where the Eiffel Tower is:", "Rome", "The Eiffel Tower")
+    probes = [Probe(question.prompt.text, ("Rome",), "rephrase"), Probe("?", ("Rome",), "other")]
+    case = Case("a", tower(expansions=[question, other]), probes)
+    free = Case("b", tower(expansions=[question]))
+    result, same = expanded_cases(chatty(), [case, free], expand)
+    assert other in result.edit.expansions
+    assert question.prompt.text not in [text for text, _ in texts(result.edit)]
+    assert question in same.edit.expansions
+    assert expand or same is free
+    assert len([r for r in caplog.records if f"prompt {question.prompt.text!r} " in r.message]) == 1
 
 
 def test_the_users_own_prompts_come_first():
@@ -246,6 +301,7 @@ def test_a_triple_in_a_file(tmp_path):
         (lambda: Expansion(rewordings=-1), "rewordings=-1"),
         (lambda: Expansion(chat="plain"), "chat='plain'"),
         (lambda: sentence_of("France", " "), "needs its relation"),
+        (lambda: sentence_of("France", "located"), "a participle alone"),
     ],
 )
 def test_wrong_expansions_are_refused(call, message):
@@ -375,3 +431,25 @@ def test_a_ledger_keeps_the_prompts_of_an_edit(tmp_path):
     (entry,) = editor.ledger.ledger.active()
     assert len(entry.edits[0].expansions) == 2 + Expansion().rewordings
     assert entry.edits[0].expansions[0].prompt.chat is True
+
+
+# -- what the page says --------------------------------------------------------------------------
+
+
+def test_the_page_lists_what_every_method_does_with_expansions():
+    """Each row of docs/expand.md is derived from the class attributes of its methods."""
+    rows: dict[str, list[str]] = {"search": [], "every": [], "get": [], "store": []}
+    for name in METHODS:
+        method = METHODS.get(name)
+        if method.searches_expansions:
+            rows["search" if Need.SUBJECT in method.needs else "every"].append(name)
+        else:
+            rows["store" if method.max_batch == 1 else "get"].append(name)
+    page = (Path(__file__).parent.parent / "docs" / "expand.md").read_text(encoding="utf-8")
+    table = page.split("## What a method does with it")[1].split("\n\n")[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in table]
+    written = {does.split()[0]: names.split(", ") for names, does in cells}
+    assert {does: sorted(names) for does, names in written.items()} == {
+        does: sorted(names) for does, names in rows.items()
+    }
+    assert all(catalog.method(name)["expands"] == (name not in rows["store"]) for name in METHODS)

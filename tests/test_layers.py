@@ -275,6 +275,29 @@ def test_auto_is_remembered_and_edits_say_so(easyedit, words, tmp_path):
     assert document(edited)["patch"]["hyperparams"]["layers"] == list(written.layers)
 
 
+def test_a_limit_above_what_auto_measures_is_said_to_change_nothing(easyedit, words, monkeypatch):
+    from easyeditor.errors import BenchError
+
+    numbers = []
+
+    def stop(lm: object, number: int, cases: object) -> None:
+        numbers.append(number)
+        raise BenchError("stopped here")
+
+    monkeypatch.setattr("easyeditor.bench.known_facts.facts_known_by", stop)
+    reply = easyedit(*words[:-1], 32, "--auto")
+    assert numbers == [module.FACTS]
+    assert "--auto measures 16 facts at most; --limit 32" in " ".join(reply.err.split())
+    easyedit(*words[:-1], 32)
+    assert numbers == [module.FACTS, 32]
+
+
+def test_a_model_of_eight_layers_is_tried_at_six_of_its_whole_depth():
+    windows = [(i,) for i in range(8)]
+    assert module._spread(windows, 6) == [(0,), (1,), (3,), (4,), (6,), (7,)]
+    assert module._spread(windows[:6], 6) == windows[:6]
+
+
 def test_without_auto_tracing_stands_beside_the_scores(easyedit, words):
     reply = document(easyedit(*words, "--layers", "0,1,3", "--json"))
     assert [row["layers"] for row in reply["rows"]] == [[0], [1], [3]]

@@ -576,7 +576,7 @@ def test_a_lock_of_another_program(ledger, monkeypatch):
     ledger.undo([1])
 
 
-@pytest.mark.parametrize("where", ["file_digest", "_move", "_flush"])
+@pytest.mark.parametrize("where", ["sha256_of", "_move", "_flush"])
 def test_an_interrupt_while_writing_leaves_no_trace(ledger, monkeypatch, where):
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt

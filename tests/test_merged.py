@@ -73,6 +73,35 @@ def test_precision_files_and_all_other_bits_are_the_originals(dtype, tied, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("Rome")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("stored", "loaded", "size", "note"),
+    [
+        ("float32", "float32", 0.3, None),
+        ("float32", "bfloat16", 0.3, "stored in float32 and the model was loaded in bfloat16"),
+        ("bfloat16", "bfloat16", 0.3, None),
+        ("bfloat16", "float32", 0.3, None),
+        ("bfloat16", "bfloat16", 0.003, "Rounding to bfloat16 leaves out"),
+    ],
+)
+def test_the_error_is_what_rounding_leaves_out(stored, loaded, size, note, tmp_path):
+    original = write_checkpoint(tmp_path / "model", getattr(torch, stored))
+    target = load(str(original), device="cpu", dtype=loaded)
+    edit = patch(target, "low", 1, (1,), size=size)
+    result = export_merged(edit, tmp_path / "out", lm=target)
+    ((path, error),) = result.errors.items()
+    old, new = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        .get_parameter(path)
+        .detach()
+        for folder in (original, tmp_path / "out")
+    )
+    change = edit.dense(path).T
+    missing = torch.linalg.vector_norm(new - old - change) / torch.linalg.vector_norm(change)
+    assert error == pytest.approx(float(missing), rel=0.02, abs=1e-6)
+    assert (error == 0) == (stored == loaded == "float32")
+    assert [note in text for text in result.notes] == ([True] if note else [])
+
+
 def test_tied_embeddings_change_together(tmp_path):
     original = write_checkpoint(tmp_path / "model", tie_word_embeddings=True)
     tensors = {}

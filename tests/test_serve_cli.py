@@ -17,6 +17,7 @@ import serving_cases
 import tiny
 from easyeditor import LM, save_patch
 from easyeditor.cli import serve as serve_cli
+from easyeditor.serving import calls
 from easyeditor.serving.names import ServedModels
 from outer import PROMPT
 from scripting import DONE, refused
@@ -180,6 +181,27 @@ def test_calls_of_other_servers_are_printed(easyedit, patch_file, served, server
             body = shlex.split(line.replace("$PWD", "/here"))[-1]
             assert json.loads(body)
     assert served == []
+
+
+@pytest.mark.parametrize("server", list(calls.OtherServer))
+def test_printed_calls_run_nothing_that_a_patch_says(server, tmp_path):
+    """A shell reads the script with programs that only write down their words."""
+    evil = "x'; touch hit; $(touch hit) `touch hit` $PWD \"\n touch hit #\x9b"
+    adapter = calls.Adapter(evil, Path(evil), evil, 1, ("down_proj", evil), evil)
+    programs = "".join(
+        f"{name}() {{ printf '%s\\0' \"$@\" >> words; }}\n"
+        for name in ("easyedit", "curl", "python", "llama-server")
+    )
+    script = tmp_path / "script.sh"
+    script.write_text(programs + calls.script(server, adapter), encoding="utf-8")
+    subprocess.run(["bash", script], cwd=tmp_path, check=True, timeout=20)
+    assert {file.name for file in tmp_path.iterdir()} == {"script.sh", "words"}
+    words = (tmp_path / "words").read_text(encoding="utf-8").split("\0")
+    bodies = [json.loads(words[i + 1]) for i, word in enumerate(words) if word == "-d"]
+    assert evil in words
+    assert [body["prompt"] for body in bodies if "prompt" in body] == [evil]
+    paths = [body["lora_path"] for body in bodies if "lora_path" in body]
+    assert paths == ([] if server == "llama.cpp" else [f"{tmp_path}/adapter"])
 
 
 def test_no_other_server_carries_what_is_in_no_weight(easyedit, tmp_path, patch_file):

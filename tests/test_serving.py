@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -13,9 +14,12 @@ import pytest
 import serving_cases
 import tiny
 from easyeditor import LM
-from easyeditor.errors import PatchMismatchError, ServingError, UnknownServedModelError
+from easyeditor.errors import LedgerError, PatchMismatchError, ServingError, UnknownServedModelError
 from easyeditor.lm.inference import generate
+from easyeditor.serving.engine import Finish, Job, Piece
 from easyeditor.serving.names import ServedModels
+from easyeditor.serving.sampling import Sampling
+from easyeditor.serving.server import names_of
 from support import Snapshot
 
 PROMPTS = (
@@ -86,15 +90,15 @@ def test_every_set_of_patches_answers_in_another_way(client):
 
 def test_32_requests_at_once_are_answered_as_each_alone(client, lm):
     untouched = Snapshot(lm.model)
-    questions = [(NAMES[i % 5], PROMPTS[i % 3], 1 + i % 4) for i in range(32)]
+    questions = [(NAMES[i % 5], PROMPTS[i % 3], 1 + i % 3) for i in range(32)]
 
     def ask(question: tuple[str, str, int]) -> str:
         name, prompt, length = question
         return complete(client, name, prompt, max_tokens=length)
 
-    alone = [ask(question) for question in questions]
+    alone = {question: ask(question) for question in set(questions)}
     with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(ask, questions)) == alone
+        assert list(pool.map(ask, questions)) == [alone[question] for question in questions]
     assert untouched.differences(lm.model) == []
 
 
@@ -249,6 +253,26 @@ def test_other_wrong_requests(address):
     assert post(address, "/v1/completions", ASK)[0] == 200  # and it serves on
 
 
+def test_another_loopback_address_is_a_name_too(models):
+    with serving_cases.running(models, host="127.0.0.2") as address:
+        for name, status in (("127.0.0.2:8000", 200), ("localhost", 200), ("127.0.0.3", 403)):
+            assert post(address, "/v1/completions", ASK, Host=name)[0] == status
+    assert "[::0001]" in names_of("::0001")
+    assert names_of("0.0.0.0") == ()
+
+
+def test_a_client_reads_no_paths_of_the_server(models, address, monkeypatch, caplog):
+    def missing(_name: str) -> None:
+        raise LedgerError("The patch file of edit 3 is missing: /a/place/of/the/server.")
+
+    monkeypatch.setattr(models, "get", missing)
+    code, document = post(address, "/v1/completions", ASK)
+    assert (code, document["error"]["type"]) == (500, "server_error")
+    assert "(LedgerError); its log says why" in document["error"]["message"]
+    assert "/a/place" not in document["error"]["message"]
+    assert "/a/place" in caplog.text
+
+
 def test_a_key_is_asked_for(models):
     with serving_cases.running(models, api_key="secret") as address:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer ä"}):
@@ -256,6 +280,34 @@ def test_a_key_is_asked_for(models):
             assert (code, document["error"]["code"]) == (401, "invalid_api_key")
         given = {"Authorization": "Bearer secret"}
         assert post(address, "/v1/completions", ASK, **given)[0] == 200
+
+
+def test_who_hangs_up_while_tokens_come_is_noticed(monkeypatch):
+    """An answer that is not streamed; nobody waits for it any more."""
+    from easyeditor.serving import app
+
+    class Gone:
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def ask() -> tuple[int, bool]:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        job = Job(None, (1,), Sampling(10**6), events.put_nowait)
+
+        async def write() -> None:
+            while not job.cancelled:
+                job.emit(Piece("word "))
+                await asyncio.sleep(0.001)
+            job.emit(Finish("length", 1))
+
+        writing = asyncio.create_task(write())
+        answers = [app.Answer(0, job, events)]
+        reply = await asyncio.wait_for(app._whole(Gone(), app._Form(False, "tiny", 1), answers), 5)
+        await writing
+        return reply.status_code, job.cancelled
+
+    monkeypatch.setattr(app, "POLL_SECONDS", 0.02)
+    assert asyncio.run(ask()) == (app.CLIENT_GONE, True)
 
 
 def test_no_template_no_chat():
@@ -308,8 +360,8 @@ def test_few_copies_are_held(lm):
 
 def test_copies_share_what_they_do_not_edit(lm, models):
     base = dict(lm.model.named_parameters())
-    twin = dict(models.get("tiny+weights").lm.model.named_parameters())
-    changed = [name for name, p in twin.items() if p.data_ptr() != base[name].data_ptr()]
+    copied = dict(models.get("tiny+weights").lm.model.named_parameters())
+    changed = [name for name, p in copied.items() if p.data_ptr() != base[name].data_ptr()]
     assert changed == ["model.layers.0.mlp.down_proj.weight"]
 
 

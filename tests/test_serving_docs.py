@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 import serving_cases
 from easyeditor.serving.names import ServedModels
 from scripting import DONE, TAKES, sets
@@ -21,6 +23,7 @@ def commands() -> list[list[str]]:
     return [words[1:] for line in lines if (words := shlex.split(line))[0] == "easyedit"]
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_client_run(easyedit, folder, tmp_path, monkeypatch):
     """All but the server itself, whose models are served by a thread instead."""
     monkeypatch.chdir(tmp_path)

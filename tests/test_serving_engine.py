@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 
 import tiny
 from easyeditor import LM
-from easyeditor.errors import ServerBusyError, UnsupportedModelError
+from easyeditor.errors import DivergedError, ServerBusyError, UnsupportedModelError
 from easyeditor.lm.inference import generate
 from easyeditor.patches.copies import shared_copy
-from easyeditor.serving.engine import Engine, Failure, Finish, Job, Piece
+from easyeditor.serving.engine import Engine, Failure, Finish, Job, Piece, _groups
 from easyeditor.serving.names import ServedModels
-from easyeditor.serving.sampling import Sampling, TextStream
+from easyeditor.serving.sampling import Sampling, TextStream, TokenChooser
 from support import EDITS, lm
 from tiers import tiered
 
@@ -72,7 +73,7 @@ def test_every_family_is_continued_as_by_generate(engine, family):
     assert written(engine, target) == generate(target, PROMPTS, 8)
 
 
-@pytest.mark.parametrize("method", ["GRACE", "MEMOIR"])
+@pytest.mark.parametrize("method", tiered(("GRACE", "MEMOIR"), ("GRACE",)))
 def test_a_router_decides_by_the_prompt_and_holds_while_it_is_continued(
     engine, make_method, method
 ):
@@ -126,6 +127,49 @@ def test_a_model_that_fails_ends_its_own_requests(engine):
     assert more.ended[0].wait(20)
     assert isinstance(more.events[0][-1], (Failure, Finish))
     assert written(engine, sound) == generate(sound, PROMPTS, 8)
+
+
+def test_an_error_of_one_request_leaves_those_in_its_passes_alone(monkeypatch, caplog):
+    target, answers = lm("llama"), Answers()
+    jobs = [answers.job(target, prompt) for prompt in PROMPTS[:2]]
+    chooses = TokenChooser.choose
+
+    def choose(chooser: TokenChooser, ids: tuple[int, ...], logits: torch.Tensor) -> int:
+        if ids[:-2] == jobs[0].ids:
+            raise RuntimeError("/a/place/of/the/server")
+        return chooses(chooser, ids, logits)
+
+    monkeypatch.setattr(TokenChooser, "choose", choose)
+    (group,) = _groups(jobs)
+    while group.live:
+        group.step()
+    last = [events[-1] for events in answers.events]
+    assert [type(event) for event in last] == [Failure, Finish]
+    assert len(jobs[0].written) == 2
+    assert "the server's log says why" in last[0].message
+    assert "/a/place" not in last[0].message
+    assert "/a/place" in caplog.text
+
+
+def test_a_request_that_cannot_be_started_leaves_the_others_alone():
+    target, answers = lm("llama"), Answers()
+    wrong = answers.job(target, PROMPTS[0], temperature=1.0, top_p=-1.0)
+    right = answers.job(target, PROMPTS[1])
+    assert [group.jobs for group in _groups([wrong, right])] == [[right]]
+    assert isinstance(answers.events[0][-1], Failure)
+    assert answers.events[1] == []
+
+
+def test_a_temperature_near_zero_is_zero():
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    for temperature in (0.0, 1e-40, 1e-6, 1e-5):
+        assert TokenChooser(Sampling(1, temperature, top_k=2, top_p=0.9)).choose([0], logits) == 1
+
+
+@pytest.mark.parametrize("logits", [[1.0, math.inf], [-math.inf, -math.inf], [math.nan, 1.0]])
+def test_no_token_is_sampled_from_what_are_no_probabilities(logits):
+    with pytest.raises(DivergedError, match="are not numbers"):
+        TokenChooser(Sampling(1, 1.0)).choose([0], torch.tensor(logits))
 
 
 def test_too_many_are_turned_away_and_none_of_them_is_continued():

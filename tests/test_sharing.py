@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,19 +11,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 import fake_hub
 import serving_cases
 import tiny
-from easyeditor import LM, save_patch
+from easyeditor import LM, Edit, load_patch, save_patch
+from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import (
     HubError,
     ManifestError,
     OutputError,
+    PatchError,
     PatchMismatchError,
     SignatureError,
 )
 from easyeditor.export.lora import export_lora
+from easyeditor.patches.public import public_header
+from easyeditor.sharing.hub import pull_repository, push_repository
 from easyeditor.sharing.repository import read_repository, write_repository
 from easyeditor.sharing.scores import edit_scores
 from outer import ROOT, bits, changed
@@ -156,6 +162,81 @@ def test_more_than_was_written_is_refused(shared, tmp_path):
         write_repository(some_patch(lm("llama"), 0), shared)
 
 
+def test_a_repository_names_no_place(target, tmp_path):
+    (tmp_path / "home").mkdir()
+    settings = {
+        "archive": "/home/ada/run7/archive.safetensors",
+        "stats_dir": "~/moments/",
+        "more": {"texts": ["./home/a.txt", r"C:\\home\\b.txt", "home/c/d.txt"]},
+        "encoder": "/home/ada/hub/models--org--name/snapshots/0a1b2c",
+        "kept": ["shipped", "org/name", "https://a.b/c/d", ". {}", "and / or", "mlp.down_proj", 3],
+    }
+    seen = Prompt("What is it?", (ImageRef("/home/ada/photo.png", "0" * 64),))
+    edits = (
+        Edit("/home/ of what?", "/home/is/here", expansions=[Edit(seen, "it")]),
+        Edit(seen, "x"),
+    )
+    edit = some_patch(target, 0)
+    info = dataclasses.replace(edit.info, hyperparams=settings, edits=edits)
+    written = write_repository(dataclasses.replace(edit, info=info), tmp_path / "shared")
+    result = read_repository(written.folder).patch
+    assert result.info.hyperparams == {
+        "archive": "archive.safetensors",
+        "stats_dir": "moments",
+        "more": {"texts": ["a.txt", "b.txt", "d.txt"]},
+        "encoder": "org/name",
+        "kept": settings["kept"],
+    }
+    assert result.info.edits == edits  # texts as they were, images by their content
+    assert result.info.edits[1].prompt.images[0].path == "photo.png"
+    card = (written.folder / "README.md").read_text(encoding="utf-8")
+    assert "run7" not in card
+    assert "archive=archive.safetensors" in card
+    stored = load_patch(save_patch(dataclasses.replace(edit, info=info), tmp_path / "stays"))
+    assert stored.info.hyperparams == settings
+
+
+def test_files_that_a_patch_refers_to_are_named_without_their_folders():
+    header = {
+        "hyperparams": {},
+        "model_name": "/home/ada/llama",
+        "edits": [],
+        "data": {
+            "answers": {"file": "/home/ada/serac.safetensors", "config": {"_name_or_path": "/a/b"}},
+            "memory": [["id", "/home/ada/ is", "file"]],
+            "encoder": None,
+        },
+    }
+    result = public_header(header)
+    assert result["model_name"] == "llama"
+    assert result["data"] == {
+        "answers": {"file": "serac.safetensors", "config": {"_name_or_path": "b"}},
+        "memory": header["data"]["memory"],
+        "encoder": None,
+    }
+
+
+def test_what_the_adapter_leaves_out_is_said(easyedit, target, tmp_path):
+    dense = patch(target, "dense", 0)
+    file = save_patch(dense, tmp_path / "dense.safetensors")
+    words = ("push", file, "ada/eiffel", "--no-scores", "--rank", 1)
+    told = easyedit(*words, "--dry-run", tmp_path / "one", "--json")
+    assert told.code == DONE, told.err
+    error = max(export_lora(dense, tmp_path / "adapter", rank=1).errors.values())
+    card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
+    line = f"rank 1 and is an approximation: up to {error:.2g}"
+    assert line in card
+    assert line in " ".join(document(told)["notes"])
+    assert "leaves out" in card
+    told = easyedit(*words, "--dry-run", tmp_path / "two")
+    assert "is an approximation" in told.out
+    whole = write_repository(some_patch(target, 0), tmp_path / "whole")
+    assert "rank 1 and holds the whole change" in whole.notes[0]
+    with pytest.raises(PatchError, match="rank of 1 or more"):
+        write_repository(dense, tmp_path / "none", rank=0)
+    assert not (tmp_path / "none").exists()
+
+
 # -- signatures -------------------------------------------------------------------------------
 
 
@@ -217,6 +298,65 @@ def test_pushed_and_pulled(easyedit, hub, folder, key, tmp_path):
     assert (tmp_path / "c" / "patch.safetensors").read_bytes() == file.read_bytes()
 
 
+def test_a_push_deletes_only_files_of_the_former_patch(hub, target, tmp_path):
+    first = write_repository(some_patch(target, 0), tmp_path / "first")
+    push_repository(first, "ada/eiffel")
+    here = {"picture.png": b"1", "adapter_notes.txt": b"2", "base.safetensors": b"3"}
+    hub.add("ada/eiffel", {**hub.files("ada/eiffel")[1], **here, "manifest.json.sig": b"old"})
+    push_repository(
+        write_repository(serving_cases.patches(target)["modules"], tmp_path / "second"),
+        "ada/eiffel",
+    )
+    assert set(hub.files("ada/eiffel")[1]) == FILES | {".gitattributes", *here}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (None, "has no manifest.json"),
+        (b'{"name": "an extension"}', "not EasyEdit's"),
+        (
+            b'{"easyedit_manifest": 1, "about": {"kind": "ledger"}, "files": {}}',
+            "holds a 'ledger', not a patch",
+        ),
+    ],
+)
+def test_a_repository_of_something_else_is_left_alone(hub, target, tmp_path, manifest, why):
+    weights = {"model.safetensors": b"weights", "README.md": b"a model", ".gitattributes": b""}
+    files = weights if manifest is None else {**weights, "manifest.json": manifest}
+    hub.commits["ada/model"] = []
+    hub.add("ada/model", files)
+    written = write_repository(some_patch(target, 0), tmp_path / "shared")
+    for branch in (None, "draft"):
+        with pytest.raises(HubError, match=f"{re.escape(why)}.*new repository"):
+            push_repository(written, "ada/model", revision=branch)
+    assert [files for _, files in hub.commits["ada/model"]] == [files]
+
+
+def test_a_repository_with_a_card_alone_is_pushed_to(hub, target, tmp_path):
+    hub.commits["ada/empty"] = []
+    hub.add("ada/empty", {"README.md": b"soon"})
+    push_repository(write_repository(some_patch(target, 0), tmp_path / "shared"), "ada/empty")
+    assert set(hub.files("ada/empty")[1]) == FILES | ADAPTER
+
+
+def test_only_what_the_manifest_lists_is_fetched(hub, target, tmp_path):
+    fetched = set()
+
+    class Watched(HfApi):
+        def snapshot_download(self, *args, **settings):
+            folder = super().snapshot_download(*args, **settings)
+            fetched.update(file.name for file in Path(folder).iterdir() if file.is_file())
+            return folder
+
+    push_repository(write_repository(some_patch(target, 0), tmp_path / "shared"), "ada/eiffel")
+    more = {"manifest.json.backup": b"", "manifest.jsonl": b"", "weights.bin": b""}
+    hub.add("ada/eiffel", {**hub.files("ada/eiffel")[1], **more})
+    pull_repository("ada/eiffel", tmp_path / "pulled", api=Watched())
+    assert names(tmp_path / "pulled") == fetched == FILES | ADAPTER
+
+
+@pytest.mark.slow
 def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_path):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     assert easyedit("push", file, "ada/eiffel", "--no-scores").code == DONE
@@ -233,6 +373,7 @@ def test_what_was_changed_on_the_hub_is_not_pulled(easyedit, hub, target, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(easyedit, hub, target, tmp_path, monkeypatch):
     file = save_patch(some_patch(target, 0), tmp_path / "eiffel.safetensors")
     out = ("--out", tmp_path / "out")
@@ -265,6 +406,7 @@ def test_a_dry_run_pushes_nothing(easyedit, target, folder, tmp_path):
 # -- an export of a ledger --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     from easyeditor.ledger.live import create_for
     from easyeditor.lm.loading import load
@@ -297,6 +439,7 @@ def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_runs(easyedit, folder, key, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))

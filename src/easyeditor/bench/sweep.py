@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 LOWER_PART = 0.5
 """Layers above this share of the depth are not tried, but in models of few layers."""
 FEW_LAYERS = 8
-"""Models with so many are tried at all."""
+"""Models with so many or fewer may be tried at any layer, not in the lower part alone."""
 WHILE_COMPARING: dict[str, Any] = {"context_template_length_params": ((5, 1),), "kl_factor": 0.0}
 """Settings while layers are compared, for speed: one prefix, and no divergence term."""
 TOKENS_PER_WIDTH = 4

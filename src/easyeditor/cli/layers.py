@@ -84,7 +84,10 @@ def layers(
         typer.Option("--layers", help="The rows of the table, e.g. 1,3,5; by default up to ten."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=4, help="Facts: by default 16 with --auto, else 8.")
+        int | None,
+        typer.Option(
+            min=4, help="Facts: by default, and at most, 16 with --auto; else 8 by default."
+        ),
     ] = None,
     text: Annotated[
         str | None,
@@ -120,6 +123,9 @@ def layers(
     from easyeditor.bench.sweep import LayerSweep
     from easyeditor.second_moments.corpus import SHIPPED
 
+    if auto and limit is not None and limit > FACTS:
+        output.note(f"--auto measures {FACTS} facts at most; --limit {limit} changes nothing.")
+        limit = FACTS
     with output.working("asking the model what it knows …"):
         facts = facts_known_by(lm, limit or (FACTS if auto else TABLE_FACTS), cases)
     if auto:

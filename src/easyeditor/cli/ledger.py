@@ -19,11 +19,11 @@ from easyeditor.ledger.entries import EntryState
 from easyeditor.ledger.ledger import DATABASE, Ledger
 from easyeditor.ledger.limits import HealthLimits
 from easyeditor.ledger.loading import DEFAULTS
+from easyeditor.sharing.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from easyeditor.ledger.verifying import Finding
 
-MANIFEST = "manifest.json"
 
 GROUP_EXAMPLES = r"""
 Examples:

@@ -108,14 +108,14 @@ def serve(
     from easyeditor.serving.server import is_loopback, open_socket, require_extra, run_server
 
     require_extra()
-    book = None if ledger is None else Ledger(ledger)
+    opened_ledger = None if ledger is None else Ledger(ledger)
     files = _files(patch or [])
     loaded = dict(zip(files, load_patches(list(files.values()), encoder), strict=True))
     opened = open_socket(host, port)
     with opened:
         scheme = None if quantization is None else quantization.value
         lm = _model(
-            book,
+            opened_ledger,
             model,
             loaded,
             {"device": device, "trust_remote_code": trust_remote_code},
@@ -125,7 +125,7 @@ def serve(
         from easyeditor.serving.names import ServedModels
 
         with output.working("applying the patches …", long=False):
-            models = ServedModels(lm, ledger=book, patches=loaded)
+            models = ServedModels(lm, ledger=opened_ledger, patches=loaded)
         key = os.environ.get(API_KEY, "").strip() or None
         if not is_loopback(host) and key is None:
             output.warn(
@@ -174,23 +174,23 @@ def _files(given: list[str]) -> dict[str, Path]:
 
 
 def _model(
-    book: Ledger | None,
+    opened_ledger: Ledger | None,
     model: str | None,
     patches: Mapping[str, Patch],
     where: dict[str, Any],
     how: dict[str, Any],
 ) -> LM:
     """The model to serve, loaded as its ledger says, if there is one."""
-    if book is None:
+    if opened_ledger is None:
         return output.load_model(model_of(model, [*patches.values()]), **where, **how)
-    loading = {k: v for k, v in recorded_loading(book).items() if k != "chat_template"}
+    loading = {k: v for k, v in recorded_loading(opened_ledger).items() if k != "chat_template"}
     for option, value in how.items():
         if value is not None and value != loading[option]:
             raise ServingError(
                 f"--{option} {value}: the ledger's model is loaded with {option}="
                 f"{loading[option]!r}, and its edits are made for that. Leave --{option} out."
             )
-    return output.load_model(model_name(book, model), **where, **loading)
+    return output.load_model(model_name(opened_ledger, model), **where, **loading)
 
 
 def _address(host: str, port: int) -> str:

@@ -58,6 +58,10 @@ def push(
         bool,
         typer.Option(help="Measure for the card what the edits do; loads the model."),
     ] = True,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank kept of dense patches in the adapter (64 by default)."),
+    ] = None,
     sign: Annotated[
         Path | None, typer.Option(help="The file of an SSH key that signs the manifest.")
     ] = None,
@@ -81,12 +85,21 @@ def push(
 
     import tempfile
 
+    from easyeditor.sharing.card import HUB_NAME
     from easyeditor.sharing.repository import write_repository
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "repository" if dry_run is None else dry_run
+        base = model if model and HUB_NAME.fullmatch(model) and not Path(model).exists() else None
         repository = write_repository(
-            loaded, folder, title=title, licence=license_, scores=rows, key=sign
+            loaded,
+            folder,
+            title=title,
+            licence=license_,
+            scores=rows,
+            rank=rank,
+            base=base,
+            key=sign,
         )
         commit = ""
         if dry_run is None:
@@ -96,14 +109,17 @@ def push(
                 commit = push_repository(repository, repo, private=private, revision=revision)
     files = [*repository.manifest.files]
     if as_json:
-        output.print_json(
-            {"repo": repo, "commit": commit or None, "files": files, "folder": str(dry_run or "")}
-        )
+        document = {"repo": repo, "commit": commit or None, "files": files}
+        notes = list(repository.notes)
+        output.print_json({**document, "folder": str(dry_run or ""), "notes": notes})
     elif dry_run is not None:
         output.out.print_line(f"{count(len(files), 'file')} in {dry_run}; nothing was pushed.")
     else:
         output.out.print_line(f"{count(len(files), 'file')} in {repo}, commit {commit}.")
         output.out.print_line(f"Fetch it: easyedit pull {quoted(repo)} --out FOLDER")
+    if not as_json:
+        for note in repository.notes:
+            output.out.print_line(note)
 
 
 def pull(

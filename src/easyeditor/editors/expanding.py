@@ -3,7 +3,7 @@
 An edit that is made with the sentence alone may not hold in the chat, or in other words. An
 expanded edit has further prompts (:attr:`Edit.expansions`): methods that search a value search one
 over all of them, methods that train do so on all. What is scored is never edited with: a further
-prompt that reads like a probe of its case is dropped, and a note says so.
+prompt that holds the words of a probe of its case is dropped, and a note says so.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ Expand = bool | Expansion | None
 
 
 def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
-    """The cases with their edits expanded; as they are without ``expand``.
+    """The cases with their edits expanded, and with no further prompt that is scored.
 
-    Prompts that a case's edits have already (aliases, a question of the user's) stay first.
+    Prompts that a case's edits have already (aliases, a question of the user's) stay first; without
+    ``expand`` they are all, less those that hold a probe of their case.
 
     Raises:
         EditError: ``expand`` is neither a boolean nor an :class:`Expansion`, or chat prompts are
@@ -86,7 +87,7 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
             f"{type(expand).__name__}."
         )
     if not expand:
-        return list(cases)
+        return [_unscored(case) for case in cases]
     how = Expansion() if expand is True else expand
     template = bool(getattr(lm.tokenizer, "chat_template", None))
     if how.chat and not template:
@@ -137,24 +138,53 @@ def _reworded(edit: Edit, text: str, *, chat: bool | None) -> Edit:
 
 def _with(lm: LM, case: Case, edit: Edit, candidates: Sequence[Edit]) -> Edit:
     """The edit with those of its further prompts that are new and are not scored."""
-    scored = {_words(probe.prompt.text) for probe in case.probes}
     chat = lm.text.chat_template
     forms = {_form(edit.prompt, chat)}
     expansions: list[Edit] = []
-    for other in (*edit.expansions, *candidates):
-        if _words(other.prompt.text) in scored:
-            log.warning(
-                "Case %s: the prompt %r is scored, so the edit is not made with it.",
-                case.id,
-                other.prompt.text,
-            )
-            continue
+    for other in _not_scored(case, (*edit.expansions, *candidates)):
         form = _form(other.prompt, chat)
         if form in forms:
             continue
         forms.add(form)
         expansions.append(other)
     return replace(edit, expansions=tuple(expansions))
+
+
+def _unscored(case: Case) -> Case:
+    """The case without further prompts that are scored; the same object where it has none."""
+    edits = []
+    for edit in case.edits:
+        prompts = tuple(_not_scored(case, edit.expansions))
+        same = len(prompts) == len(edit.expansions)
+        edits.append(edit if same else replace(edit, expansions=prompts))
+    if all(new is old for new, old in zip(edits, case.edits, strict=True)):
+        return case
+    return replace(case, edit=edits[0], also=tuple(edits[1:]))
+
+
+def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
+    """The prompts that hold no probe of the case; a warning for each of the others."""
+    probes = {other.prompt.text: _probe_in(other.prompt.text, case) for other in prompts}
+    for text, probe in probes.items():
+        if probe is not None:
+            log.warning(
+                "Case %s: the prompt %r holds %r, which is scored, so the edit is not made with "
+                "it.",
+                case.id,
+                text,
+                probe,
+            )
+    return [other for other in prompts if probes[other.prompt.text] is None]
+
+
+def _probe_in(text: str, case: Case) -> str | None:
+    """The first probe of the case whose words stand in the text one after the other."""
+    words = f" {_words(text)} "
+    for probe in case.probes:
+        scored = _words(probe.prompt.text)
+        if scored and f" {scored} " in words:
+            return probe.prompt.text
+    return None
 
 
 def _form(prompt: Prompt, chat: bool) -> tuple[str, bool]:
@@ -168,13 +198,12 @@ def _words(text: str) -> str:
 
 def _inverse(case: Case) -> list[Edit]:
     """The inverses of the case's edits that are not scored."""
-    scored = {_words(probe.prompt.text) for probe in case.probes}
     result = []
     for edit in case.edits:
         if edit.subject is None:
             continue
         sentence = inverse_of(edit.prompt.text, edit.subject, edit.target.strip())
-        if sentence is not None and _words(sentence) not in scored:
+        if sentence is not None and _probe_in(sentence, case) is None:
             result.append(Edit(sentence, edit.subject, edit.target.strip()))
     return result
 

@@ -8,7 +8,6 @@ files of unknown origin are never deleted, only reported.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -18,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from easyeditor.errors import LedgerError
+from easyeditor.files import sha256_of
 from easyeditor.ledger.database import Database
 
 SCRATCH = ".incoming"
 SUFFIX, STATE_SUFFIX = ".safetensors", ".state.safetensors"
-CHUNK_BYTES = 2**20
 FAULTS = {"missing": "is missing", "changed": "was changed"}
 """What may be wrong with a file -> how a sentence says so."""
 ADVICE = "Put it back from a backup, or undo the edit and make it again."
@@ -71,8 +70,8 @@ class PatchFolder:
         scratch.mkdir()
         patch, state = scratch / f"edit{SUFFIX}", scratch / f"edit{STATE_SUFFIX}"
         write(patch)
-        digest = file_digest(patch)
-        state_digest = file_digest(state) if state.is_file() else None
+        digest = sha256_of(patch)
+        state_digest = sha256_of(state) if state.is_file() else None
         with self._database.writing() as connection:
             known = "SELECT 1 FROM patches WHERE digest = ?"
             if connection.execute(known, (digest,)).fetchone() is None:
@@ -123,16 +122,7 @@ def fault(file: Path, digest: str) -> str:
     """Which of :data:`FAULTS` a file has that was written with this digest; empty where none."""
     if not file.is_file():
         return "missing"
-    return "" if file_digest(file) == digest else "changed"
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of the bytes of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return "" if sha256_of(file) == digest else "changed"
 
 
 def _move(file: Path, place: Path) -> None:

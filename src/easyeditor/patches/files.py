@@ -22,6 +22,7 @@ from easyeditor.lm.fingerprint import Fingerprint
 from easyeditor.patch_header import PatchHeader
 from easyeditor.patches.kinds import PATCHES
 from easyeditor.patches.patch import Patch, PatchInfo
+from easyeditor.patches.public import public_header
 from easyeditor.tensor_file import content_digest, read_tensor_file, write_tensor_file
 
 FORMAT = 2
@@ -34,8 +35,14 @@ DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, Att
 ADVICE = "Copy it again, or save the patch again."
 
 
-def save_patch(patch: Patch, path: str | Path) -> Path:
+def save_patch(patch: Patch, path: str | Path, *, public: bool = False) -> Path:
     """Write ``patch``; the file appears whole or not at all. Returns its path.
+
+    Args:
+        patch: any.
+        path: of the file.
+        public: leave out places on this machine (:mod:`easyeditor.patches.public`), for a file that
+            is passed on; the weights are the same.
 
     Raises:
         OSError: the place cannot be written.
@@ -43,6 +50,8 @@ def save_patch(patch: Patch, path: str | Path) -> Path:
     tensors, data = patch.dump()
     tensors |= {f"{EXTRA}{name}": tensor for name, tensor in patch.extras.items()}
     header = {"format": FORMAT, "kind": patch.kind, "data": data, **header_of(patch)}
+    if public:
+        header = public_header(header)
     return write_tensor_file(Path(path), tensors, KEY, header)
 
 

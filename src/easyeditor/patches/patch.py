@@ -59,7 +59,7 @@ class PatchInfo:
     ) -> PatchInfo:
         """The description of a patch that ``method`` made for ``lm`` just now."""
         settings = hyperparams.model_dump(mode="json")
-        if settings.get("model_name"):  # a file that travels names no place on this machine
+        if settings.get("model_name"):  # other paths: see patches/public.py
             settings["model_name"] = public_name(settings["model_name"])
         return cls(
             method=method,

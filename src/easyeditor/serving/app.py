@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import re
 import time
 import uuid
@@ -42,6 +43,7 @@ from easyeditor.serving.requests import (
 )
 from easyeditor.serving.sampling import Sampling
 
+LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 2**20
 PORT = re.compile(r":\d+$")
 CLIENT_GONE = 499
@@ -114,7 +116,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(503, str(error), headers={"Retry-After": "5"})
 
     async def refused(_request: Request, error: Exception) -> Response:
-        return error_response(500, str(error))
+        LOG.error("A request could not be answered.", exc_info=error)  # it may name files
+        return error_response(
+            500,
+            f"The server cannot use what this model is made of ({type(error).__name__}); its log "
+            "says why.",
+        )
 
     async def gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
@@ -331,16 +338,21 @@ class _Form:
 
 
 async def _whole(request: Request, form: _Form, answers: Sequence[Answer]) -> Response:
+    """The response with all answers; none where the client hangs up, which ends its jobs."""
+    clock = asyncio.get_running_loop().time
     texts, ends = [], []
+    look = clock() + POLL_SECONDS
     try:
         for answer in answers:
             pieces: list[str] = []
             while True:
-                try:
-                    event = await asyncio.wait_for(answer.events.get(), POLL_SECONDS)
-                except asyncio.TimeoutError:
+                if clock() >= look:  # by the clock: tokens may come all the time
                     if await request.is_disconnected():
                         return Response(status_code=CLIENT_GONE)
+                    look = clock() + POLL_SECONDS
+                try:
+                    event = await asyncio.wait_for(answer.events.get(), look - clock())
+                except asyncio.TimeoutError:
                     continue
                 if isinstance(event, Failure):
                     return error_response(500, event.message)

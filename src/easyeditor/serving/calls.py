@@ -18,6 +18,7 @@ from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import WeightPatch
 
 PORTS = {"vllm": 8000, "sglang": 30000, "llama.cpp": 8080}
+LORA_PATH = '"lora_path": "$PWD/'
 JSON_HEADER = '-H "Content-Type: application/json"'
 
 
@@ -109,7 +110,7 @@ def _sglang(adapter: Adapter) -> list[str]:
         "# Start the server with the unedited model; once, in another terminal.",
         f"python -m sglang.launch_server --model-path {shlex.quote(adapter.base)} \\",
         f"  --enable-lora --max-lora-rank {adapter.rank} \\",
-        f"  --lora-target-modules {' '.join(adapter.modules)}",
+        f"  --lora-target-modules {shlex.join(adapter.modules)}",
         "# Load the correction.",
         _post(f"{url}/load_lora_adapter", load),
         "# Ask: MODEL:ADAPTER is the edited model, MODEL the unedited one.",
@@ -150,6 +151,15 @@ def _question(adapter: Adapter, model: str) -> dict[str, object]:
 
 
 def _post(url: str, body: object) -> str:
-    """A call of curl; ``$PWD`` in the body is filled in by the shell."""
-    text = shlex.quote(json.dumps(body, ensure_ascii=False)).replace("$PWD", "'\"$PWD\"'")
+    """A call of curl; the shell fills in ``$PWD`` at the start of ``lora_path``, and nothing else.
+
+    Quotation marks in strings of JSON are escaped, so no name or prompt reads as that field.
+    """
+    text = shlex.quote(_json(body)).replace(LORA_PATH, LORA_PATH.replace("$PWD", "'\"$PWD\"'"))
     return f"curl -X POST {url} {JSON_HEADER} \\\n  -d {text}"
+
+
+def _json(body: object) -> str:
+    """JSON in which characters that a terminal does not print are escaped."""
+    text = json.dumps(body, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -9,6 +9,7 @@ bits that it gets alone.
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from easyeditor.errors import EasyEditError, ServerBusyError
+from easyeditor.errors import DivergedError, ServerBusyError
 from easyeditor.lm.forward.context import ForwardContext, Phase, forward_context, last_token
 from easyeditor.lm.forward.prefix_cache import takes_cache
 from easyeditor.lm.hooks import gathering
@@ -27,6 +28,7 @@ from easyeditor.serving.sampling import Sampling, TextStream, TokenChooser
 
 MAX_ACTIVE, MAX_WAITING = 32, 512
 """Requests that are continued, and that wait, at once."""
+LOG = logging.getLogger(__name__)
 GOING = "The server is shutting down."
 
 
@@ -53,6 +55,16 @@ class Failure:
 
 
 Event = Piece | Finish | Failure
+
+
+def failure(error: Exception) -> Failure:
+    """What a client reads of an error; of one that is not ours the log alone has the words."""
+    if isinstance(error, DivergedError):
+        return Failure(str(error))
+    LOG.error("An answer could not be written.", exc_info=error)
+    return Failure(
+        f"The answer could not be written ({type(error).__name__}); the server's log says why."
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -108,16 +120,16 @@ class Group:
             job = self.jobs[row]
             try:
                 chosen[row] = self._choosers[row].choose((*job.ids, *job.written), logits[row])
-            except EasyEditError as error:
-                self._finish(row, Failure(str(error)))
-            else:
                 self._write(row, chosen[row])
+            except Exception as error:  # of any type: the other rows go on
+                if row in self._live:
+                    self._finish(row, failure(error))
         self._extend(chosen)
 
-    def fail(self, message: str) -> None:
+    def fail(self, event: Failure) -> None:
         """End every job that goes on."""
         for row in list(self._live):
-            self._finish(row, Failure(message))
+            self._finish(row, event)
 
     def _write(self, row: int, token: int) -> None:
         job, text = self.jobs[row], self._texts[row]
@@ -241,12 +253,12 @@ class Engine:
                 try:
                     group.step()
                 except Exception as error:  # of any type: one request ends, the server does not
-                    group.fail(f"{type(error).__name__}: {error}")
+                    group.fail(failure(error))
                 if group.live:
                     self._groups.append(group)
             self._active = sum(group.live for group in self._groups)
         for group in self._groups:
-            group.fail(GOING)
+            group.fail(Failure(GOING))
         for job in self._waiting:
             job.emit(Failure(GOING))
 
@@ -272,8 +284,15 @@ class Engine:
             room -= len(jobs)
             if not jobs:
                 continue
-            try:
-                self._groups.append(Group(jobs))
-            except Exception as error:
-                for job in jobs:
-                    job.emit(Failure(f"{type(error).__name__}: {error}"))
+            self._groups.extend(_groups(jobs))
+
+
+def _groups(jobs: list[Job]) -> list[Group]:
+    """One group of all jobs; where a job cannot be started it fails, and the others are alone."""
+    try:
+        return [Group(jobs)]
+    except Exception as error:
+        if len(jobs) == 1:
+            jobs[0].emit(failure(error))
+            return []
+    return [group for job in jobs for group in _groups([job])]

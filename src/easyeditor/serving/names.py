@@ -194,12 +194,12 @@ class ServedModels:
     def _build(self, chosen: Collection[str], entries: Sequence[tuple[int, str]]) -> ServedModel:
         start = time.perf_counter()
         patches = self._of_entries(entries)
-        twin = shared_copy(self._with_ledger(patches) if patches else self._lm.model)
+        model = shared_copy(self._with_ledger(patches) if patches else self._lm.model)
         for patch in self._named(chosen, entries):
-            patch.apply(twin, force=True)
+            patch.apply(model, force=True)
             patches.append(patch)
-        twin.eval().requires_grad_(False)
-        lm = LM(twin, self._lm.tokenizer)
+        model.eval().requires_grad_(False)
+        lm = LM(model, self._lm.tokenizer)
         name = JOINT.join((self.base, *chosen))
         numbers = tuple(number for number, _ in entries)
         return ServedModel(name, lm, tuple(patches), numbers, time.perf_counter() - start)

@@ -19,7 +19,13 @@ from transformers import (
 
 from easyeditor.errors import DivergedError
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below take the most probable token: divided by them, logits leave float32."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+NO_NUMBERS = (
+    "The model's predictions are not numbers, so nothing can be written. Load it in float32 or "
+    "bfloat16, or take the edit back that does this."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Sampling:
 
     Attributes:
         max_tokens: where it ends at the latest.
-        temperature: of the softmax; 0 takes the most probable token.
+        temperature: of the softmax; below 1e-5 the most probable token is taken.
         top_p: probability mass that is sampled from.
         top_k: number of tokens that are sampled from; 0: all.
         repetition_penalty: of tokens that are in the text already; 1: none.
@@ -76,7 +82,7 @@ class TokenChooser:
     """Chooses the next token of one request from its logits, from a random stream of its own."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._greedy = sampling.temperature == 0
+        self._greedy = sampling.temperature < GREEDY_BELOW
         self._generator = torch.Generator()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._generator.manual_seed(seed % 2**63)
@@ -95,19 +101,19 @@ class TokenChooser:
         """The next token after ``ids``, from logits ``(vocabulary,)`` in float32 on the CPU.
 
         Raises:
-            DivergedError: they are not numbers.
+            DivergedError: they are not numbers, or so large that no probabilities follow.
         """
         if logits.isnan().any():
-            raise DivergedError(
-                "The model's predictions are not numbers, so nothing can be written. Load it in "
-                "float32 or bfloat16, or take the edit back that does this."
-            )
+            raise DivergedError(NO_NUMBERS)
         scores = logits[None]
         if self._processors:
             scores = self._processors(torch.tensor([list(ids)]), scores)
         if self._greedy:
             return int(scores.argmax(-1))
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        probabilities = scores.softmax(-1)
+        if not probabilities.isfinite().all():  # one logit is infinite, or all are -inf
+            raise DivergedError(NO_NUMBERS)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
 class TextStream:

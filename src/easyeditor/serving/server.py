@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -37,6 +37,13 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """Under which names a server that listens there may be called; empty: under any."""
+    if not is_loopback(host):
+        return ()
+    return (*LOCAL_NAMES, f"[{host}]".lower() if ":" in host else host)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -99,7 +106,7 @@ def serving(
     from easyeditor.serving.app import build_app
 
     engine = Engine(max_batch)
-    hosts = LOCAL_NAMES if is_loopback(host) else ()
+    hosts = names_of(host)
     app = build_app(models, engine, api_key=api_key, hosts=hosts)
 
     class Server(uvicorn.Server):
@@ -120,6 +127,3 @@ def serving(
 def stop(engine: Engine) -> None:
     """End the engine's jobs without waiting for them."""
     engine.close(0)
-
-
-Ready = Callable[[str], object]

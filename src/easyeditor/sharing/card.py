@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
+from easyeditor.export.result import Export
 from easyeditor.lm.embedded import hub_name
 from easyeditor.patches.patch import Patch
+from easyeditor.patches.public import public_value
 from easyeditor.sharing.scores import EditScore
 
 MAX_ROWS = 50
-PLACE = re.compile(r"[/~.]|[A-Za-z]:\\")
-"""How a path on the writer's machine begins; cards show none."""
+ROUNDING = 1e-6
+"""Share of a change's norm that an adapter may lack and still hold it."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -24,7 +26,7 @@ def card_of(
     title: str,
     licence: str | None = None,
     scores: Sequence[EditScore] = (),
-    adapter: bool = False,
+    adapter: Export | None = None,
 ) -> str:
     """The text of ``README.md``, with the hub's metadata on top.
 
@@ -35,7 +37,7 @@ def card_of(
         licence: the hub's identifier of the patch's licence; None: the card says that none is
             given.
         scores: of its edits, if they were measured.
-        adapter: whether the repository holds the patch as a LoRA adapter, too.
+        adapter: the patch as a LoRA adapter, if the repository holds it as one, too.
     """
     info = patch.info
     base = hub_name(info.model_name)
@@ -43,7 +45,7 @@ def card_of(
         license=licence,
         library_name="peft" if adapter else "easyeditor",
         base_model=base if HUB_NAME.fullmatch(base) else None,
-        tags=["easyedit", "knowledge-editing", info.method.lower(), *(["lora"] * adapter)],
+        tags=["easyedit", "knowledge-editing", info.method.lower(), *(["lora"] * bool(adapter))],
         pipeline_tag="text-generation",
     )
     parts = [
@@ -90,7 +92,7 @@ def _table(patch: Patch, scores: Sequence[EditScore]) -> str:
     return "\n".join(lines) + f"\n\n{note}"
 
 
-def _use(patch_file: str, adapter: bool) -> str:
+def _use(patch_file: str, adapter: Export | None) -> str:
     text = (
         "```sh\neasyedit pull REPOSITORY --out patch\n"
         f'easyedit generate --patch patch/{patch_file} "PROMPT"\n'
@@ -100,9 +102,22 @@ def _use(patch_file: str, adapter: bool) -> str:
     if adapter:
         text += (
             "\n\nThe repository is a PEFT adapter, too: `PeftModel.from_pretrained(model, "
-            "REPOSITORY)`, and vLLM and SGLang load it at run time."
+            "REPOSITORY)`, and vLLM and SGLang load it at run time.\n\n"
         )
+        text += "\n".join(f"- {_plain(line)}" for line in (fidelity(adapter), *adapter.notes))
     return text
+
+
+def fidelity(adapter: Export) -> str:
+    """One sentence: the adapter's rank, and the share of the change that it leaves out."""
+    worst = max(adapter.errors, key=lambda path: adapter.errors[path])
+    error = adapter.errors[worst]
+    if error < ROUNDING:
+        return f"The adapter has rank {adapter.rank} and holds the whole change."
+    return (
+        f"The adapter has rank {adapter.rank} and is an approximation: up to {error:.2g} of a "
+        f"weight's change, by norm, is left out ({worst}). The patch file holds the whole change."
+    )
 
 
 def _origin(patch: Patch, licence: str | None) -> str:
@@ -111,8 +126,8 @@ def _origin(patch: Patch, licence: str | None) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in info.versions.items())
     settings = ", ".join(
         f"`{_plain(f'{name}={value}')}`"
-        for name, value in info.hyperparams.items()
-        if value is not None and not PLACE.match(str(value))
+        for name, value in public_value(info.hyperparams).items()
+        if value is not None
     )
     lines = [
         f"- Method: {info.method}",

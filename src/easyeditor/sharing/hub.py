@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from easyeditor.errors import HubError
+from easyeditor.errors import HubError, ManifestError
 from easyeditor.files import folder_written_whole
-from easyeditor.sharing.manifest import read_manifest
-from easyeditor.sharing.repository import Repository, read_repository
+from easyeditor.sharing.manifest import MANIFEST, SIGNATURE, read_manifest
+from easyeditor.sharing.repository import CARD, KIND, Repository, read_repository
 
 T = TypeVar("T")
 MAX_SHOWN = 300
 LIBRARIES = frozenset(("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2"))
 """Top names of the libraries that the client fails with."""
+FRESH = frozenset((".gitattributes", CARD))
+"""Files that a repository may have before a patch is pushed to it."""
 
 
 def push_repository(
@@ -32,7 +36,8 @@ def push_repository(
     """Upload a repository that :func:`~easyeditor.sharing.repository.write_repository` wrote.
 
     Args:
-        repository: what is uploaded; files that a former version had and this lacks are deleted.
+        repository: what is uploaded; files that the manifest of the version on the hub lists and
+            this one lacks are deleted, other files stay.
         name: ``owner/name`` on the hub; made if it is missing.
         private: whether a new repository is.
         revision: the branch; by default the main one.
@@ -43,9 +48,11 @@ def push_repository(
         The commit: what ``pull`` takes as ``revision`` to get exactly this version.
 
     Raises:
-        HubError: the hub cannot be reached or refuses.
+        HubError: the hub cannot be reached or refuses, or the repository holds other things than a
+            shared patch; nothing is written then.
     """
     api = api or HfApi()
+    stale = _stale(api, name, revision, repository)
     subject = message or f"{repository.patch.info.method}: {len(repository.patch.info.edits)} edits"
 
     def upload() -> Any:
@@ -57,7 +64,7 @@ def push_repository(
             folder_path=repository.folder,
             revision=revision,
             commit_message=subject,
-            delete_patterns=["adapter_*", "*.sig", "*.safetensors"],
+            delete_patterns=[_escaped(file) for file in stale] or None,
         )
 
     commit = _asked(upload, f"{name} was not pushed")
@@ -102,14 +109,65 @@ def pull_repository(
                 f"{name} was not read",
             )
 
-        fetch(["manifest.json*"])
+        fetch([MANIFEST, SIGNATURE])
         names = list(read_manifest(Path(scratch)).files)
         fetch([_escaped(file) for file in names])
-        for file in (*names, "manifest.json", "manifest.json.sig"):
+        for file in (*names, MANIFEST, SIGNATURE):
             if (Path(scratch) / file).is_file():
-                (part / file).write_bytes((Path(scratch) / file).read_bytes())
+                shutil.copyfile(Path(scratch) / file, part / file)
         checked = read_repository(part, key=key)
     return Repository(place, checked.patch, checked.manifest)
+
+
+def _stale(api: HfApi, name: str, revision: str | None, repository: Repository) -> list[str]:
+    """Files of the patch on the hub that ``repository`` lacks.
+
+    Raises:
+        HubError: the repository on the hub holds other things than a shared patch.
+    """
+    problem = f"{name} was not pushed"
+    branch, present = _asked(lambda: _files(api, name, revision), problem)
+    if present <= FRESH:
+        return []
+    listed: set[str] = set()
+    why = f"has no {MANIFEST}"
+    if MANIFEST in present:
+        with tempfile.TemporaryDirectory() as scratch:
+            _asked(
+                lambda: api.hf_hub_download(name, MANIFEST, revision=branch, local_dir=scratch),
+                problem,
+            )
+            try:
+                manifest = read_manifest(Path(scratch))
+            except ManifestError:
+                why = f"has a {MANIFEST} that is not EasyEdit's"
+            else:
+                listed = set(manifest.files)
+                kind = manifest.about.get("kind")
+                why = "" if kind == KIND else f"holds a {kind!r}, not a patch"
+    if why:
+        raise HubError(
+            f"{problem}: it {why}, and {len(present)} files that a patch would overwrite or stand "
+            f"beside ({', '.join(sorted(present)[:3])}). Give the name of a new repository, such "
+            f"as {name}-patch."
+        )
+    return sorted(
+        ((listed | {SIGNATURE}) & present) - {f.name for f in repository.folder.iterdir()}
+    )
+
+
+def _files(api: HfApi, name: str, revision: str | None) -> tuple[str | None, set[str]]:
+    """The branch that a push to ``revision`` starts from, and its files; none of a new one."""
+
+    def files(branch: str | None) -> set[str]:
+        return {file.rfilename for file in api.model_info(name, revision=branch).siblings or ()}
+
+    try:
+        return revision, files(revision)
+    except RevisionNotFoundError:
+        return None, files(None)
+    except RepositoryNotFoundError:
+        return None, set()
 
 
 def _escaped(name: str) -> str:

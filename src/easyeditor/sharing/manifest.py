@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,11 @@ def _entries(files: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
         yield name, (digest, size)
 
 
-def problems(
-    folder: Path, manifest: Manifest, ignored: Collection[str] = ()
-) -> Iterator[tuple[str, str]]:
+def problems(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """``(problem, file name)`` for everything that is not as the manifest says.
 
     A problem is ``missing``, ``changed`` or, for a file that the manifest does not list, ``added``;
-    of hidden files and of ``ignored`` ones none is.
+    no hidden file is one, such as a hub's ``.gitattributes``.
     """
     for name, (digest, size) in manifest.files.items():
         file = folder / name
@@ -112,20 +110,20 @@ def problems(
             yield "missing", name
         elif file.stat().st_size != size or sha256_of(file) != digest:
             yield "changed", name
-    known = {*manifest.files, MANIFEST, SIGNATURE, *ignored}
+    known = {*manifest.files, MANIFEST, SIGNATURE}
     for file in sorted(folder.iterdir()):
         if file.name not in known and not file.name.startswith("."):
             yield "added", file.name
 
 
-def check_manifest(folder: Path, ignored: Collection[str] = ()) -> Manifest:
+def check_manifest(folder: Path) -> Manifest:
     """The manifest of a folder whose files are all as it says.
 
     Raises:
         ManifestError: there is none, or a file is missing, was changed or was added.
     """
     manifest = read_manifest(folder)
-    wrong = [f"{name} {PROBLEMS[problem]}" for problem, name in problems(folder, manifest, ignored)]
+    wrong = [f"{name} {PROBLEMS[problem]}" for problem, name in problems(folder, manifest)]
     if wrong:
         raise ManifestError(
             f"The files in {folder} are not those that were written: {'; '.join(wrong[:5])}. "

@@ -17,15 +17,13 @@ from easyeditor.files import folder_written_whole
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.weight import WeightPatch
-from easyeditor.sharing.card import card_of
+from easyeditor.sharing.card import card_of, fidelity
 from easyeditor.sharing.manifest import Manifest, check_manifest, write_manifest
 from easyeditor.sharing.scores import EditScore
 from easyeditor.sharing.signing import check_signature, sign_manifest
 
 PATCH, CARD = "patch.safetensors", "README.md"
 KIND = "patch"
-HUB_FILES = (".gitattributes",)
-"""What a hub adds by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +34,13 @@ class Repository:
         folder: where it lies.
         patch: read from it.
         manifest: of its files.
+        notes: what the writer has to know of the adapter, one sentence each; empty if it was read.
     """
 
     folder: Path
     patch: Patch
     manifest: Manifest
+    notes: tuple[str, ...] = ()
 
     @property
     def patch_file(self) -> Path:
@@ -56,9 +56,13 @@ def write_repository(
     licence: str | None = None,
     scores: Sequence[EditScore] = (),
     rank: int | None = None,
+    base: str | None = None,
     key: Path | None = None,
 ) -> Repository:
     """Write a patch as a repository; the folder appears whole or not at all.
+
+    Its files name no place on this machine: paths among the settings, of images and of files that
+    the patch refers to are reduced to their last names.
 
     Args:
         patch: any; the adapter is written for changes of linear layers' weights.
@@ -66,23 +70,24 @@ def write_repository(
         title: of the card; by default what is edited.
         licence: the hub's identifier of the patch's licence.
         scores: what the card says of the edits, see :func:`easyeditor.sharing.scores.edit_scores`.
-        rank: of the adapter, for dense changes.
+        rank: of the adapter, for dense changes (64 by default); the card says what it leaves out.
+        base: the hub name of the model, for the adapter; by default the one the patch was made by.
         key: of the private SSH key that signs the manifest.
 
     Raises:
+        PatchError: ``rank`` is below one.
         OutputError: the folder is not empty, or cannot be written.
         SignatureError: the key cannot sign.
     """
     place = Path(folder)
-    adapter = _has_adapter(patch)
+    adapter = None
     with folder_written_whole(place) as part:
-        if adapter:
-            assert isinstance(patch, WeightPatch)
-            export_lora(patch, part / "adapter", rank=rank)
+        if _has_adapter(patch):
+            adapter = export_lora(patch, part / "adapter", rank=rank, base=base)
             for file in (part / "adapter").iterdir():
                 file.rename(part / file.name)
             (part / "adapter").rmdir()
-        save_patch(patch, part / PATCH)
+        save_patch(patch, part / PATCH, public=True)
         card = card_of(
             patch,
             PATCH,
@@ -96,7 +101,8 @@ def write_repository(
         manifest = write_manifest(part, {**about, "edits": len(patch.info.edits)})
         if key is not None:
             sign_manifest(part, key)
-    return Repository(place, patch, manifest)
+    notes = (fidelity(adapter), *adapter.notes) if adapter else ()
+    return Repository(place, patch, manifest, notes)
 
 
 def read_repository(folder: str | Path, *, key: Path | None = None) -> Repository:
@@ -112,7 +118,7 @@ def read_repository(folder: str | Path, *, key: Path | None = None) -> Repositor
         PatchFormatError: the patch file is damaged.
     """
     place = Path(folder)
-    manifest = check_manifest(place, HUB_FILES)
+    manifest = check_manifest(place)
     if PATCH not in manifest.files:
         raise ManifestError(
             f"{place} holds no {PATCH}, so it is no shared patch (its manifest says "

@@ -14,6 +14,7 @@ from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import PatchMismatchError
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
+from easyeditor.lm.unwrapping import public_name
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.route import RoutePatch
 
@@ -75,7 +76,7 @@ class ContextPatch(RoutePatch):
             PatchMismatchError: the edits were made with another one, or with none.
         """
         made_with = None if self.sentences is None else self.sentences.name
-        if made_with != name:
+        if made_with is None or made_with not in (name, public_name(name)):
             raise PatchMismatchError(
                 f"This patch was made with the sentence encoder {made_with!r}, not {name!r}; "
                 "vectors of two encoders do not compare."
