@@ -10,24 +10,21 @@ with a contract are used: the model, its chat template, the processors of logits
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from easyeditor.errors import EasyEditError, ServerBusyError, UnknownServedModelError
+from easyeditor.serving.admission import Admission, error_response
 from easyeditor.serving.engine import Engine, Event, Failure, Finish, Job, Piece
 from easyeditor.serving.names import ServedModel, ServedModels
 from easyeditor.serving.requests import (
@@ -45,7 +42,6 @@ from easyeditor.serving.sampling import Sampling
 
 LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 2**20
-PORT = re.compile(r":\d+$")
 CLIENT_GONE = 499
 POLL_SECONDS = 1.0
 """How often it is looked whether somebody still waits for an answer."""
@@ -58,20 +54,6 @@ class Answer:
     index: int
     job: Job
     events: asyncio.Queue[Event]
-
-
-def error_response(
-    status: int,
-    message: str,
-    *,
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    """An error as OpenAI writes it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status, headers)
 
 
 def build_app(
@@ -100,7 +82,7 @@ def build_app(
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", server.complete, methods=["POST"], response_model=None)
 
-    app.add_middleware(_Admission, api_key=api_key, hosts=frozenset(hosts))
+    app.add_middleware(Admission, api_key=api_key, hosts=frozenset(hosts))
     _add_error_handlers(app)
     return app
 
@@ -144,35 +126,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, by_status)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unforeseen)  # the log has the traceback
-
-
-class _Admission:
-    """ASGI middleware: lets in who calls the server by one of its names and knows the key."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Collection[str]) -> None:
-        self._app, self._api_key, self._hosts = app, api_key, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with the reason why not."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = Headers(scope=scope)
-        host = PORT.sub("", headers.get("host", "")).lower()
-        if self._hosts and host not in self._hosts:
-            return error_response(
-                403,
-                f"This server answers to {', '.join(sorted(self._hosts))} alone, not to "
-                f"{host[:200]!r}. Start it with --host to serve other machines.",
-            )
-        if self._api_key is None or scope["path"] == "/health":
-            return None
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if hmac.compare_digest(given.encode(), self._api_key.encode()):
-            return None
-        message = "This server asks for its API key: send Authorization: Bearer KEY."
-        return error_response(401, message, code="invalid_api_key")
 
 
 class _Server:
