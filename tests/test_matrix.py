@@ -67,9 +67,7 @@ def slow_cells() -> list[tuple[str, str]]:
     if "EASYEDITOR_MATRIX" in os.environ:
         return CELLS
     return [
-        (row, family)
-        for row, family in CELLS
-        if row in ON_THE_PAGE or family == drawn(row)[QUICK]
+        (row, family) for row, family in CELLS if row in ON_THE_PAGE or family == drawn(row)[QUICK]
     ]
 
 
