@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,8 @@ def _written(book, patch) -> int:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_and_nothing_is_left(folder, patch_file, tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])  # as a shell starts what runs in the background
+def test_ctrl_c_ends_it_and_nothing_is_left(ignored, folder, patch_file, tmp_path):
     words = ["serve", "--model", folder, "--patch", patch_file, "--port", "0"]
     environment = {**os.environ, "COLUMNS": "200", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
@@ -133,6 +135,9 @@ def test_ctrl_c_ends_it_and_nothing_is_left(folder, patch_file, tmp_path):
         text=True,
         env=environment,
         cwd=tmp_path,
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL
+        ),
     )
     with process:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,8 @@ def run_server(
     with serving(models, host=host, max_batch=max_batch, api_key=api_key) as (server, _engine):
         server.config.access_log = access_log
         server.run([opened])
+        if server.interrupted:  # uvicorn passes it on, but not to a process born to ignore it
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -110,9 +113,12 @@ def serving(
     app = build_app(models, engine, api_key=api_key, hosts=hosts)
 
     class Server(uvicorn.Server):
+        interrupted = False
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """Let nobody wait for an answer that is still written."""
             stop(engine)
+            self.interrupted = sig == signal.SIGINT
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
