@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +27,7 @@ from easyeditor.hyperparams import Layers
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits
-from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.methods.base import Method, Outcome
 from easyeditor.methods.extra_neurons import (
     Activation,
     ExtraNeurons,
@@ -36,6 +35,7 @@ from easyeditor.methods.extra_neurons import (
     adam_descent,
     with_neurons,
 )
+from easyeditor.methods.locate import ContextState
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
 from easyeditor.timing import Stopwatch
@@ -65,20 +65,13 @@ class CaliNetHyperParams(AdapterHyperParams):
     context_template_length_params: tuple[tuple[int, int], ...] = ((5, 3),)
 
 
-@dataclass(frozen=True)
-class CaliNetState(State):
-    """The contexts of a prompt, the empty one first."""
-
-    contexts: tuple[str, ...]
-
-
-class CaliNet(Method[CaliNetState]):
+class CaliNet(Method[ContextState]):
     """One network for all the edits of a call; those the model carries act while it is trained."""
 
     name = "CaliNet"
     title = "a small network beside one MLP, trained on all facts, arXiv 2210.03329"
     hyperparams_class = CaliNetHyperParams
-    state_class = CaliNetState
+    state_class = ContextState
 
     hyperparams: CaliNetHyperParams
 
@@ -87,15 +80,15 @@ class CaliNet(Method[CaliNetState]):
         """All edits in one call."""
         return sys.maxsize
 
-    def initial_state(self, lm: LM) -> CaliNetState:
+    def initial_state(self, lm: LM) -> ContextState:
         """The contexts, from the unedited model."""
         settings = self.hyperparams
         lengths = settings.context_template_length_params
-        return CaliNetState(context_prefixes(lm, lengths, seed=settings.seed))
+        return ContextState(context_prefixes(lm, lengths, seed=settings.seed))
 
     def edit(
-        self, lm: LM, edits: Sequence[Edit], state: CaliNetState | None = None
-    ) -> Outcome[CaliNetState]:
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """The network that learns all ``edits``.
 
         Raises:

@@ -52,6 +52,17 @@ class GradientMethod(Method[S], Generic[S, L]):
             ArchiveError: header and tensors say different things.
         """
 
+    def initial_state(self, lm: LM) -> S | None:
+        """Read the archive, once per model; edits have no state but where a method says so.
+
+        Raises:
+            HyperParamsError: none is given, or it was trained for other weights than
+                ``inner_params`` or ``layers`` name.
+            ArchiveError: it cannot be read, or is of another method or model.
+        """
+        self.learnt(lm)
+        return None
+
     def learnt(self, lm: LM) -> L:
         """The learner with what the archive holds, read once per model.
 

@@ -29,7 +29,8 @@ from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
-from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.methods.base import Method, Outcome
+from easyeditor.methods.locate import ContextState
 from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.routed import RoutedAdapter
@@ -68,16 +69,14 @@ class MEMOIRHyperParams(AdapterHyperParams):
 
 
 @dataclass(frozen=True)
-class MEMOIRState(State):
-    """What is the same for all edits.
+class MEMOIRState(ContextState):
+    """What is the same for all edits, beside the contexts.
 
     Attributes:
-        contexts: of a prompt, the empty one first.
         background: ``(d_in,)``, the mean of what the layer reads in unrelated prompts.
         permutation: ``(d_in,)``, where a selected input's row lies in ``W_r``.
     """
 
-    contexts: tuple[str, ...]
     background: torch.Tensor
     permutation: torch.Tensor
 

@@ -18,7 +18,6 @@ relative to the sizes of the MLP's input and output; there are as many neurons a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +30,7 @@ from easyeditor.gradients.losses import target_nll
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.model import LM
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits
-from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.methods.base import Method, Outcome
 from easyeditor.methods.extra_neurons import (
     Activation,
     ExtraNeurons,
@@ -39,6 +38,7 @@ from easyeditor.methods.extra_neurons import (
     adam_descent,
     with_neurons,
 )
+from easyeditor.methods.locate import ContextState
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
 from easyeditor.timing import Stopwatch
@@ -76,33 +76,26 @@ class TPatcherHyperParams(AdapterHyperParams):
     context_template_length_params: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class TPatcherState(State):
-    """The contexts of a prompt, the empty one first."""
-
-    contexts: tuple[str, ...]
-
-
-class TPatcher(Method[TPatcherState]):
+class TPatcher(Method[ContextState]):
     """The neurons of one edit; those that the model carries act while they are trained."""
 
     name = "T-Patcher"
     title = "one neuron per wrong token beside the last MLP, arXiv 2301.09785"
     hyperparams_class = TPatcherHyperParams
-    state_class = TPatcherState
+    state_class = ContextState
     max_batch = 1
 
     hyperparams: TPatcherHyperParams
 
-    def initial_state(self, lm: LM) -> TPatcherState:
+    def initial_state(self, lm: LM) -> ContextState:
         """The contexts, from the unedited model."""
         settings = self.hyperparams
         lengths = settings.context_template_length_params
-        return TPatcherState(context_prefixes(lm, lengths, seed=settings.seed))
+        return ContextState(context_prefixes(lm, lengths, seed=settings.seed))
 
     def edit(
-        self, lm: LM, edits: Sequence[Edit], state: TPatcherState | None = None
-    ) -> Outcome[TPatcherState]:
+        self, lm: LM, edits: Sequence[Edit], state: ContextState | None = None
+    ) -> Outcome[ContextState]:
         """One neuron per token of the target that is not the argmax; at least one.
 
         Raises:

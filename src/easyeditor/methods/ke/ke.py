@@ -59,16 +59,6 @@ class KE(GradientMethod[State, KELearner]):
                     f"instead of {shape}. Copy it again, or train again."
                 )
 
-    def initial_state(self, lm: LM) -> None:
-        """Read the archive, once per model; edits have no state.
-
-        Raises:
-            HyperParamsError: none is given, or it was trained for other weights than
-                ``inner_params`` or ``layers`` name.
-            ArchiveError: it cannot be read, or is of another method or model.
-        """
-        self.learnt(lm)
-
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The patch for one edit, of rank tokens + 1 at most; the model is only read.
 

@@ -45,16 +45,6 @@ class MALMEN(GradientMethod[State, MALMENLearner]):
         check_count(archive, "n_blocks", config.n_blocks)
         check_rank(archive, ".a", 1, config.rank)
 
-    def initial_state(self, lm: LM) -> None:
-        """Read the archive, once per model; edits have no state.
-
-        Raises:
-            HyperParamsError: none is given, or it was trained for other weights than
-                ``inner_params`` or ``layers`` name.
-            ArchiveError: it cannot be read, or is of another method or model.
-        """
-        self.learnt(lm)
-
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The patch for all ``edits``; the model is only read.
 

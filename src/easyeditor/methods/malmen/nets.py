@@ -24,6 +24,7 @@ from torch import nn
 from easyeditor.associative.solve import Cholesky, closed_form
 from easyeditor.gradients.normalizer import RunningNormalizer
 from easyeditor.gradients.running_statistics import RunningStatistics
+from easyeditor.methods.network_per_shape import NetworkPerShape
 
 
 class Block(nn.Module):
@@ -68,7 +69,7 @@ class Transform(nn.Module):
         return x[:, : self.shape[0]], x[:, self.shape[0] :]
 
 
-class Network(nn.Module):
+class Network(NetworkPerShape[Transform]):
     """Everything that is learnt: one :class:`Transform` per shape, η and ℓ per weight.
 
     Args:
@@ -88,43 +89,22 @@ class Network(nn.Module):
         edit_lr: float,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.paths = list(shapes)
-        alike: dict[tuple[int, int], list[str]] = {}
-        for path, shape in shapes.items():
-            alike.setdefault(shape, []).append(path)
         generator = torch.Generator().manual_seed(seed)
-        self.transforms = nn.ModuleList(
-            Transform(shape, len(paths), rank, n_blocks, generator)
-            for shape, paths in alike.items()
+        super().__init__(
+            shapes,
+            lambda shape, modes: Transform(shape, modes, rank, n_blocks, generator),
+            edit_lr,
         )
-        self._place = {
-            path: (i, mode)
-            for i, paths in enumerate(alike.values())
-            for mode, path in enumerate(paths)
-        }
-        self.rates = nn.Parameter(torch.full((len(self.paths),), edit_lr))
         self.slack = nn.Parameter(torch.zeros(len(self.paths)))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.rates.device
-
-    def _transform(self, path: str) -> tuple[Transform, int]:
-        index, mode = self._place[path]
-        transform = self.transforms[index]
-        assert isinstance(transform, Transform)
-        return transform, mode
 
     def update(self, path: str, h: torch.Tensor, g: torch.Tensor) -> None:
         """Let the running statistics of one weight see ``(n, d_in)`` and ``(n, d_out)``."""
-        transform, mode = self._transform(path)
+        transform, mode = self.transform_of(path)
         transform.pairs.update(mode, torch.cat([h, g], 1))
 
     def statistics(self, path: str) -> RunningStatistics:
         """The statistics of one weight, as a value."""
-        transform, mode = self._transform(path)
+        transform, mode = self.transform_of(path)
         return transform.pairs.statistics(mode)
 
     def forward(
@@ -138,11 +118,10 @@ class Network(nn.Module):
             g: gradients at the output ``(n, d_out)``.
             seen: what normalises them; by default the statistics of the training.
         """
-        transform, mode = self._transform(path)
+        transform, mode = self.transform_of(path)
         seen = seen or transform.pairs.statistics(mode)
         x = seen.normalized(torch.cat([h, g], 1), transform.shape).to(h)
         h_tilde, g_tilde = transform(mode, x)
-        index = self.paths.index(path)
-        wanted = -self.rates[index] * (h * h_tilde).sum(1, keepdim=True) * g_tilde
-        u = closed_form(h.T, Cholesky.identity(), self.slack[index].exp())
+        wanted = -self.rate_of(path) * (h * h_tilde).sum(1, keepdim=True) * g_tilde
+        u = closed_form(h.T, Cholesky.identity(), self.slack[self.paths.index(path)].exp())
         return u.T.to(h), wanted

@@ -45,16 +45,6 @@ class MEND(GradientMethod[State, MENDLearner]):
         check_count(archive, "n_hidden", config.n_hidden)
         check_rank(archive, ".u", 1, config.rank)
 
-    def initial_state(self, lm: LM) -> None:
-        """Read the archive, once per model; edits have no state.
-
-        Raises:
-            HyperParamsError: none is given, or it was trained for other weights than
-                ``inner_params`` or ``layers`` name.
-            ArchiveError: it cannot be read, or is of another method or model.
-        """
-        self.learnt(lm)
-
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The low-rank patch the networks make of the gradient; the model is only read.
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from easyeditor.gradients.normalizer import RunningNormalizer
+from easyeditor.methods.network_per_shape import NetworkPerShape
 
 
 class LowRankLayer(nn.Module):
@@ -81,7 +82,7 @@ class Transform(nn.Module):
         return z[:, : self.shape[0]], z[:, self.shape[0] :]
 
 
-class Network(nn.Module):
+class Network(NetworkPerShape[Transform]):
     """Everything that is learnt: one :class:`Transform` per shape, one rate per weight.
 
     Args:
@@ -101,39 +102,22 @@ class Network(nn.Module):
         edit_lr: float,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.paths = list(shapes)
-        alike: dict[tuple[int, int], list[str]] = {}
-        for path, shape in shapes.items():
-            alike.setdefault(shape, []).append(path)
         generator = torch.Generator().manual_seed(seed)
-        self.transforms = nn.ModuleList(
-            Transform(shape, len(paths), rank, n_hidden, generator)
-            for shape, paths in alike.items()
+        super().__init__(
+            shapes,
+            lambda shape, modes: Transform(shape, modes, rank, n_hidden, generator),
+            edit_lr,
         )
-        self._place = {
-            path: (i, mode)
-            for i, paths in enumerate(alike.values())
-            for mode, path in enumerate(paths)
-        }
-        self.rates = nn.Parameter(torch.full((len(self.paths),), edit_lr))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.rates.device
 
     def update(self, path: str, x: torch.Tensor, delta: torch.Tensor) -> None:
         """Let the statistics of one weight see its factors."""
-        index, mode = self._place[path]
-        transform = self.transforms[index]
-        assert isinstance(transform, Transform)
+        transform, mode = self.transform_of(path)
         transform.update(mode, x, delta)
 
     def forward(
         self, path: str, x: torch.Tensor, delta: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Factors of the change of one weight, ``uᵀ v`` in ``(d_in, d_out)``, rate and sign in."""
-        index, mode = self._place[path]
-        u, v = self.transforms[index](mode, x, delta)
-        return u, v * -self.rates[self.paths.index(path)]
+        transform, mode = self.transform_of(path)
+        u, v = transform(mode, x, delta)
+        return u, v * -self.rate_of(path)

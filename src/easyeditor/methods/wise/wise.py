@@ -32,7 +32,8 @@ from easyeditor.gradients.losses import target_nll
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
-from easyeditor.methods.base import Method, Outcome, State
+from easyeditor.methods.base import Method, Outcome
+from easyeditor.methods.locate import ContextState
 from easyeditor.methods.wise.memory import SideMemory, activations, delta_of, packed, shards_of
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
@@ -104,10 +105,9 @@ class WISEHyperParams(AdapterHyperParams):
 
 
 @dataclass(frozen=True)
-class WISEState(State):
-    """The contexts of a prompt, the empty one first, and (α, β, γ)."""
+class WISEState(ContextState):
+    """The contexts, and (α, β, γ)."""
 
-    contexts: tuple[str, ...]
     margins: tuple[float, float, float]
 
 
