@@ -21,6 +21,9 @@ CHILD = Path(__file__).with_name("training_child.py")
 WHERE = Path("MEND") / "tiny" / NAME
 KINDS = ("DDP", "FSDP")
 
+# Half a minute of starting processes each; ``.ci/run`` runs them after any change of a training.
+pytestmark = pytest.mark.slow
+
 
 def launch(
     folder: Path, kind: str, *words: str, version: str = "2", **changes: object
@@ -43,7 +46,7 @@ def launch(
     return both.returncode, told
 
 
-@pytest.fixture(scope="module", params=["DDP", pytest.param("FSDP", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=KINDS)
 def shared(request, tmp_path_factory) -> tuple[str, Path]:
     """How two processes shared a training that went through, and where."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -67,7 +70,6 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(shared,
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
 def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
     kind, folder = shared
     code, told = launch(tmp_path, kind, "15")
@@ -81,7 +83,6 @@ def test_a_killed_one_is_taken_up_with_the_same_bits(shared, tmp_path):
     assert not (tmp_path / "MEND" / "tiny" / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_mixed_precision_and_a_share_that_has_no_paraphrase(tmp_path):
     found = {}
     for kind in KINDS:
@@ -97,7 +98,6 @@ def test_mixed_precision_and_a_share_that_has_no_paraphrase(tmp_path):
     assert found["DDP"] == pytest.approx(full.metrics["edit_nll"], rel=0.05)
 
 
-@pytest.mark.slow
 def test_one_of_a_programs_processes_trains_alone(tmp_path):
     code, told = launch(tmp_path, "LONE", "0")
     assert code == 0, told
@@ -106,7 +106,6 @@ def test_one_of_a_programs_processes_trains_alone(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in alone.items())
 
 
-@pytest.mark.slow
 def test_the_first_fsdp_is_refused(tmp_path):
     code, told = launch(tmp_path, "FSDP", "0", version="1")
     assert code != 0
