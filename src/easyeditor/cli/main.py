@@ -17,6 +17,7 @@ from easyeditor.cli import (
     ledger,
     moments,
     patches,
+    refusal,
     serve,
     sharing,
     steer,
@@ -32,7 +33,7 @@ def main() -> None:
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
     using = (exports, patches, serve, sharing)
-    for module in (*editing, *using, steer, trace, layers, data, moments, info):
+    for module in (*editing, *using, steer, refusal, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")
