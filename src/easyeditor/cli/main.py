@@ -21,6 +21,7 @@ from easyeditor.cli import (
     sharing,
     trace,
     train,
+    ui,
 )
 from easyeditor.cli.app import UNEXPECTED, app, err, report_error
 from easyeditor.cli.terminal import tolerate_encodings, visible
@@ -30,7 +31,19 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    for module in (*editing, exports, patches, serve, sharing, trace, layers, data, moments, info):
+    for module in (
+        *editing,
+        ui,
+        exports,
+        patches,
+        serve,
+        sharing,
+        trace,
+        layers,
+        data,
+        moments,
+        info,
+    ):
         module.register(app)
     try:
         app(prog_name="easyedit")
