@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.editors.expanding import Expansion as Expansion
+    from easyeditor.editors.multimodal import MultiModalEditor as MultiModalEditor
+    from easyeditor.editors.multimodal import MultimodalEditor as MultimodalEditor
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Generate as Generate
@@ -113,6 +115,8 @@ _PUBLIC = {
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
     "TraceOptions": "interpret.causal_trace",
+    "MultiModalEditor": "editors.multimodal",
+    "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
     "causal_trace": "interpret.causal_trace",

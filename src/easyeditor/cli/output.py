@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from easyeditor.cli.app import err
 from easyeditor.cli.terminal import Terminal, visible, write_json
-from easyeditor.edits import Case
+from easyeditor.edits import Case, Prompt
 
 if TYPE_CHECKING:
     from easyeditor.lm.forward.batching import TokenScores
@@ -141,23 +142,29 @@ def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Te
 # -- before and after -------------------------------------------------------------------------
 
 
-def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
+def shown(prompt: Prompt) -> str:
+    """A prompt for people: the names of its images, then its text."""
+    names = [f"[{os.path.basename(image.path)}]" for image in prompt.images]
+    return " ".join([*names, prompt.text])
+
+
+def asked(case: Case) -> list[tuple[str, Prompt, str, str | None]]:
     """``(kind, prompt, new answer, old answer)`` of every line a case's table shows."""
     edit = case.edit
-    rows = [("prompt", edit.prompt.text, edit.target, edit.ground_truth)]
+    rows = [("prompt", edit.prompt, edit.target, edit.ground_truth)]
     for probe in case.probes:
         if probe.group == "rephrase":
-            rows.append(("rephrase", probe.prompt.text, edit.target, edit.ground_truth))
+            rows.append(("rephrase", probe.prompt, edit.target, edit.ground_truth))
         elif probe.group == "locality":
-            rows.append(("neighbour", probe.prompt.text, edit.target, probe.answers[0]))
+            rows.append(("neighbour", probe.prompt, edit.target, probe.answers[0]))
         else:
-            rows.append((probe.name or probe.group, probe.prompt.text, probe.answers[0], None))
+            rows.append((probe.name or probe.group, probe.prompt, probe.answers[0], None))
     return rows
 
 
 def snapshot(
     lm: LM, case: Case, *, max_new_tokens: int
-) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
+) -> tuple[dict[tuple[Prompt, str], TokenScores], dict[Prompt, str]]:
     """Scores and free continuations of everything :func:`asked` shows."""
     from easyeditor.lm.inference import generate, score
 
@@ -170,7 +177,7 @@ def snapshot(
 
 
 def _chance(
-    scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None
+    scores: Mapping[tuple[Prompt, str], TokenScores], prompt: Prompt, answer: str | None
 ) -> float | None:
     return math.exp(scores[prompt, answer].mean_logprob) if answer else None
 
@@ -179,7 +186,7 @@ def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
     """The table's content as plain data."""
     lines = []
     for kind, prompt, new, old in asked(case):
-        line: dict[str, Any] = {"kind": kind, "prompt": str(prompt), "new": new, "old": old}
+        line: dict[str, Any] = {"kind": kind, "prompt": shown(prompt), "new": new, "old": old}
         for when, (scores, texts) in (("before", before), ("after", after)):
             line[when] = {
                 "p_new": _chance(scores, prompt, new),
