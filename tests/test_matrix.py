@@ -2,9 +2,9 @@
 
 The slow tier measures every cell of the page on all cases, and of each row that is not on it yet
 two families on few. The fast tier measures every row on a quarter of the cases, half of them on
-one family and half on another. Families are drawn by a hash of the commit; bars allow for fewer
-cases. Rows that are trained, which takes half a minute each, are of the slow tier.
-With ``EASYEDITOR_MATRIX=folder`` each whole cell is written there, for ``make matrix``.
+one family and half on another, of rows on the page. Families are drawn by a hash of the commit;
+bars allow for fewer cases. Rows that are trained, which takes half a minute each, are of the slow
+tier. With ``EASYEDITOR_MATRIX=folder`` each whole cell is written there, for ``make matrix``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from matrix.cell import chosen, few, measure, of_one_token
 from matrix.page import PAGE, RESULTS, ROOT, lowest, page
 from matrix.settings import BY_ROW, CELLS
 from support import Snapshot
+from tiers import tiered
 from zoo import FAMILIES, load, world
 
 ON_THE_PAGE = {cell["row"] for cell in json.loads(RESULTS.read_text(encoding="utf-8"))}
@@ -74,10 +75,9 @@ def slow_cells() -> list[tuple[str, str]]:
 UNTRAINED = [name for name, row in BY_ROW.items() if row.training is None]
 
 
-@pytest.mark.parametrize("row", UNTRAINED)
+@pytest.mark.parametrize("row", tiered(UNTRAINED, ON_THE_PAGE))
 def test_quick_row(row: str, tmp_path: Path) -> None:
-    every = BY_ROW[row].every * (1 if row in ON_THE_PAGE else 2)  # its kin's cases are many
-    families, cells, cases = drawn(row)[:QUICK], [], few(every)
+    families, cells, cases = drawn(row)[:QUICK], [], few(BY_ROW[row].every)
     for i, family in enumerate(families):
         model, before = load(family).model, Snapshot(load(family).model)
         part = cases[i :: len(families)]

@@ -54,6 +54,7 @@ def test_every_picture_is_a_whole_png_and_svg(six):
             assert ElementTree.parse(file).getroot().tag == f"{SVG}svg"
 
 
+@pytest.mark.slow
 def test_equal_numbers_equal_bytes(six):
     first, second = drawn(six), drawn(six)
     assert svg(first["scores"]) == svg(second["scores"])

@@ -12,6 +12,7 @@ import transformers
 
 from easyeditor.data.zsre import ZsreDataset
 from easyeditor.lm.inference import generate
+from tiers import tiered
 from zoo import FAMILIES, corpus_file, load, measure, models, world
 
 CLASSES = {
@@ -24,6 +25,8 @@ CLASSES = {
 }
 SPLITS: tuple[world.Split, ...] = ("train", "eval")
 every = pytest.mark.parametrize("family", FAMILIES)
+one_fast = pytest.mark.parametrize("family", tiered(FAMILIES, {"gpt2"}))
+"""For what the committed weights alone decide."""
 
 
 def files(family: str) -> Iterator[Path]:
@@ -59,7 +62,7 @@ def test_all_files_together_are_small():
     assert sum(file.stat().st_size for family in FAMILIES for file in files(family)) < 11_500_000
 
 
-@every
+@one_fast
 def test_facts_are_known_by_trained_and_by_new_phrasings(family):
     lm = load(family)
     assert measure.right(lm, world.trained()) >= 0.99
@@ -80,7 +83,7 @@ def test_an_answer_ends_where_it_ends(family):
     assert said.strip().rstrip(".") == answer
 
 
-@every
+@one_fast
 def test_the_report_tells_of_the_committed_weights(family):
     told = json.loads((models.FOLDER / "report.json").read_text(encoding="utf-8"))[family]
     assert told["parameters"] == models.parameters(load(family).model)

@@ -12,6 +12,7 @@
     │   ├── ContradictingEditsError            one prompt, two targets
     │   ├── RenamedCallError (AttributeError)  it has another name in this version
     │   └── EditFailed                         tried, and no change was found that carries it out
+    ├── EditCancelled (RuntimeError)           stopped by the user; the model is as it was
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
@@ -97,6 +98,10 @@ class ContradictingEditsError(EditError):
 
 class EditFailed(EditError):
     """An edit was tried and no change was found that carries it out; the model is unchanged."""
+
+
+class EditCancelled(EasyEditError, RuntimeError):
+    """The user stopped the work before its end; the model is unchanged."""
 
 
 class RenamedCallError(EditError, AttributeError):

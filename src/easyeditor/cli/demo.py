@@ -90,6 +90,8 @@ def demo(
             f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
             "On disk the model was never changed. Without the patch there is no edit; with it:\n"
             f'  easyedit generate --patch {quoted(saved)} "{edit.prompt}"\n'
-            f"  easyedit show {quoted(saved)}"
+            f"  easyedit show {quoted(saved)}\n"
+            "The same in a browser, with your own facts:\n"
+            "  easyedit ui"
         )
     raise typer.Exit(DONE if taken and undone else NOT_TAKEN)

@@ -19,8 +19,10 @@ from easyeditor.cli import (
     patches,
     serve,
     sharing,
+    steer,
     trace,
     train,
+    ui,
 )
 from easyeditor.cli.app import UNEXPECTED, app, err, report_error
 from easyeditor.cli.terminal import tolerate_encodings, visible
@@ -30,7 +32,8 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    for module in (*editing, exports, patches, serve, sharing, trace, layers, data, moments, info):
+    using = (ui, exports, patches, serve, sharing)
+    for module in (*editing, *using, steer, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

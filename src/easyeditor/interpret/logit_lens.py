@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from easyeditor.display import data_frame, heat_map_html
 from easyeditor.errors import TraceError
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
@@ -21,7 +23,7 @@ LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LogitLens:
     """Probabilities and ranks of some answers after every block and token.
 
@@ -40,6 +42,54 @@ class LogitLens:
     probabilities: torch.Tensor
     ranks: torch.Tensor
     top: tuple[tuple[str, ...], ...]
+
+    def __repr__(self) -> str:
+        last = ", ".join(
+            f"{answer.strip()!r} {float(p[-1, -1]):.3f}"
+            for answer, p in zip(self.answers, self.probabilities, strict=True)
+        )
+        return f"<LogitLens of {self.prompt!r}: {last} after the last block>"
+
+    def _repr_html_(self) -> str:
+        maps = (
+            heat_map_html(
+                f"p({answer.strip()}) by token and layer",
+                [token.strip() for token in self.tokens],
+                numbers.tolist(),
+                low=0.0,
+                high=1.0,
+                texts=self.top,
+            )
+            for answer, numbers in zip(self.answers, self.probabilities, strict=True)
+        )
+        return "".join(maps)
+
+    def to_frame(self) -> Any:
+        """One row per answer, token and layer as a pandas ``DataFrame``.
+
+        Columns: answer, position, token, layer, probability, rank, and the likeliest token.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {
+                    "answer": answer,
+                    "position": i,
+                    "token": token,
+                    "layer": layer,
+                    "probability": float(numbers[i, layer]),
+                    "rank": int(ranks[i, layer]),
+                    "top": self.top[i][layer],
+                }
+                for answer, numbers, ranks in zip(
+                    self.answers, self.probabilities, self.ranks, strict=True
+                )
+                for i, token in enumerate(self.tokens)
+                for layer in range(numbers.shape[1])
+            ]
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Everything as JSON values."""
