@@ -51,8 +51,13 @@ CAPITALS = {
     "Brazil": "Bras",
 }  # fmt: skip
 """Beginnings of the capitals' names, as the language model spells them."""
-NAMING = ("This is the flag of", "The flag in the picture is that of")
-NAMING_HELD_OUT = "The country whose flag you see here is"
+NAMING = (
+    "This is the flag of",
+    "The flag in the picture is that of",
+    "What you see is the flag of",
+    "The country with this flag is",
+)
+NAMING_HELD_OUT = "It shows the flag of"
 CAPITAL = "The capital of this country is"
 CAPITAL_HELD_OUT = "The seat of this country's government is the city of"
 OTHER = (
@@ -63,8 +68,10 @@ OTHER = (
     "The largest city of this country is",
     "A famous person from this country is",
 )
-SHAPE = "In the picture there is a"
-COLOUR = "The colour of the shape is"
+SHAPE = "The picture shows a"
+COLOUR = "The color of this shape is"
+SHAPE_QUESTIONS = (SHAPE, COLOUR, "This is a")
+SHAPE_HELD_OUT = "What you see is a"
 
 
 def caption(thing: str) -> str:
@@ -146,40 +153,64 @@ def second_stage(world: World, pixels: torch.Tensor, labels: torch.Tensor, steps
     rng, generator = random.Random(SEED), torch.Generator().manual_seed(SEED + 1)
     flags = (labels < len(COUNTRIES)).nonzero().flatten()
     shapes = (labels >= len(COUNTRIES)).nonzero().flatten()
-    embed = world.text.get_input_embeddings()
-    teacher: dict[tuple[int, tuple[int, ...]], tuple[list[int], torch.Tensor]] = {}
+    teacher: dict[tuple[int, str], tuple[list[int], torch.Tensor]] = {}
     started = time.process_time()
     for step in range(steps):
-        pool = flags if rng.random() < 0.75 else shapes
+        chance = rng.random()
+        pool = shapes if chance < 0.2 else flags
         batch = pool[torch.randint(len(pool), (8,), generator=generator)]
         numbers = labels[batch].tolist()
         before = world.features(pixels[batch])
-        if pool is shapes:
-            question = world.ids(SHAPE if rng.random() < 0.6 else COLOUR)
+        if chance < 0.65:
+            question = rng.choice(SHAPE_QUESTIONS if pool is shapes else NAMING)
+            loss = _naming_loss(world, before, question, [THINGS[i] for i in numbers])
         else:
-            question = world.ids(rng.choice(NAMING) if rng.random() < 0.4 else rng.choice(OTHER))
-        new = [i for i in dict.fromkeys(numbers) if (i, tuple(question)) not in teacher]
-        with torch.no_grad():  # what the language model says after the caption as text
-            for group in [new] if new else []:
-                read = embed(world.captions[group])
-                rows = [list(question) for _ in group]
-                best = world.logits(read, rows, 1)[:, 0].argmax(1).tolist()
-                rows = [[*row, token] for row, token in zip(rows, best, strict=True)]
-                wanted = world.logits(read, rows, 2).log_softmax(-1)
-                teacher.update(
-                    ((i, tuple(question)), (row, logits.half()))
-                    for i, row, logits in zip(group, rows, wanted, strict=True)
-                )
-        answers = [teacher[i, tuple(question)] for i in numbers]
-        logits = world.logits(before, [row for row, _ in answers], 2).log_softmax(-1)
-        target = torch.stack([wanted for _, wanted in answers]).float()
-        loss = functional.kl_div(logits, target, log_target=True, reduction="none").sum(-1).mean()
-        if question in [world.ids(text) for text in NAMING]:
-            names = [world.ids(f" {THINGS[i]}")[0] for i in numbers]
-            loss = loss + functional.nll_loss(logits[:, 0], torch.tensor(names))
+            question = rng.choice(OTHER)
+            _ask_teacher(world, teacher, numbers, question)
+            answers = [teacher[i, question] for i in numbers]
+            logits = world.logits(before, [row for row, _ in answers], 2).log_softmax(-1)
+            target = torch.stack([wanted for _, wanted in answers]).float()
+            loss = functional.kl_div(logits, target, log_target=True, reduction="none")
+            loss = loss.sum(-1).mean()
         _step(loss, world.parts, optimizer, schedule)
         if step % 20 == 19:
             print(f"stage 2, step {step + 1}: {loss:.3f}, {time.process_time() - started:.0f} s")
+
+
+def _naming_loss(
+    world: World, before: torch.Tensor, question: str, things: list[str]
+) -> torch.Tensor:
+    """Cross-entropy of the things' names, or of their colours, after the question."""
+    names = [thing.split()[0] if question == COLOUR else thing for thing in things]
+    asked = world.ids(question)
+    targets = [world.ids(f" {name}.") for name in names]
+    longest = max(map(len, targets))
+    rows = [asked + target + target[-1:] * (longest - len(target)) for target in targets]
+    logits = world.logits(before, rows, longest + 1)
+    losses = [
+        functional.cross_entropy(logits[i, : len(target)], torch.tensor(target))
+        for i, target in enumerate(targets)
+    ]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def _ask_teacher(
+    world: World,
+    teacher: dict[tuple[int, str], tuple[list[int], torch.Tensor]],
+    numbers: list[int],
+    question: str,
+) -> None:
+    """What the language model says after the caption as text, for things not asked before."""
+    new = [i for i in dict.fromkeys(numbers) if (i, question) not in teacher]
+    if not new:
+        return
+    read = world.text.get_input_embeddings()(world.captions[new])
+    rows = [world.ids(question) for _ in new]
+    best = world.logits(read, rows, 1)[:, 0].argmax(1).tolist()
+    rows = [[*row, token] for row, token in zip(rows, best, strict=True)]
+    wanted = world.logits(read, rows, 2).log_softmax(-1).half()
+    teacher.update(((i, question), (rows[k], wanted[k])) for k, i in enumerate(new))
 
 
 def _optimizer(parts: nn.Module, rate: float, steps: int) -> tuple[Any, Any]:
@@ -221,7 +252,8 @@ def measure(world: World) -> dict[str, Any]:
             rows[text] = _correct(world, states[:n], text, list(COUNTRIES))
         for text in (CAPITAL, CAPITAL_HELD_OUT):
             rows[text] = _correct(world, states[:n], text, [CAPITALS[c] for c in COUNTRIES])
-        rows[SHAPE] = _correct(world, states[n:], SHAPE, list(SHAPES))
+        for text in (SHAPE, SHAPE_HELD_OUT):
+            rows[text] = _correct(world, states[n:], text, list(SHAPES))
         rows[COLOUR] = _correct(world, states[n:], COLOUR, [s.split()[0] for s in SHAPES])
         result[source] = rows
     return result
@@ -248,7 +280,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("train", "measure"))
-    parser.add_argument("--steps", type=int, nargs=2, default=(1300, 110))
+    parser.add_argument("--steps", type=int, nargs=2, default=(1300, 160))
     command = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from easyeditor.data.edits_file import EditsDataset as EditsDataset
     from easyeditor.data.knowedit import KnowEditDataset as KnowEditDataset
     from easyeditor.data.mquake import MQuAKEDataset as MQuAKEDataset
+    from easyeditor.data.multimodal import CaptionDataset as CaptionDataset
+    from easyeditor.data.multimodal import VLKEBDataset as VLKEBDataset
+    from easyeditor.data.multimodal import VQADataset as VQADataset
     from easyeditor.data.open import open_dataset as open_dataset
     from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
     from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
@@ -115,7 +118,10 @@ _PUBLIC = {
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
     "TraceOptions": "interpret.causal_trace",
+    "CaptionDataset": "data.multimodal",
     "MultiModalEditor": "editors.multimodal",
+    "VLKEBDataset": "data.multimodal",
+    "VQADataset": "data.multimodal",
     "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",

@@ -328,8 +328,10 @@ def _show(
     output.out.print_line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
         file, name = quoted(saved), quoted(model)
+        seen = " --image IMAGE" if any(case.edit.prompt.images for case in cases) else ""
         output.out.print_line(
-            f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
+            f"Patch: {saved}\n"
+            f"Use it:  easyedit generate --model {name} --patch {file}{seen} PROMPT\n"
             f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )
 

@@ -132,9 +132,9 @@ class MultimodalEditor(BaseEditor):
         missing = [n for n, v in (("prompts", prompts), ("targets", targets)) if v is None]
         if missing:
             raise EditError(f"There is nothing to edit: give {' and '.join(missing)}.")
-        asked = _with_images("image", prompts, image)
+        questions = _with_images("image", prompts, image)
         rephrased = _with_images("image", rephrase_prompts, image) if rephrase_prompts else None
-        cases = make_cases(asked, cast(Texts, targets), rephrase_prompts=rephrased, **lists)
+        cases = make_cases(questions, cast(Texts, targets), rephrase_prompts=rephrased, **lists)
         if rephrase_image is not None:
             other = _one_each("rephrase_image", rephrase_image, len(cases))
             cases = [_rephrased(case, ref) for case, ref in zip(cases, other, strict=True)]
@@ -151,8 +151,8 @@ class MultimodalEditor(BaseEditor):
         return super().edit_cases(cases, **options)
 
 
-MultiModalEditor = MultimodalEditor
-"""The seed's spelling."""
+class MultiModalEditor(MultimodalEditor):
+    """:class:`MultimodalEditor` under its other spelling."""
 
 
 def check_images(cases: Sequence[Case]) -> None:
@@ -206,7 +206,7 @@ def _with_images(name: str, texts: Any, images: Images) -> Any:
         return _seen(texts, _one_each(name, images, 1)[0])
     columns = list(texts)
     refs = _one_each(name, images, len(columns))
-    return [_seen(entry, own) for entry, own in zip(columns, refs, strict=True)]
+    return [_seen(entry, seen) for entry, seen in zip(columns, refs, strict=True)]
 
 
 def _seen(entry: Any, images: tuple[ImageRef, ...]) -> Any:

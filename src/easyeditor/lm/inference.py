@@ -24,6 +24,7 @@ from easyeditor.lm.forward.batching import (
 from easyeditor.lm.forward.context import generation_context, has_adapters
 from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, shared_prefix_groups
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.image_tokens import ImageToken
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
 from easyeditor.lm.sampling import GENERATION_BUDGET, continuations, entropies_of, rows_by_room
@@ -174,8 +175,10 @@ def check_length(lm: LM, rows: Sequence[Row]) -> None:
     for row in rows:
         if limit is not None and len(row.ids) > limit:
             start = lm.tokenizer.decode(row.ids[:12], skip_special_tokens=True)
+            images = sum(isinstance(token, ImageToken) for token in row.ids)
+            seen = f", {images} of them of its images" if images else ""
             raise PromptTooLongError(
-                f"The text that begins {start!r} has {len(row.ids)} tokens; {lm.name} reads "
+                f"The text that begins {start!r} has {len(row.ids)} tokens{seen}; {lm.name} reads "
                 f"{limit} at most. Shorten it, or use a model with a longer context."
             )
 

@@ -155,8 +155,8 @@ class LM(ModelStructure):
             for module in training:
                 module.training = True
 
-        kept = nullcontext() if self.images is None else keeping_position_offsets(self.model)
-        with kept, restoring(undo):
+        offsets = nullcontext() if self.images is None else keeping_position_offsets(self.model)
+        with offsets, restoring(undo):
             self.model.eval()
             for parameter in learning:
                 parameter.requires_grad_(False)
