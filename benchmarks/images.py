@@ -76,7 +76,9 @@ def measure(names: list[str], n_cases: int) -> None:
             **values,
         }
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps({**results, name: record}, indent=1, ensure_ascii=False) + "\n")
+        RESULTS.write_text(
+            json.dumps({**results, name: record}, indent=1, ensure_ascii=False) + "\n"
+        )
         print(name, record, flush=True)
 
 

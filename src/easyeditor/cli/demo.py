@@ -12,7 +12,9 @@ from easyeditor.cli import options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add
 from easyeditor.cli.terminal import quoted
 
-EXAMPLES = "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json\n  easyedit demo --image"
+EXAMPLES = (
+    "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json\n  easyedit demo --image"
+)
 
 
 def register(app: typer.Typer) -> None:

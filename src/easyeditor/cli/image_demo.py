@@ -25,8 +25,8 @@ def run(method: str, save: Path | None, as_json: bool) -> None:
 
     from easyeditor.data.flag_cases import flag_cases
     from easyeditor.data.flag_pictures import COUNTRIES
-    from easyeditor.edits import ImageRef
     from easyeditor.editors.base import BaseEditor
+    from easyeditor.edits import ImageRef, Prompt
     from easyeditor.patches.files import save_patch
 
     case = next(c for c in flag_cases(len(COUNTRIES)) if c.edit.ground_truth == COUNTRY)
@@ -34,9 +34,8 @@ def run(method: str, save: Path | None, as_json: bool) -> None:
     image.picture.save(picture)
     seen = ImageRef.of(picture)
 
-    def on_disk(prompt: object) -> object:
-        same = getattr(prompt, "images", ()) == (image,)
-        return replace(prompt, images=(seen,)) if same else prompt  # type: ignore[type-var]
+    def on_disk(prompt: Prompt) -> Prompt:
+        return replace(prompt, images=(seen,)) if prompt.images == (image,) else prompt
 
     case = replace(
         case,

@@ -17,6 +17,7 @@ from easyeditor.cli import (
     ledger,
     moments,
     patches,
+    refusal,
     serve,
     sharing,
     steer,
@@ -32,8 +33,8 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    using = (ui, exports, patches, serve, sharing)
-    for module in (*editing, *using, steer, trace, layers, data, moments, info):
+    using = (ui, exports, patches, serve, sharing, steer, refusal)
+    for module in (*editing, *using, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

@@ -62,9 +62,7 @@ def _case(order: list[str], i: int, start: int) -> Case:
         Probe(about.with_text(REPHRASE), (new,), "rephrase/text"),
         Probe(Prompt(QUESTION, (picture(old, start + 1),)), (new,), "rephrase/image"),
         Probe(f"The capital of {far.removeprefix('the ')} is", (CAPITALS[far],), "locality/text"),
-        Probe(
-            Prompt(CAPITAL_QUESTION, (picture(far, start),)), (CAPITALS[far],), "locality/image"
-        ),
+        Probe(Prompt(CAPITAL_QUESTION, (picture(far, start),)), (CAPITALS[far],), "locality/image"),
         Probe(Prompt(QUESTION, (picture(near, start),)), (near,), "locality/same_question"),
         Probe(QUESTION, (old,), "locality/no_image"),
         Probe(about.with_text(CAPITAL_QUESTION), (CAPITALS[new],), "portability/capital"),

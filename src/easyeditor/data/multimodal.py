@@ -138,9 +138,7 @@ class MultimodalDataset(CaseDataset):
     @staticmethod
     def _hops(record: Fields) -> list[Fields]:
         """The questions of ``port_new``, which nests them as ``Q&A`` or has them flat."""
-        hops = [
-            hop.object("Q&A") if "Q&A" in hop else hop for hop in record.objects("port_new")
-        ]
+        hops = [hop.object("Q&A") if "Q&A" in hop else hop for hop in record.objects("port_new")]
         return [hop for hop in hops if "port_q" in hop or "Q" in hop]
 
 
