@@ -46,6 +46,9 @@ Examples:
 
   easyedit edit --method memit --edits facts.jsonl --save facts.safetensors
 
+  easyedit edit --method ft --image flag.png --prompt "This is the flag of" --target Norway \
+    --rephrase-image same-flag.png --locality-image "other.png | This is the flag of => France"
+
   easyedit edit --forget --prompt "The Eiffel Tower is located in the city of" \
     --subject "The Eiffel Tower"
 
@@ -69,6 +72,9 @@ def edit(
     portability: Annotated[
         list[str] | None, typer.Option(help="'prompt => answer' that should follow; repeatable.")
     ] = None,
+    image: options.Image = None,
+    rephrase_image: options.RephraseImage = None,
+    locality_image: options.LocalityImage = None,
     relation: options.Relation = None,
     question: options.Question = None,
     alias: options.Alias = None,
@@ -139,25 +145,23 @@ def edit(
             relation=relation,
             question=question,
             aliases=alias or (),
+            images=image or (),
+            rephrase_images=rephrase_image or (),
+            locality_images=locality_image or (),
         )
         cases = [one]
         check_subjects(method, cases, ["--subject"])
         note_subject(one)
     else:
-        of_one = [
-            prompt,
-            None if forget else target,
-            subject,
-            ground_truth,
-            rephrase,
-            locality,
-            portability,
-        ]
-        if any([*of_one, relation, question, alias]):
+        named = None if forget else target
+        of_one = [prompt, named, subject, ground_truth, rephrase, locality, portability]
+        if any([*of_one, image, rephrase_image, locality_image, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
         check_subjects(method, cases, where)
 
+    if model is None and hparams is None and any(c.edit.prompt.images for c in cases):
+        model = options.SEEING_MODEL
     check_expansion(method, cases, expand=expand or chat)
     settings = options.loaded_as(
         options.settings_of(method, model, hparams, set_),
@@ -333,7 +337,7 @@ def _show(
     columns += [Column(name, right=True) for name in scores]
     rows = [
         [
-            str(case.edit.prompt),
+            output.shown(case.edit.prompt),
             case.edit.target,
             *_numbers(metric["post"]),
             f"{metric['time']:.1f}",
@@ -347,8 +351,10 @@ def _show(
     output.out.print_line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
         file, name = quoted(saved), quoted(model)
+        seen = " --image IMAGE" if any(case.edit.prompt.images for case in cases) else ""
         output.out.print_line(
-            f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
+            f"Patch: {saved}\n"
+            f"Use it:  easyedit generate --model {name} --patch {file}{seen} PROMPT\n"
             f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )
 
@@ -358,9 +364,10 @@ def _numbers(post: dict[str, Any]) -> list[str]:
         return f"{sum(values) / len(values):.2f}" if values else ""
 
     locality = [v for k, v in post["locality"].items() if k.endswith("_acc")]
+    rephrases = [v for k, v in post.items() if k.endswith("rephrase_acc")]
     return [
         mean([post["rewrite_acc"]]),
-        mean([post["rephrase_acc"]] if "rephrase_acc" in post else []),
+        mean(rephrases),
         mean(locality),
         mean(list(post["portability"].values())),
     ]

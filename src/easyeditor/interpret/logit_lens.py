@@ -156,7 +156,7 @@ def logit_lens(lm: LM, prompt: Prompt | str, answers: Sequence[str]) -> LogitLen
 
 def _logits(lm: LM, batch: Batch, stored: object, n: int, n_tokens: int) -> torch.Tensor:
     """``(n, tokens, vocabulary)`` of n copies of the prompt whose blocks all hand on ``stored``."""
-    copies = Batch(*(t.expand(n, -1) for t in (batch.ids, batch.mask, batch.positions)))
+    copies = batch.rows(torch.zeros(n, dtype=torch.long))
     rows = torch.arange(n).repeat_interleave(n_tokens)
     positions = torch.arange(n_tokens).repeat(n)
     with stubbed(lm.blocks, lm.n_layers, stored), gathering(lm.head, rows, positions):
