@@ -110,9 +110,15 @@ def _of_one_model(
     rows = [Row(ids if lm.encoder_decoder else ids + nothing, nothing) for ids in starts]
     replies: dict[int, Distribution] = {}
     reads = LOGIT_BUDGET // lm.model.config.get_text_config().vocab_size
-    lengths = [len(ids) for ids in starts]
+    chunks = [
+        [group[i] for i in part]
+        for group in lm.alike(starts)  # with and without images
+        for part in batches_by_length(
+            [len(starts[i]) for i in group], [1] * len(group), TOKEN_BUDGET, max(1, reads)
+        )
+    ]
     with lm.at_rest(), torch.inference_mode():
-        for chunk in batches_by_length(lengths, [1] * len(rows), TOKEN_BUDGET, max(1, reads)):
+        for chunk in chunks:
             of_row = None if patches is None else [patches[i] for i in chunk]
             logits = lm.target_logits([rows[i] for i in chunk], patch_of_row=of_row)
             logprobs = logits.float().log_softmax(-1).cpu()
