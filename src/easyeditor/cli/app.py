@@ -24,6 +24,9 @@ from easyeditor.errors import EasyEditError
 
 DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED, READER_GONE = 0, 1, 2, 70, 141
 
+VERSIONS = ("easyeditor", "torch", "transformers")
+"""Packages of ``--version``: what an edit's bits may depend on."""
+
 # typer brings click's usage errors, or its own copy of them: this is the class either way.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -129,10 +132,17 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("easyeditor"))
+        typer.echo("\n".join(f"{name} {_version_of(name)}" for name in VERSIONS))
         raise typer.Exit
+
+
+def _version_of(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 class _Formatter(logging.Formatter):
