@@ -27,6 +27,7 @@ COMMANDS = {
     "push": "sharing",
     "pull": "sharing",
     "steer": "steer",
+    "refusal": "refusal",
     "trace": "trace",
     "layers": "layers",
     "data": "data",
