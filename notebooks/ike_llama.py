@@ -22,7 +22,7 @@ CHECKPOINT = None  # "meta-llama/Llama-2-7b-hf"
 # %%
 from small import facts, settings, small_model
 
-from easyeditor import BaseEditor, IKEHyperParams, load
+from easyeditor import BaseEditor, IKEHyperParams
 
 if CHECKPOINT:
     editor = BaseEditor.from_hparams(IKEHyperParams.for_model(CHECKPOINT))

@@ -22,7 +22,7 @@ CHECKPOINT = None  # "openai-community/gpt2-xl"
 # %%
 from small import facts, settings, small_model, statistics
 
-from easyeditor import BaseEditor, MEMITHyperParams, load
+from easyeditor import BaseEditor, MEMITHyperParams
 
 if CHECKPOINT:
     editor = BaseEditor.from_hparams(MEMITHyperParams.for_model(CHECKPOINT))

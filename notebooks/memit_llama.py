@@ -22,7 +22,7 @@ CHECKPOINT = None  # "meta-llama/Llama-2-7b-hf"
 # %%
 from small import facts, settings, small_model, statistics
 
-from easyeditor import BaseEditor, MEMITHyperParams, load
+from easyeditor import BaseEditor, MEMITHyperParams
 
 if CHECKPOINT:
     editor = BaseEditor.from_hparams(MEMITHyperParams.for_model(CHECKPOINT))

@@ -22,7 +22,7 @@ CHECKPOINT = None  # "openai-community/gpt2-xl"
 # %%
 from small import facts, settings, small_model, statistics
 
-from easyeditor import BaseEditor, ROMEHyperParams, load
+from easyeditor import BaseEditor, ROMEHyperParams
 
 if CHECKPOINT:
     editor = BaseEditor.from_hparams(ROMEHyperParams.for_model(CHECKPOINT))

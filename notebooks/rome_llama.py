@@ -22,7 +22,7 @@ CHECKPOINT = None  # "meta-llama/Llama-2-7b-hf"
 # %%
 from small import facts, settings, small_model, statistics
 
-from easyeditor import BaseEditor, ROMEHyperParams, load
+from easyeditor import BaseEditor, ROMEHyperParams
 
 if CHECKPOINT:
     editor = BaseEditor.from_hparams(ROMEHyperParams.for_model(CHECKPOINT))

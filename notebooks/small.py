@@ -10,9 +10,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from zoo import corpus_file, load, world  # noqa: E402
+from zoo import corpus_file, load, world
 
-from easyeditor import Case  # noqa: E402
+from easyeditor import Case
 
 
 def small_model(family: str) -> Any:

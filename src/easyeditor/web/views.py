@@ -85,7 +85,7 @@ def before_and_after(lines: Sequence[Mapping[str, Any]]) -> str:
             [
                 Html(f"<small>{escaped(line['kind'])}</small><br>{escaped(line['prompt'])}"),
                 Html("<br>before<br>after"),
-                _bars(new, before["p_new"], after["p_new"], rises=not stays),
+                _bars(new, before["p_new"], after["p_new"], rises=not stays or new == old),
                 _bars(old, before["p_old"], after["p_old"], rises=stays),
                 Html(
                     f"<br>{escaped(before['continuation'].strip())}<br>"
