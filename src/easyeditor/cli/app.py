@@ -21,11 +21,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.errors import EasyEditError
+from easyeditor.version import VERSION
 
 DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED, READER_GONE = 0, 1, 2, 70, 141
 
-VERSIONS = ("easyeditor", "torch", "transformers")
-"""Packages of ``--version``: what an edit's bits may depend on."""
+OTHERS = ("torch", "transformers")
+"""Packages that ``--version`` names, too: what an edit's bits may depend on."""
 
 # typer brings click's usage errors, or its own copy of them: this is the class either way.
 UsageError: Any = typer.BadParameter.__base__
@@ -132,7 +133,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo("\n".join(f"{name} {_version_of(name)}" for name in VERSIONS))
+        others = [f"{name} {_version_of(name)}" for name in OTHERS]
+        typer.echo("\n".join([f"easyeditor {VERSION}", *others]))
         raise typer.Exit
 
 

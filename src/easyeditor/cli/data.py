@@ -69,7 +69,8 @@ def ls(as_json: options.Json = False) -> None:
         output.print_json({"datasets": named, "kinds": told_kinds})
         return
     columns = [Column("name", head=True), Column("kind"), Column("state")]
-    output.show("By name", columns, [[row["name"], row["kind"], row["state"]] for row in named])
+    names = [[str(row[key]) for key in ("name", "kind", "state")] for row in named]
+    output.show("By name", columns, names)
     columns = [Column("kind", head=True), Column("what it is", text=True)]
     output.show(
         "Kinds of file, told by their fields",

@@ -109,7 +109,7 @@ def what_else_moved(shifts: Sequence[Shift]) -> str:
         return ""
     changed = sum(not shift.same for shift in shifts)
     title = (
-        f"What else moved: {changed} of {len(shifts)} facts that the edit is not about have "
+        f"What else moved: {changed} of {len(shifts)} facts that no edit is about have "
         "another first choice"
     )
     rows = [

@@ -158,7 +158,9 @@ class Workspace:
         )
         try:
             after = snapshot(self.after, first, max_new_tokens=TOKENS_SHOWN)
-            facts = unrelated_facts(self._all_facts(), FACTS_ASKED, [c.edit for c in cases])
+            earlier = [edit for one in self.edits for edit in one.patch.info.edits]
+            edits = [*earlier, *(edit for case in cases for edit in case.edits)]
+            facts = unrelated_facts(self._all_facts(), FACTS_ASKED, edits)
             shifts = side_effects(self.before, self.after, facts)
         except BaseException:
             editor.undo(result.patch)
