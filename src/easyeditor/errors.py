@@ -8,6 +8,7 @@
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
     │   ├── PromptTooLongError                 it does not fit into the model's context
+    │   ├── ImageError                         no such image, not an image, or not as many as named
     │   ├── ContradictingEditsError            one prompt, two targets
     │   ├── RenamedCallError (AttributeError)  it has another name in this version
     │   └── EditFailed                         tried, and no change was found that carries it out
@@ -85,6 +86,10 @@ class EmptyTargetError(EditError):
 
 class PromptTooLongError(EditError):
     """Prompt and answer have more tokens than the model's context holds."""
+
+
+class ImageError(EditError):
+    """An image is missing, damaged or too large, or a prompt has another number of places."""
 
 
 class ContradictingEditsError(EditError):

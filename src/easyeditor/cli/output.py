@@ -15,6 +15,7 @@ from easyeditor.cli.app import err
 from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.edits import Case
 from easyeditor.evaluate.before_after import before_after as before_after
+from easyeditor.evaluate.before_after import shown as shown
 from easyeditor.evaluate.before_after import snapshot as snapshot
 
 if TYPE_CHECKING:

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from easyeditor.edits import Case
+from easyeditor.edits import Case, Prompt
 
 if TYPE_CHECKING:
     from easyeditor.lm.forward.batching import TokenScores
     from easyeditor.lm.model import LM
 
 
-def compared(case: Case) -> list[tuple[str, str, str, str | None]]:
+def shown(prompt: Prompt) -> str:
+    """A prompt for people: the names of its images, then its text."""
+    names = [f"[{os.path.basename(image.path)}]" for image in prompt.images]
+    return " ".join([*names, prompt.text])
+
+
+def compared(case: Case) -> list[tuple[str, Prompt, str, str | None]]:
     """``(kind, prompt, new answer, old answer)`` of every line that is shown of a case."""
     edit = case.edit
-    rows = [("prompt", edit.prompt.text, edit.target, edit.ground_truth)]
+    rows = [("prompt", edit.prompt, edit.target, edit.ground_truth)]
     for probe in case.probes:
         if probe.group == "rephrase":
-            rows.append(("rephrase", probe.prompt.text, edit.target, edit.ground_truth))
+            rows.append(("rephrase", probe.prompt, edit.target, edit.ground_truth))
         elif probe.group == "locality":
-            rows.append(("neighbour", probe.prompt.text, edit.target, probe.answers[0]))
+            rows.append(("neighbour", probe.prompt, edit.target, probe.answers[0]))
         else:
-            rows.append((probe.name or probe.group, probe.prompt.text, probe.answers[0], None))
+            rows.append((probe.name or probe.group, probe.prompt, probe.answers[0], None))
     return rows
 
 
 def snapshot(
     lm: LM, case: Case, *, max_new_tokens: int
-) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
+) -> tuple[dict[tuple[Prompt, str], TokenScores], dict[Prompt, str]]:
     """Scores and free continuations of everything :func:`compared` names."""
     from easyeditor.lm.inference import generate, score
 
@@ -42,7 +49,7 @@ def snapshot(
 
 
 def _probability(
-    scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None
+    scores: Mapping[tuple[Prompt, str], TokenScores], prompt: Prompt, answer: str | None
 ) -> float | None:
     return math.exp(scores[prompt, answer].mean_logprob) if answer else None
 
@@ -55,7 +62,7 @@ def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
     """
     lines = []
     for kind, prompt, new, old in compared(case):
-        line: dict[str, Any] = {"kind": kind, "prompt": str(prompt), "new": new, "old": old}
+        line: dict[str, Any] = {"kind": kind, "prompt": shown(prompt), "new": new, "old": old}
         for when, (scores, texts) in (("before", before), ("after", after)):
             line[when] = {
                 "p_new": _probability(scores, prompt, new),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from easyeditor.display import data_frame, heat_map_html
+from easyeditor.edits import Prompt
 from easyeditor.errors import TraceError
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
@@ -104,7 +105,7 @@ class LogitLens:
 
 
 @torch.no_grad()
-def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
+def logit_lens(lm: LM, prompt: Prompt | str, answers: Sequence[str]) -> LogitLens:
     """Look at one prompt; of an encoder-decoder at its decoder's first position.
 
     Args:
@@ -144,7 +145,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
                     row.append(lm.tokenizer.decode([token]))
     stacked = torch.stack(columns, -1)
     return LogitLens(
-        prompt,
+        str(prompt),
         shown,
         tuple(answers),
         stacked[:, 0],
@@ -155,7 +156,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
 
 def _logits(lm: LM, batch: Batch, stored: object, n: int, n_tokens: int) -> torch.Tensor:
     """``(n, tokens, vocabulary)`` of n copies of the prompt whose blocks all hand on ``stored``."""
-    copies = Batch(*(t.expand(n, -1) for t in (batch.ids, batch.mask, batch.positions)))
+    copies = batch.rows(torch.zeros(n, dtype=torch.long))
     rows = torch.arange(n).repeat_interleave(n_tokens)
     positions = torch.arange(n_tokens).repeat(n)
     with stubbed(lm.blocks, lm.n_layers, stored), gathering(lm.head, rows, positions):
