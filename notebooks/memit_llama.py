@@ -29,7 +29,7 @@ if CHECKPOINT:
 else:
     hparams = MEMITHyperParams(**settings("MEMIT", "llama"), **statistics())
     editor = BaseEditor(small_model("llama"), hparams)
-cases = facts(20)
+cases = facts(20 if CHECKPOINT else 5)  # a small model holds few at once: many_edits
 cases[0].edit
 
 # %% [markdown]
