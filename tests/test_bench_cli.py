@@ -231,7 +231,7 @@ def test_report_without_matplotlib(bench, easyedit, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     told = easyedit("bench", "report", tmp_path / "out")
     assert told.code == DONE
-    assert "easyeditor[bench]" in told.out
+    assert "easyedit-lm[bench]" in told.out
 
 
 # -- mistakes ---------------------------------------------------------------------------------

@@ -276,8 +276,8 @@ class MissingExtraError(EasyEditError, ImportError):
 
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
-        """The error for ``package``, which ``pip install "easyeditor[extra]"`` brings."""
-        return cls(f'{purpose} needs {package}. Install it: pip install "easyeditor[{extra}]"')
+        """The error for ``package``, which ``pip install "easyedit-lm[extra]"`` brings."""
+        return cls(f'{purpose} needs {package}. Install it: pip install "easyedit-lm[{extra}]"')
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
