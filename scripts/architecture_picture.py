@@ -21,7 +21,7 @@ FLOORS = (  # top to bottom: number, folders, what they do
     ("6", ["methods/"], "one file each: Edit + state → Outcome(patch, state)"),
     (
         "5",
-        ["second_moments/", "associative/", "gradients/", "interpret/", "evaluate/"],
+        ["second_moments/", "associative/", "gradients/", "interpret/", "steering/", "evaluate/"],
         "statistics, keys and values, gradients; queries and scorers",
     ),
     ("4", ["patches/"], "what an edit is: weights, modules, routes; the stack; files"),

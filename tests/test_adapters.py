@@ -98,7 +98,7 @@ def memory(target: LM, prompt: str, seed: int = 0) -> ModulePatch:
 def steering(target: LM, seed: int = 0, answer_only: bool = False) -> ModulePatch:
     draw = torch.Generator().manual_seed(seed)
     vector = torch.randn(target.projection(1).d_out, generator=draw) * 20
-    adapter = AddVector(vector, answer_only)
+    adapter = AddVector(vector, "answer" if answer_only else "all")
     return ModulePatch({site(target, 1): (adapter,)}, info(target, "steering"))
 
 
@@ -177,7 +177,7 @@ def test_an_encoder_decoder_is_steered_on_either_side() -> None:
     for side in sides:
         vector = torch.randn(side.projection(0).d_out, generator=torch.Generator().manual_seed(1))
         place = side.projection(0).path.removesuffix(".weight")
-        one = ModulePatch({place: (AddVector(vector * 5, True),)}, info(target))
+        one = ModulePatch({place: (AddVector(vector * 5, "answer"),)}, info(target))
         with applied(target.model, one):
             together = generate(target, PROMPTS, 6)
             assert together == [generate(target, [prompt], 6)[0] for prompt in PROMPTS]

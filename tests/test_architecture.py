@@ -27,6 +27,7 @@ FLOORS = {
     "associative": 5,
     "gradients": 5,
     "interpret": 5,
+    "steering": 5,
     "evaluate": 5,
     "methods": 6,
     "editors": 7,

@@ -11,7 +11,7 @@ import typer
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.patches import Force, load_patches, model_of
-from easyeditor.cli.terminal import count
+from easyeditor.cli.terminal import count, quoted
 from easyeditor.errors import PatchError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Format(str, Enum):
     gguf_lora = "gguf-lora"
     gguf = "gguf"
     merged = "merged"
+    control_vector = "control-vector"
 
 
 class GgufType(str, Enum):
@@ -56,6 +57,9 @@ Examples:
   ollama create NAME -f edited/Modelfile
 
   easyedit export eiffel.safetensors --format merged --out edited
+
+  easyedit export polite.safetensors --format control-vector --out polite
+  llama-cli -m model.gguf --control-vector polite/control-vector.gguf
 """
 
 
@@ -132,7 +136,7 @@ def export(
         typer.Option(
             help="lora: an adapter for peft, vLLM, SGLang; gguf-lora: an adapter for llama.cpp; "
             "gguf: a whole model for llama.cpp and Ollama; merged: a whole model for transformers, "
-            "as apply writes."
+            "as apply writes; control-vector: a steering vector for llama.cpp."
         ),
     ] = Format.lora,
     model: Annotated[
@@ -174,17 +178,20 @@ def export(
     as_json: options.Json = False,
 ) -> None:
     """Write a patch as another program reads it."""
-    adapter = format in (Format.lora, Format.gguf_lora)
-    if rank is not None and not adapter:
+    adapter = format in (Format.lora, Format.gguf_lora, Format.control_vector)
+    if rank is not None and (not adapter or format is Format.control_vector):
         raise typer.BadParameter(f"a {format.value} model has no rank", param_hint="--rank")
     if quantization is not None and format is not Format.gguf:
         raise typer.BadParameter("only --format gguf has one", param_hint="--quantization")
     if not check and format is not Format.gguf:
         raise typer.BadParameter("only --format gguf asks the model", param_hint="--no-check")
-    if model is not None and format is Format.gguf_lora:
+    if model is not None and format in (Format.gguf_lora, Format.control_vector):
         raise typer.BadParameter("an adapter in GGUF needs no model", param_hint="--model")
     if force and adapter:
         raise typer.BadParameter("an adapter is written without the model", param_hint="--force")
+    if format is Format.control_vector:
+        _control_vector(patch, out, as_json)
+        return
     (loaded,) = _loaded([patch], out)
     if format is Format.lora:
         from easyeditor.export.lora import export_lora
@@ -202,6 +209,22 @@ def export(
         output.print_json(result.to_json())
         return
     _report(result)
+
+
+def _control_vector(path: Path, out: Path, as_json: bool) -> None:
+    places.check_folder(out)
+    (patch,) = load_patches([path])
+
+    from easyeditor.export.control_vector import export_control_vector
+
+    result = export_control_vector(patch, out)
+    if as_json:
+        output.print_json(result.to_json())
+        return
+    output.out.print_line(
+        f"Control vector of {count(len(result.errors), 'layer')} in {result.file}, at the patch's "
+        f"strength. Use it: llama-cli -m MODEL.gguf --control-vector {quoted(result.file)}"
+    )
 
 
 def _gguf(

@@ -19,6 +19,7 @@ from easyeditor.cli import (
     patches,
     serve,
     sharing,
+    steer,
     trace,
     train,
 )
@@ -30,7 +31,8 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    for module in (*editing, exports, patches, serve, sharing, trace, layers, data, moments, info):
+    using = (exports, patches, serve, sharing)
+    for module in (*editing, *using, steer, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

@@ -75,6 +75,10 @@ class PatchInfo:
         """The same description with other edits."""
         return replace(self, edits=tuple(edits), digest="")
 
+    def with_hyperparams(self, hyperparams: Mapping[str, Any]) -> PatchInfo:
+        """The same description with other settings."""
+        return replace(self, hyperparams=dict(hyperparams), digest="")
+
 
 class Patch(ABC):
     """An edit as an object: applied to a model, taken back exactly, saved to a file.
