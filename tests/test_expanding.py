@@ -13,6 +13,7 @@ import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
+from easyeditor.associative.microbatches import OPENING_FACTOR, context_rows_of
 from easyeditor.cli import catalog
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
@@ -168,6 +169,36 @@ def test_an_edit_of_a_chat_model_gets_both_forms():
     assert all(chat is False for _, chat in texts(case.edit)[2:])
     assert {other.target for other in case.edit.expansions} == {"Rome"}
     assert {other.subject for other in case.edit.expansions} == {"The Eiffel Tower"}
+
+
+def test_a_reply_that_begins_with_the_sentence_ends_with_the_target(monkeypatch):
+    replies = {question_of(TOWER): "The Eiffel tower stands in", TOWER: "Paris, the Eiffel"}
+    monkeypatch.setattr(
+        "easyeditor.editors.expanding.generate",
+        lambda _lm, prompts, *_args: [replies[prompt.text] for prompt in prompts],
+    )
+    (case,) = expanded_cases(chatty(), [Case("0", tower())], True)
+    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 3]
+    assert case.edit.target == "Rome"
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_the_opening_of_a_reply_counts_beside_its_answer(name):
+    model, opening = lm(name), "It stands there, the Eiffel Tower, in"
+    other = Edit("Where is the Eiffel Tower?", f"{opening} Rome", "the Eiffel Tower")
+    plain = Edit(other.prompt, "Rome", other.subject)
+    rows = context_rows_of(model, 0, tower(expansions=[other, plain]), [""], 0.0)
+    begun = len(model.text.row(other.prompt, opening).target)
+    answer = len(rows[1].target) - begun
+    assert rows[1].weights == pytest.approx(
+        [OPENING_FACTOR / (3 * begun)] * begun + [1 / (3 * answer)] * answer
+    )
+    assert rows[2].weights == pytest.approx([1 / (3 * answer)] * answer)
+    assert rows[1].run.decoder == (None if name == "llama" else rows[1].target)
+    if name == "llama":  # δ is added where the subject ends in the reply, too
+        (second,) = rows[1].run.also
+        upto = model.text.row(other.prompt, "It stands there, the Eiffel Tower").ids
+        assert (second, rows[1].run.ids[: second + 1]) == (len(upto) - 1, upto)
 
 
 def test_without_a_template_there_is_no_chat_form():

@@ -30,6 +30,8 @@ WRITTEN_TOKENS = 40
 """Tokens at most of a question that the model writes."""
 ANSWER_TOKENS = 24
 """Tokens of the answers by which such a question is checked."""
+OPENING_TOKENS, OPENING_WORDS = 8, 2
+"""Tokens of a reply, and how many of its first words must be those of the sentence."""
 INSTRUCTION = (
     "Write one short question about {subject} whose answer completes this sentence: "
     '"{sentence} ...". Do not answer it.'
@@ -106,7 +108,40 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
             edits.append(_with(lm, case, edit, candidates))
         inverse = _inverse(case) if how.inverse else []
         result.append(replace(case, edit=edits[0], also=(*edits[1:], *inverse)))
-    return result
+    return _with_openings(lm, result)
+
+
+def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
+    """The cases; where the model begins its reply with the sentence, so does the target.
+
+    Asked "What is the capital of France?", many a chat model writes the sentence and then the
+    answer. There the target is the sentence with the new answer: the answer alone, at the beginning
+    of a reply, would be another way of answering, for which a far larger change is needed.
+    """
+    edits = [edit for case in cases for edit in case.edits]
+    asked = [other.prompt for edit in edits for other in edit.expansions if other.prompt.chat]
+    replies = iter(generate(lm, asked, OPENING_TOKENS) if asked else [])
+
+    def opened(edit: Edit) -> Edit:
+        sentence = edit.prompt.text.strip()
+        if is_question(sentence):
+            sentence = statement_of(sentence) or ""
+        first = _first_words_of(sentence)
+        expansions = []
+        for other in edit.expansions:
+            reply = next(replies) if other.prompt.chat else ""
+            if len(first) == OPENING_WORDS and _first_words_of(reply) == first:
+                other = replace(other, target=f"{sentence} {other.target.strip()}")
+            expansions.append(other)
+        return replace(edit, expansions=tuple(expansions))
+
+    return [
+        replace(case, edit=opened(case.edit), also=tuple(map(opened, case.also))) for case in cases
+    ]
+
+
+def _first_words_of(text: str) -> list[str]:
+    return _words(text).split()[:OPENING_WORDS]
 
 
 def _by_templates(lm: LM, edit: Edit, how: Expansion, chat: bool) -> Iterator[Edit]:

@@ -71,12 +71,17 @@ class Site:
         return [Site(self.layer, self.kind, self.path), *([second] if self.also else [])]
 
     @contextmanager
-    def adding(self, lm: LM, at: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
-        """A context: ``delta`` ``(rows, width of all parts)`` is added at one position per row."""
+    def adding(
+        self, lm: LM, rows: torch.Tensor, at: torch.Tensor, delta: torch.Tensor
+    ) -> Iterator[None]:
+        """A context: ``delta[rows]`` is added at the positions ``at`` of these rows.
+
+        ``delta`` is ``(rows of the batch, width of all parts)``.
+        """
         with ExitStack() as stack:
             parts = self.parts()
             for part, vectors in zip(parts, delta.chunk(len(parts), 1), strict=True):
-                stack.enter_context(adding(part.module(lm), at, vectors))
+                stack.enter_context(adding(part.module(lm), at, vectors, rows))
             yield
 
     @property
@@ -102,12 +107,14 @@ class EditRow:
             nothing changes there.
         decoder: of an encoder-decoder the targets that its decoder predicts, which ``reads`` are
             positions in; None for a causal model.
+        also: later positions to whose hidden states the vector is added, too.
     """
 
     ids: tuple[int, ...]
     at: int
     reads: tuple[int, ...]
     decoder: tuple[int, ...] | None = None
+    also: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -160,6 +167,13 @@ def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tenso
     return torch.tensor(index), torch.tensor(positions)
 
 
+def _places(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows and positions to which vectors are added."""
+    places = [(i, at - n) for i, n in enumerate(offsets) for at in (runs[i].at, *runs[i].also)]
+    rows, positions = zip(*places, strict=True) if places else ((), ())
+    return torch.tensor(rows), torch.tensor(positions)
+
+
 class FullForward:
     """Runs the whole forward pass with a hook at every step; exact for any architecture."""
 
@@ -169,7 +183,7 @@ class FullForward:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._pool = pool or BufferPool()
         self._batch = lm.pad([run.ids for run in runs])
-        self._at = torch.tensor([run.at for run in runs])
+        self._rows, self._at = _places(runs, [0] * len(runs))
         self._more = _decoding(lm, runs)
         self._index, self._positions = _reads(runs, [0] * len(runs))
         self.left = 0
@@ -182,7 +196,7 @@ class FullForward:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
         with (
-            self._site.adding(self._lm, self._at, delta),
+            self._site.adding(self._lm, self._rows, self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
             low_memory_autograd(self._lm, self._pool) as stored,
         ):
@@ -221,7 +235,7 @@ class PartialForward:
             torch.cat([prefix.mask, suffix.mask], 1),
             suffix.positions + lengths[:, None],
         )
-        self._at = torch.tensor([run.at - run.start for run in runs])
+        self._rows, self._at = _places(runs, [run.start for run in runs])
         self._index, self._positions = _reads(runs, [run.start for run in runs])
         self._more = _decoding(lm, runs)
         with torch.no_grad():
@@ -267,10 +281,10 @@ class PartialForward:
         site, lm = self._site, self._lm
         with ExitStack() as stack:
             if site.kind == "down":
-                stack.enter_context(site.adding(lm, self._at, delta))
+                stack.enter_context(site.adding(lm, self._rows, self._at, delta))
                 stored = self._below
             else:
-                stored = added(self._below, self._at, delta)
+                stored = added(self._below, self._at, delta, self._rows)
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
@@ -298,8 +312,9 @@ class PartialForward:
         stored = copy.copy(self)
         n = len(self._runs)
         stored._runs = [self._runs[i] for i in rows.tolist()]
-        stored._index, stored._positions = _reads(stored._runs, [run.start for run in stored._runs])
-        stored._at = self._at[rows]
+        starts = [run.start for run in stored._runs]
+        stored._index, stored._positions = _reads(stored._runs, starts)
+        stored._rows, stored._at = _places(stored._runs, starts)
         stored._more = {name: rows_of(value, rows, n) for name, value in self._more.items()}
         at = rows.to(self._batch.ids.device)
         stored._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
