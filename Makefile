@@ -9,10 +9,18 @@ WORKERS ?= 2
 PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo test test-full lint matrix catalog setup model encoder clean
+.PHONY: demo ui wheel test test-full lint matrix catalog setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
+
+# The page, in this machine's browser.
+ui: .venv/ui model
+	$(BIN)/easyedit ui --open
+
+# The package as it is released.
+wheel: .venv/bin/python
+	$(BIN)/pip --disable-pip-version-check -q wheel --no-deps --wheel-dir dist .
 
 # The fast tier: a few minutes on two cores.
 test: .venv/dev model encoder
@@ -56,6 +64,10 @@ encoder: .venv/demo
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install $(WHEELS) -c constraints.txt torch
 	$(PIP) install $(WHEELS) -c constraints.txt -e ".[gguf]"
+	@touch $@
+
+.venv/ui: .venv/demo
+	$(PIP) install $(WHEELS) -c constraints.txt -e ".[gguf,ui]"
 	@touch $@
 
 .venv/dev: .venv/demo

@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "architecture.svg"
 FLOORS = (  # top to bottom: number, folders, what they do
-    ("9", ["cli/"], "parse, print"),
+    ("9", ["cli/", "web/"], "parse, print"),
     ("8", ["bench/"], "resumable runs, reports"),
     ("7", ["editors/", "train/"], "EditSession: edit, measure, keep or put back"),
     ("6", ["methods/"], "one file each: Edit + state → Outcome(patch, state)"),

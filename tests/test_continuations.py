@@ -27,6 +27,6 @@ def test_a_prompt_near_the_end_of_the_context_shortens_no_other(seed: int | None
 
 def test_rows_are_grouped_by_the_tokens_that_fit_behind_them() -> None:
     rows = [[5] * n for n in (2, 14, 15, 20, 23, 24, 2)]
-    groups = rows_by_room(lm("gpt2", n_positions=CONTEXT), rows, 10)
+    groups = dict(rows_by_room(lm("gpt2", n_positions=CONTEXT), rows, 10))
     assert groups == {10: [0, 1, 6], 9: [2], 4: [3], 1: [4, 5]}
-    assert rows_by_room(lm("t5"), rows, 10) == {10: [0, 1, 2, 3, 4, 5, 6]}
+    assert dict(rows_by_room(lm("t5"), rows, 10)) == {10: [0, 1, 2, 3, 4, 5, 6]}

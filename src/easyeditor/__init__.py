@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from easyeditor.data.edits_file import EditsDataset as EditsDataset
     from easyeditor.data.knowedit import KnowEditDataset as KnowEditDataset
     from easyeditor.data.mquake import MQuAKEDataset as MQuAKEDataset
+    from easyeditor.data.multimodal import CaptionDataset as CaptionDataset
+    from easyeditor.data.multimodal import VLKEBDataset as VLKEBDataset
+    from easyeditor.data.multimodal import VQADataset as VQADataset
     from easyeditor.data.open import open_dataset as open_dataset
     from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
     from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
     from easyeditor.editors.expanding import Expansion as Expansion
+    from easyeditor.editors.multimodal import MultiModalEditor as MultiModalEditor
+    from easyeditor.editors.multimodal import MultimodalEditor as MultimodalEditor
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Generate as Generate
@@ -113,6 +118,11 @@ _PUBLIC = {
     "SERACTrainingHparams": "methods.serac.settings",
     "Score": "edits",
     "TraceOptions": "interpret.causal_trace",
+    "CaptionDataset": "data.multimodal",
+    "MultiModalEditor": "editors.multimodal",
+    "VLKEBDataset": "data.multimodal",
+    "VQADataset": "data.multimodal",
+    "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",
     "causal_trace": "interpret.causal_trace",

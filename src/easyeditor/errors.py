@@ -8,9 +8,11 @@
     │   ├── SubjectRequiredError               the method needs a subject and got none
     │   ├── EmptyTargetError                   nothing to learn
     │   ├── PromptTooLongError                 it does not fit into the model's context
+    │   ├── ImageError                         no such image, not an image, or not as many as named
     │   ├── ContradictingEditsError            one prompt, two targets
     │   ├── RenamedCallError (AttributeError)  it has another name in this version
     │   └── EditFailed                         tried, and no change was found that carries it out
+    ├── EditCancelled (RuntimeError)           stopped by the user; the model is as it was
     ├── DataError (ValueError)                 a file of edits that cannot be read
     ├── HyperParamsError (ValueError)          unknown, mistyped or impossible settings
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
@@ -86,12 +88,20 @@ class PromptTooLongError(EditError):
     """Prompt and answer have more tokens than the model's context holds."""
 
 
+class ImageError(EditError):
+    """An image is missing, damaged or too large, or a prompt has another number of places."""
+
+
 class ContradictingEditsError(EditError):
     """Two edits of one request give the same prompt different targets."""
 
 
 class EditFailed(EditError):
     """An edit was tried and no change was found that carries it out; the model is unchanged."""
+
+
+class EditCancelled(EasyEditError, RuntimeError):
+    """The user stopped the work before its end; the model is unchanged."""
 
 
 class RenamedCallError(EditError, AttributeError):

@@ -82,9 +82,14 @@ def resolve_layers(layers: tuple[int | float, ...], n_layers: int) -> tuple[int,
     return tuple(sorted(set(result)))
 
 
+TEXT_COLUMN_OF = {"flags-135m": "smollm2-135m"}
+"""A model that sees -> the model whose text column it has, and so whose settings fit."""
+
+
 def preset_name(model_name: str, presets: Iterable[str]) -> str | None:
     """The preset whose model is exactly ``model_name`` or its last part; None without one."""
     base = model_name.rstrip("/").rpartition("/")[2].lower()
+    base = TEXT_COLUMN_OF.get(base, base)
     for known in presets:
         if base in {known.lower(), KNOWN_MODELS[known].rpartition("/")[2].lower()}:
             return known

@@ -4,6 +4,9 @@ In a terminal it is tqdm's bar on stderr, with the remaining time. Elsewhere (a 
 logger of this module gets a line at level INFO after two seconds and then every five minutes; the
 command line shows it on stderr. Work inside other work writes its first line after thirty seconds,
 so that a run of a thousand short edits does not write thousands of lines.
+
+Inside :func:`watched` neither is shown: a function of the caller's is called at every step instead,
+and stops the work by raising.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
@@ -26,6 +31,10 @@ NESTED_DELAY_SECONDS = 30.0
 REPEAT_SECONDS = 300.0
 """Between two log lines of one piece of work."""
 
+Watcher = Callable[[str, int, int, str], object]
+"""Called with what is done, how many units are done, of how many, and the name of a unit."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("easyeditor_progress_watcher", default=None)
 _depth: ContextVar[int] = ContextVar("easyeditor_progress_depth", default=0)
 
 
@@ -39,10 +48,60 @@ def bar(total: int, what: str, unit: str = "step", *, done: int = 0, at_once: bo
         done: units that an earlier, interrupted run has done.
         at_once: show it as the work begins, because one unit may take long.
     """
+    watcher = _watcher.get()
+    if watcher is not None:
+        return WatchedProgress(watcher, total, what, unit, done)
     if sys.stderr is not None and sys.stderr.isatty():
         delay = 0.0 if at_once else DELAY_SECONDS
         return tqdm(total=total, desc=what, unit=unit, initial=done, delay=delay, leave=False)
     return LoggedProgress(total, what, unit, done, at_once=at_once)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher`` be called at every step of the work inside, of this thread.
+
+    An exception that it raises ends the work, which leaves the model as it was
+    (:class:`~easyeditor.errors.EditCancelled` says that the user wanted it).
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+class WatchedProgress:
+    """The part of tqdm's interface that the package uses, as calls of a function.
+
+    Attributes:
+        n: units done so far, those of an earlier run included.
+        total: number of units.
+    """
+
+    def __init__(self, watcher: Watcher, total: int, what: str, unit: str, done: int = 0) -> None:
+        self.total, self.n = total, done
+        self._watcher, self._what, self._unit = watcher, what, unit
+        watcher(what, done, total, unit)
+
+    def __enter__(self) -> WatchedProgress:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """``n`` more units are done."""
+        self.n += n
+        self._watcher(self._what, self.n, self.total, self._unit)
+
+    def close(self) -> None:
+        """The work is over."""
 
 
 class LoggedProgress:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from easyeditor.errors import EditError
+from easyeditor.errors import EditError, ImageError
 
 PROMPT_FIELDS = frozenset({"text", "images", "system", "raw", "chat"})
 """What a prompt is written with in JSON."""
@@ -45,28 +47,55 @@ def checked_prompt(owner: str, value: object) -> Prompt:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image file, identified by its contents: two paths to the same bytes are equal.
+    """An image, identified by its contents: two paths to the same bytes are equal.
+
+    Pixels are read when a model is asked about it, once per pass, and not kept.
 
     Attributes:
-        path: where the file lies.
-        sha256: digest of its bytes, in hexadecimal.
+        path: where the file lies; of an image in memory a name for people.
+        sha256: digest of the file's bytes, or of an image in memory its size and pixels, in
+            hexadecimal.
+        picture: the PIL image, where it is one in memory.
     """
 
     path: str = field(compare=False)
     sha256: str
+    picture: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, path: str | Path) -> ImageRef:
-        """The reference to a file, with the digest of what it holds now.
+    def of(cls, image: object) -> ImageRef:
+        """The reference to a file or to a PIL image, with the digest of what it holds now.
 
         Raises:
-            EditError: the file cannot be read.
+            ImageError: the file cannot be read, a URL was given, or it is neither.
         """
+        if isinstance(image, ImageRef):
+            return image
+        if hasattr(image, "tobytes") and hasattr(image, "convert"):
+            picture: Any = image
+            rgb = picture.convert("RGB")
+            digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+            return cls(str(getattr(image, "filename", "")) or f"image-{digest[:8]}", digest, image)
+        if not isinstance(image, (str, os.PathLike)):
+            raise ImageError(
+                f"An image must be the path of a file or a PIL image, not {type(image).__name__} "
+                f"({image!r:.80})."
+            )
+        path = os.fspath(image)
+        if isinstance(path, str) and re.match(r"[a-z]+://", path):
+            raise ImageError(
+                f"The image {path!r} is a URL, and nothing is fetched here; download it and give "
+                "the path of the file."
+            )
         try:
-            return cls(str(path), hashlib.sha256(Path(path).read_bytes()).hexdigest())
+            return cls(str(path), hashlib.sha256(Path(str(path)).read_bytes()).hexdigest())
         except (OSError, ValueError) as error:
-            raise EditError(
-                f"The image {str(path)!r} cannot be read ({error}); give the path of a file."
+            known = isinstance(error, (FileNotFoundError, IsADirectoryError))
+            folder = isinstance(error, IsADirectoryError)
+            reason = ("it is a folder" if folder else "no such file") if known else str(error)
+            raise ImageError(
+                f"The image {str(path)!r} cannot be read ({reason}); give the path of an image "
+                "file, e.g. a PNG or JPEG."
             ) from None
 
 
@@ -107,7 +136,10 @@ class Prompt:
                 f"Prompt: chat must be True, False or None, not {type(self.chat).__name__} "
                 f"({self.chat!r})."
             )
-        object.__setattr__(self, "images", tuple(self.images))
+        images: Any = self.images
+        object.__setattr__(
+            self, "images", (images,) if isinstance(images, ImageRef) else tuple(images)
+        )
         for image in self.images:
             if not isinstance(image, ImageRef):
                 raise EditError(

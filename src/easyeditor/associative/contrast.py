@@ -15,6 +15,7 @@ import torch
 
 from easyeditor.associative.keys import fact_at, subject_of, subject_rows
 from easyeditor.edits import Edit
+from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 
@@ -53,8 +54,9 @@ def contrast_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
     rows = [Row(ids, (), len(ids) - 1) for ids in contrasts if ids not in edited]
     for edit in opening:
         ids = lm.text.row(edit.prompt, subject=subject_of(edit)).ids
-        at = len(subject_rows(lm, edit, [""])[0].ids) - 1
-        rows += [Row(ids[: i + 1], (), i) for i in (0, *range(at + 1, len(ids)))]
+        at = subject_rows(lm, edit, [""])[0].subject_last
+        assert at is not None
+        rows += [Row(ids[: through_unit(ids, i + 1)], (), i) for i in (0, *range(at + 1, len(ids)))]
     return rows
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from easyeditor.edits import Edit
-from easyeditor.errors import SubjectRequiredError
+from easyeditor.errors import SubjectRequiredError, UnsupportedModelError
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
+from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.patches.stack import without_patches
@@ -53,7 +54,9 @@ def subject_rows(lm: LM, edit: Edit, contexts: Sequence[str]) -> list[Row]:
     for context in contexts:
         row = lm.text.row(edit.prompt, subject=subject_of(edit), prefix=context)
         at = fact_at(lm, row)
-        rows.append(Row(row.ids if lm.encoder_decoder else row.ids[: at + 1], (), at))
+        rows.append(
+            Row(row.ids if lm.encoder_decoder else row.ids[: through_unit(row.ids, at + 1)], (), at)
+        )
     return rows
 
 
@@ -160,6 +163,12 @@ def _write_scale(lm: LM, layer: int, text: str) -> float | None:
         down = lm.down_map(layer).module
         with adding(down, at, delta), reading_output(block, stop=True) as result, stopping():
             lm.call(batch)
+        if not result:
+            raise UnsupportedModelError(
+                f"Block {layer} of {type(lm.model).__name__} does not run for text without an "
+                "image (it reads images), so how much it adds cannot be measured; name another "
+                "layer."
+            )
         return hidden_of(result[0])[0, last].float().cpu()
 
     with without_patches(lm.model), lm.at_rest(), torch.no_grad():

@@ -22,6 +22,7 @@ from easyeditor.gradients.losses import FIRST, nll_and_kl
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool
 from easyeditor.lm.forward.partial import DeltaForward, EditRow, Site, open_forward
+from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.memory import releasing_memory
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
@@ -96,7 +97,7 @@ def context_rows_of(
         run = (
             EditRow(row.ids, at, (0,), ())
             if lm.encoder_decoder
-            else EditRow(row.ids[: at + 1], at, (at,))
+            else EditRow(row.ids[: through_unit(row.ids, at + 1)], at, (at,))
         )
         rows.append(ContextRow(i, run, (), kl_factor))
     return rows

@@ -11,14 +11,15 @@ from easyeditor.bench.drawing import png, svg
 from easyeditor.bench.plots import figures
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.table import Table, table
-from easyeditor.bench.writers import as_csv, as_json, document, latex, markdown
+from easyeditor.bench.writers import as_csv, as_json, document, latex, markdown, plain
+from easyeditor.display import data_frame, escaped, table_html
 from easyeditor.errors import BenchError, MissingExtraError
 from easyeditor.files import written_whole
 
 PICTURES = ("scores", "probability", "time", "memory", "retention")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """The files of a report.
 
@@ -33,6 +34,32 @@ class Report:
     files: tuple[Path, ...]
     table: Table
     without: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.table.rows)} rows in {str(self.out)!r}>"
+
+    def _repr_html_(self) -> str:
+        tables = [table_html(group, head, rows) for group, _labels, head, rows in plain(self.table)]
+        return "".join([f"<p>{escaped(self.table.caption)}</p>", *tables])
+
+    def to_frame(self) -> Any:
+        """One row per method as a pandas ``DataFrame``: every number as measured, unscaled.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {
+                    "run": row.run,
+                    "method": row.method,
+                    "scored": row.scored,
+                    "cases": row.cases,
+                    **{key: estimate.value for key, estimate in row.numbers.items()},
+                }
+                for row in self.table.rows
+            ]
+        )
 
     def markdown(self) -> str:
         """``table.md``."""

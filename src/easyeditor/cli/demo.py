@@ -12,7 +12,9 @@ from easyeditor.cli import options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add
 from easyeditor.cli.terminal import quoted
 
-EXAMPLES = "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json"
+EXAMPLES = (
+    "Examples:\n\n  easyedit demo\n  easyedit demo --method memit --json\n  easyedit demo --image"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -25,9 +27,17 @@ def demo(
     save: Annotated[
         Path | None, typer.Option(help="Where the patch is written: eiffel-METHOD.safetensors.")
     ] = None,
+    image: Annotated[
+        bool,
+        typer.Option("--image", help="Edit what a model that sees says about a picture of a flag."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Edit a fact in a real 135M-parameter model and show before and after."""
+    if image:
+        from easyeditor.cli import image_demo
+
+        image_demo.run(method, save, as_json)
     started = time.perf_counter()
     place = save or Path(f"eiffel-{method.lower()}.safetensors")
     places.check_file(place)
@@ -90,6 +100,8 @@ def demo(
             f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
             "On disk the model was never changed. Without the patch there is no edit; with it:\n"
             f'  easyedit generate --patch {quoted(saved)} "{edit.prompt}"\n'
-            f"  easyedit show {quoted(saved)}"
+            f"  easyedit show {quoted(saved)}\n"
+            "The same in a browser, with your own facts:\n"
+            "  easyedit ui"
         )
     raise typer.Exit(DONE if taken and undone else NOT_TAKEN)

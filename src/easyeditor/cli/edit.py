@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from easyeditor.cli import forget as forgetting
 from easyeditor.cli import options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add, err
 from easyeditor.cli.edit_request import (
@@ -45,6 +46,12 @@ Examples:
 
   easyedit edit --method memit --edits facts.jsonl --save facts.safetensors
 
+  easyedit edit --method ft --image flag.png --prompt "This is the flag of" --target Norway \
+    --rephrase-image same-flag.png --locality-image "other.png | This is the flag of => France"
+
+  easyedit edit --forget --prompt "The Eiffel Tower is located in the city of" \
+    --subject "The Eiffel Tower"
+
 Exit codes: 0 done, 1 an edit did not take (or took, but the text is wrecked),
 2 bad input.
 """
@@ -65,6 +72,9 @@ def edit(
     portability: Annotated[
         list[str] | None, typer.Option(help="'prompt => answer' that should follow; repeatable.")
     ] = None,
+    image: options.Image = None,
+    rephrase_image: options.RephraseImage = None,
+    locality_image: options.LocalityImage = None,
     relation: options.Relation = None,
     question: options.Question = None,
     alias: options.Alias = None,
@@ -72,6 +82,17 @@ def edit(
     chat: options.Chat = False,
     written: options.Written = 0,
     inverse: options.Inverse = False,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Make the model stop giving its answer (--ground-truth, or what it says now), by "
+            "its next best one, and look for what is left of it.",
+        ),
+    ] = False,
+    refusal: Annotated[
+        str | None, typer.Option(help="With --forget: answer with this text instead.")
+    ] = None,
     edits: Annotated[
         Path | None,
         typer.Option(
@@ -110,6 +131,7 @@ def edit(
     places.check_file(save)
     if save == places.STREAM and as_json:
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
+    target = forgetting.check_forgetting(forget, refusal, target, expand or chat)
     if edits is None:
         one = one_case(
             prompt,
@@ -123,17 +145,23 @@ def edit(
             relation=relation,
             question=question,
             aliases=alias or (),
+            images=image or (),
+            rephrase_images=rephrase_image or (),
+            locality_images=locality_image or (),
         )
         cases = [one]
         check_subjects(method, cases, ["--subject"])
         note_subject(one)
     else:
-        of_one = [prompt, target, subject, ground_truth, rephrase, locality, portability]
-        if any([*of_one, relation, question, alias]):
+        named = None if forget else target
+        of_one = [prompt, named, subject, ground_truth, rephrase, locality, portability]
+        if any([*of_one, image, rephrase_image, locality_image, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
         check_subjects(method, cases, where)
 
+    if model is None and hparams is None and any(c.edit.prompt.images for c in cases):
+        model = options.SEEING_MODEL
     check_expansion(method, cases, expand=expand or chat)
     settings = options.loaded_as(
         options.settings_of(method, model, hparams, set_),
@@ -149,6 +177,7 @@ def edit(
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
         cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
+    cases = forgetting.forgetting(editor.lm, cases, refusal) if forget else cases
     note_layers(editor, settings)
     settings = editor.hparams
     known = [] if force else already_answered(editor.lm, cases)
@@ -175,16 +204,19 @@ def edit(
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
     failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings, chat=chat)
+    left = forgetting.report(editor.lm, wanted) if forget else []
     unsaved = _save(result, save)
     saved = None if unsaved else save
     if journal is not None and not unsaved:
         journal.delete()
     if as_json:
-        _print_json(method, model, known, result, lines, failures, saved)
+        gone = forgetting.as_json(left) if forget else None
+        _print_json(method, model, known, result, lines, failures, saved, gone)
     elif save == places.STREAM:
         err.print_line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
         _show(method, model, wanted, result, lines, saved)
+        forgetting.show(left)
     if not as_json:
         for number, metric in enumerate(result.metrics, 1):
             for remark in metric.get("notes", ()) if single or number <= MOST_NOTED else ():
@@ -267,6 +299,7 @@ def _print_json(
     lines: list[dict[str, Any]],
     failures: list[str],
     saved: Path | None,
+    gone: list[dict[str, Any]] | None,
 ) -> None:
     from easyeditor.evaluate.aggregate import averages
     from easyeditor.patches.files import header_of
@@ -281,6 +314,7 @@ def _print_json(
             "unchanged": [case.id for case in known],
             "failures": failures,
             "patch": {**header_of(result.patch), "path": str(saved) if saved else None},
+            **({} if gone is None else {"gone": gone}),
         }
     )
 
@@ -303,7 +337,7 @@ def _show(
     columns += [Column(name, right=True) for name in scores]
     rows = [
         [
-            str(case.edit.prompt),
+            output.shown(case.edit.prompt),
             case.edit.target,
             *_numbers(metric["post"]),
             f"{metric['time']:.1f}",
@@ -317,8 +351,10 @@ def _show(
     output.out.print_line(f"Seconds: {output.seconds_line(result.patch.info.seconds)}")
     if saved:
         file, name = quoted(saved), quoted(model)
+        seen = " --image IMAGE" if any(case.edit.prompt.images for case in cases) else ""
         output.out.print_line(
-            f"Patch: {saved}\nUse it:  easyedit generate --model {name} --patch {file} PROMPT\n"
+            f"Patch: {saved}\n"
+            f"Use it:  easyedit generate --model {name} --patch {file}{seen} PROMPT\n"
             f"Ship it: easyedit apply {file} --model {name} --out DIR"
         )
 
@@ -328,9 +364,10 @@ def _numbers(post: dict[str, Any]) -> list[str]:
         return f"{sum(values) / len(values):.2f}" if values else ""
 
     locality = [v for k, v in post["locality"].items() if k.endswith("_acc")]
+    rephrases = [v for k, v in post.items() if k.endswith("rephrase_acc")]
     return [
         mean([post["rewrite_acc"]]),
-        mean([post["rephrase_acc"]] if "rephrase_acc" in post else []),
+        mean(rephrases),
         mean(locality),
         mean(list(post["portability"].values())),
     ]

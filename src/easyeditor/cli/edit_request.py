@@ -14,8 +14,10 @@ from easyeditor.cli.terminal import count
 from easyeditor.errors import EditError, SubjectRequiredError
 
 if TYPE_CHECKING:
-    from easyeditor.edits import Case, Edit
+    from easyeditor.edits import Case, Edit, Probe, Prompt
     from easyeditor.lm.model import LM
+
+IMAGE_REPHRASE = "rephrase/image"
 
 
 def one_case(
@@ -31,6 +33,9 @@ def one_case(
     relation: str | None = None,
     question: str | None = None,
     aliases: Sequence[str] = (),
+    images: Sequence[str] = (),
+    rephrase_images: Sequence[str] = (),
+    locality_images: Sequence[str] = (),
 ) -> Case:
     """The case that the options describe.
 
@@ -38,7 +43,7 @@ def one_case(
         typer.BadParameter: prompt or target is missing, or there are a prompt and a relation.
     """
     from easyeditor.data.edits_file import parse_arrow, with_prompts_of
-    from easyeditor.edits import Case, Edit, Probe
+    from easyeditor.edits import Case, Edit, ImageRef, Probe
     from easyeditor.rewording import sentence_of
 
     if relation is not None:
@@ -53,13 +58,46 @@ def one_case(
     missing = [n for n, v in (("--prompt", prompt), ("--target", target)) if v is None]
     if missing:
         raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
+    if rephrase_images and not images:
+        raise typer.BadParameter("it asks about another image of the same; give --image, too")
     change = Edit(prompt or "", target or "", subject, ground_truth)
     change = _raw(change) if raw_target else change
     change = with_prompts_of(change, aliases, question)
-    probes = [Probe(text, (change.target,), "rephrase") for text in rephrase or []]
+    seen = tuple(ImageRef.of(path) for path in images)
+    if seen:
+        change = replace(change, prompt=replace(change.prompt, images=seen))
+    probes = [
+        Probe(change.prompt.with_text(text), (change.target,), "rephrase")
+        for text in rephrase or []
+    ]
+    probes += [
+        Probe(replace(change.prompt, images=(ImageRef.of(path),)), (change.target,), IMAGE_REPHRASE)
+        for path in rephrase_images
+    ]
+    probes += [parse_image_locality(text, change.prompt) for text in locality_images]
     probes += [parse_arrow(text, "locality/neighborhood") for text in locality or []]
     probes += [parse_arrow(text, "portability/one_hop") for text in portability or []]
     return Case("0", change, tuple(probes))
+
+
+def parse_image_locality(text: str, prompt: Prompt) -> Probe:
+    """``"x.png | prompt => answer"`` as a probe; without a prompt the edit's own is asked.
+
+    Raises:
+        typer.BadParameter: there is no image or no answer.
+    """
+    from easyeditor.edits import ImageRef, Probe
+
+    path, bar, rest = (part.strip() for part in text.partition("|"))
+    question, arrow, answer = (part.strip() for part in rest.partition("=>"))
+    if not (path and bar and arrow and answer):
+        raise typer.BadParameter(
+            f"{text!r} must read 'image | prompt => answer', e.g. 'dog.png | What is this? => a "
+            "dog'",
+            param_hint="--locality-image",
+        )
+    other = replace(prompt, text=question or prompt.text, images=(ImageRef.of(path),))
+    return Probe(other, (answer,), "locality/image")
 
 
 def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
@@ -80,7 +118,7 @@ def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
 def _raw(change: Edit) -> Edit:
     from easyeditor.edits import Prompt
 
-    return replace(change, prompt=Prompt(str(change.prompt), raw=True))
+    return replace(change, prompt=Prompt(str(change.prompt), change.prompt.images, raw=True))
 
 
 def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> None:

@@ -17,11 +17,13 @@ from easyeditor.cli import (
     ledger,
     moments,
     patches,
+    refusal,
     serve,
     sharing,
     steer,
     trace,
     train,
+    ui,
 )
 from easyeditor.cli.app import UNEXPECTED, app, err, report_error
 from easyeditor.cli.terminal import tolerate_encodings, visible
@@ -31,8 +33,8 @@ def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
     editing = (demo, edit, ledger, train, bench)
-    using = (exports, patches, serve, sharing)
-    for module in (*editing, *using, steer, trace, layers, data, moments, info):
+    using = (ui, exports, patches, serve, sharing, steer, refusal)
+    for module in (*editing, *using, trace, layers, data, moments, info):
         module.register(app)
     try:
         app(prog_name="easyedit")

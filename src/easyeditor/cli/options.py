@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 H = TypeVar("H", bound="HyperParams")
 DEFAULT_MODEL = "smollm2-135m"
+SEEING_MODEL = "flags-135m"
+"""What is taken where an image is given and no model is named."""
 NEARLY_EQUAL = 0.85
 """Similarity from which a name that is not there is taken for a misspelt one that is."""
 
@@ -124,6 +126,28 @@ Locality = Annotated[
 ]
 
 
+Image = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        help="An image the prompt is about; repeatable. Without --model the model is then "
+        "flags-135m, which names flags and coloured shapes.",
+    ),
+]
+RephraseImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rephrase-image", help="Another image of the same, asked with the prompt; repeatable."
+    ),
+]
+LocalityImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--locality-image",
+        help="'other.png | prompt => answer' that must stay; an empty prompt is --prompt's; "
+        "repeatable.",
+    ),
+]
 Relation = Annotated[
     str | None,
     typer.Option(
@@ -277,7 +301,7 @@ def check_model(name: str) -> None:
     if "/" not in name:
         from easyeditor.hyperparams import KNOWN_MODELS
 
-        check_spelling(name, [DEFAULT_MODEL, *KNOWN_MODELS])
+        check_spelling(name, [DEFAULT_MODEL, SEEING_MODEL, *KNOWN_MODELS])
 
 
 def check_spelling(name: str, known: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from rich.text import Text
 from easyeditor.cli.app import err
 from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.edits import Case
+from easyeditor.evaluate.before_after import before_after as before_after
+from easyeditor.evaluate.before_after import shown as shown
+from easyeditor.evaluate.before_after import snapshot as snapshot
 
 if TYPE_CHECKING:
-    from easyeditor.lm.forward.batching import TokenScores
     from easyeditor.lm.model import LM
 
 out = Terminal()
@@ -139,55 +140,6 @@ def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Te
 
 
 # -- before and after -------------------------------------------------------------------------
-
-
-def asked(case: Case) -> list[tuple[str, str, str, str | None]]:
-    """``(kind, prompt, new answer, old answer)`` of every line a case's table shows."""
-    edit = case.edit
-    rows = [("prompt", edit.prompt.text, edit.target, edit.ground_truth)]
-    for probe in case.probes:
-        if probe.group == "rephrase":
-            rows.append(("rephrase", probe.prompt.text, edit.target, edit.ground_truth))
-        elif probe.group == "locality":
-            rows.append(("neighbour", probe.prompt.text, edit.target, probe.answers[0]))
-        else:
-            rows.append((probe.name or probe.group, probe.prompt.text, probe.answers[0], None))
-    return rows
-
-
-def snapshot(
-    lm: LM, case: Case, *, max_new_tokens: int
-) -> tuple[dict[tuple[str, str], TokenScores], dict[str, str]]:
-    """Scores and free continuations of everything :func:`asked` shows."""
-    from easyeditor.lm.inference import generate, score
-
-    rows = asked(case)
-    pairs = list(dict.fromkeys((p, a) for _, p, new, old in rows for a in (new, old) if a))
-    prompts = list(dict.fromkeys(p for _, p, _, _ in rows))
-    scores = dict(zip(pairs, score(lm, pairs), strict=True))
-    texts = dict(zip(prompts, generate(lm, prompts, max_new_tokens), strict=True))
-    return scores, texts
-
-
-def _chance(
-    scores: Mapping[tuple[str, str], TokenScores], prompt: str, answer: str | None
-) -> float | None:
-    return math.exp(scores[prompt, answer].mean_logprob) if answer else None
-
-
-def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
-    """The table's content as plain data."""
-    lines = []
-    for kind, prompt, new, old in asked(case):
-        line: dict[str, Any] = {"kind": kind, "prompt": str(prompt), "new": new, "old": old}
-        for when, (scores, texts) in (("before", before), ("after", after)):
-            line[when] = {
-                "p_new": _chance(scores, prompt, new),
-                "p_old": _chance(scores, prompt, old),
-                "continuation": texts[prompt],
-            }
-        lines.append(line)
-    return lines
 
 
 def forms_of(metric: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from easyeditor.cli.app import add
 from easyeditor.cli.output import Column
 from easyeditor.cli.peek import peek
 from easyeditor.cli.terminal import visible
+from easyeditor.edits import ImageRef, Prompt, as_prompt
 from easyeditor.errors import (
     EditError,
     PatchFormatError,
@@ -108,7 +109,8 @@ def _recorded(name: str) -> str:
     """
     from easyeditor.hyperparams import KNOWN_MODELS
 
-    if "/" in name or name in {options.DEFAULT_MODEL, *KNOWN_MODELS} or os.path.isdir(name):
+    known = {options.DEFAULT_MODEL, options.SEEING_MODEL, *KNOWN_MODELS}
+    if "/" in name or name in known or os.path.isdir(name):
         return name
     raise PatchMismatchError(
         f"The patch was made for a model called {name!r}, and does not say where that is. Name it: "
@@ -134,7 +136,7 @@ def show(
     columns += [Column("id")] if more else []
     edits = []
     for i, edit in enumerate(header["edits"]):
-        prompt = edit["prompt"] if isinstance(edit["prompt"], str) else edit["prompt"]["text"]
+        prompt = output.shown(as_prompt(edit["prompt"]))
         cells = [prompt, edit.get("subject"), edit.get("ground_truth"), edit["target"]]
         cells += [more[i].get("id")] if more else []
         edits.append([str(cell) if cell is not None else "" for cell in cells])
@@ -186,6 +188,7 @@ def generate(
         str, typer.Argument(help="The text to continue; - reads it from standard input.")
     ],
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file; repeatable.")] = None,
+    image: options.Image = None,
     model: options.PatchModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How much to write.")] = 30,
     encoder: Annotated[
@@ -204,7 +207,10 @@ def generate(
         prompt = sys.stdin.read().rstrip("\n")
     if not prompt.strip():
         raise EditError("The prompt is empty; give a text to continue.")
+    query = Prompt(prompt, tuple(ImageRef.of(path) for path in image or ()))
     loaded = load_patches(patch or [], encoder)
+    if query.images and model is None and not loaded:
+        model = options.SEEING_MODEL
     model = model_of(model, loaded)
     scheme = None if quantization is None else quantization.value
     lm = output.load_model(
@@ -217,18 +223,20 @@ def generate(
 
     from easyeditor.lm.inference import generate as continued
 
-    texts = {"before": continued(lm, [prompt], max_new_tokens)[0]}
+    texts = {"before": continued(lm, [query], max_new_tokens)[0]}
     if loaded:
         for one in loaded:
             one.apply(lm.model, force=force)
-        texts["after"] = continued(lm, [prompt], max_new_tokens)[0]
+        texts["after"] = continued(lm, [query], max_new_tokens)[0]
     if as_json:
-        output.print_json({"prompt": prompt, "model": model, **texts})
+        output.print_json({"prompt": query.to_json(), "model": model, **texts})
     elif loaded:
-        table = Table(title=Text(visible(prompt)), title_justify="left")
+        table = Table(title=Text(visible(output.shown(query))), title_justify="left")
         for name in texts:
             table.add_column(name, overflow="fold", ratio=1)
         table.add_row(*(text.strip() for text in texts.values()))
         output.out.print(table)
     else:
-        output.out.print(Text.assemble((visible(prompt), "dim"), visible(texts["before"])))
+        output.out.print(
+            Text.assemble((visible(output.shown(query)), "dim"), visible(texts["before"]))
+        )

@@ -10,9 +10,10 @@ import typer
 
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
+from easyeditor.cli.number_lists import numbers_of
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count, quoted
-from easyeditor.errors import DataError, HyperParamsError
+from easyeditor.errors import DataError
 from easyeditor.files import written_whole
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def steer(
     """Make a steering vector of texts of two kinds, and measure what it does."""
     places.check_file(save)
     _check_picture(picture, sweep)
-    strengths = _numbers(sweep, "--sweep") or [strength]
+    strengths = numbers_of(sweep, "--sweep") or [strength]
     layers = _layers(layer)
     contrast = _contrast(positive, negative, pairs)
     contrast = contrast.in_chat() if chat else contrast
@@ -258,18 +259,7 @@ def _gates(when: Path | None, unless: Path | None) -> tuple[list[str], list[str]
 
 
 def _layers(words: list[str] | None) -> list[int | float]:
-    numbers = _numbers(",".join(words or ["0.5"]), "--layer")
-    return [int(number) if number.is_integer() else number for number in numbers]
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        numbers = [float(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from None
-    if any(number != number or abs(number) == float("inf") for number in numbers):
-        raise HyperParamsError(f"{option} {text}: every number must be finite.")
-    return numbers
+    return numbers_of(",".join(words or ["0.5"]), "--layer")
 
 
 def _check_picture(picture: Path | None, sweep: str) -> None:
@@ -277,7 +267,7 @@ def _check_picture(picture: Path | None, sweep: str) -> None:
         return
     if picture.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{str(picture)!r} must end in {' or '.join(PICTURES)}")
-    if len(_numbers(sweep, "--sweep")) < 2:
+    if len(numbers_of(sweep, "--sweep")) < 2:
         raise DataError("A picture shows several strengths: give --sweep, e.g. 0.5,1,2,4.")
     places.check_file(picture)
 

@@ -17,6 +17,7 @@ DATASETS: Registry[type[CaseDataset]] = Registry(
     {
         "mquake": "easyeditor.data.mquake:MQuAKEDataset",
         "counterfact": "easyeditor.data.counterfact:CounterFactDataset",
+        "multimodal": "easyeditor.data.multimodal:MultimodalDataset",
         "zsre": "easyeditor.data.zsre:ZsreDataset",
         "rippleedits": "easyeditor.data.rippleedits:RippleEditsDataset",
         "knowedit": "easyeditor.data.knowedit:KnowEditDataset",

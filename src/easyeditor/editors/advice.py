@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easyeditor.edits import Case
+from easyeditor.edits import Case, ImageRef
 from easyeditor.evaluate.degeneration import (
     answer_holds,
     answer_mentions,
@@ -82,9 +82,10 @@ def other_form(pre: Mapping[str, Any], post: Mapping[str, Any], target: str) -> 
 
 def repeated_subjects(cases: Sequence[Case]) -> dict[int, int]:
     """For each case the number of the last later one about the same subject, where there is one."""
-    by_subject: dict[str, list[int]] = defaultdict(list)
+    by_subject: dict[tuple[str, tuple[ImageRef, ...]], list[int]] = defaultdict(list)
     for i, case in enumerate(cases):
-        for name in {edit.subject.casefold() for edit in case.edits if edit.subject}:
+        # "the flag" of another picture is another one
+        for name in {(e.subject.casefold(), e.prompt.images) for e in case.edits if e.subject}:
             by_subject[name].append(i)
     return {i: group[-1] for group in by_subject.values() for i in group[:-1]}
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from easyeditor.data.open import open_dataset
+from easyeditor.display import data_frame
 from easyeditor.errors import TraceError
+from easyeditor.interpret.grids import score_rows, scores_html
 from easyeditor.interpret.runs import Corruption, Sublayer, TracedRuns
 from easyeditor.lm.model import LM
 from easyeditor.progress import bar
@@ -81,7 +83,7 @@ class TraceOptions:
             raise TraceError(f"severed must be 'mlp' or 'attention', not {self.severed!r}.")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CausalTrace:
     """What restoring each state does for the answer.
 
@@ -124,6 +126,26 @@ class CausalTrace:
         """Token and layer of the largest score."""
         token, layer = divmod(int(self.scores.argmax()), self.scores.shape[1])
         return token, layer
+
+    def __repr__(self) -> str:
+        token, layer = self.strongest()
+        return (
+            f"<CausalTrace of {self.kind} for {self.answer.strip()!r}: clean {self.clean:.3f}, "
+            f"corrupted {self.corrupted:.3f}, best {float(self.scores.max()):.3f} at "
+            f"{self.tokens[token].strip()!r}, layer {layer}>"
+        )
+
+    def _repr_html_(self) -> str:
+        title = repr(self)[1:-1]
+        return scores_html(title, self.tokens, self.subject, self.scores, self.corrupted)
+
+    def to_frame(self) -> Any:
+        """One row per token and layer as a pandas ``DataFrame``, with the score and the effect.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame(score_rows(self.tokens, self.scores, self.corrupted))
 
     def as_dict(self) -> dict[str, object]:
         """Everything as JSON values."""

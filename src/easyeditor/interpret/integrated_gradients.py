@@ -35,7 +35,7 @@ from easyeditor.lm.hooks import (
 )
 from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM
-from easyeditor.lm.tokens import Batch, Row
+from easyeditor.lm.tokens import Row
 from easyeditor.progress import bar
 
 MIN_ROWS = 16
@@ -210,9 +210,7 @@ class _Decoder:
         self._pool = BufferPool()
 
     def logits(self, n: int) -> torch.Tensor:
-        batch = Batch(
-            *(t.expand(n, -1) for t in (self._batch.ids, self._batch.mask, self._batch.positions))
-        )
+        batch = self._batch.rows(torch.zeros(n, dtype=torch.long))
         hidden = self._read.last_hidden_state.expand(n, -1, -1)
         last = torch.full((n,), -1)
         with (

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from easyeditor.display import data_frame, heat_map_html
+from easyeditor.edits import Prompt
 from easyeditor.errors import TraceError
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
@@ -21,7 +24,7 @@ LOGIT_BUDGET = 8 * 2**20
 """Logits (numbers, not bytes) held at once."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LogitLens:
     """Probabilities and ranks of some answers after every block and token.
 
@@ -41,6 +44,54 @@ class LogitLens:
     ranks: torch.Tensor
     top: tuple[tuple[str, ...], ...]
 
+    def __repr__(self) -> str:
+        last = ", ".join(
+            f"{answer.strip()!r} {float(p[-1, -1]):.3f}"
+            for answer, p in zip(self.answers, self.probabilities, strict=True)
+        )
+        return f"<LogitLens of {self.prompt!r}: {last} after the last block>"
+
+    def _repr_html_(self) -> str:
+        maps = (
+            heat_map_html(
+                f"p({answer.strip()}) by token and layer",
+                [token.strip() for token in self.tokens],
+                numbers.tolist(),
+                low=0.0,
+                high=1.0,
+                texts=self.top,
+            )
+            for answer, numbers in zip(self.answers, self.probabilities, strict=True)
+        )
+        return "".join(maps)
+
+    def to_frame(self) -> Any:
+        """One row per answer, token and layer as a pandas ``DataFrame``.
+
+        Columns: answer, position, token, layer, probability, rank, and the likeliest token.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {
+                    "answer": answer,
+                    "position": i,
+                    "token": token,
+                    "layer": layer,
+                    "probability": float(numbers[i, layer]),
+                    "rank": int(ranks[i, layer]),
+                    "top": self.top[i][layer],
+                }
+                for answer, numbers, ranks in zip(
+                    self.answers, self.probabilities, self.ranks, strict=True
+                )
+                for i, token in enumerate(self.tokens)
+                for layer in range(numbers.shape[1])
+            ]
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Everything as JSON values."""
         return {
@@ -54,7 +105,7 @@ class LogitLens:
 
 
 @torch.no_grad()
-def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
+def logit_lens(lm: LM, prompt: Prompt | str, answers: Sequence[str]) -> LogitLens:
     """Look at one prompt; of an encoder-decoder at its decoder's first position.
 
     Args:
@@ -94,7 +145,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
                     row.append(lm.tokenizer.decode([token]))
     stacked = torch.stack(columns, -1)
     return LogitLens(
-        prompt,
+        str(prompt),
         shown,
         tuple(answers),
         stacked[:, 0],
@@ -105,7 +156,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
 
 def _logits(lm: LM, batch: Batch, stored: object, n: int, n_tokens: int) -> torch.Tensor:
     """``(n, tokens, vocabulary)`` of n copies of the prompt whose blocks all hand on ``stored``."""
-    copies = Batch(*(t.expand(n, -1) for t in (batch.ids, batch.mask, batch.positions)))
+    copies = batch.rows(torch.zeros(n, dtype=torch.long))
     rows = torch.arange(n).repeat_interleave(n_tokens)
     positions = torch.arange(n_tokens).repeat(n)
     with stubbed(lm.blocks, lm.n_layers, stored), gathering(lm.head, rows, positions):

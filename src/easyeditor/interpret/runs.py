@@ -15,7 +15,6 @@ from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, rows_of, with_hidden
 from easyeditor.lm.model import LM
 from easyeditor.lm.restoring import hooks_on
-from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ class TracedRuns:
         """``(n, vocabulary)`` after the prompt, of n copies of it in one pass."""
         lm = self._lm
         one = lm.pad([self.ids])
-        batch = Batch(*(t.expand(n, -1) for t in (one.ids, one.mask, one.positions)))
+        batch = one.rows(torch.zeros(n, dtype=torch.long))
         last = 0 if lm.encoder_decoder else len(self.ids) - 1
         with gathering(lm.head, torch.arange(n), torch.full((n,), last)):
             logits: torch.Tensor = lm.call(batch).logits[0]

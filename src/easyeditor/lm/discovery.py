@@ -93,7 +93,7 @@ def _column(model: PreTrainedModel, names: Mapping[int, str]) -> str:
     embedding = model.get_input_embeddings()
     owner = names.get(id(embedding), "").rpartition(".")[0]
     while True:
-        lists = _outermost_lists(model.get_submodule(owner), owner)
+        lists = outermost_lists(model.get_submodule(owner), owner)
         if lists or not owner:
             break
         owner = owner.rpartition(".")[0]
@@ -108,7 +108,7 @@ def _column(model: PreTrainedModel, names: Mapping[int, str]) -> str:
     return deepest[0]
 
 
-def _outermost_lists(root: nn.Module, prefix: str) -> dict[str, int]:
+def outermost_lists(root: nn.Module, prefix: str) -> dict[str, int]:
     """``{name: length}`` of the lists of composite modules that lie in no other list."""
     result: dict[str, int] = {}
     for name, module in root.named_modules(prefix=prefix):
@@ -218,6 +218,27 @@ def _down_candidates(shapes: Shapes, width: int) -> dict[str, tuple[str, ...]]:
         if d_out == width and sources and not _is_attention(shapes, name):
             candidates[name] = sources
     return candidates
+
+
+def mlp_output(block: nn.Module) -> str:
+    """The path of a block's down-projection: the projection behind the widest one.
+
+    Raises:
+        UnknownFamilyError: the block has no pair of an up- and a down-projection.
+    """
+    shapes = {name: s for name, m in block.named_modules() if (s := _shape(m))}
+    pairs = [
+        (d_out, other)
+        for name, (d_in, d_out) in shapes.items()
+        for other, (o_in, o_out) in shapes.items()
+        if other != name and _parent(other) == _parent(name) and o_in == d_out > d_in == o_out
+    ]
+    if not pairs:
+        raise UnknownFamilyError(
+            f"A {type(block).__name__} has no up- and down-projection side by side; name the "
+            "weights with modules."
+        )
+    return max(pairs)[1]
 
 
 def _shape(module: nn.Module) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ from easyeditor.lm.forward.batching import (
 from easyeditor.lm.forward.context import generation_context, has_adapters
 from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, shared_prefix_groups
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.image_tokens import ImageToken
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
 from easyeditor.lm.sampling import GENERATION_BUDGET, continuations, entropies_of, rows_by_room
@@ -174,8 +175,10 @@ def check_length(lm: LM, rows: Sequence[Row]) -> None:
     for row in rows:
         if limit is not None and len(row.ids) > limit:
             start = lm.tokenizer.decode(row.ids[:12], skip_special_tokens=True)
+            images = sum(isinstance(token, ImageToken) for token in row.ids)
+            seen = f", {images} of them of its images" if images else ""
             raise PromptTooLongError(
-                f"The text that begins {start!r} has {len(row.ids)} tokens; {lm.name} reads "
+                f"The text that begins {start!r} has {len(row.ids)} tokens{seen}; {lm.name} reads "
                 f"{limit} at most. Shorten it, or use a model with a longer context."
             )
 
@@ -229,10 +232,17 @@ def _logits(
                     ).logits[0]
                 yield logits.float(), chunk
     vocabulary = lm.model.config.get_text_config().vocab_size
-    lengths = [len(plan[k].ids) for k in alone]
-    reads = [len(plan[k].positions) for k in alone]
-    for part in batches_by_length(lengths, reads, TOKEN_BUDGET, LOGIT_BUDGET // vocabulary):
-        chunk = [alone[i] for i in part]
+    chunks = [
+        [alone[group[i]] for i in part]
+        for group in lm.alike([plan[k].ids for k in alone])
+        for part in batches_by_length(
+            [len(plan[alone[i]].ids) for i in group],
+            [len(plan[alone[i]].positions) for i in group],
+            TOKEN_BUDGET,
+            LOGIT_BUDGET // vocabulary,
+        )
+    ]
+    for chunk in chunks:
         patch_of_row = _pick(patch_of, chunk)
         if lm.encoder_decoder:
             logits = lm.target_logits(
@@ -255,11 +265,10 @@ def _generate(
     how: _Generation,
 ) -> list[Continuation]:
     """Greedy continuations by the model's own ``generate``, without routers."""
-    lm.check_inputs()
     ids = [lm.text.row(prompt).ids for prompt in prompts]
     replies: dict[int, Continuation] = {}
     # Rows of one length together, so that a row near the end of the context shortens no other.
-    for n_tokens, members in rows_by_room(lm, ids, how.max_new_tokens).items():
+    for n_tokens, members in rows_by_room(lm, ids, how.max_new_tokens):
         written = _generate_rows(
             lm, [ids[i] for i in members], _pick(patches, members), how, n_tokens
         )
@@ -279,8 +288,6 @@ def _generate_rows(
         # transformers sizes the decoder's cache by the encoder's number of layers.
         settings["use_cache"] = False
     replies: dict[int, Continuation] = {}
-    # The class's method: the instance's may be one that asks routers.
-    method = type(lm.model).generate
     lengths = [len(row) + settings["max_new_tokens"] for row in ids]
     ends = lm.end_tokens
     shown = bar(len(ids), "generating", "text")
@@ -290,10 +297,16 @@ def _generate_rows(
             of_row = _pick(patches, chunk)
             index = None if of_row is None else torch.tensor(of_row)
             with generation_context(lm.model, batch.mask, index):
-                out = method(
-                    lm.model,
+                seen = lm.image_inputs(batch)
+                reader = lm.reader_of({"input_ids", *seen})
+                if reader is lm.model:
+                    lm.check_inputs({"input_ids", "attention_mask", *seen})
+                # The class's method: the instance's may be one that asks routers.
+                out = type(reader).generate(
+                    reader,
                     input_ids=batch.ids,
                     attention_mask=batch.mask,
+                    **seen,
                     pad_token_id=lm.text.pad_id,
                     output_logits=how.entropies,
                     return_dict_in_generate=True,

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -33,7 +34,7 @@ from easyeditor.errors import (
     did_you_mean,
 )
 from easyeditor.files import check_writable_place, folder_written_whole
-from easyeditor.lm import embedded, gguf_cache
+from easyeditor.lm import embedded, flags_model, gguf_cache
 from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.model import LM
 from easyeditor.lm.quantized import SCHEMES, quantization_config
@@ -105,15 +106,22 @@ def load(spec: ModelSpec | str, **options: Any) -> LM:
     _check(spec)
     target = pick_device(spec.device)
     try:
-        where, public = _locate(name, spec.precision)
-        model, tokenizer, stored = _read(where, spec, target)
+        glued = name.lower() == flags_model.NAME
+        inner = flags_model.TEXT_MODEL if glued else name
+        where, public = _locate(inner, spec.precision)
+        model, tokenizer, stored = _read(where, replace(spec, model_name=inner), target)
+        processor, unseen = _processor(where, model, spec.trust_remote_code)
+        if glued:
+            model, public = flags_model.around(model, tokenizer), flags_model.NAME
+            processor = flags_model.processor_for(tokenizer)
     except (EasyEditError, MemoryError):
         raise
     except Exception as error:  # of any type: a damaged file fails where it is damaged
         raise _load_error(name, error, spec) from error
     if public:
         model.config._name_or_path = public
-    lm = LM(model, tokenizer, chat_template=spec.chat_template)
+    lm = LM(model, tokenizer, chat_template=spec.chat_template, processor=processor)
+    lm.text.unseen = unseen
     lm.checkpoint_dtype, lm.checkpoint = stored, where
     return lm
 
@@ -170,8 +178,7 @@ def _only_gguf(folder: Path) -> Path | None:
 
 
 def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:
-    text = str(error).strip()
-    reason = (text.splitlines()[0] if text else repr(error)).rstrip(".")
+    text, reason = str(error), _reason(error)
     if "trust_remote_code" in text and not spec.trust_remote_code:
         return ModelLoadError(
             f"The model {name!r} is built by Python code that comes with it, which is not run "
@@ -184,7 +191,7 @@ def _load_error(name: str, error: Exception, spec: ModelSpec) -> ModelLoadError:
             "file again: a copy in the hub's cache has to be deleted first."
         )
     known = embedded.NAMES
-    hint = "" if name.lower() in known else did_you_mean(name, known)
+    hint = "" if name.lower() in known else did_you_mean(name, (*known, flags_model.NAME))
     return ModelLoadError(
         f"The model {name!r} could not be loaded: {reason}.{hint} Give a hub name that is "
         f"reachable from here, a folder, a .gguf file, or {known[0]!r}."
@@ -238,6 +245,41 @@ def _auto_class(config: Any) -> Any:
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or whole in (config.architectures or ()):
             return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def _processor(where: str, model: PreTrainedModel, trust: bool) -> tuple[Any, EasyEditError | None]:
+    """The processor of a model that sees images, or why there is none; text needs none."""
+    if type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or not hasattr(
+        model.config, "vision_config"
+    ):
+        return None, None
+    kind = type(model).__name__
+    try:
+        processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust)
+    except Exception as error:  # of any type: without torchvision mostly an AttributeError
+        lacking = [p for p in ("PIL", "torchvision") if importlib.util.find_spec(p) is None]
+        if lacking:
+            package = {"PIL": "pillow"}.get(lacking[0], lacking[0])
+            return None, MissingExtraError.of(
+                f"the package {package}", "vision", f"The processor of images of this {kind}"
+            )
+        return None, ModelLoadError(
+            f"The processor of images of {where!r} cannot be read ({_reason(error)}), so this "
+            f"{kind} can be asked about text alone. Save it there: AutoProcessor.from_pretrained("
+            "<original>).save_pretrained(<folder>)."
+        )
+    if getattr(processor, "image_processor", None) is None:
+        return None, ModelLoadError(
+            f"The folder of this {kind} holds no processor of images (preprocessor_config.json), "
+            "so it can be asked about text alone. Save it there: AutoProcessor.from_pretrained("
+            "<original>).save_pretrained(<folder>)."
+        )
+    return processor, None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else repr(error)).rstrip(".")
 
 
 def _tokenizer(where: str, trust: bool) -> Any:

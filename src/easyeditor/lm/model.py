@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.errors import ModelLoadError, UnknownFamilyError
-from easyeditor.hyperparams import resolve_layers
+from easyeditor.errors import ModelLoadError
 from easyeditor.lm.caches import CacheStore
-from easyeditor.lm.classic_names import check_module_names
-from easyeditor.lm.discovery import family_of
-from easyeditor.lm.families import BlockStack, Family
 from easyeditor.lm.forward.context import ForwardContext, forward_context, last_token
 from easyeditor.lm.hooks import gathering
-from easyeditor.lm.projection import NamedWeight, Projection
+from easyeditor.lm.image_tokens import ImageToken
+from easyeditor.lm.images import ImageReader, keeping_position_offsets
+from easyeditor.lm.model_structure import ModelStructure
 from easyeditor.lm.quantized import keep_readable
 from easyeditor.lm.restoring import restoring
-from easyeditor.lm.routed import RoutedExperts
-from easyeditor.lm.structure import (
-    down_map,
-    down_projection,
-    down_weight,
-    mlp_projections,
-    sublayer,
-    weights_named,
+from easyeditor.lm.tokens import (
+    Batch,
+    Row,
+    Text,
+    attach_tokenizer,
+    pad,
+    processor_of,
+    with_images,
 )
-from easyeditor.lm.tokens import Batch, Row, Text, attach_tokenizer, pad
 from easyeditor.lm.unwrapping import (
     context_length,
     embedding_rows,
@@ -44,7 +41,7 @@ from easyeditor.lm.unwrapping import (
 from easyeditor.lm.weights import require_weights, weight_handle
 
 
-class LM:
+class LM(ModelStructure):
     """A Hugging Face model, its tokenizer, and one row of the family table.
 
     It is the only thing that knows how a model is built. It never changes weights; the trap is
@@ -55,6 +52,7 @@ class LM:
         tokenizer: its fast tokenizer.
         checkpoint, checkpoint_dtype: the folder or hub name of its checkpoint, and the precision.
         text: the rules that turn prompts into tokens.
+        images: reads images for the model; None where it sees none or has no processor.
         in_encoder: whether ``blocks``, ``n_layers`` and ``projection`` are an encoder's.
         caches: entries of the caches that :mod:`easyeditor.lm.caches` declares.
 
@@ -65,7 +63,12 @@ class LM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, *, chat_template: bool = False
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        chat_template: bool = False,
+        processor: Any = None,
     ) -> None:
         model = unwrap(model)
         require_weights(model)
@@ -74,28 +77,22 @@ class LM:
         self.tokenizer = tokenizer
         self.checkpoint_dtype: torch.dtype | None = None
         self.checkpoint: str | None = None
+        processor = processor or processor_of(model)
+        self.images = None if processor is None else ImageReader(model, tokenizer, processor)
         self.text = Text(
-            tokenizer, encoder_decoder=self.encoder_decoder, chat_template=chat_template
+            tokenizer,
+            encoder_decoder=self.encoder_decoder,
+            chat_template=chat_template,
+            images=self.images,
         )
         self.caches = CacheStore()
         self._encoder_caches = CacheStore()
         self.in_encoder = False
         self._embedding_rows = embedding_rows(model)
-        attach_tokenizer(model, tokenizer)
+        attach_tokenizer(model, tokenizer, processor)
         self._accepts, self._requires = forward_inputs(model)
 
     # -- how it is built ------------------------------------------------------------------
-
-    @cached_property
-    def family(self) -> Family:
-        """The row that says where the model's parts are; looked up when it is first needed.
-
-        Scoring, generation and methods that change no weight need none.
-
-        Raises:
-            UnknownFamilyError: nobody described this architecture and it was not recognised.
-        """
-        return family_of(self.model)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -140,126 +137,6 @@ class LM:
         view.caches = self._encoder_caches
         return view
 
-    @property
-    def _stack(self) -> BlockStack:
-        if self.in_encoder:
-            assert self.family.encoder is not None
-            return self.family.encoder
-        return self.family.decoder
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder's blocks (a causal model's only ones)."""
-        return self._blocks(self._stack)
-
-    @property
-    def n_layers(self) -> int:
-        """Number of these blocks; the configuration's where nobody knows where they are."""
-        try:
-            return len(self.blocks)
-        except UnknownFamilyError:
-            n = getattr(self.model.config.get_text_config(), "num_hidden_layers", None)
-            if not isinstance(n, int):
-                raise
-            return n
-
-    @property
-    def head(self) -> nn.Module:
-        """The output embedding."""
-        head = self.model.get_output_embeddings()
-        return self.model.get_submodule(self.family.head) if head is None else head
-
-    def _blocks(self, stack: BlockStack) -> nn.ModuleList:
-        blocks = self.model.get_submodule(stack.blocks)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
-
-    @property
-    def layers_with_down(self) -> tuple[int, ...]:
-        """The layers whose block has a down-projection that every token passes."""
-        return tuple(i for i in range(self.n_layers) if self._stack.at(i).down)
-
-    def projection(self, layer: int) -> Projection:
-        """The down-projection of the block at ``layer`` that every token passes.
-
-        Raises:
-            UnsupportedModelError: the block has routed experts alone, or no MLP.
-        """
-        return down_projection(self.model, self.family, self._stack, layer)
-
-    def sublayer(self, layer: int, kind: Literal["mlp", "attention"]) -> nn.Module:
-        """The module whose output the MLP or attention at ``layer`` adds to the residual stream."""
-        return sublayer(self.model, self._stack, layer, kind)
-
-    def has_experts(self, layer: int) -> bool:
-        """Whether the block at ``layer`` routes tokens to experts, with or without a shared one."""
-        return bool(self._stack.at(layer).expert_down)
-
-    def down_map(self, layer: int) -> Projection | RoutedExperts:
-        """The down-projection at ``layer``, or its routed experts as one linear map.
-
-        Raises:
-            UnsupportedModelError: the block has neither.
-        """
-        return down_map(self.model, self.family, self._stack, layer)
-
-    def projections(self, layer: int) -> list[Projection]:
-        """The down-projections at ``layer`` of every column, an encoder's first."""
-        return [
-            down_projection(self.model, self.family, stack, layer)
-            for stack in self._stacks
-            if layer < len(self._blocks(stack))
-        ]
-
-    def mlp_projections(self, layers: tuple[int | float, ...]) -> list[Projection]:
-        """Every MLP projection (up, gate, down) at ``layers`` of every column, an encoder's first.
-
-        Layers may be relative; they are resolved in each column by itself.
-
-        Raises:
-            HyperParamsError: a layer lies outside a column.
-            UnsupportedModelError: a block has routed experts alone, or no MLP.
-        """
-        return [
-            projection
-            for stack in self._stacks
-            for layer in resolve_layers(layers, len(self._blocks(stack)))
-            for projection in mlp_projections(self.model, self.family, stack, layer)
-        ]
-
-    def weights(self, layers: Sequence[int], names: Sequence[str] = ()) -> list[NamedWeight]:
-        """The weights called ``names``, ``{}`` being each of ``layers``; see :func:`weights_named`.
-
-        Without names, at each layer of each column what writes the MLP's output: the
-        down-projection, or the routed experts' fused ones (three-dimensional).
-
-        Raises:
-            HyperParamsError: no such weight.
-            UnsupportedModelError: a block without an MLP, or a weight that cannot be read.
-        """
-        if names:
-            return weights_named(self.model, names, layers)
-        return [
-            down_weight(self.model, self.family, stack, layer)
-            for layer in layers
-            for stack in self._stacks
-            if layer < len(self._blocks(stack))
-        ]
-
-    @property
-    def _stacks(self) -> list[BlockStack]:
-        """Every column, an encoder's first."""
-        return [s for s in (self.family.encoder, self.family.decoder) if s is not None]
-
-    def check_claims(self, claims: Mapping[str, str]) -> None:
-        """Compare a classic file's module templates with the family row.
-
-        Raises:
-            HyperParamsError: they name other modules than this model's.
-        """
-        if claims:
-            check_module_names(self.model, self.family, claims)
-
     # -- forward passes -------------------------------------------------------------------
 
     @contextmanager
@@ -278,7 +155,8 @@ class LM:
             for module in training:
                 module.training = True
 
-        with restoring(undo):
+        offsets = nullcontext() if self.images is None else keeping_position_offsets(self.model)
+        with offsets, restoring(undo):
             self.model.eval()
             for parameter in learning:
                 parameter.requires_grad_(False)
@@ -299,7 +177,54 @@ class LM:
                 "model.resize_token_embeddings(len(tokenizer)) and train the new rows, or use the "
                 "tokenizer the model came with."
             )
-        return pad(sequences, self.text.pad_id, self.device, left=left)
+        batch = pad(sequences, self.text.pad_id, self.device, left=left)
+        return batch if self.images is None else self._seen(batch, sequences, left=left)
+
+    def pad_after(
+        self, past: Sequence[Sequence[int]], rests: Sequence[Sequence[int]], *, width: int
+    ) -> Batch:
+        """``rests`` padded on the right, to be run with a cache of ``past`` padded on the left.
+
+        Args:
+            past: the tokens in the cache, of each row.
+            rests: the tokens after them.
+            width: columns of the cache.
+        """
+        rest = self.pad(rests)
+        lengths = torch.tensor([len(ids) for ids in past], device=self.device)
+        columns = torch.arange(width, device=self.device)
+        before = (columns[None] >= width - lengths[:, None]).to(rest.mask.dtype)
+        mask = torch.cat([before, rest.mask], 1)
+        positions = rest.positions + lengths[:, None]
+        if self.images is not None and self.images.plane:
+            positions = self._plane_positions(past, rests, positions)
+        return replace(rest, mask=mask, positions=positions)
+
+    def _seen(self, batch: Batch, sequences: Sequence[Sequence[int]], *, left: bool) -> Batch:
+        """The batch with its images, and with positions in a plane where the model has such."""
+        batch = with_images(batch, sequences, left=left)
+        assert self.images is not None
+        if batch.marks is None or not self.images.plane:
+            return batch
+        positions = self.images.positions(
+            self.model, batch.ids, batch.mask, batch.marks, batch.images
+        )
+        return replace(batch, positions=positions)
+
+    def _plane_positions(
+        self,
+        past: Sequence[Sequence[int]],
+        rests: Sequence[Sequence[int]],
+        plain: torch.Tensor,
+    ) -> torch.Tensor:
+        """Positions of ``rests`` behind images in ``past``; padding keeps its plain ones."""
+        whole = self.pad([(*a, *b) for a, b in zip(past, rests, strict=True)])
+        if whole.positions.dim() == 2:
+            return plain
+        positions = plain[None].repeat(3, 1, 1)
+        for i, (a, b) in enumerate(zip(past, rests, strict=True)):
+            positions[:, i, : len(b)] = whole.positions[:, i, len(a) : len(a) + len(b)]
+        return positions
 
     def call(
         self,
@@ -347,10 +272,34 @@ class LM:
         if self.encoder_decoder and "decoder_input_ids" not in more:
             more["decoder_input_ids"] = self.decoder_inputs([()] * len(batch.ids))
         arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-        if "position_ids" in self._accepts:
+        arguments.update(self.image_inputs(batch))
+        model = self.reader_of(arguments)
+        if "position_ids" in (self._accepts if model is self.model else forward_inputs(model)[0]):
             arguments["position_ids"] = batch.positions
-        self.check_inputs({*arguments, *more})
-        return self.model(**{**arguments, **more})
+        if model is self.model:
+            self.check_inputs({*arguments, *more})
+        return model(**{**arguments, **more})
+
+    def reader_of(self, given: Collection[str]) -> Any:
+        """What reads these inputs: the model, or without an image the language model inside it.
+
+        BLIP-2's forward cannot do without pixels.
+        """
+        inner = getattr(self.model, "language_model", None)
+        alone = self.images is not None and "pixel_values" in self._requires.difference(given)
+        return inner if alone and isinstance(inner, nn.Module) else self.model
+
+    def image_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Pixels and what else the model's forward takes for the images of a batch."""
+        if self.images is None:
+            return {}
+        if batch.marks is None:  # the trap: without types such a model reads text both ways
+            causal = self.images.prefix_lm and batch.mask.shape == batch.ids.shape
+            return {"token_type_ids": torch.ones_like(batch.ids)} if causal else {}
+        weight = self.model.get_input_embeddings().weight
+        return self.images.inputs(
+            batch.ids, batch.marks, batch.images, self._accepts, weight, self.device
+        )
 
     def check_inputs(self, given: Collection[str] = ("input_ids", "attention_mask")) -> None:
         """Refuse a pass without an input that the model's forward cannot do without: an image.
@@ -360,6 +309,18 @@ class LM:
         """
         if not self._requires.issubset(given):
             refuse_missing(self.model, self._requires.difference(given))
+
+    def alike(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Numbers of the sequences without and of those with images, which share no pass.
+
+        Some models skip the blocks that read images where a whole batch has none.
+        """
+        if self.images is None:
+            return [list(range(len(sequences)))]
+        groups: tuple[list[int], list[int]] = ([], [])
+        for i, ids in enumerate(sequences):
+            groups[any(isinstance(token, ImageToken) for token in ids)].append(i)
+        return [group for group in groups if group]
 
     def decoder_inputs(self, targets: Sequence[Sequence[int]]) -> torch.Tensor:
         """What an encoder-decoder's decoder reads to predict these targets: shifted by one.
@@ -377,6 +338,16 @@ class LM:
         One forward pass; computed only where read; differentiable. The last target token is not
         fed.
         """
+        groups = self.alike([row.ids for row in rows])
+        if len(groups) > 1:
+            parts = [self.target_logits([rows[i] for i in group], **more) for group in groups]
+            sizes = [[len(rows[i].target) for i in group] for group in groups]
+            pieces = {
+                i: piece
+                for group, part, size in zip(groups, parts, sizes, strict=True)
+                for i, piece in zip(group, torch.split(part, size), strict=True)
+            }
+            return torch.cat([pieces[i] for i in range(len(rows))])
         lengths = [len(row.target) for row in rows]
         index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
         if self.encoder_decoder:

@@ -147,22 +147,28 @@ def greedy_tokens(lm: LM, rows: Sequence[tuple[int, ...]], n_tokens: int) -> lis
     return result
 
 
-def rows_by_room(lm: LM, rows: Sequence[Sequence[int]], n_tokens: int) -> dict[int, list[int]]:
-    """Row numbers by how many of ``n_tokens`` fit into the context behind them, at least one."""
-    groups: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        count = n_tokens
-        if lm.context_length is not None and not lm.encoder_decoder:
-            count = max(1, min(n_tokens, lm.context_length - len(row)))
-        groups.setdefault(count, []).append(i)
-    return groups
+def rows_by_room(
+    lm: LM, rows: Sequence[Sequence[int]], n_tokens: int
+) -> list[tuple[int, list[int]]]:
+    """How many of ``n_tokens`` fit into the context, at least one, with the numbers of those rows.
+
+    Rows with images and rows without are apart.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for kind, members in enumerate(lm.alike(rows)):
+        for i in members:
+            count = n_tokens
+            if lm.context_length is not None and not lm.encoder_decoder:
+                count = max(1, min(n_tokens, lm.context_length - len(rows[i])))
+            groups.setdefault((count, kind), []).append(i)
+    return [(count, members) for (count, _), members in groups.items()]
 
 
 def _chunks(
     lm: LM, rows: Sequence[Sequence[int]], n_tokens: int
 ) -> Iterator[tuple[int, list[int]]]:
     """Batches within the budget, each with the number of tokens to sample."""
-    for count, members in rows_by_room(lm, rows, n_tokens).items():
+    for count, members in rows_by_room(lm, rows, n_tokens):
         lengths = [len(rows[i]) + count for i in members]
         for part in batches_by_length(lengths, [0] * len(members), GENERATION_BUDGET, 1):
             yield count, [members[i] for i in part]
@@ -182,7 +188,8 @@ def _among_all(logits: torch.Tensor, top_k: int | None, generator: torch.Generat
 
 
 def _stream(prompt: Prompt | str, seed: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
+    images = "".join(image.sha256 for image in prompt.images) if isinstance(prompt, Prompt) else ""
+    digest = hashlib.sha256(f"{seed}:{prompt}{images}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
@@ -197,7 +204,6 @@ def _sample(
     patch_of_row: torch.Tensor | None = None,
 ) -> list[tuple[int, ...]]:
     batch = lm.pad(rows, left=True)
-    ids, mask, positions = batch.ids, batch.mask, batch.positions
     result = [list(row) for row in rows]
     every, last = torch.arange(len(rows)), torch.full((len(rows),), -1)
     cached = takes_cache(lm.model)
@@ -207,20 +213,17 @@ def _sample(
         for step in range(n_tokens):
             repeated = step < len(drawn)
             with unread(lm) if repeated else gathering(lm.head, every, last):
-                out = lm.call(type(batch)(ids, mask, positions), **more)
+                out = lm.call(batch, **more)
             chosen = list(drawn[step]) if repeated else draw(out.logits[0].float().cpu())
             for row, token in zip(result, chosen, strict=True):
                 row.append(token)
             if after_step is not None and not repeated:
                 after_step(chosen)
-            new = torch.tensor(chosen, device=ids.device)[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            new = torch.tensor(chosen, device=batch.ids.device)[:, None]
             cached = cached and getattr(out, "past_key_values", None) is not None
+            batch = batch.after(new, cached=cached)
             if cached:
-                ids, positions = new, positions[:, -1:] + 1
                 more = {"use_cache": True, "past_key_values": out.past_key_values}
             else:  # a state of its own kind: the whole sequence again
-                ids = torch.cat([ids, new], 1)
-                positions = torch.cat([positions, positions[:, -1:] + 1], 1)
                 more = {"use_cache": False}
     return [tuple(row) for row in result]

@@ -7,18 +7,21 @@ space, a BOS token or a padding rule is decided in one place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from easyeditor.edits import Prompt, as_prompt
-from easyeditor.errors import EditError, ModelLoadError
+from easyeditor.errors import EasyEditError, EditError, ImageError, ModelLoadError
 from easyeditor.joining import BLANKS, separator
+from easyeditor.lm.image_tokens import ImageToken, Seen, images_of
+from easyeditor.lm.images import ImageReader
 from easyeditor.subjects import locate_subject
 
 _TOKENIZER = "easyedit_tokenizer"
+_PROCESSOR = "easyedit_processor"
 MARK = "@@content@@"
 """Stands for the user's words while a chat template is asked where it puts them."""
 
@@ -47,11 +50,49 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded rows: ``ids``, ``mask`` and ``positions``, each ``(rows, length)``."""
+    """Padded rows.
+
+    Attributes:
+        ids: the tokens, ``(rows, length)``.
+        mask: 1 for every real one, and for those of a cache before them.
+        positions: ``(rows, length)``; ``(3, rows, length)`` where images have places in a plane.
+        marks: 1 where a token is an image's; None without images.
+        images: of each row; empty without images.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
     positions: torch.Tensor
+    marks: torch.Tensor | None = None
+    images: tuple[tuple[Seen, ...], ...] = ()
+
+    def rows(self, index: torch.Tensor) -> Batch:
+        """The rows with these numbers, in this order; one may come several times."""
+        at = index.to(self.ids.device)
+        return Batch(
+            self.ids[at],
+            self.mask[at],
+            self.positions[..., at, :],
+            None if self.marks is None else self.marks[at],
+            tuple(self.images[i] for i in index.tolist()) if self.images else (),
+        )
+
+    def after(self, tokens: torch.Tensor, *, cached: bool) -> Batch:
+        """What reads one more token ``(rows, 1)`` of every row.
+
+        With a cache the token alone, in the place behind the last; else the whole again.
+        """
+        mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        last = self.positions[..., -1:]
+        if last.dim() == 3:  # an image takes less of a line than of a plane
+            last = self.positions.amax((0, 2), keepdim=True).expand(3, -1, -1)
+        if cached:
+            return Batch(tokens, mask, last + 1)
+        marks = self.marks
+        if marks is not None:
+            marks = torch.cat([marks, torch.zeros_like(tokens)], 1)
+        ids = torch.cat([self.ids, tokens], 1)
+        return Batch(ids, mask, torch.cat([self.positions, last + 1], -1), marks, self.images)
 
 
 def pad(
@@ -69,6 +110,19 @@ def pad(
     return Batch(ids.to(device), mask.to(device), positions.to(device))
 
 
+def with_images(batch: Batch, sequences: Sequence[Sequence[int]], *, left: bool = False) -> Batch:
+    """The padded ``sequences`` with the images that their placeholders stand for."""
+    images = tuple(images_of(sequence) for sequence in sequences)
+    if not any(images):
+        return batch
+    marks = torch.zeros_like(batch.ids)
+    for i, sequence in enumerate(sequences):
+        start = batch.ids.shape[1] - len(sequence) if left else 0
+        places = [start + k for k, token in enumerate(sequence) if isinstance(token, ImageToken)]
+        marks[i, places] = 1
+    return replace(batch, marks=marks, images=images)
+
+
 class Text:
     """A tokenizer with the project's rules for joining, offsets and special tokens.
 
@@ -76,12 +130,23 @@ class Text:
         tokenizer: a fast Hugging Face tokenizer (character offsets are needed).
         encoder_decoder: whether prompt and target go to different sides.
         chat_template: wrap prompts by the tokenizer's own template, as one user turn.
+        images: reads images for the model; None for a model that sees none.
+
+    Attributes:
+        unseen: why a model that could see images cannot here.
 
     Raises:
         ModelLoadError: the tokenizer gives no offsets, or has no chat template to apply.
     """
 
-    def __init__(self, tokenizer: Any, *, encoder_decoder: bool, chat_template: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        encoder_decoder: bool,
+        chat_template: bool,
+        images: ImageReader | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelLoadError(
                 f"{type(tokenizer).__name__} gives no character offsets. Load the fast tokenizer: "
@@ -92,6 +157,8 @@ class Text:
         self.tokenizer = tokenizer
         self.encoder_decoder = encoder_decoder
         self.chat_template = chat_template
+        self.images = images
+        self.unseen: EasyEditError | None = None
 
     @property
     def pad_id(self) -> int:
@@ -115,36 +182,48 @@ class Text:
         prompt's end are not fed, so that what is scored is what generation starts from; a raw
         prompt is taken as it stands. The prompt's tokens are those it has without the target.
 
+        Images stand where the prompt has a placeholder for each, else before everything else.
+
         Raises:
-            EditError: the prompt has images, or a system message that no template takes.
+            EditError: the prompt has a system message that no template takes.
+            ImageError: it has images and the model sees none, an image cannot be read, or there
+                is another number of placeholders.
             SubjectNotFoundError: the subject does not occur in the prompt.
         """
         prompt = as_prompt(prompt)
-        self._check_readable(prompt)
-        content = prefix + prompt.text
+        self._check_readable(prompt, target)
+        content, begin = prefix + prompt.text, len(prefix)
+        if self.images is not None:
+            content, begin = self.images.content(prompt, prefix)
         trimmed = content if prompt.raw else content.rstrip(BLANKS) or content
         chat = self._as_chat(prompt)
-        text, start = self._render(trimmed, prompt.system, chat=chat)
+        text, start = self._render(trimmed, prompt, chat=chat)
         span = None
         if subject is not None:
             place = locate_subject(prompt.text, subject)
-            span = (start + len(prefix) + place.start, start + len(prefix) + place.end)
+            span = (start + begin + place.start, start + begin + place.end)
+        specials = not chat
+        if self.images is not None and prompt.images:
+            text, span = self.images.expand(text, prompt.images, span)
+            text, span, specials = self._laid_out(text, span, specials=specials)
         if self.encoder_decoder:
-            ids, offsets = self._encode(text, keep_end=True, specials=not chat)
+            ids, offsets = self._encode(text, prompt, keep_end=True, specials=specials)
             labels = tuple(self.tokenizer(text_target=target)["input_ids"]) if target else ()
             if labels and labels[-1] == self.tokenizer.eos_token_id:
                 labels = labels[:-1]
             return Row(ids, labels, *self._ends(offsets, span))
-        if prompt.raw or (chat and text[-1:].isspace()):
+        if prompt.raw or (text[-1:].isspace() and (chat or not specials)):
             gap = ""
         else:
             gap = separator(text if chat else content, target)
-        ids, offsets = self._encode(text + gap + target, keep_end=False, specials=not chat)
+        ids, offsets = self._encode(
+            text + gap + target, prompt, keep_end=False, specials=specials, end=len(text)
+        )
         begin = len(ids)
         if target:  # a space that is a token of its own belongs to the target, too
             begin = next(i for i, (_, high) in enumerate(offsets) if high > len(text))
             if not gap and not target[0].isspace():
-                alone, of_prompt = self._encode(text, keep_end=False, specials=not chat)
+                alone, of_prompt = self._encode(text, prompt, keep_end=False, specials=specials)
                 if ids[:begin] != alone:  # a token across the border
                     return Row(
                         alone + (tail := self._continuation(target) or ids[begin:]),
@@ -153,11 +232,31 @@ class Text:
                     )
         return Row(ids, ids[begin:], *self._ends(offsets, span))
 
-    def _check_readable(self, prompt: Prompt) -> None:
-        if prompt.images:
-            raise EditError(
-                f"The prompt {prompt.text!r} has {len(prompt.images)} images, and this model is "
-                "read through its tokenizer alone. Give the text without images."
+    def _laid_out(
+        self, text: str, span: tuple[int, int] | None, *, specials: bool
+    ) -> tuple[str, tuple[int, int] | None, bool]:
+        """Images before the token that begins a text, for models that read them so."""
+        reader = self.images
+        assert reader is not None
+        if not reader.before_bos or not specials:
+            return text, span, specials
+        cut = text.rfind(reader.placeholder) + len(reader.placeholder)
+        begin = reader.begin if self.tokenizer("")["input_ids"] or reader.prefix_lm else ""
+        if span is not None and span[0] >= cut:
+            span = (span[0] + len(begin), span[1] + len(begin))
+        end = "\n" if reader.prefix_lm else ""
+        return f"{text[:cut]}{begin}{text[cut:]}{end}", span, False
+
+    def _check_readable(self, prompt: Prompt, target: str) -> None:
+        if self.images is not None:
+            self.images.check(prompt, target)
+        elif prompt.images and self.unseen is not None:
+            raise self.unseen
+        elif prompt.images:
+            raise ImageError(
+                f"The prompt {prompt.text!r} has {len(prompt.images)} images, and this model reads "
+                "text alone. Give the text without images, or load a model that sees (easyedit "
+                "models says which do) with its processor."
             )
         if prompt.chat and not getattr(self.tokenizer, "chat_template", None):
             raise EditError(
@@ -188,17 +287,17 @@ class Text:
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Tokens of running text: BOS where the tokenizer adds one, never a chat template."""
-        return self._encode(text, keep_end=False, specials=True)[0]
+        return self._encode(text, None, keep_end=False, specials=True)[0]
 
-    def _render(self, prompt: str, system: str | None, *, chat: bool) -> tuple[str, int]:
-        """The text to tokenise and where ``prompt`` starts in it."""
+    def _render(self, content: str, prompt: Prompt, *, chat: bool) -> tuple[str, int]:
+        """The text to tokenise and where ``content`` starts in it."""
         if not chat:
-            return prompt, 0
-        before = self._wrap(MARK, system).partition(MARK)[0]
-        text = self._wrap(prompt, system)
+            return content, 0
+        before = self._wrap(MARK, prompt.system).partition(MARK)[0]
+        text = self._wrap(content, prompt.system)
         start = len(before)
-        if not text.startswith(prompt, start):  # the template trims what it is given
-            start -= len(prompt) - len(prompt.lstrip())
+        if not text.startswith(content, start):  # the template trims what it is given
+            start -= len(content) - len(content.lstrip())
         return text, start
 
     def _wrap(self, content: str, system: str | None) -> str:
@@ -211,15 +310,25 @@ class Text:
         return wrapped
 
     def _encode(
-        self, text: str, *, keep_end: bool, specials: bool
+        self,
+        text: str,
+        prompt: Prompt | None,
+        *,
+        keep_end: bool,
+        specials: bool,
+        end: int | None = None,
     ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Tokens with their characters; of a prompt with images marked up to character ``end``."""
         # A template writes its own BOS, so the tokenizer must not add a second one.
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=specials)
         ids, offsets = list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
-        end = self.tokenizer.eos_token_id
-        while not keep_end and ids and ids[-1] == end and offsets[-1][0] == offsets[-1][1]:
+        last = self.tokenizer.eos_token_id
+        while not keep_end and ids and ids[-1] == last and offsets[-1][0] == offsets[-1][1]:
             ids.pop()
             offsets.pop()
+        if self.images is not None and prompt is not None and prompt.images:
+            inside = [i for i, (_, high) in enumerate(offsets) if end is None or high <= end]
+            return self.images.marked(ids, prompt, len(inside)), offsets
         return tuple(ids), offsets
 
     @staticmethod
@@ -233,9 +342,15 @@ class Text:
         return inside[-1], inside[0]
 
 
-def attach_tokenizer(model: nn.Module, tokenizer: Any) -> None:
+def attach_tokenizer(model: nn.Module, tokenizer: Any, processor: Any = None) -> None:
     """Leave the tokenizer with the model; its own ``generate`` needs it while it is routed."""
     setattr(model, _TOKENIZER, tokenizer)
+    setattr(model, _PROCESSOR, processor)
+
+
+def processor_of(model: nn.Module) -> Any:
+    """The processor of images that was left with the model, or None."""
+    return getattr(model, _PROCESSOR, None)
 
 
 def tokenizer_of(model: nn.Module) -> Any:

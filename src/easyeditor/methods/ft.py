@@ -48,6 +48,9 @@ class FTHyperParams(HyperParams):
 
     alg_name: str = "FT"
     layers: Layers = (0.66,)
+    site: Literal["text", "projector", "vision"] = "text"
+    """Where a model that sees is trained: in its blocks of text at ``layers``, in what hands
+    image features to them, or in its blocks of vision at ``layers`` (relative to their number)."""
     modules: tuple[str, ...] = ()
     """Weights to train in place of the down-projections, as ``print(model)`` names them; ``{}``
     stands for each of ``layers``."""
@@ -89,11 +92,12 @@ class FT(Method[State]):
             DivergedError: a loss is not a number.
         """
         check_consistent(edits)
-        settings = self.hyperparams.resolved(lm.n_layers)
+        settings = self.hyperparams.resolved(lm.depth_of(self.hyperparams.site))
         if lm.encoder_decoder:  # the decoder's first position is not where a prompt ends
             settings = settings.replace(objective_optimization="target_new")
         watch = Stopwatch()
-        projections = lm.weights([int(layer) for layer in settings.layers], settings.modules)
+        layers = [int(layer) for layer in settings.layers]
+        projections = lm.weights(layers, settings.modules, site=settings.site)
         every = [row for edit in edits for row in edit.rows]
         rows = target_rows(lm, every, append_eos=settings.append_eos)
         numbers = row_numbers(edits)

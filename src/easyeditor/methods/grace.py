@@ -32,6 +32,7 @@ from easyeditor.gradients.minimize import refuse_diverged
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.forward.partial import EditRow, open_forward
+from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams
@@ -269,7 +270,7 @@ def _search(
         else:
             at = row.prompt_length - 1
             runs.append(EditRow(row.ids[:-1], at, tuple(range(at, len(row.ids) - 1))))
-            ends.append(Row(row.ids[: at + 1], (), at))
+            ends.append(Row(row.ids[: through_unit(row.ids, at + 1)], (), at))
     forward = open_forward(lm, layer.site, runs)
     origin = values_at(lm, layer.site, ends)
     value = origin.clone()

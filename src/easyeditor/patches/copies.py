@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from easyeditor.lm.quantized import quantized_layers, shared_parts
 from easyeditor.lm.routing import routers_of, tokenizer_of
+from easyeditor.lm.tokens import processor_of
 from easyeditor.lm.weights import shared_maps
 from easyeditor.patches.patch import Patch
 
@@ -27,7 +28,12 @@ def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
         memo.update(shared_parts(layer))
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach()
-    for shared in (tokenizer_of(model), *routers_of(model), *shared_maps(model)):
+    for shared in (
+        tokenizer_of(model),
+        processor_of(model),
+        *routers_of(model),
+        *shared_maps(model),
+    ):
         memo[id(shared)] = shared
     return copy.deepcopy(model, memo)
 

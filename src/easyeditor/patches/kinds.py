@@ -28,6 +28,7 @@ ADAPTERS: Registry[Any] = Registry(
     "adapter",
     PatchFormatError,
     {
+        "Ablate": "easyeditor.patches.ablation:Ablate",
         "AddVector": "easyeditor.patches.adapter:AddVector",
         "BlockRouter": "easyeditor.methods.melo.router:BlockRouter",
         "ExtraNeurons": "easyeditor.methods.extra_neurons:ExtraNeurons",

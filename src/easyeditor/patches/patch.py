@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from easyeditor.display import data_frame, table_html
 from easyeditor.edits import Edit
 from easyeditor.errors import PatchMismatchError
 from easyeditor.hyperparams import HyperParams
@@ -147,6 +148,34 @@ class Patch(ABC):
     def __repr__(self) -> str:
         n = len(self.info.edits)
         return f"<{type(self).__name__} of {self.info.method}: {n} edit{'s' * (n != 1)}>"
+
+    def to_frame(self) -> Any:
+        """One row per edit as a pandas ``DataFrame``: prompt, subject, old and new answer.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        names = ("method", "prompt", "subject", "ground_truth", "target")
+        return data_frame([dict(zip(names, row, strict=True)) for row in self._edit_table()])
+
+    def _repr_html_(self) -> str:
+        seconds = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in self.info.seconds.items())
+        title = f"{repr(self)[1:-1]} for {self.info.model_name or 'a model'}"
+        head = ("method", "prompt", "subject", "old", "new")
+        parts = table_html(f"{title}; {seconds}" if seconds else title, head, self._edit_table())
+        rows = self.rows()
+        if not rows:
+            return parts
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return parts + table_html(
+            "What it changes", names, [[row.get(name) for name in names] for row in rows]
+        )
+
+    def _edit_table(self) -> list[list[str | None]]:
+        return [
+            [self.info.method, str(edit.prompt), edit.subject, edit.ground_truth, edit.target]
+            for edit in self.info.edits
+        ]
 
     def with_encoder(self: P, name: str) -> P:
         """The same patch with a sentence encoder that the user has named; by default itself."""

@@ -173,13 +173,9 @@ class Group:
 
     def _extend(self, tokens: list[int]) -> None:
         """Let the next pass read these tokens, or the whole text where there is no cache."""
-        ids, positions = self._batch.ids, self._batch.positions
-        new = torch.tensor(tokens, device=ids.device)[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
-        step = positions[:, -1:] + 1
-        if self._cache is None:
-            new, step = torch.cat([ids, new], 1), torch.cat([positions, step], 1)
-        self._batch = type(self._batch)(new, self._mask, step)
+        new = torch.tensor(tokens, device=self._batch.ids.device)[:, None]
+        self._batch = self._batch.after(new, cached=self._cache is not None)
+        self._mask = self._batch.mask
 
 
 def _phase(name: str) -> Phase:

@@ -49,7 +49,11 @@ class RewriteScorer(Scorer):
 
 
 class RephraseScorer(Scorer):
-    """On other wordings: ``rephrase_acc``, ``rephrase_success`` (paraphrase score), ``_diff``."""
+    """On other wordings: ``rephrase_acc``, ``rephrase_success`` (paraphrase score), ``_diff``.
+
+    A name of the probe comes before: ``image_rephrase_acc`` on another image of the same thing
+    (``rephrase/image``). ``rephrase/text`` is a plain rephrase.
+    """
 
     group = "rephrase"
 
@@ -62,7 +66,8 @@ class RephraseScorer(Scorer):
         """See the class."""
         assert probe is not None
         edit = case.edit
-        values: Values = {"rephrase_acc": after[Score(probe.prompt, probe.answers[0])].accuracy}
+        name = "rephrase" if probe.name in {"", "text"} else f"{probe.name}_rephrase"
+        values: Values = {f"{name}_acc": after[Score(probe.prompt, probe.answers[0])].accuracy}
         if edit.ground_truth:
-            values |= compare(after, probe.prompt, edit.target, edit.ground_truth, "rephrase")
+            values |= compare(after, probe.prompt, edit.target, edit.ground_truth, name)
         return values

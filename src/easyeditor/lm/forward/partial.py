@@ -36,9 +36,9 @@ from easyeditor.lm.hooks import (
     rows_of,
     stopping,
 )
+from easyeditor.lm.image_tokens import ImageToken, whole_units
 from easyeditor.lm.model import LM
 from easyeditor.lm.restoring import restoring
-from easyeditor.lm.tokens import Batch
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Site:
         return self.layer if self.kind == "down" else self.layer + 1
 
 
-RESUMABLE: LMCache[tuple[Site, bool], bool] = LMCache(
-    "whether a zero vector gives the plain logits; by site, and whether there is a prefix",
+RESUMABLE: LMCache[tuple[Site, bool, bool], bool] = LMCache(
+    "whether a zero vector gives the plain logits; by site, whether there is a prefix, and images",
     forward_generation,  # adapters may change how the model can be run
 )
 
@@ -118,13 +118,16 @@ class EditRow:
 
     @property
     def start(self) -> int:
-        """The first position a step runs: in an encoder every token attends to every other."""
-        return self.at if self.decoder is None else 0
+        """The first position a step runs: in an encoder every token attends to every other.
+
+        An image is run as a whole.
+        """
+        return whole_units(self.ids, self.at) if self.decoder is None else 0
 
     @property
     def past(self) -> int:
         """Number of tokens whose states are kept between steps."""
-        return self.at if self.decoder is None else len(self.ids)
+        return self.start if self.decoder is None else len(self.ids)
 
     def tokens(self, resume: bool) -> int:
         """Number of tokens run at every step."""
@@ -227,13 +230,8 @@ class PartialForward:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._pool = pool or BufferPool()
         past = [run.ids[: run.start] for run in runs]
-        prefix = lm.pad(past, left=True)
-        suffix = lm.pad([run.ids[run.start :] for run in runs])
-        lengths = torch.tensor([run.start for run in runs], device=lm.device)
-        self._batch = Batch(
-            suffix.ids,
-            torch.cat([prefix.mask, suffix.mask], 1),
-            suffix.positions + lengths[:, None],
+        suffix = self._batch = lm.pad_after(
+            past, [run.ids[run.start :] for run in runs], width=max(map(len, past))
         )
         self._rows, self._at = _places(runs, [run.start for run in runs])
         self._index, self._positions = _reads(runs, [run.start for run in runs])
@@ -316,8 +314,7 @@ class PartialForward:
         stored._index, stored._positions = _reads(stored._runs, starts)
         stored._rows, stored._at = _places(stored._runs, starts)
         stored._more = {name: rows_of(value, rows, n) for name, value in self._more.items()}
-        at = rows.to(self._batch.ids.device)
-        stored._batch = Batch(self._batch.ids[at], self._batch.mask[at], self._batch.positions[at])
+        stored._batch = self._batch.rows(rows)
         stored._below = rows_of(self._below, rows, n)
         if self._cache is not None:
             stored._cache = copy.copy(self._cache)
@@ -371,7 +368,8 @@ def open_forward(
     if not resume:
         return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
-    key = site, any(run.start for run in runs)
+    images = any(isinstance(token, ImageToken) for run in runs for token in run.ids)
+    key = site, any(run.start for run in runs), images
     proven = RESUMABLE(lm)
     if key not in proven:
         proven[key] = _agrees(lm, site, runs)

@@ -20,8 +20,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from easyeditor.lm.forward.batching import ScoredSequence, batches_by_length
 from easyeditor.lm.hooks import gathering
+from easyeditor.lm.image_tokens import whole_units
 from easyeditor.lm.model import LM
-from easyeditor.lm.tokens import Batch
 
 MIN_PREFIX_TOKENS = 48
 """Shorter shared prefixes do not pay for a separate pass."""
@@ -70,8 +70,8 @@ class Prefix:
         *prefixes: Sequence[int],
         patch_of_row: Sequence[int] | None = None,
     ) -> None:
-        self._lm, self._mask = lm, lm.pad(prefixes, left=True).mask
-        self.length = self._mask.shape[1]
+        self._lm, self._prefixes = lm, [tuple(prefix) for prefix in prefixes]
+        self.length = max(map(len, prefixes))
         cache = prefill(lm, prefixes, patch_of_row)
         layers = cache.layers if type(cache) is DynamicCache else ()
         plain = all(type(layer) is DynamicLayer and layer.is_initialized for layer in layers)
@@ -92,11 +92,10 @@ class Prefix:
             prefix_of_row: which prefix each row follows; by default all follow the first.
             patch_of_row: as in :meth:`LM.call`.
         """
-        lm, n, before = self._lm, len(rests), self._mask
-        rest, rows = lm.pad(rests), torch.tensor(prefix_of_row or [0] * n, device=lm.device)
-        past = before[rows].sum(1)
-        mask = torch.cat([before[rows], rest.mask], 1)
-        batch = Batch(rest.ids, mask, rest.positions + past[:, None])
+        lm, n = self._lm, len(rests)
+        rows = torch.tensor(prefix_of_row or [0] * n, device=lm.device)
+        past = [self._prefixes[i] for i in rows.tolist()]
+        batch = lm.pad_after(past, rests, width=self.length)
         cache = copy.copy(self._cache)
         assert cache is not None
         cache.layers = [copy.copy(layer) for layer in cache.layers]
@@ -129,7 +128,12 @@ def shared_prefix_groups(
             continue
         columns = zip(*(plan[i].ids for i in members), strict=False)
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        yield min(shared, *(plan[i].positions[0] for i in members)), members
+        shared = min(shared, *(plan[i].positions[0] for i in members))
+        shared = whole_units(plan[members[0]].ids, shared)
+        if shared:
+            yield shared, members
+        else:
+            alone += members
     if alone:
         yield 0, sorted(alone)
 

@@ -16,6 +16,7 @@ import torch
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.context import forward_generation
 from easyeditor.lm.forward.prefix_cache import Prefix, prefill, unread
+from easyeditor.lm.image_tokens import whole_units
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def shared_prefixes(sequences: Sequence[Ids]) -> tuple[list[Ids], list[int]]:
 
 
 def _common(a: Ids, b: Ids) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    return whole_units(a, n)
 
 
 def _shared(

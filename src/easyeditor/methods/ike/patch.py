@@ -9,14 +9,27 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from easyeditor.edits import Prompt
+from easyeditor.edits import ImageRef, Prompt, as_prompt
 from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import PatchMismatchError
+from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
 from easyeditor.lm.unwrapping import public_name
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.route import RoutePatch
+
+
+def _seen(text: str, prompt: Prompt) -> str:
+    """The text with a place for every image of the prompt, unless it has them already."""
+    return text if MARK in text else MARK * len(prompt.images) + text
+
+
+def _behind(front: Prompt, prompt: Prompt) -> Prompt | str:
+    """The prompt behind what stands before it; both keep their images."""
+    text = f"{front.text}Prompt: {_seen(prompt.text, prompt)}"
+    images = (*front.images, *prompt.images)
+    return Prompt(text, images) if images else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +109,27 @@ class ContextPatch(RoutePatch):
     def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
         """Every prompt with its context in front."""
         fronts = self._fronts(prompts)
-        return [Rerouted(f"{front}Prompt: {p}") for front, p in zip(fronts, prompts, strict=True)]
+        return [
+            Rerouted(_behind(front, as_prompt(prompt)))
+            for front, prompt in zip(fronts, prompts, strict=True)
+        ]
 
-    def _fronts(self, prompts: Sequence[Prompt | str]) -> list[str]:
+    def _fronts(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+        every = range(len(self.contexts))
         if len(self.contexts) > 1 and self.sentences is not None:
             facts = torch.tensor([context.vector for context in self.contexts])
             nearest = (self.sentences.encode(prompts) @ facts.T).argmax(1).tolist()
-            return [self._front([self.contexts[i]]) for i in nearest]
-        return [self._front(self.contexts)] * len(prompts)
+            return [self._front([i]) for i in nearest]
+        return [self._front(every)] * len(prompts)
 
-    @staticmethod
-    def _front(contexts: Sequence[Context]) -> str:
-        facts = "".join(f"New Fact: {context.fact}\n" for context in contexts)
-        return contexts[-1].demonstrations + facts
+    def _front(self, numbers: Sequence[int]) -> Prompt:
+        """What stands before a prompt; the picture of a fact about one before its words."""
+        text = self.contexts[numbers[-1]].demonstrations
+        images: tuple[ImageRef, ...] = ()
+        for i in numbers:
+            text += f"New Fact: {_seen(self.contexts[i].fact, self.info.edits[i].prompt)}\n"
+            images += self.info.edits[i].prompt.images
+        return Prompt(text, images)
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See :class:`~easyeditor.patches.patch.Patch`."""

@@ -1,0 +1,1 @@
+"""``easyedit ui``: a page in the browser to edit facts, compare, undo and download them."""

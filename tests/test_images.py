@@ -1,0 +1,331 @@
+"""Prompts with images: what is read, where it stands in the tokens, and what is shared."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import seeing
+from easyeditor.edits import Edit, Generate, ImageRef, Prompt, Score, check_consistent
+from easyeditor.errors import ContradictingEditsError, EditError, ImageError, UnsupportedModelError
+
+QUESTION = "The capital of the land is"
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return seeing.lm("llava")
+
+
+def png(folder, name, colour=(200, 10, 10), size=(24, 18), mode="RGB", **options):
+    from PIL import Image
+
+    Image.new(mode, size, colour).save(folder / name, **options)
+    return folder / name
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_the_same_image_in_two_files_is_one_image(tmp_path):
+    first = png(tmp_path, "a.png")
+    (tmp_path / "b.png").write_bytes(first.read_bytes())
+    a, b = ImageRef.of(first), ImageRef.of(tmp_path / "b.png")
+    assert a == b
+    with pytest.raises(ContradictingEditsError):
+        check_consistent([Edit(Prompt("It is", (a,)), "red"), Edit(Prompt("It is", (b,)), "blue")])
+
+
+def test_two_images_with_one_question_are_two_questions(tmp_path):
+    a, b = seeing.picture(1), seeing.picture(2)
+    check_consistent([Edit(Prompt("a photo of", (a,)), "x"), Edit(Prompt("a photo of", (b,)), "y")])
+    assert len({Score(Prompt("It is", (i,)), "red") for i in (a, b)}) == 2
+    assert len({Generate(Prompt("It is", (i,)), 5) for i in (a, b)}) == 2
+
+
+def test_an_image_is_read_upright_and_as_rgb(tmp_path):
+    from PIL import Image
+
+    from easyeditor.lm.image_files import open_image
+
+    turned = Image.new("RGB", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(ImageRef.of(tmp_path / "turned.jpg")).size == (2, 4)
+    for mode, colour in (("L", 9), ("P", 3), ("RGBA", (1, 2, 3, 4)), ("I;16", 40_000)):
+        image = open_image(ImageRef.of(png(tmp_path, f"{mode[0]}.png", colour, mode=mode)))
+        assert image.mode == "RGB"
+    assert image.getpixel((0, 0))[0] == 40_000 // 256  # not cut off at 255
+
+
+def test_files_that_are_no_readable_images(tmp_path, llava, monkeypatch):
+    from easyeditor.lm import image_files
+
+    whole = png(tmp_path, "whole.png", size=(200, 200)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no image")
+    for name, message in (("cut.png", "damaged or cut off"), ("text.png", "not an image")):
+        with pytest.raises(ImageError, match=message):
+            llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / name),)))
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="pixels"):
+        llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / "whole.png"),)))
+    for path, message in (
+        (tmp_path / "gone.png", "no such file"),
+        (tmp_path, "it is a folder"),
+        ("https://example.org/a.png", "URL"),
+        (7, "not int"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            ImageRef.of(path)
+    gone = ImageRef.of(tmp_path / "whole.png")
+    (tmp_path / "whole.png").unlink()
+    with pytest.raises(ImageError, match="not there"):
+        llava.text.row(Prompt("It is", (gone,)))
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+def test_placeholders_of_two_images_have_the_same_ids_and_are_not_equal(llava):
+    rows = [llava.text.row(Prompt(QUESTION, (seeing.picture(i),))).ids for i in (1, 2)]
+    assert [*map(int, rows[0])] == [*map(int, rows[1])]
+    assert rows[0] != rows[1]
+    assert len(set(rows)) == 2
+    assert pickle.loads(pickle.dumps(rows[0])) == rows[0]
+    ordered = sorted([*rows[0], *rows[1], 4, 300], key=lambda t: t)
+    shuffled = random.Random(0).sample(ordered, len(ordered))
+    assert sorted(shuffled) == ordered  # a total order, which batches are sorted by
+
+
+def test_the_subject_is_found_behind_the_expanded_image(llava):
+    image = seeing.picture(1)
+    row = llava.text.row(Prompt(QUESTION, (image,)), "Rome", subject="capital")
+    plain = llava.text.row(QUESTION, "Rome", subject="capital")
+    assert row.subject_last - plain.subject_last == 16
+    assert row.target == plain.target
+    named = llava.text.row(Prompt("The capital <image> is", (image,)), subject="capital")
+    assert llava.tokenizer.decode([named.ids[named.subject_last]]).strip() in "capital"
+    assert int(named.ids[named.subject_last + 2]) == llava.images.token_id
+
+
+def test_another_number_of_places_than_of_images(llava):
+    image = seeing.picture(1)
+    for prompt in (
+        Prompt("<image> and <image> show", (image,)),
+        Prompt("<image> shows"),
+        Prompt("<image> shows", (image, image)),
+    ):
+        with pytest.raises(ImageError, match="placeholder"):
+            llava.text.row(prompt)
+    with pytest.raises(ImageError, match="target"):
+        llava.text.row(Prompt("It is", (image,)), "an <image>")
+
+
+def test_an_image_for_a_model_that_reads_text_alone():
+    import tiny
+    from easyeditor.lm.model import LM
+
+    lm = LM(tiny.model("llama"), tiny.tokenizer())
+    with pytest.raises(ImageError, match="reads text alone"):
+        lm.text.row(Prompt("It is", (seeing.picture(1),)))
+
+
+def test_a_cut_never_goes_through_an_image(llava):
+    from easyeditor.lm.image_tokens import images_of, through_unit, whole_units
+
+    ids = llava.text.row(Prompt("Here <image> is it", (seeing.picture(1),))).ids
+    first = next(i for i, token in enumerate(ids) if int(token) == llava.images.token_id)
+    assert [whole_units(ids, n) for n in (first, first + 3, first + 16)] == [
+        first,
+        first,
+        first + 16,
+    ]
+    assert through_unit(ids, first + 3) == first + 16
+    assert through_unit(ids, first) == first
+    with pytest.raises(ValueError, match="ends inside"):
+        images_of(ids[: first + 3])
+
+
+# -- passes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", seeing.FAST)
+def test_one_image_is_never_answered_from_the_states_of_another(name):
+    """Long prompts, so that prefixes are shared where they are equal."""
+    from easyeditor.lm.inference import score
+
+    lm = seeing.lm(name)
+    images = [seeing.picture(1), seeing.picture(2), seeing.picture(3, (40, 20))]
+    long = "She plays the piano well. " * 8 + QUESTION
+    queries = [
+        Score(Prompt(long, (image,)), word) for image in images for word in ("Rome", "Paris")
+    ]
+    queries += [Score(Prompt(f"<image>{long} now", (images[0],)), "Rome"), Score(long, "Rome")]
+    together, alone = score(lm, queries), [score(lm, [query])[0] for query in queries]
+    for a, b in zip(together, alone, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert abs(alone[0].logprobs[0] - alone[2].logprobs[0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", seeing.FAST)
+def test_what_is_generated_is_what_is_scored_best(name):
+    from easyeditor.lm.inference import generate, score
+    from easyeditor.lm.sampling import greedy_tokens
+
+    lm = seeing.lm(name)
+    prompts = [Prompt(QUESTION, (seeing.picture(i, (24, 12 + 6 * i)),)) for i in (1, 2)]
+    rows = [lm.text.row(prompt).ids for prompt in prompts]
+    tokens = greedy_tokens(lm, rows, 4)
+    assert generate(lm, prompts, 4) == [lm.tokenizer.decode(t) for t in tokens]
+    first = score(lm, [Score(prompt, "Rome") for prompt in prompts])
+    assert [s.argmax[0] for s in first] == [t[0] for t in tokens]
+
+
+def test_offsets_that_a_pass_leaves_on_the_model_are_put_back():
+    from easyeditor.lm.inference import generate
+
+    lm = seeing.lm("qwen2_vl")
+    lm.model.model.rope_deltas = mark = torch.tensor([[7]])
+    generate(lm, [Prompt(QUESTION, (seeing.picture(1),))], 2)
+    assert lm.model.model.rope_deltas is mark
+
+
+@pytest.mark.parametrize("site", ["text", "projector", "vision"])
+def test_fine_tuning_changes_only_the_site_it_names(llava, site):
+    from easyeditor.methods.ft import FT, FTHyperParams
+
+    before = {name: weight.clone() for name, weight in llava.model.state_dict().items()}
+    edit = Edit(Prompt(QUESTION, (seeing.picture(1),)), "Rome")
+    settings = FTHyperParams(layers=[1], site=site, num_steps=2)
+    if site == "projector":
+        settings = settings.replace(layers=[0])
+    patch = FT(settings).edit(llava, [edit]).patch
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+    patch.apply(llava.model)
+    changed = [k for k, v in llava.model.state_dict().items() if not torch.equal(before[k], v)]
+    patch.revert(llava.model)
+    place = {"text": "language_model", "projector": "projector", "vision": "vision_tower"}[site]
+    assert len(changed) == 1
+    assert place in changed[0]
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+
+
+def test_a_site_that_a_model_does_not_have():
+    import tiny
+    from easyeditor.lm.model import LM
+    from easyeditor.methods.ft import FT, FTHyperParams
+
+    lm = LM(tiny.model("llama"), tiny.tokenizer())
+    for site in ("vision", "projector"):
+        with pytest.raises(UnsupportedModelError, match=f"site='{site}'"):
+            FT(FTHyperParams(site=site)).edit(lm, [Edit(QUESTION, "Rome")])
+
+
+# -- the editor ------------------------------------------------------------------------------------
+
+
+def test_the_classic_call(tmp_path, llava):
+    from easyeditor import FTHyperParams, MultimodalEditor
+
+    editor = MultimodalEditor.from_pretrained(
+        llava.model, llava.images.processor, FTHyperParams(layers=[1], num_steps=3)
+    )
+    paths = [str(png(tmp_path, f"{i}.png", (i * 60, 0, 90))) for i in range(3)]
+    before = llava.model.model.language_model.layers[1].mlp.down_proj.weight.clone()
+    metrics, edited, _ = editor.edit(
+        prompts=[QUESTION, QUESTION],
+        targets=["Rome", "Paris"],
+        image=paths[:2],
+        rephrase_prompts=["Its capital is", "Its capital is"],
+        rephrase_image=paths[1:],
+        locality_inputs={
+            "text": {"prompt": ["She plays"] * 2, "ground_truth": ["the piano"] * 2},
+            "vision": {"image": paths[1:], "prompt": [QUESTION] * 2, "ground_truth": ["x", "y"]},
+        },
+        force=True,
+    )
+    assert torch.equal(llava.model.model.language_model.layers[1].mlp.down_proj.weight, before)
+    assert edited is not llava.model
+    post = metrics[0]["post"]
+    assert {"rewrite_acc", "rephrase_acc", "image_rephrase_acc"} <= set(post)
+    assert {"text_acc", "image_acc"} <= set(post["locality"])
+
+
+def test_requests_that_cannot_be_carried_out(tmp_path, llava):
+    from easyeditor import FTHyperParams, MultiModalEditor, MultimodalEditor
+
+    assert issubclass(MultiModalEditor, MultimodalEditor)
+    settings = FTHyperParams(layers=[1], num_steps=2)
+    editor = MultimodalEditor.from_pretrained(llava.model, llava.images.processor, settings)
+    before = {name: weight.clone() for name, weight in llava.model.state_dict().items()}
+    whole = png(tmp_path, "a.png")
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:40])
+    for options, message in (
+        ({"image": str(tmp_path / "gone.png")}, "no such file"),
+        ({"image": str(whole), "rephrase_image": str(tmp_path / "cut.png")}, "Case 0: .*cut.png"),
+        ({"image": str(whole), "file_type": "video"}, "video"),
+        ({"prompts": ["It is"] * 2, "targets": ["a"] * 2, "image": [str(whole)]}, "image holds 1"),
+    ):
+        asked = {"prompts": "It is", "targets": "red", **options}
+        with pytest.raises(EditError, match=message):
+            editor.edit(**asked)
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+
+
+def test_an_editor_of_images_needs_a_model_that_sees():
+    import tiny
+    from easyeditor import FTHyperParams, MultimodalEditor
+
+    with pytest.raises(UnsupportedModelError, match="reads text alone"):
+        MultimodalEditor.from_pretrained(tiny.model("llama"), tiny.tokenizer(), FTHyperParams())
+
+
+def test_a_broken_image_leaves_the_model_as_it_is_in_every_editor(tmp_path, llava):
+    from easyeditor import BaseEditor, Case, FTHyperParams, Probe
+
+    (tmp_path / "text.png").write_text("no image")
+    good, bad = seeing.picture(1), ImageRef.of(tmp_path / "text.png")
+    prompt = Prompt(QUESTION, (good,))
+    case = Case(
+        "0", Edit(prompt, "Rome"), [Probe(replace(prompt, images=(bad,)), ("x",), "rephrase")]
+    )
+    before = {name: weight.clone() for name, weight in llava.model.state_dict().items()}
+    with pytest.raises(ImageError, match="not an image"):
+        BaseEditor(llava, FTHyperParams(layers=[1])).edit_cases([case])
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
+    """A Qwen2-VL folder is read without torchvision; an image then names the install command."""
+    import importlib.util
+
+    from easyeditor.errors import MissingExtraError
+    from easyeditor.lm.loading import load
+
+    if importlib.util.find_spec("torchvision") is not None:
+        pytest.skip("torchvision is installed here")
+    lm = seeing.lm("qwen2_vl")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    lm.images.processor.image_processor.save_pretrained(tmp_path)
+    lm = load(str(tmp_path))
+    assert lm.text.row("It is").ids
+    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[vision\]"'):
+        lm.text.row(Prompt("It is", (seeing.picture(1),)))
+
+
+def test_pillow_is_asked_for_by_name(monkeypatch):
+    from easyeditor.errors import MissingExtraError
+    from easyeditor.lm.image_files import open_image
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[images\]"'):
+        open_image(ImageRef("a.png", "0" * 64))
