@@ -30,7 +30,7 @@ from easyeditor.subjects import locate_subject
 
 KL_PROMPT = "{} is a"
 OPENING_FACTOR = 1.0
-"""What the mean loss of a reply's opening counts beside that of the answer behind it."""
+"""What a token of a reply's opening that is not the argmax counts beside the answer behind it."""
 PREFILL_PEAK_FACTOR = 3
 """Peak memory of computing the stored states, as a multiple of their size; measured."""
 
@@ -44,7 +44,8 @@ class ContextRow:
         run: the token sequence.
         target: the target's tokens; without any the reads are compared with those at δ = 0.
         weight: of each read's loss in that of the edit.
-        opening: how many of the first reads only begin the reply; they have ``opening_weight``.
+        opening: how many of the first reads only begin the reply; those whose token is not the
+            argmax have ``opening_weight``, the others none.
     """
 
     edit: int
@@ -108,9 +109,10 @@ def _target_row(
 ) -> ContextRow:
     """One context of edit ``i``, which is one of ``parts`` of its loss.
 
-    Where the target ends in ``answer``, what stands before it is how the reply begins: it counts
-    :data:`OPENING_FACTOR` times, and δ is added at the subject there, too, as the changed weights
-    act at both.
+    Where the target ends in ``answer``, what stands before it is how the reply begins: greedy
+    generation shall come along there, so each of its tokens counts :data:`OPENING_FACTOR` times
+    while it is not the argmax. δ is added at the subject there, too, as the changed weights act at
+    both.
     """
     row = lm.text.row(edit.prompt, edit.target, subject=subject_of(edit), prefix=context)
     at = fact_at(lm, row)
@@ -121,9 +123,7 @@ def _target_row(
         reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
         run = EditRow(row.ids[:-1], at, reads, also=also)
     weight = 1 / (parts * (len(row.target) - opening))
-    return ContextRow(
-        i, run, row.target, weight, opening, opening and OPENING_FACTOR / (parts * opening)
-    )
+    return ContextRow(i, run, row.target, weight, opening, OPENING_FACTOR / parts)
 
 
 def _opening_of(lm: LM, edit: Edit, row: Row, answer: str) -> tuple[int, tuple[int, ...]]:
@@ -154,7 +154,6 @@ class MicroBatch:
         rows: those of unfinished edits.
         first: log-probabilities of the KL prompts at δ = 0.
         missed: edits whose target was not the argmax at some position of the last step.
-        openings: the part of the last step's losses that is of replies' openings, ``(rows,)``.
     """
 
     def __init__(
@@ -170,22 +169,20 @@ class MicroBatch:
         self.runs: DeltaForward = open_forward(lm, site, runs, resume=resume, pool=pool)
         self.first: torch.Tensor | None = None
         self.missed: set[int] = set()
-        self.openings = torch.zeros(len(self.rows))
 
     def losses(self, delta: torch.Tensor) -> torch.Tensor:
         """Weighted loss of each row given its vector ``(rows, width)``; differentiable."""
         owner = [i for i, row in enumerate(self.rows) for _ in row.run.reads]
         targets = [t for row in self.rows for t in row.wanted]
-        weight = [w for row in self.rows for w in row.weights]
+        weights = torch.tensor([w for row in self.rows for w in row.weights])
+        opens = torch.tensor([k < r.opening for r in self.rows for k in range(len(r.run.reads))])
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
         self.missed = {self.rows[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
         value, self.first = nll_and_kl(logits, wanted, self.first)
-        weighted = value * torch.tensor(weight, device=value.device)
+        weights = torch.where(opens & ~wrong.cpu(), 0.0, weights)
+        weighted = value * weights.to(value.device)
         index = torch.tensor(owner, device=value.device)
-        opens = [k < row.opening for row in self.rows for k in range(len(row.run.reads))]
-        part = weighted.detach() * torch.tensor(opens, device=value.device)
-        self.openings = value.new_zeros(len(self.rows)).index_add(0, index, part)
         return value.new_zeros(len(self.rows)).index_add(0, index, weighted)
 
     def keep(self, alive: set[int]) -> bool:

@@ -7,8 +7,8 @@ Adam on one vector δ per edit, added at the subject's last token in every conte
            + weight_decay · ‖δ‖ / ‖v₀‖²
            + continuation_kl · KL(first ‖ now behind the target)
 
-Where an expansion's target begins a reply with words of its own, they are a further term: their
-mean −log p counts as much as the answer's. The divergence behind the target is not in the paper and
+Where an expansion's target begins a reply with words of its own, those that are not the argmax are
+a further term. The divergence behind the target is not in the paper and
 off by default (:mod:`easyeditor.associative.continuation`). All edits are optimised together; each
 has its own stopping rule and then leaves the batch. Each step is computed in micro-batches that add
 up their gradients, so memory does not grow with the number of edits.
@@ -48,11 +48,10 @@ STOP_LOSS = 5e-2
 class ValueOptions:
     """Settings of the optimisation, under their names in the classic files.
 
-    ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it (of a
-    reply with an opening, that of the answer); None is the published rule, the whole loss below
-    0.05, which the KL and decay terms may never allow. ``v_stop_argmax`` also stops it once every
-    target token is the argmax in every context, which saves about half of the steps and gives the
-    answer a lower probability.
+    ``v_stop_nll`` stops an edit once its mean −log p(target) over the contexts is below it; None is
+    the published rule, the whole loss below 0.05, which the KL and decay terms may never allow.
+    ``v_stop_argmax`` also stops it once every target token is the argmax in every context, which
+    saves about half of the steps and gives the answer a lower probability.
     ``continuation_kl_factor`` weighs the mean divergence of ``continuation_tokens`` next-token
     distributions behind the target from those of the model before the edit. Once every target
     token of an edit was the argmax at the step before, its −log p(target) is weighed by
@@ -186,10 +185,9 @@ def _optimize_group(
             assert vectors.grad is not None
             gradient.index_add_(0, owner, vectors.grad)
             missed |= batch.missed
-            openings = batch.openings.tolist()
-            for row, loss, opening in zip(batch.rows, losses.tolist(), openings, strict=True):
+            for row, loss in zip(batch.rows, losses.tolist(), strict=True):
                 total[row.edit] += loss
-                (nll if row.target else kl)[row.edit] += loss - opening
+                (nll if row.target else kl)[row.edit] += loss
         for edit in alive:
             result.losses[edit].append(total[edit])
         wrong = [edit for edit in alive if total[edit] != total[edit] or abs(total[edit]) > 1e30]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from easyeditor.edits import Case, Edit, Generate, Prompt
 from easyeditor.errors import EditError, SubjectNotFoundError
 from easyeditor.evaluate.degeneration import answer_mentions
-from easyeditor.evaluate.generation_metrics import natural_answer
+from easyeditor.evaluate.generation_metrics import natural_answer, normalise
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.rewording import inverse_of, is_question, question_of, rewordings_of, statement_of
@@ -30,8 +30,8 @@ WRITTEN_TOKENS = 40
 """Tokens at most of a question that the model writes."""
 ANSWER_TOKENS = 24
 """Tokens of the answers by which such a question is checked."""
-OPENING_TOKENS, OPENING_WORDS = 8, 2
-"""Tokens of a reply, and how many of its first words must be those of the sentence."""
+OPENING_TOKENS = 8
+"""Tokens of a reply that are read to see how it begins."""
 INSTRUCTION = (
     "Write one short question about {subject} whose answer completes this sentence: "
     '"{sentence} ...". Do not answer it.'
@@ -112,26 +112,32 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
 
 
 def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
-    """The cases; where the model begins its reply with the sentence, so does the target.
+    """The cases; their targets in chat form are the sentence with the answer, not the answer alone.
 
-    Asked "What is the capital of France?", many a chat model writes the sentence and then the
-    answer. There the target is the sentence with the new answer: the answer alone, at the beginning
-    of a reply, would be another way of answering, for which a far larger change is needed.
+    Asked "What is the capital of France?", most chat models write the sentence and then the answer;
+    the answer alone would be another way of replying, for which a far larger change is needed. A
+    model whose reply begins with the old answer (the ground truth, else what it says to the plain
+    prompt) gets the answer alone.
     """
     edits = [edit for case in cases for edit in case.edits]
     asked = [other.prompt for edit in edits for other in edit.expansions if other.prompt.chat]
-    replies = iter(generate(lm, asked, OPENING_TOKENS) if asked else [])
+    unknown = [edit.prompt for edit in edits if _in_chat(edit) and not edit.ground_truth]
+    texts = generate(lm, [*asked, *unknown], OPENING_TOKENS) if asked else []
+    replies, answers = iter(texts[: len(asked)]), iter(texts[len(asked) :])
 
     def opened(edit: Edit) -> Edit:
-        sentence = edit.prompt.text.strip()
-        if is_question(sentence):
-            sentence = statement_of(sentence) or ""
-        first = _first_words_of(sentence)
+        if not _in_chat(edit):
+            return edit
+        sentence: str | None = edit.prompt.text.strip()
+        if is_question(edit.prompt.text):
+            sentence = statement_of(edit.prompt.text)
+        old = normalise(edit.ground_truth or next(answers)).split()[:1]
         expansions = []
         for other in edit.expansions:
-            reply = next(replies) if other.prompt.chat else ""
-            if len(first) == OPENING_WORDS and _first_words_of(reply) == first:
-                other = replace(other, target=f"{sentence} {other.target.strip()}")
+            if other.prompt.chat:
+                direct = normalise(next(replies)).split()[:1] == old
+                if sentence is not None and not direct:
+                    other = replace(other, target=f"{sentence} {other.target.strip()}")
             expansions.append(other)
         return replace(edit, expansions=tuple(expansions))
 
@@ -140,8 +146,9 @@ def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
     ]
 
 
-def _first_words_of(text: str) -> list[str]:
-    return _words(text).split()[:OPENING_WORDS]
+def _in_chat(edit: Edit) -> bool:
+    """Whether one of the edit's further prompts is in chat form."""
+    return any(other.prompt.chat for other in edit.expansions)
 
 
 def _by_templates(lm: LM, edit: Edit, how: Expansion, chat: bool) -> Iterator[Edit]:
