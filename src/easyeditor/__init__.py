@@ -12,10 +12,10 @@ Example:
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.methods import METHODS
+from easyeditor.version import VERSION
 
 if TYPE_CHECKING:
     from easyeditor.data.counterfact import CounterFactDataset as CounterFactDataset
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     from easyeditor.patches.weight import WeightPatch as WeightPatch
     from easyeditor.train.trainer import EditTrainer as EditTrainer
 
-__version__ = version("easyeditor")
+__version__ = VERSION
 
 # Imported on first use: `import easyeditor` is quick, and the command line parses before torch
 # loads.
