@@ -121,10 +121,10 @@ def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
     prompt) gets the answer alone.
     """
     edits = [edit for case in cases for edit in case.edits]
-    asked = [other.prompt for edit in edits for other in edit.expansions if other.prompt.chat]
+    in_chat = [other.prompt for edit in edits for other in edit.expansions if other.prompt.chat]
     unknown = [edit.prompt for edit in edits if _in_chat(edit) and not edit.ground_truth]
-    texts = generate(lm, [*asked, *unknown], OPENING_TOKENS) if asked else []
-    replies, answers = iter(texts[: len(asked)]), iter(texts[len(asked) :])
+    texts = generate(lm, [*in_chat, *unknown], OPENING_TOKENS) if in_chat else []
+    replies, answers = iter(texts[: len(in_chat)]), iter(texts[len(in_chat) :])
 
     def opened(edit: Edit) -> Edit:
         if not _in_chat(edit):

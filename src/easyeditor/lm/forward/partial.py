@@ -164,17 +164,14 @@ def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
     return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
 
 
-def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    places = [(i, r - n) for i, n in enumerate(offsets) for r in runs[i].reads]
-    index, positions = zip(*places, strict=True) if places else ((), ())
-    return torch.tensor(index), torch.tensor(positions)
-
-
-def _places(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows and positions to which vectors are added."""
-    places = [(i, at - n) for i, n in enumerate(offsets) for at in (runs[i].at, *runs[i].also)]
-    rows, positions = zip(*places, strict=True) if places else ((), ())
-    return torch.tensor(rows), torch.tensor(positions)
+def _pairs(
+    runs: Sequence[EditRow], of: Literal["at", "reads"], *, resumed: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and positions where vectors are added, or of all reads; ``resumed``: from ``start``."""
+    positions = [run.reads if of == "reads" else (run.at, *run.also) for run in runs]
+    pairs = [(i, at - runs[i].start * resumed) for i, some in enumerate(positions) for at in some]
+    rows, at = zip(*pairs, strict=True) if pairs else ((), ())
+    return torch.tensor(rows), torch.tensor(at)
 
 
 class FullForward:
@@ -186,9 +183,9 @@ class FullForward:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._pool = pool or BufferPool()
         self._batch = lm.pad([run.ids for run in runs])
-        self._rows, self._at = _places(runs, [0] * len(runs))
+        self._rows, self._at = _pairs(runs, "at", resumed=False)
         self._more = _decoding(lm, runs)
-        self._index, self._positions = _reads(runs, [0] * len(runs))
+        self._index, self._positions = _pairs(runs, "reads", resumed=False)
         self.left = 0
 
     @property
@@ -233,8 +230,8 @@ class PartialForward:
         suffix = self._batch = lm.pad_after(
             past, [run.ids[run.start :] for run in runs], width=max(map(len, past))
         )
-        self._rows, self._at = _places(runs, [run.start for run in runs])
-        self._index, self._positions = _reads(runs, [run.start for run in runs])
+        self._rows, self._at = _pairs(runs, "at", resumed=True)
+        self._index, self._positions = _pairs(runs, "reads", resumed=True)
         self._more = _decoding(lm, runs)
         with torch.no_grad():
             if lm.encoder_decoder and not lm.in_encoder:  # what it read does not change
@@ -310,9 +307,8 @@ class PartialForward:
         stored = copy.copy(self)
         n = len(self._runs)
         stored._runs = [self._runs[i] for i in rows.tolist()]
-        starts = [run.start for run in stored._runs]
-        stored._index, stored._positions = _reads(stored._runs, starts)
-        stored._rows, stored._at = _places(stored._runs, starts)
+        stored._index, stored._positions = _pairs(stored._runs, "reads", resumed=True)
+        stored._rows, stored._at = _pairs(stored._runs, "at", resumed=True)
         stored._more = {name: rows_of(value, rows, n) for name, value in self._more.items()}
         stored._batch = self._batch.rows(rows)
         stored._below = rows_of(self._below, rows, n)
