@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 from easyeditor.edits import Case, Generate, Query, Score
+from easyeditor.evaluate.before_after import shown
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.evaluate.replies import EvalOptions as EvalOptions
 from easyeditor.evaluate.replies import Replies as Replies
@@ -115,7 +116,7 @@ def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, di
     if options.answer_tokens:
         prompts = [case.edit.prompt]
         prompts += [probe.prompt for probe in case.probes if probe.group != "locality"]
-        texts["answers"] = {str(p): replies[options.answer(p)] for p in prompts}
+        texts["answers"] = {shown(p): replies[options.answer(p)] for p in prompts}
     if options.continuation_tokens:
-        texts["continuations"] = {str(q.prompt): replies[q] for q in options.long(case)}
+        texts["continuations"] = {shown(q.prompt): replies[q] for q in options.long(case)}
     return texts
