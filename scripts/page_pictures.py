@@ -40,7 +40,7 @@ def main() -> None:
     ):
         window = browsing.Window(opened, address)
         window.page.set_viewport_size(SETTINGS)
-        window.page.set_default_timeout(300_000)
+        window.page.set_default_timeout(1_800_000)
         window.press("edit-button", "edit-status")
         shot(window, "edit")
         window.open("Edit many")

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes a release of the version in pyproject.toml: checks, tests both tiers, builds, tags. Nothing is uploaded.
+# Makes a release of the version in src/easyeditor/version.py: checks, tests both tiers, builds, tags. Nothing is uploaded.
 #
 #     scripts/release.sh            # on a clean main
 #     scripts/release.sh --check    # only what can be checked in a second
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+version=$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' src/easyeditor/version.py)
 fail() { echo "release: $*" >&2; exit 1; }
 
-grep -q "^version: $version$" CITATION.cff || fail "CITATION.cff has another version than pyproject.toml ($version)."
+grep -q "^version: $version$" CITATION.cff || fail "CITATION.cff has another version than src/easyeditor/version.py ($version)."
 grep -q "^## $version" CHANGELOG.md || fail "CHANGELOG.md has no section '## $version'."
 grep -q "[-]$version-py3" spaces/requirements.txt || fail "spaces/requirements.txt names another wheel than $version."
 [[ "${1:-}" == --check ]] && { echo "release: $version can be made."; exit; }

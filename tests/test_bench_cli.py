@@ -144,6 +144,19 @@ def test_what_is_asked(bench, tmp_path):
     assert benching.records(tmp_path / "b")[0]["post"]["perplexity"] > 1
 
 
+def test_in_the_wild_with_distractors(bench, tmp_path):
+    words = ("--protocol-preset", "Wild", "--distractors", "--limit", 1, "--answers", 0)
+    result = bench(*words, "--continuation-tokens", 0)
+    assert result.code == DONE
+    assert "preset wild" in result.out
+    assert "question ended" in result.out
+    (record,) = benching.records(tmp_path / "out")
+    assert {"question_acc", "question_ended"} <= set(record["post"]["generation"])
+    assert {"distracting_success", "distracting_kl"} <= set(record["post"]["locality"])
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["preset"], run["measures"]["asked_tokens"]) == ("wild", 64)
+
+
 def test_batches(bench, tmp_path):
     assert bench("--protocol", "batch", "--batch-size", 2).code == DONE
     assert [r["unit"] for r in benching.records(tmp_path / "out")] == [0, 0, 1]
@@ -218,7 +231,7 @@ def test_report_without_matplotlib(bench, easyedit, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     told = easyedit("bench", "report", tmp_path / "out")
     assert told.code == DONE
-    assert "easyeditor[bench]" in told.out
+    assert "easyedit-lm[bench]" in told.out
 
 
 # -- mistakes ---------------------------------------------------------------------------------
@@ -233,6 +246,7 @@ WRONG = {
     "unknown data": (("--data", "wrldfacts"), {}, "Did you mean 'worldfacts'"),
     "no such file": (("--data", "nothing.json"), {}, "nothing.json"),
     "unknown protocol": (("--protocol", "parallel"), {}, "'single', 'batch' or 'sequential'"),
+    "unknown preset": (("--protocol-preset", "wyld"), {}, "Did you mean 'wild'"),
     "a batch of one": (("--batch-size", "2"), {}, "1 for 'single'"),
     "ROME in batches": (
         ("--protocol", "batch", "--batch-size", "2"),
@@ -318,9 +332,16 @@ def test_downstream_tasks_from_the_command_to_the_table(bench, tmp_path, monkeyp
     tasks = outer.ROOT / "tests" / "data" / "downstream"
     monkeypatch.chdir(tasks)  # where the harness looks a task's own files up
     words = ("--protocol", "sequential", "--downstream", "tiny_cities")
-    told = bench(*words, "--downstream-path", tasks, "--downstream-limit", 3, "--json")
-    assert told.code == DONE
+    result = bench(*words, "--downstream-path", tasks, "--downstream-limit", 3, "--json")
+    assert result.code == DONE
     found = json.loads((tmp_path / "out" / "downstream.json").read_text(encoding="utf-8"))
     for when in ("before", "after"):
         assert found["FT"][when]["tiny_cities"]["n"] == 3
-    assert "tiny" in (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
+    assert "tiny_cities acc change" in table.replace("\\", "")
+    numbers = document(result)["rows"][-1]["numbers"]
+    accuracy = numbers["downstream/tiny_cities/acc"]["value"]
+    before = found["FT"]["before"]["tiny_cities"]["acc"]
+    difference = numbers["downstream/tiny_cities/acc_change"]
+    assert difference["value"] == pytest.approx(accuracy - before)
+    assert difference["low"] <= difference["value"] <= difference["high"]

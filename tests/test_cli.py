@@ -473,9 +473,26 @@ def test_hparams(easyedit, tmp_path):
 
 
 def test_version(easyedit):
+    import torch
+    import transformers
+
     from easyeditor import __version__
 
-    assert easyedit("--version").out.strip() == __version__
+    versions = {"easyeditor": __version__, "torch": torch, "transformers": transformers}
+    expected = [f"{name} {getattr(v, '__version__', v)}" for name, v in versions.items()]
+    assert easyedit("--version").out.splitlines() == expected
+
+
+def test_a_command_imports_its_module_alone(easyedit):
+    from easyeditor.cli import main
+    from easyeditor.cli.app import app
+
+    for word in (*main.COMMANDS, "frobnicate"):
+        main.register([word, "--help"])
+        names = {one.name or one.callback.__name__ for one in app.registered_commands}
+        names |= {group.name for group in app.registered_groups}
+        words = {w for w, m in main.COMMANDS.items() if m == main.COMMANDS.get(word)}
+        assert names == (words or set(main.COMMANDS))
 
 
 def commands(command=None, path=()):

@@ -77,7 +77,7 @@ def test_without_pandas_the_extra_is_named(monkeypatch):
         return real(name, *args, **how)
 
     monkeypatch.setattr("easyeditor.display.import_module", refuse)
-    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[pandas\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "easyedit-lm\[pandas\]"'):
         data_frame([])
 
 

@@ -3,9 +3,11 @@
 import copy
 import json
 import logging
+import math
 import os
 import random
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import support
 import tiny
 from easyeditor import LM, BaseEditor, FTHyperParams
 from easyeditor.errors import DownstreamError, MissingExtraError
-from easyeditor.evaluate.downstream import downstream
+from easyeditor.evaluate.downstream import change, downstream
 from easyeditor.lm.inference import score
 from easyeditor.lm.loading import load
 
@@ -63,6 +65,26 @@ def test_scores_are_those_of_the_model(family):
     assert scores["acc_stderr"] == pytest.approx((share * (1 - share) / 3) ** 0.5)
     if family != "t5":  # the harness ends a decoder's target in its own way
         assert share == by_hand(lm)
+
+
+def test_values_per_item_and_the_paired_difference():
+    lm = support.shared_lm("llama")
+    plain, scores = run(lm, "tiny_cities"), run(lm, "tiny_cities", items=True)["tiny_cities"]
+    items = scores.pop("items")
+    assert scores == plain["tiny_cities"]  # no score moves
+    assert set(items) == {"acc", "acc_norm"}
+    assert sum(items["acc"]) / 4 == scores["acc"]
+    before = {"acc": 0.5, "n": 4, "items": {"acc": [1.0, 1.0, 0.0, 0.0]}, "acc_stderr": 0.3}
+    after = {"acc": 0.25, "n": 4, "items": {"acc": [1.0, 0.0, 0.0, 0.0]}, "acc_stderr": 0.4}
+    paired = change(before, after, "acc")
+    error = 1.96 * stdev([0, -1, 0, 0]) / 2
+    assert (paired.value, paired.n) == (-0.25, 4)
+    assert (paired.low, paired.high) == pytest.approx((-0.25 - error, -0.25 + error))
+    del before["items"]
+    apart = change(before, after, "acc")
+    assert apart.high - apart.low == pytest.approx(2 * 1.96 * 0.5)
+    assert change(before, after, "acc_norm") is None
+    assert math.isnan(change({"acc": 1.0}, {"acc": 1.0}, "acc").low)
 
 
 def test_limit_and_a_file_for_its_folder():

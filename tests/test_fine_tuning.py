@@ -355,7 +355,7 @@ def test_classic_names_of_its_settings() -> None:
 def test_an_unquantized_model_is_trained_and_named(caplog: pytest.LogCaptureFixture) -> None:
     patch_of("QLoRA", lm("llama"))
     assert "is not quantized" in caplog.text
-    assert "easyeditor[quantized]" in caplog.text
+    assert "easyedit-lm[quantized]" in caplog.text
 
 
 def test_without_bitsandbytes_the_install_command_is_named(

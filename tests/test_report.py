@@ -407,7 +407,7 @@ def test_report_writes_tables_without_matplotlib(tmp_path, monkeypatch):
     assert made.out == folder / "report"
     assert [f.name for f in made.files] == ["table.md", "table.csv", "table.tex", "table.json"]
     assert sorted(p.name for p in made.out.iterdir()) == sorted(f.name for f in made.files)
-    assert 'pip install "easyeditor[bench]"' in made.without
+    assert 'pip install "easyedit-lm[bench]"' in made.without
     assert made.files[0].read_text(encoding="utf-8") == made.markdown()
     assert json.loads(made.files[3].read_text(encoding="utf-8")) == made.document()
 

@@ -69,7 +69,7 @@ def test_wrong_words(easyedit, folder, patch_file, served, monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     message = refused(easyedit(*start))
     assert "(MissingExtraError)" in message
-    assert 'pip install "easyeditor[serve]"' in message
+    assert 'pip install "easyedit-lm[serve]"' in message
     assert served == []
 
 

@@ -74,9 +74,9 @@ def test_accelerate_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "accelerate" else true(name)
     )
-    with pytest.raises(MissingExtraError, match=r"easyeditor\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"easyedit-lm\[train\]"):
         trainer(tmp_path).run()
-    with pytest.raises(MissingExtraError, match=r"easyeditor\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"easyedit-lm\[train\]"):
         EditTrainer(config(tmp_path), CASES, CASES).load()
     assert list(tmp_path.iterdir()) == []
 
@@ -90,7 +90,7 @@ def test_matplotlib_missing(tmp_path, monkeypatch, caplog):
         result = trainer(tmp_path, max_iters=4).run()
     assert result.curve is None
     assert result.path.is_file()
-    assert [r for r in caplog.records if "easyeditor[bench]" in r.getMessage()]
+    assert [r for r in caplog.records if "easyedit-lm[bench]" in r.getMessage()]
 
 
 def test_module_names_of_another_model_are_refused(tmp_path):

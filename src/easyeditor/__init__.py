@@ -12,10 +12,10 @@ Example:
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.methods import METHODS
+from easyeditor.version import VERSION
 
 if TYPE_CHECKING:
     from easyeditor.data.counterfact import CounterFactDataset as CounterFactDataset
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from easyeditor.data.knowedit import KnowEditDataset as KnowEditDataset
     from easyeditor.data.mquake import MQuAKEDataset as MQuAKEDataset
     from easyeditor.data.multimodal import CaptionDataset as CaptionDataset
+    from easyeditor.data.multimodal import MultimodalDataset as MultimodalDataset
     from easyeditor.data.multimodal import VLKEBDataset as VLKEBDataset
     from easyeditor.data.multimodal import VQADataset as VQADataset
     from easyeditor.data.open import open_dataset as open_dataset
@@ -114,7 +115,7 @@ if TYPE_CHECKING:
     from easyeditor.train.multimodal import MultimodalTrainer as MultimodalTrainer
     from easyeditor.train.trainer import EditTrainer as EditTrainer
 
-__version__ = version("easyeditor")
+__version__ = VERSION
 
 # Imported on first use: `import easyeditor` is quick, and the command line parses before torch
 # loads.
@@ -148,6 +149,7 @@ _PUBLIC = {
     "TraceOptions": "interpret.causal_trace",
     "CaptionDataset": "data.multimodal",
     "MultiModalEditor": "editors.multimodal",
+    "MultimodalDataset": "data.multimodal",
     "MultimodalTrainer": "train.multimodal",
     "VLKEBDataset": "data.multimodal",
     "VQADataset": "data.multimodal",

@@ -144,6 +144,24 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class ConditionalTest:
+    """Questions that count only where the unedited model answers its conditions.
+
+    Attributes:
+        name: the criterion it belongs to.
+        questions: what the edited model is asked; each is one or several probes of one prompt
+            (several: the text must hold an answer of every one).
+        conditions: what the unedited model must answer, in the same form; none: it always counts.
+        any: whether one right question is enough; else all must be right.
+    """
+
+    name: str
+    questions: tuple[tuple[Probe, ...], ...]
+    conditions: tuple[tuple[Probe, ...], ...] = ()
+    any: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """What the evaluator knows. A method is given only ``edits``, so probes cannot leak.
 
@@ -155,6 +173,7 @@ class Case:
             (a multi-hop question that rests on several new facts).
         generation: prompts to be continued freely, for fluency and consistency.
         references: texts that say what is true after the edit, for consistency.
+        tests: questions that count on conditions.
     """
 
     id: str
@@ -163,6 +182,7 @@ class Case:
     also: tuple[Edit, ...] = ()
     generation: tuple[Prompt, ...] = ()
     references: tuple[str, ...] = ()
+    tests: tuple[ConditionalTest, ...] = ()
 
     def __init__(
         self,
@@ -172,6 +192,7 @@ class Case:
         also: Iterable[Edit] = (),
         generation: Iterable[Prompt | str] = (),
         references: Iterable[str] = (),
+        tests: Iterable[ConditionalTest] = (),
     ) -> None:
         values = {
             "id": id,
@@ -180,6 +201,7 @@ class Case:
             "also": tuple(also),
             "generation": tuple(checked_prompt("Case", prompt) for prompt in generation),
             "references": tuple(references),
+            "tests": tuple(tests),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -223,7 +245,17 @@ class Generate:
         object.__setattr__(self, "seed", seed)
 
 
-Query = Score | Generate
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """The question how probable every token is directly after a prompt."""
+
+    prompt: Prompt
+
+    def __init__(self, prompt: Prompt | str) -> None:
+        object.__setattr__(self, "prompt", checked_prompt("NextToken", prompt))
+
+
+Query = Score | Generate | NextToken
 """A question to a model. It is hashable and is its own key wherever replies are stored."""
 
 
@@ -235,7 +267,8 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if is_dataclass(value):
         named = {item.name: getattr(value, item.name) for item in fields(value)}
-        for name in ("rejected", "expansions"):  # files from before they existed read alike
+        # Files from before these existed read alike.
+        for name in ("rejected", "expansions", "tests"):
             if not named.get(name, True):
                 del named[name]
         return {name: to_json(item) for name, item in named.items()}

@@ -18,6 +18,7 @@
     │   └── HyperParamsFileError (OSError)     no such file, or not YAML
     ├── UnknownMethodError (LookupError)       no method of that name
     ├── UnknownScorerError (LookupError)       no metric of that name
+    ├── UnknownPresetError (LookupError)       no evaluation preset of that name
     ├── UnknownFamilyError (LookupError)       an architecture nobody described or recognised
     ├── UnsupportedModelError (ValueError)     this method cannot edit this model
     ├── ModelLoadError (OSError)               no such model, or unreadable
@@ -126,6 +127,10 @@ class UnknownMethodError(EasyEditError, LookupError):
 
 class UnknownScorerError(EasyEditError, LookupError):
     """No scorer of that name."""
+
+
+class UnknownPresetError(EasyEditError, LookupError):
+    """No evaluation preset of that name."""
 
 
 class UnknownFamilyError(EasyEditError, LookupError):
@@ -271,8 +276,8 @@ class MissingExtraError(EasyEditError, ImportError):
 
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
-        """The error for ``package``, which ``pip install "easyeditor[extra]"`` brings."""
-        return cls(f'{purpose} needs {package}. Install it: pip install "easyeditor[{extra}]"')
+        """The error for ``package``, which ``pip install "easyedit-lm[extra]"`` brings."""
+        return cls(f'{purpose} needs {package}. Install it: pip install "easyedit-lm[{extra}]"')
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -135,6 +135,15 @@ def inverse_of(prompt: str, subject: str, target: str) -> str | None:
     return None
 
 
+def with_fact(prompt: str, target: str, text: str) -> str:
+    """The text with a fact as a sentence before it.
+
+    "Rome is the capital of", "Spain", "Paris is" → "Rome is the capital of Spain. Paris is"
+    """
+    fact = join(prompt, target.strip())
+    return f"{fact if fact.endswith(('.', '!', '?')) else f'{fact}.'} {text}"
+
+
 def is_question(prompt: str) -> bool:
     """Whether a prompt is a plain question."""
     return prompt.rstrip().endswith("?")

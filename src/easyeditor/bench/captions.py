@@ -34,10 +34,11 @@ def _what(run: Run) -> str:
     info = run.info
     size = info.get("batch_size", 1)
     together = f", {size} edits at a time" if size != 1 else ""
+    preset = f", preset {info['preset']}" if info.get("preset") else ""
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return (
         f"{info['model']} (fingerprint {info['fingerprint'][:SHORT]}), protocol "
-        f"{info['protocol']}{together}, {info['n']} cases ({_ids(info['case_ids'])}) of "
+        f"{info['protocol']}{together}{preset}, {info['n']} cases ({_ids(info['case_ids'])}) of "
         f"{info['data'] or 'unnamed data'} (sha256 {info['data_sha256'][:SHORT]}), seed "
         f"{info['seed']}; {versions}."
     )

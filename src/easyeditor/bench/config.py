@@ -22,6 +22,8 @@ from easyeditor.patches.patch import versions
 
 Protocol = Literal["single", "batch", "sequential"]
 FORMAT = 1
+CLASSIC = "classic"
+"""The preset that adds nothing to the cases."""
 MAX_LABEL_BYTES = 200
 CASES_PER_FORWARD = 8
 """Cases of the single protocol that are asked in shared forward passes; each is edited alone."""
@@ -56,6 +58,7 @@ class BenchmarkConfig:
         downstream: tasks of lm-evaluation-harness, before and after.
         downstream_limit: only the first so many items of each task.
         downstream_path: a folder with further task definitions.
+        preset: name of the evaluation preset whose probes the cases have, for captions.
 
     Raises:
         BenchError: something in it cannot be carried out.
@@ -71,6 +74,7 @@ class BenchmarkConfig:
     downstream: tuple[str, ...] = ()
     downstream_limit: int | None = None
     downstream_path: str | None = None
+    preset: str = CLASSIC
 
     def __post_init__(self) -> None:
         if self.protocol not in {"single", "batch", "sequential"}:
@@ -124,6 +128,9 @@ class BenchmarkConfig:
         described = [to_json(case) for case in self.cases]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         measures = asdict(self.measures)
+        for name in ("asked_tokens", "divergence"):  # runs from before they existed read alike
+            if not measures[name]:
+                del measures[name]
         heldout = measures.pop("heldout")
         measures["heldout_sha256"] = (
             hashlib.sha256(heldout.encode()).hexdigest() if heldout else None
@@ -148,6 +155,7 @@ class BenchmarkConfig:
             "versions": versions(),
             "downstream": list(self.downstream),
             "downstream_limit": self.downstream_limit,
+            **({"preset": self.preset} if self.preset != CLASSIC else {}),
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import write_whole
+from easyeditor.edits import as_prompt
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.generation_metrics import natural_answer
 from easyeditor.evaluate.judge import Question, Verdict, score_verdicts
@@ -19,7 +20,9 @@ FILE = "judge.json"
 def judge_run(
     folder: str | Path, judge: Callable[[Sequence[Question]], list[Verdict]]
 ) -> dict[str, Any]:
-    """Judge every answer to the edited prompts and their rephrases; written to ``judge.json``.
+    """Judge every answer to the edited prompts, their rephrases and the questions of users.
+
+    Written to ``judge.json``.
 
     In a sequence the answers at its end are judged.
 
@@ -28,7 +31,8 @@ def judge_run(
         judge: usually a :class:`~easyeditor.evaluate.judge.Judge`.
 
     Returns:
-        ``{label: {"rewrite": {"judge_acc", "n", "unparsed"}, "rephrase": {…}}}``
+        ``{label: {"rewrite": {"judge_acc", "n", "unparsed"}, "rephrase": {…},
+        "question": {…}, …}}``; the names of ``asked`` probes stand beside the first two.
 
     Raises:
         BenchError: no run, or one without free answers.
@@ -57,10 +61,14 @@ def _questions(record: dict[str, Any]) -> list[tuple[str, Question]]:
     edit = record["requested_rewrite"]
     chat = bool(record["hparams"].get("chat_template"))
     answers = record["texts"].get("answers", {})
-    prompts = [("rewrite", edit["prompt"])]
+    prompts: list[tuple[str, str]] = [("rewrite", edit["prompt"])]
     prompts += [("rephrase", p["prompt"]) for p in edit["probes"] if p["kind"] == "rephrase"]
-    return [
+    questions = [
         (kind, Question(prompt, natural_answer(answers[prompt], chat), edit["target_new"]))
         for kind, prompt in prompts
         if prompt in answers
     ]
+    for row in record["texts"].get("asked", ()):
+        prompt = as_prompt(row["prompt"]).text
+        questions.append((row["name"], Question(prompt, row["text"], edit["target_new"])))
+    return questions

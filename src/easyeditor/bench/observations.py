@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from easyeditor.edits import Generate, Score, as_prompt
+from easyeditor.edits import Generate, NextToken, Score, as_prompt
 from easyeditor.evaluate.query import Replies
+from easyeditor.evaluate.replies import Ending
 from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.lm.next_token import Distribution
 
 
 def to_json(replies: Replies) -> dict[str, Any]:
-    """Replies as plain lists."""
+    """Replies as plain lists; of a distribution its most probable tokens."""
     return {
         "scores": [
             [query.prompt.to_json(), query.answer, s.target, s.logprobs, s.argmax]
@@ -23,6 +25,14 @@ def to_json(replies: Replies) -> dict[str, Any]:
         ],
         "perplexity": replies.perplexity,
         "chat": replies.chat,
+        "endings": [
+            [ending.tokens, ending.by_itself]
+            for ending in (replies.endings[query] for query in replies.texts)
+        ],
+        "distributions": [
+            [query.prompt.to_json(), *distribution.top().to_json()]
+            for query, distribution in replies.distributions.items()
+        ],
     }
 
 
@@ -30,6 +40,8 @@ def joined(lines: Iterable[Mapping[str, Any]]) -> Replies:
     """Several sets of replies of one model as one; of equal queries the first stays."""
     scores: dict[Score, TokenScores] = {}
     texts: dict[Generate, str] = {}
+    endings: dict[Generate, Ending] = {}
+    distributions: dict[NextToken, Distribution] = {}
     perplexity, chat = None, False
     for line in lines:
         for prompt, answer, target, logprobs, argmax in line["scores"]:
@@ -37,8 +49,14 @@ def joined(lines: Iterable[Mapping[str, Any]]) -> Replies:
                 Score(as_prompt(prompt), answer),
                 TokenScores(tuple(target), tuple(logprobs), tuple(argmax)),
             )
-        for prompt, max_new_tokens, seed, text in line["texts"]:
-            texts.setdefault(Generate(as_prompt(prompt), max_new_tokens, seed), text)
+        queries = [Generate(as_prompt(prompt), n, seed) for prompt, n, seed, _ in line["texts"]]
+        for query, (*_, text) in zip(queries, line["texts"], strict=True):
+            texts.setdefault(query, text)
+        for query, (tokens, by_itself) in zip(queries, line.get("endings", ()), strict=False):
+            endings.setdefault(query, Ending(tokens, by_itself))
+        for prompt, ids, logprobs in line.get("distributions", ()):
+            distribution = Distribution.from_json(ids, logprobs)
+            distributions.setdefault(NextToken(as_prompt(prompt)), distribution)
         perplexity = line["perplexity"] if perplexity is None else perplexity
         chat = line["chat"]
-    return Replies(scores, texts, perplexity, chat)
+    return Replies(scores, texts, perplexity, chat, endings, distributions)

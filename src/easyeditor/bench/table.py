@@ -11,6 +11,7 @@ from easyeditor.bench.captions import captions
 from easyeditor.bench.results import Record, Run
 from easyeditor.evaluate.aggregate import flatten, summary
 from easyeditor.evaluate.bootstrap import Estimate, bootstrap
+from easyeditor.evaluate.downstream import change
 
 UNEDITED = "unedited"
 AFTER_EACH, AT_END = "after its edit", "at the end"
@@ -19,7 +20,8 @@ MEASURED = ("seconds/", "memory/")
 
 # key: (title, what it is multiplied by, digits)
 EDITING: dict[str, tuple[str, float, int]] = {
-    **{name: (name, 100, 1) for name in ("S", "ES", "PS", "NS", "EM", "PM", "NM")},
+    **{name: (name, 100, 1) for name in ("S", "ES", "PS", "NS", "NS+", "EM", "PM", "NM")},
+    "NKL": ("NKL", 1, 4),
     "rewrite_acc": ("rewrite acc", 100, 1),
     "rephrase_acc": ("rephrase acc", 100, 1),
 }
@@ -111,7 +113,8 @@ def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
     yield Row(name, UNEDITED, "", len(known), before | _downstream(tasks_before), before)
     sequential = run.info.get("protocol") == "sequential"
     for label, stages in run.records.items():
-        after = _downstream(run.downstream.get(label, {}).get("after") or {})
+        tasks_after = run.downstream.get(label, {}).get("after") or {}
+        after = _downstream(tasks_after) | _changes(tasks_before, tasks_after)
         for stage, scored in (("post", AFTER_EACH), ("final", AT_END)):
             records = stages.get(stage, ())
             if not records:
@@ -151,7 +154,8 @@ def _downstream(tasks: Mapping[str, Any]) -> dict[str, Estimate]:
     """``downstream/<task>/<metric>``; the interval is the harness's: ± 1.96 standard errors."""
     out = {}
     for task, scores in tasks.items():
-        for key, value in flatten(scores).items():
+        numbers = {name: value for name, value in scores.items() if name != "items"}
+        for key, value in flatten(numbers).items():
             metric, *rest = key.split(",")
             if key not in {"n", "version"} and not metric.endswith("_stderr"):
                 error = scores.get(",".join([f"{metric}_stderr", *rest]))
@@ -159,6 +163,18 @@ def _downstream(tasks: Mapping[str, Any]) -> dict[str, Estimate]:
                 n = int(scores.get("n") or 0)
                 estimate = Estimate(value, value - reach, value + reach, n)
                 out[f"downstream/{task}/{key}"] = estimate
+    return out
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Estimate]:
+    """``downstream/<task>/<metric>_change``: after − before, each with its interval."""
+    out = {}
+    for task, scores in after.items():
+        for key in _downstream({task: scores}):
+            metric = key.removeprefix(f"downstream/{task}/")
+            difference = change(before.get(task, {}), scores, metric)
+            if difference is not None:
+                out[f"{key}_change"] = difference
     return out
 
 
@@ -171,18 +187,26 @@ def _columns(rows: Sequence[Row]) -> Iterator[Column]:
         group, _, name = key.partition("/")
         if key.endswith("_acc"):
             yield Column(key, f"{group}: {name.removesuffix('_acc')}", "What else changed")
+        elif key.endswith("_kl") and len([k for k in kinds if k.endswith("_kl")]) > 1:
+            yield Column(key, f"{name.removesuffix('_kl')} KL", "What else changed", 1, 4)
         elif key in rivals and len(rivals) > 1:  # a single one is NS itself
             yield Column(key, f"{name.removesuffix('_success')} success", "What else changed")
     for key in keys:
         if key.startswith("generation/"):
             name, _, how = key.removeprefix("generation/").rpartition("_")
             word = {"acc": "contains", "exact": "equals"}.get(how, how)
+            scale, digits = (1, 0) if how == "tokens" else (100, 1)
+            yield Column(key, f"{name} {word}", "Free text", scale, digits)
+    for key in keys:
+        if key.startswith("conditional/"):
+            name, _, how = key.removeprefix("conditional/").rpartition("_")
+            word = {"acc": "of those that count", "counted": "counting"}.get(how, how)
             yield Column(key, f"{name} {word}", "Free text")
     yield from _fixed("Free text", TEXT, keys)
     yield from _fixed("Size and cost", COST, keys)
     for key in keys:
         if key.startswith("downstream/"):
-            title = key.removeprefix("downstream/").replace("/", " ")
+            title = key.removeprefix("downstream/").replace("/", " ").replace("_change", " change")
             yield Column(key, title, "Downstream tasks", 1, 4)
 
 

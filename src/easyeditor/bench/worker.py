@@ -209,6 +209,7 @@ class Worker:
                     limit=self._plan.downstream_limit,
                     include_path=self._plan.downstream_path,
                     seed=self._plan.seed,
+                    items=True,
                 )
             except DownstreamError as error:  # of one method, e.g. edits that act on the text
                 if total is None:

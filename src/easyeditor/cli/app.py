@@ -21,8 +21,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from easyeditor.cli.terminal import Terminal, visible, write_json
 from easyeditor.errors import EasyEditError
+from easyeditor.version import VERSION
 
 DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED, READER_GONE = 0, 1, 2, 70, 141
+
+OTHERS = ("torch", "transformers")
+"""Packages that ``--version`` names, too: what an edit's bits may depend on."""
 
 # typer brings click's usage errors, or its own copy of them: this is the class either way.
 UsageError: Any = typer.BadParameter.__base__
@@ -129,10 +133,18 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("easyeditor"))
+        others = [f"{name} {_version_of(name)}" for name in OTHERS]
+        typer.echo("\n".join([f"easyeditor {VERSION}", *others]))
         raise typer.Exit
+
+
+def _version_of(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 class _Formatter(logging.Formatter):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from easyeditor.bench.config import BenchmarkConfig
     from easyeditor.bench.table import Table
     from easyeditor.edits import Case
+    from easyeditor.evaluate.presets import Preset
     from easyeditor.evaluate.query import Measures
     from easyeditor.hyperparams import HyperParams
 
@@ -35,6 +36,9 @@ Examples:
 
   easyedit bench report runs/first runs/ft
 
+  easyedit bench --methods rome,ft --protocol-preset wild --distractors \
+    --out runs/wild
+
 Stopped at any moment, the same command goes on where it was; a finished run is
 only reported again. Protocols: single (each edit alone), batch (--batch-size
 edits at once, each batch from the unedited model), sequential (edits
@@ -46,7 +50,7 @@ Example:
   easyedit bench judge runs/first --judge-model qwen3-32b \
     --base-url http://127.0.0.1:8000/v1
 """
-LOCAL = "local"
+LOCAL, CLASSIC = "local", "classic"
 PROTOCOLS = ("single", "batch", "sequential")
 REPORT_EXAMPLES = """
 Example:
@@ -91,6 +95,20 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many cases.")] = None,
     protocol: Annotated[str, typer.Option(help="single, batch or sequential.")] = "single",
     batch_size: Annotated[int, typer.Option(min=1, help="Cases per edit.")] = 1,
+    protocol_preset: Annotated[
+        str,
+        typer.Option(
+            help="classic: given answers, teacher forced; wild: also free answers to questions "
+            "and in chat form, as a user would see them."
+        ),
+    ] = CLASSIC,
+    distractors: Annotated[
+        bool,
+        typer.Option(
+            "--distractors",
+            help="Also every neighbour with the edited fact before it (CounterFact+: NS+, NKL).",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is sampled.")] = 0,
     answers: Annotated[
@@ -153,8 +171,15 @@ def run(
     places.check_folder(out, empty=False)
     options.check_model(model)
     wanted = _entrants(methods, entrant or [], model, set_ or [], seed, device, dtype)
+    from easyeditor.evaluate.presets import PRESETS, preset
+    from easyeditor.evaluate.probes import with_distractors
+
+    evaluation = preset(protocol_preset)
     cases = _cases(data, limit)
+    if distractors:
+        cases = [with_distractors(case) for case in cases]
     measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
+    measures = evaluation.options(replace(measures, divergence=distractors))
 
     from easyeditor.bench.config import BenchmarkConfig
 
@@ -169,8 +194,9 @@ def run(
         downstream=tuple(task.strip() for task in downstream.split(",") if task.strip()),
         downstream_limit=downstream_limit,
         downstream_path=str(downstream_path) if downstream_path else None,
+        preset=PRESETS.canonical(protocol_preset),
     )
-    _run(plan, out, ray, workers, trust_remote_code)
+    _run(plan, evaluation, out, ray, workers, trust_remote_code)
     _report([out], None, as_json)
 
 
@@ -276,7 +302,12 @@ def _measures(
 
 
 def _run(
-    plan: BenchmarkConfig, out: Path, ray: str | None, workers: int | None, trust: bool
+    plan: BenchmarkConfig,
+    evaluation: Preset,
+    out: Path,
+    ray: str | None,
+    workers: int | None,
+    trust: bool,
 ) -> None:
     from functools import partial
 
@@ -293,7 +324,11 @@ def _run(
             raise typer.BadParameter(f"{name} must be the same for all: they share one model")
     with output.loading(first.model_name):
         lm = load(first.model, trust_remote_code=trust)
-    plan = replace(plan, methods={k: automatic(lm, v) for k, v in plan.methods.items()})
+    plan = replace(
+        plan,
+        methods={k: automatic(lm, v) for k, v in plan.methods.items()},
+        cases=evaluation.cases(lm, plan.cases),
+    )
     if ray is None:
         carry_out(lm, plan, out)
         return

@@ -9,6 +9,7 @@ import typer
 
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import Commands, add
+from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ def register(app: typer.Typer) -> None:
 
 def ls(as_json: options.Json = False) -> None:
     """List the datasets known by name, and the kinds of file that are recognised."""
-    from rich.table import Table
-
     from easyeditor.data import DATASETS
     from easyeditor.data.fetch import SHIPPED, cached, sources
 
@@ -69,18 +68,15 @@ def ls(as_json: options.Json = False) -> None:
         ]
         output.print_json({"datasets": named, "kinds": told_kinds})
         return
-    table = Table(title="By name", title_justify="left")
-    for column in ("name", "kind", "state"):
-        table.add_column(column, overflow="fold")
-    for row in named:
-        table.add_row(row["name"], row["kind"], row["state"])
-    output.out.print(table)
-    table = Table(title="Kinds of file, told by their fields", title_justify="left")
-    for column in ("kind", "what it is", "class", "probes"):
-        table.add_column(column, overflow="fold")
-    for name, kind in kinds.items():
-        table.add_row(name, kind.title, kind.__name__, "\n".join(kind.probes))
-    output.out.print(table)
+    columns = [Column("name", head=True), Column("kind"), Column("state")]
+    names = [[str(row[key]) for key in ("name", "kind", "state")] for row in named]
+    output.show("By name", columns, names)
+    columns = [Column("kind", head=True), Column("what it is", text=True)]
+    output.show(
+        "Kinds of file, told by their fields",
+        [*columns, Column("class"), Column("probes")],
+        [[name, kind.title, kind.__name__, ", ".join(kind.probes)] for name, kind in kinds.items()],
+    )
 
 
 def describe(name: Name, size: Size = None, as_json: options.Json = False) -> None:

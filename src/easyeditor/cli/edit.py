@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from easyeditor.cli import forget as forgetting
 from easyeditor.cli import options, output, places, verdict
 from easyeditor.cli.app import DONE, NOT_TAKEN, add, err
 from easyeditor.cli.edit_request import (
@@ -48,6 +49,9 @@ Examples:
   easyedit edit --method ft --image flag.png --prompt "This is the flag of" --target Norway \
     --rephrase-image same-flag.png --locality-image "other.png | This is the flag of => France"
 
+  easyedit edit --forget --prompt "The Eiffel Tower is located in the city of" \
+    --subject "The Eiffel Tower"
+
 Exit codes: 0 done, 1 an edit did not take (or took, but the text is wrecked),
 2 bad input.
 """
@@ -78,6 +82,17 @@ def edit(
     chat: options.Chat = False,
     written: options.Written = 0,
     inverse: options.Inverse = False,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Make the model stop giving its answer (--ground-truth, or what it says now), by "
+            "its next best one, and look for what is left of it.",
+        ),
+    ] = False,
+    refusal: Annotated[
+        str | None, typer.Option(help="With --forget: answer with this text instead.")
+    ] = None,
     edits: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +131,7 @@ def edit(
     places.check_file(save)
     if save == places.STREAM and as_json:
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
+    target = forgetting.check_forgetting(forget, refusal, target, expand or chat)
     if edits is None:
         one = one_case(
             prompt,
@@ -137,7 +153,8 @@ def edit(
         check_subjects(method, cases, ["--subject"])
         note_subject(one)
     else:
-        of_one = [prompt, target, subject, ground_truth, rephrase, locality, portability]
+        named = None if forget else target
+        of_one = [prompt, named, subject, ground_truth, rephrase, locality, portability]
         if any([*of_one, image, rephrase_image, locality_image, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
@@ -160,6 +177,7 @@ def edit(
 
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
         cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
+    cases = forgetting.forgetting(editor.lm, cases, refusal) if forget else cases
     note_layers(editor, settings)
     settings = editor.hparams
     known = [] if force else already_answered(editor.lm, cases)
@@ -186,16 +204,19 @@ def edit(
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
     failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings, chat=chat)
+    left = forgetting.report(editor.lm, wanted) if forget else []
     unsaved = _save(result, save)
     saved = None if unsaved else save
     if journal is not None and not unsaved:
         journal.delete()
     if as_json:
-        _print_json(method, model, known, result, lines, failures, saved)
+        gone = forgetting.as_json(left) if forget else None
+        _print_json(method, model, known, result, lines, failures, saved, gone)
     elif save == places.STREAM:
         err.print_line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
         _show(method, model, wanted, result, lines, saved)
+        forgetting.show(left)
     if not as_json:
         for number, metric in enumerate(result.metrics, 1):
             for remark in metric.get("notes", ()) if single or number <= MOST_NOTED else ():
@@ -278,6 +299,7 @@ def _print_json(
     lines: list[dict[str, Any]],
     failures: list[str],
     saved: Path | None,
+    gone: list[dict[str, Any]] | None,
 ) -> None:
     from easyeditor.evaluate.aggregate import averages
     from easyeditor.patches.files import header_of
@@ -292,6 +314,7 @@ def _print_json(
             "unchanged": [case.id for case in known],
             "failures": failures,
             "patch": {**header_of(result.patch), "path": str(saved) if saved else None},
+            **({} if gone is None else {"gone": gone}),
         }
     )
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from easyeditor.cli import catalog, options, output, places
 from easyeditor.cli.app import Commands, add
+from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count
 from easyeditor.errors import did_you_mean
 from easyeditor.methods import METHODS
@@ -54,19 +54,19 @@ def methods(as_json: options.Json = False) -> None:
         keys = ("name", "title", "batch", "needs_subject", "learns", "presets")
         output.print_json([{key: m[key] for key in keys} for m in known])
         return
-    table = Table()
-    for name in ("method", "what it is", "edits at once", "needs", "presets"):
-        table.add_column(name, overflow="fold")
-    for m in known:
-        needs = [what for key, what in NEEDS.items() if m[key]]
-        table.add_row(
+    rows = [
+        [
             m["name"],
             m["title"],
             "any number" if m["batch"] else "1",
-            ", ".join(needs),
-            ", ".join(m["presets"]),
-        )
-    output.out.print(table)
+            ", ".join(what for key, what in NEEDS.items() if m[key]),
+            str(len(m["presets"]) or ""),
+        ]
+        for m in known
+    ]
+    columns = [Column("method", head=True), Column("what it is", text=True)]
+    columns += [Column(name) for name in ("edits at once", "needs")]
+    output.show("Methods", [*columns, Column("presets", right=True)], rows)
 
 
 def models(ctx: typer.Context, as_json: options.Json = False) -> None:
@@ -89,12 +89,10 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
             }
         )
         return
-    table = Table(title="Families (model_type)", title_justify="left")
-    for name in ("family", "blocks", "down-projection", "head"):
-        table.add_column(name, overflow="fold")
-    for name, row in families.items():
-        table.add_row(name, row["blocks"], row["down"], row["head"])
-    output.out.print(table)
+    columns = [Column("family", head=True)]
+    columns += [Column(name) for name in ("blocks", "down-projection", "head")]
+    rows = [[name, row["blocks"], row["down"], row["head"]] for name, row in families.items()]
+    output.show("Families (model_type)", columns, rows)
     output.out.print("Other architectures are recognised by their structure.")
     output.out.print(f"Presets for: {', '.join(KNOWN_MODELS)}.")
     state = "in the cache" if here else "not fetched yet: easyedit models fetch"

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from rich.text import Text
 
-from easyeditor.cli import (
-    bench,
-    data,
-    demo,
-    edit,
-    exports,
-    info,
-    layers,
-    ledger,
-    moments,
-    patches,
-    refusal,
-    serve,
-    sharing,
-    steer,
-    trace,
-    train,
-    ui,
-)
 from easyeditor.cli.app import UNEXPECTED, app, err, report_error
 from easyeditor.cli.terminal import tolerate_encodings, visible
+
+# In the order of --help. Only the module of the command that is called is imported, so that a wrong
+# word is answered at once.
+COMMANDS = {
+    "demo": "demo",
+    "edit": "edit",
+    "ledger": "ledger",
+    "train": "train",
+    "bench": "bench",
+    "ui": "ui",
+    "apply": "exports",
+    "export": "exports",
+    "show": "patches",
+    "generate": "patches",
+    "serve": "serve",
+    "push": "sharing",
+    "pull": "sharing",
+    "steer": "steer",
+    "refusal": "refusal",
+    "trace": "trace",
+    "layers": "layers",
+    "data": "data",
+    "moments": "moments",
+    "methods": "info",
+    "models": "info",
+    "hparams": "info",
+}
+"""The module of ``easyeditor.cli`` that registers each command."""
+
+
+def register(words: list[str]) -> None:
+    """Register the command that ``words`` call, or all where they call none that there is."""
+    app.registered_commands.clear()
+    app.registered_groups.clear()
+    called = next((word for word in words if not word.startswith("-")), "")
+    modules = [COMMANDS[called]] if called in COMMANDS else dict.fromkeys(COMMANDS.values())
+    for module in modules:
+        import_module(f"easyeditor.cli.{module}").register(app)
 
 
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
-    editing = (demo, edit, ledger, train, bench)
-    using = (ui, exports, patches, serve, sharing, steer, refusal)
-    for module in (*editing, *using, trace, layers, data, moments, info):
-        module.register(app)
+    register(sys.argv[1:])
     try:
         app(prog_name="easyedit")
     except Exception as error:  # a bug of this program: not "the edit did not take"

@@ -84,11 +84,15 @@ def loading(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of :func:`show`: running text is folded, everything else is printed whole."""
+    """A column of :func:`show`: running text is folded, everything else is printed whole.
+
+    With ``head`` it names the row where the table becomes a list.
+    """
 
     name: str
     text: bool = False
     right: bool = False
+    head: bool = False
 
 
 def show(
@@ -131,11 +135,12 @@ def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Te
         heads = [
             cell
             for column, cell in zip(columns, row, strict=True)
-            if not column.text and not column.name and cell.plain
+            if (column.head or not (column.text or column.name)) and cell.plain
         ]
-        out.print(Text(": ").join([*heads, Text(" → ").join(t for t in texts if t.plain)]))
+        running = Text(" → ").join(t for t in texts if t.plain)
+        out.print(Text(": ").join([*heads, *([running] if running.plain else [])]))
         for column, cell in zip(columns, row, strict=True):
-            if column.name and not column.text and cell.plain:
+            if column.name and not (column.text or column.head) and cell.plain:
                 out.print(Text.assemble(f"  {column.name}: ", cell))
 
 

@@ -14,7 +14,6 @@ from rich.text import Text
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.output import Column
-from easyeditor.cli.peek import peek
 from easyeditor.cli.terminal import visible
 from easyeditor.edits import ImageRef, Prompt, as_prompt
 from easyeditor.errors import (
@@ -123,6 +122,9 @@ def show(
 ) -> None:
     """Say what a patch does, how it was made, and for which model."""
     _check_there([patch])
+
+    from easyeditor.cli.peek import peek
+
     with places.input_file(patch, ".safetensors") as file:
         known = peek(file)
         document = known if known is not None else _described(file)

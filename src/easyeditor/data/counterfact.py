@@ -13,6 +13,7 @@ from easyeditor.data.records import Records
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError
 from easyeditor.joining import join
+from easyeditor.rewording import with_fact
 
 NEAR, DISTRACTING = "locality/neighborhood", "locality/distracting"
 
@@ -96,8 +97,11 @@ class CounterFactDataset(CaseDataset):
     def _near(self, edit: Edit, prompts: list[str], answers: tuple[str, ...]) -> list[Probe]:
         probes = [item for prompt in prompts for item in probe(NEAR, prompt, answers)]
         if self.distracting:
-            fact = join(edit.prompt.text, edit.target.strip()) + ". "
-            probes += [Probe(fact + near.prompt.text, near.answers, DISTRACTING) for near in probes]
+            texts = [with_fact(edit.prompt.text, edit.target, p.prompt.text) for p in probes]
+            probes += [
+                Probe(text, near.answers, DISTRACTING)
+                for text, near in zip(texts, probes, strict=True)
+            ]
         return probes
 
     def _references(self, record: Fields, rewrite: Fields, edit: Edit) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from easyeditor.data.conditional import tests_of
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.data.prompts import with_prompts
@@ -48,6 +49,7 @@ FIELDS = {
     "generation_prompts": "generation",
     "references": "references",
     "also": "also",
+    "tests": "tests",
     # Notes for the people who read the file; not used.
     "known": "known",
 }
@@ -61,9 +63,10 @@ class EditsDataset(CaseDataset):
 
     A record has ``prompt``, ``target_new`` and, if it likes, ``case_id``, ``subject``,
     ``ground_truth``, ``rephrase_prompts`` (a text or a list), ``locality`` and ``portability``
-    (below), ``generation_prompts``, ``references``, ``also`` (further edits of the same case), and
-    the notes ``relation_id`` and ``known``, which are not used. A triple has ``subject``,
-    ``relation`` ("capital", "is located in the city of") and ``target_new`` instead of a prompt;
+    (below), ``generation_prompts``, ``references``, ``also`` (further edits of the same case),
+    ``tests`` (questions with conditions, :mod:`easyeditor.data.conditional`), and the notes
+    ``relation_id`` and ``known``, which are not used. A triple has ``subject``, ``relation``
+    ("capital", "is located in the city of") and ``target_new`` instead of a prompt;
     beside a prompt its ``relation`` is a note, too. ``question`` (the same fact as a question),
     ``aliases`` (other names of the subject) and ``expansions`` (further prompts, each a text or
     ``{"prompt", "target_new", "subject"}``) are what the edit is made with beside its prompt.
@@ -112,6 +115,7 @@ def case_of(record: Fields, index: int) -> Case:
         also=tuple(_edit(_known(other, EDIT_FIELDS)) for other in record.objects("also")),
         generation=_texts("generation_prompts", known.get("generation", [])),
         references=tuple(record.texts("references")),
+        tests=tests_of(record),
     )
 
 

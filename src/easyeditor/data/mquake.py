@@ -21,7 +21,10 @@ class MQuAKEDataset(CaseDataset):
     paper's instance-wise accuracy asks them); ``questions``, the same chain in three wordings,
     are ``portability/multi_hop`` with ``new_answer`` and its aliases.
 
-    The trap: a case is one edit of several facts; scores named ``rewrite_…`` are of the first.
+    The traps: a case is one edit of several facts, and scores named ``rewrite_…`` are of the
+    first. With many cases edited at once, the edits of one break the chain of another: 998 records
+    of MQuAKE-CF-3k are contaminated so. Edit each case alone, or use the v2 or the clean file, and
+    say which.
     """
 
     name = "mquake"

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from easyeditor.data.conditional import question
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, probe
-from easyeditor.edits import Case, Edit, Probe
+from easyeditor.edits import Case, ConditionalTest, Edit, Probe
 from easyeditor.errors import DataError
 
 FOLLOWS = (
@@ -34,7 +35,9 @@ class RippleEditsDataset(CaseDataset):
     The previous fact gives the ground truth. Logical_Generalization, Compositionality_I and _II and
     Subject_Aliasing become ``portability/…``, Relation_Specificity and Forgetfulness
     ``locality/…``; all values and aliases are accepted answers, and a query without any is left
-    out.
+    out. ``tests`` holds the same queries as the paper counts them: a test rests on its condition
+    queries, and asks one or several test queries of which one (``OR``) or all (``AND``) must be
+    answered, each with every one of its answers, under any alias.
 
     The trap: the files name the subject only by its Wikidata id. It is taken to be what the edit
     shares with other queries about the same id, and is None where there are none.
@@ -93,7 +96,33 @@ class RippleEditsDataset(CaseDataset):
             probes += [item for query in queries for item in _probe(kind, query)]
         if self.conditions:
             probes = _conditions(change, tests) + probes
-        return Case(case_id(record.raw, index) or str(index), edit, tuple(probes))
+        conditional = [
+            item
+            for name, group in tests.items()
+            for test in group
+            for item in _conditional(name, test)
+        ]
+        name = case_id(record.raw, index) or str(index)
+        return Case(name, edit, tuple(probes), tests=conditional)
+
+
+def _conditional(name: str, test: Fields) -> list[ConditionalTest]:
+    """A test with its conditions in a list; an empty list where no query has an answer."""
+    questions, conditions = (
+        tuple(item for query in test.objects(field) if (item := _question(name, query)))
+        for field in ("test_queries", "condition_queries")
+    )
+    if not questions:
+        return []
+    enough = test.maybe("test_condition") or "OR"
+    if enough not in ("OR", "AND"):
+        raise DataError(f"{test.path('test_condition')} must be 'OR' or 'AND', not {enough!r}.")
+    return [ConditionalTest(name, questions, conditions, any=enough == "OR")]
+
+
+def _question(name: str, query: Fields) -> tuple[Probe, ...]:
+    answers = [(a.text("value"), *a.texts("aliases")) for a in query.objects("answers")]
+    return question(name, query.text("prompt"), answers)
 
 
 def _tests(record: Fields, name: str) -> list[Fields]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from easyeditor.data import conditional
 from easyeditor.data.edits_file import ARROW, HOP, NEAR
 from easyeditor.edits import Case, Edit, Probe, Prompt
 from easyeditor.errors import DataError, OutputError
@@ -91,6 +92,7 @@ def record_of(case: Case) -> dict[str, Any]:
         "generation_prompts": [prompt.to_json() for prompt in case.generation],
         "references": list(case.references),
         "also": [_edit(edit) for edit in case.also],
+        "tests": [conditional.record_of(test) for test in case.tests],
     }
     unknown = {p.group for p in case.probes} - {"rephrase", "locality", "portability"}
     if unknown:
@@ -107,7 +109,7 @@ def row_of(case: Case) -> dict[str, str]:
     record = record_of(case)
     lists = [
         name
-        for name in ("generation_prompts", "references", "also", "expansions")
+        for name in ("generation_prompts", "references", "also", "expansions", "tests")
         if name in record
     ]
     if lists:

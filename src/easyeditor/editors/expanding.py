@@ -17,6 +17,7 @@ from easyeditor.edits import Case, Edit, Generate, Prompt
 from easyeditor.errors import EditError, SubjectNotFoundError
 from easyeditor.evaluate.degeneration import answer_mentions
 from easyeditor.evaluate.generation_metrics import natural_answer
+from easyeditor.evaluate.probes import probe_in
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.rewording import inverse_of, is_question, question_of, rewordings_of, statement_of
@@ -164,7 +165,7 @@ def _unscored(case: Case) -> Case:
 
 def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
     """The prompts that hold no probe of the case; a warning for each of the others."""
-    probes = {other.prompt.text: _probe_in(other.prompt.text, case) for other in prompts}
+    probes = {other.prompt.text: probe_in(other.prompt.text, case) for other in prompts}
     for text, probe in probes.items():
         if probe is not None:
             log.warning(
@@ -177,23 +178,8 @@ def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
     return [other for other in prompts if probes[other.prompt.text] is None]
 
 
-def _probe_in(text: str, case: Case) -> str | None:
-    """The first probe of the case whose words stand in the text one after the other."""
-    words = f" {_words(text)} "
-    for probe in case.probes:
-        scored = _words(probe.prompt.text)
-        if scored and f" {scored} " in words:
-            return probe.prompt.text
-    return None
-
-
 def _form(prompt: Prompt, chat: bool) -> tuple[str, bool]:
     return " ".join(prompt.text.split()), chat if prompt.chat is None else prompt.chat
-
-
-def _words(text: str) -> str:
-    """The words of a text: letters' case, spaces and punctuation aside."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _inverse(case: Case) -> list[Edit]:
@@ -203,7 +189,7 @@ def _inverse(case: Case) -> list[Edit]:
         if edit.subject is None:
             continue
         sentence = inverse_of(edit.prompt.text, edit.subject, edit.target.strip())
-        if sentence is not None and _probe_in(sentence, case) is None:
+        if sentence is not None and probe_in(sentence, case) is None:
             result.append(Edit(sentence, edit.subject, edit.target.strip()))
     return result
 

@@ -10,11 +10,15 @@ from typing import Any
 from easyeditor.errors import BenchError
 from easyeditor.evaluate.bootstrap import Estimate, bootstrap
 
+DISTRACTING = "locality/distracting"
+"""Neighbourhood prompts with the edited fact before them: NS+, never part of NS."""
 PAPER = {
     "ES": "rewrite_success",
     "PS": "rephrase_success",
     "EM": "rewrite_diff",
     "PM": "rephrase_diff",
+    "NS+": f"{DISTRACTING}_success",
+    "NKL": f"{DISTRACTING}_kl",
 }
 """The papers' names of metrics; NS and NM are found by :func:`_neighbourhood`."""
 BUCKETS = 10
@@ -53,8 +57,9 @@ def summary(
 
     Besides the metrics' own (flattened) names, those of the papers: ES, PS, NS (efficacy,
     paraphrase, neighbourhood score), EM, PM, NM (the differences), all between 0 and 1 as
-    measured, and S, the harmonic mean of ES, PS and NS. NS is read from the locality probes named
-    ``neighborhood``; where no case has such, from all locality probes, each name weighing the same.
+    measured, S, the harmonic mean of ES, PS and NS, and of CounterFact+ NS+ and NKL (in nats). NS
+    is read from the locality probes named ``neighborhood``; where no case has such, from all
+    locality probes but the distracting ones, each name weighing the same.
     """
     rows = [flatten(item) for item in metrics]
     for row, near in zip(rows, _neighbourhood(rows), strict=True):
@@ -74,7 +79,13 @@ def _neighbourhood(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]
             near = [
                 value
                 for key, value in row.items()
-                if (key == usual if only else key.startswith("locality/") and key.endswith(ending))
+                if (
+                    key == usual
+                    if only
+                    else key.startswith("locality/")
+                    and key.endswith(ending)
+                    and key != f"{DISTRACTING}{ending}"
+                )
             ]
             if near:
                 result[name] = sum(near) / len(near)

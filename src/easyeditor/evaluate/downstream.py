@@ -2,7 +2,7 @@
 
 The tasks, prompts and metrics are those of EleutherAI's lm-evaluation-harness (Gao et al., "A
 framework for few-shot language model evaluation"), run on the model as it is now. Call
-:func:`downstream` before and after an edit; the difference is the score.
+:func:`downstream` before and after an edit; the difference (:func:`change`) is the score.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import torch
 
 from easyeditor.errors import DownstreamError, MissingExtraError, did_you_mean
+from easyeditor.evaluate.bootstrap import Estimate
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import routers_of
 
@@ -32,6 +35,7 @@ def downstream(
     include_path: Path | str | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    items: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Scores of ``lm`` on tasks of the harness.
 
@@ -49,10 +53,13 @@ def downstream(
             working directory.
         batch_size: sequences per forward pass.
         seed: of the few-shot examples and of sampling, where a task has either.
+        items: also the values of every item.
 
     Returns:
         ``{task: {metric: value, metric_stderr: value or None, "n": items, "version": …}}``, groups
-        included. Metrics of a filter other than the plain one are named ``metric,filter``.
+        included. Metrics of a filter other than the plain one are named ``metric,filter``. With
+        ``items``, ``"items": {metric: [value per item]}`` for metrics that are means over items:
+        what :func:`change` needs.
 
     Raises:
         MissingExtraError: the package ``lm_eval`` is not installed.
@@ -67,11 +74,60 @@ def downstream(
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     manager = check_tasks(names, limit=limit, include_path=include_path, batch_size=batch_size)
     with _random_state_restored(), lm.at_rest(), _tied_weights_restored(lm):
-        results = _run(lm, names, manager, limit, batch_size, seed)
-    return {
+        results = _run(lm, names, manager, limit, batch_size, seed, items)
+    scores = {
         task: _scores(row, results["versions"].get(task))
         for task, row in results["results"].items()
     }
+    for task, samples in results.get("samples", {}).items() if items else ():
+        scores[task]["items"] = _per_item(scores[task], samples)
+    return scores
+
+
+def _per_item(scores: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Values by item of every metric whose mean over the items is its score."""
+    columns: dict[str, dict[int, float]] = {}
+    for sample in samples:
+        filtered = sample.get("filter", "none")
+        for metric in sample.get("metrics", ()):
+            name = metric if filtered == "none" else f"{metric},{filtered}"
+            value = sample.get(metric)
+            if isinstance(value, (bool, int, float)):
+                columns.setdefault(name, {})[sample["doc_id"]] = float(value)
+    items = {name: [column[i] for i in sorted(column)] for name, column in columns.items()}
+    return {
+        name: values
+        for name, values in items.items()
+        if isinstance(scores.get(name), (int, float))
+        and math.isclose(sum(values) / len(values), scores[name], abs_tol=1e-9)
+    }
+
+
+def change(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> Estimate | None:
+    """The difference of one task's metric, after − before, with its 95 % interval.
+
+    Paired where both know the values per item: both models answered the same items, so what
+    differs is each item's own difference, ± 1.96 standard errors of their mean. Else from the two
+    standard errors of the harness as if they were of different items, which is too wide. None
+    where a score is missing.
+    """
+    pair = before.get(metric), after.get(metric)
+    if not all(isinstance(score, (int, float)) for score in pair):
+        return None
+    difference = float(after[metric]) - float(before[metric])
+    n = int(after.get("n") or 0)
+    first, second = (scores.get("items", {}).get(metric, []) for scores in (before, after))
+    if first and len(first) == len(second):
+        changes = [b - a for a, b in zip(first, second, strict=True)]
+        error = stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
+    else:
+        name, _, filtered = metric.partition(",")
+        of_error = f"{name}_stderr{',' if filtered else ''}{filtered}"
+        errors = [scores.get(of_error) for scores in (before, after)]
+        known = [float(value) for value in errors if value is not None]
+        error = math.hypot(*known) if len(known) == 2 else math.nan
+    reach = 1.96 * error
+    return Estimate(difference, difference - reach, difference + reach, n)
 
 
 def check_tasks(
@@ -99,7 +155,13 @@ def check_tasks(
 
 
 def _run(
-    lm: LM, names: list[str], manager: Any, limit: int | None, batch_size: int, seed: int
+    lm: LM,
+    names: list[str],
+    manager: Any,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    items: bool,
 ) -> dict[str, Any]:
     import lm_eval
 
@@ -109,7 +171,7 @@ def _run(
             tasks=names,
             task_manager=manager,
             limit=limit,
-            log_samples=False,
+            log_samples=items,
             apply_chat_template=lm.text.chat_template,
             random_seed=seed,
             numpy_random_seed=seed,

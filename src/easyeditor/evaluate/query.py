@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
-from easyeditor.edits import Case, Generate, Query, Score
+from easyeditor.edits import Case, Generate, NextToken, Query, Score
 from easyeditor.evaluate.before_after import shown
 from easyeditor.evaluate.generation_metrics import perplexity
+from easyeditor.evaluate.replies import Ending
 from easyeditor.evaluate.replies import EvalOptions as EvalOptions
 from easyeditor.evaluate.replies import Replies as Replies
 from easyeditor.evaluate.scorers import scorers
 from easyeditor.evaluate.scorers.base import Scorer, scored
 from easyeditor.lm.forward.batching import TokenScores
-from easyeditor.lm.inference import generate, score
+from easyeditor.lm.inference import continue_all, score
 from easyeditor.lm.model import LM
+from easyeditor.lm.next_token import Distribution, next_token
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied
@@ -87,16 +90,24 @@ def _ask(
         (query, i) for i, group in enumerate(groups) for query in group if isinstance(query, Score)
     ]
     texts = [(q, i) for i, group in enumerate(groups) for q in group if isinstance(q, Generate)]
+    nexts = [(q, i) for i, group in enumerate(groups) for q in group if isinstance(q, NextToken)]
     of_score = [i for _, i in scores] if per_patch else None
     of_text = [i for _, i in texts] if per_patch else None
+    of_next = [i for _, i in nexts] if per_patch else None
     by_score: list[dict[Score, TokenScores]] = [{} for _ in groups]
     by_text: list[dict[Generate, str]] = [{} for _ in groups]
+    endings: list[dict[Generate, Ending]] = [{} for _ in groups]
+    by_next: list[dict[NextToken, Distribution]] = [{} for _ in groups]
     score_queries = [query for query, _ in scores]
     for (query, i), result in zip(scores, score(lm, score_queries, of_score), strict=True):
         by_score[i][query] = result
-    written = generate(lm, [query for query, _ in texts], patch_of_query=of_text)
-    for (text_query, i), text in zip(texts, written, strict=True):
-        by_text[i][text_query] = text
+    written = continue_all(lm, [query for query, _ in texts], patch_of_query=of_text)
+    for (text_query, i), reply in zip(texts, written, strict=True):
+        by_text[i][text_query] = reply.text
+        endings[i][text_query] = Ending(len(reply.ids), reply.ended)
+    distributions = next_token(lm, [query.prompt for query, _ in nexts], of_next)
+    for (next_query, i), distribution in zip(nexts, distributions, strict=True):
+        by_next[i][next_query] = distribution
     return [
         Replies(
             by_score[i],
@@ -105,18 +116,42 @@ def _ask(
             if options.heldout
             else None,
             lm.text.chat_template,
+            endings[i],
+            by_next[i],
         )
         for i in range(len(groups))
     ]
 
 
-def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, dict[str, str]]:
-    """What the model wrote about one case: ``answers`` and ``continuations`` by prompt."""
-    texts: dict[str, dict[str, str]] = {}
+def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, Any]:
+    """What the model wrote about one case: ``answers`` and ``continuations`` by prompt.
+
+    ``asked``, where the case has such probes, lists them with their answers, as one text in chat
+    form and in plain form has two.
+    """
+    texts: dict[str, Any] = {}
     if options.answer_tokens:
         prompts = [case.edit.prompt]
         prompts += [probe.prompt for probe in case.probes if probe.group != "locality"]
         texts["answers"] = {shown(p): replies[options.answer(p)] for p in prompts}
     if options.continuation_tokens:
         texts["continuations"] = {shown(q.prompt): replies[q] for q in options.long(case)}
+    questions = [
+        (probe, Generate(probe.prompt, options.asked_tokens))
+        for probe in case.probes
+        if probe.group == "asked" and options.asked_tokens
+    ]
+    answers = [
+        {
+            "name": probe.name,
+            "prompt": probe.prompt.to_json(),
+            "text": replies[query],
+            "tokens": replies.endings[query].tokens,
+            "ended": replies.endings[query].by_itself,
+        }
+        for probe, query in questions
+        if query in replies.texts
+    ]
+    if answers:
+        texts["asked"] = answers
     return texts

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import overload
 
-from easyeditor.edits import Case, Generate, Prompt, Query, Score
+from easyeditor.edits import Case, Generate, NextToken, Prompt, Query, Score
 from easyeditor.lm.forward.batching import TokenScores
+from easyeditor.lm.next_token import Distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,9 @@ class EvalOptions:
         continuations: how many of a case's generation prompts are continued.
         heldout: running text for the perplexity; empty: none.
         seed: of the sampling.
+        asked_tokens: length at most of the answers to ``asked`` probes, which end by themselves;
+            0: none.
+        divergence: whether the next-token distributions behind locality prompts are compared.
     """
 
     answer_tokens: int = 0
@@ -29,6 +33,8 @@ class EvalOptions:
     continuations: int = 10
     heldout: str = ""
     seed: int = 0
+    asked_tokens: int = 0
+    divergence: bool = False
 
     def answer(self, prompt: Prompt) -> Generate:
         """The query for a free answer."""
@@ -43,6 +49,19 @@ class EvalOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a text ended.
+
+    Attributes:
+        tokens: how many were written, the one that ends the text left out.
+        by_itself: whether the model ended it; else it was cut off at its limit.
+    """
+
+    tokens: int
+    by_itself: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Replies:
     """What one model replied, independent of who asks.
 
@@ -51,12 +70,16 @@ class Replies:
         texts: answers and continuations.
         perplexity: on the held-out text, where it was asked.
         chat: whether prompts were wrapped by a chat template.
+        endings: of the texts.
+        distributions: of the next token.
     """
 
     scores: Mapping[Score, TokenScores]
     texts: Mapping[Generate, str] = field(default_factory=dict)
     perplexity: float | None = None
     chat: bool = False
+    endings: Mapping[Generate, Ending] = field(default_factory=dict)
+    distributions: Mapping[NextToken, Distribution] = field(default_factory=dict)
 
     def as_chat(self, prompt: Prompt) -> bool:
         """Whether this prompt was wrapped by a chat template."""
@@ -66,5 +89,9 @@ class Replies:
     def __getitem__(self, query: Score) -> TokenScores: ...
     @overload
     def __getitem__(self, query: Generate) -> str: ...
-    def __getitem__(self, query: Query) -> TokenScores | str:
+    @overload
+    def __getitem__(self, query: NextToken) -> Distribution: ...
+    def __getitem__(self, query: Query) -> TokenScores | str | Distribution:
+        if isinstance(query, NextToken):
+            return self.distributions[query]
         return self.scores[query] if isinstance(query, Score) else self.texts[query]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from easyeditor.display import data_frame, heat_map_html
+from easyeditor.edits import Prompt
 from easyeditor.errors import TraceError
 from easyeditor.lm.forward.partial import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
@@ -104,7 +105,7 @@ class LogitLens:
 
 
 @torch.no_grad()
-def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
+def logit_lens(lm: LM, prompt: Prompt | str, answers: Sequence[str]) -> LogitLens:
     """Look at one prompt; of an encoder-decoder at its decoder's first position.
 
     Args:
@@ -144,7 +145,7 @@ def logit_lens(lm: LM, prompt: str, answers: Sequence[str]) -> LogitLens:
                     row.append(lm.tokenizer.decode([token]))
     stacked = torch.stack(columns, -1)
     return LogitLens(
-        prompt,
+        str(prompt),
         shown,
         tuple(answers),
         stacked[:, 0],

@@ -322,6 +322,7 @@ def _generate_rows(
                     lm.tokenizer.decode(new, skip_special_tokens=True),
                     tuple(written[:stop]),
                     tuple(spread[k][:stop]) if spread is not None else (),
+                    stop < len(written),
                 )
             progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]

@@ -30,11 +30,13 @@ class Continuation:
         ids: the tokens up to and without the first that ends the text.
         entropies: of the model's distribution at each of them, over the whole vocabulary (also
             where only the most probable tokens are sampled from), in nats; empty unless asked.
+        ended: whether the model ended the text by itself; else it was cut off at its limit.
     """
 
     text: str
     ids: tuple[int, ...]
     entropies: tuple[float, ...] = ()
+    ended: bool = False
 
 
 def entropies_of(logits: torch.Tensor) -> torch.Tensor:
@@ -127,6 +129,7 @@ def continuations(
                 lm.tokenizer.decode(written[:end], skip_special_tokens=True),
                 written[:end],
                 tuple(float(step[k]) for step in spread[:end]),
+                end < len(written),
             )
     return [replies[i] for i in range(len(rows))]
 

@@ -18,7 +18,25 @@ from easyeditor.methods.serac.settings import SERACHyperParams, SERACTrainingHpa
 from easyeditor.methods.wise.wise import WISEHyperParams
 
 LOADING = frozenset(
-    ["qformer_checkpoint", "qformer_name_or_path", "state_dict_file", "pretrained_ckpt", "name", "iedit", "exact_match", "freeze_qformer", "task_name", "file_type", "hidden_act", "numbers", "using_extra", "continuous_sample", "real_world_eval", "tokenizer_class", "tokenizer_name"]
+    [
+        "qformer_checkpoint",
+        "qformer_name_or_path",
+        "state_dict_file",
+        "pretrained_ckpt",
+        "name",
+        "iedit",
+        "exact_match",
+        "freeze_qformer",
+        "task_name",
+        "file_type",
+        "hidden_act",
+        "numbers",
+        "using_extra",
+        "continuous_sample",
+        "real_world_eval",
+        "tokenizer_class",
+        "tokenizer_name",
+    ]
 )
 
 

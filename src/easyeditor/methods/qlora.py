@@ -59,7 +59,7 @@ class QLoRA(LowRankMethod):
         if not quantized_layers(lm.model):
             log.warning(
                 "QLoRA: %s is not quantized, so this is LoRA. Load it with quantization='4bit' "
-                "(pip install 'easyeditor[quantized]').",
+                "(pip install 'easyedit-lm[quantized]').",
                 lm.name,
             )
         return super().edit(lm, edits, state)

@@ -21,6 +21,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.originals import Originals
 from easyeditor.lm.unwrapping import public_name
 from easyeditor.patches.stack import pop, push
+from easyeditor.version import VERSION
 
 P = TypeVar("P", bound="Patch")
 
@@ -256,7 +257,7 @@ def merged_extras(patches: Sequence[Patch]) -> dict[str, torch.Tensor]:
 
 def versions() -> dict[str, str]:
     """Of what an edit's bits may depend on."""
-    return {name: _version(name) for name in ("easyeditor", "torch", "transformers")}
+    return {"easyeditor": VERSION, **{name: _version(name) for name in ("torch", "transformers")}}
 
 
 _version = cache(version)  # which reads a file each time

@@ -35,7 +35,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def draw_curve(folder: Path, history: Sequence[Mapping[str, Any]]) -> Path | None:
     """The losses and the held-out accuracies over the steps; None without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        log.info('No learning curve: pip install "easyeditor[bench]" brings matplotlib.')
+        log.info('No learning curve: pip install "easyedit-lm[bench]" brings matplotlib.')
         return None
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 

@@ -42,7 +42,7 @@ def batch_tab(service: Service) -> Any:
                 label="… or a table, used where there is no file",
                 interactive=True,
                 wrap=True,
-                column_widths=["38%", "22%", "20%", "20%"],
+                column_widths=["34%", "20%", "22%", "24%"],
                 elem_id="batch-table",
             )
             choice = method_choice(service, "batch")

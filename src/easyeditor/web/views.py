@@ -85,7 +85,7 @@ def before_and_after(lines: Sequence[Mapping[str, Any]]) -> str:
             [
                 Html(f"<small>{escaped(line['kind'])}</small><br>{escaped(line['prompt'])}"),
                 Html("<br>before<br>after"),
-                _bars(new, before["p_new"], after["p_new"], rises=not stays),
+                _bars(new, before["p_new"], after["p_new"], rises=not stays or new == old),
                 _bars(old, before["p_old"], after["p_old"], rises=stays),
                 Html(
                     f"<br>{escaped(before['continuation'].strip())}<br>"
@@ -109,7 +109,7 @@ def what_else_moved(shifts: Sequence[Shift]) -> str:
         return ""
     changed = sum(not shift.same for shift in shifts)
     title = (
-        f"What else moved: {changed} of {len(shifts)} facts that the edit is not about have "
+        f"What else moved: {changed} of {len(shifts)} facts that no edit is about have "
         "another first choice"
     )
     rows = [

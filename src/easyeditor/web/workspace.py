@@ -23,15 +23,14 @@ from easyeditor.errors import EditError, PatchError, PatchStateError, ServerBusy
 from easyeditor.evaluate.before_after import before_after, snapshot
 from easyeditor.evaluate.side_effects import Shift, side_effects, unrelated_facts
 from easyeditor.hyperparams import HyperParams
-from easyeditor.lm.inference import check_length
 from easyeditor.lm.locking import lock_of
 from easyeditor.lm.model import LM
-from easyeditor.lm.routing import rerouted
 from easyeditor.patches.copies import shared_copy
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.serving.engine import Engine, Failure, Finish, Job, Piece
 from easyeditor.serving.sampling import Sampling
+from easyeditor.web.questions import question
 from easyeditor.web.task import Task
 
 T = TypeVar("T")
@@ -158,7 +157,9 @@ class Workspace:
         )
         try:
             after = snapshot(self.after, first, max_new_tokens=TOKENS_SHOWN)
-            facts = unrelated_facts(self._all_facts(), FACTS_ASKED, [c.edit for c in cases])
+            earlier = [edit for one in self.edits for edit in one.patch.info.edits]
+            edits = [*earlier, *(edit for case in cases for edit in case.edits)]
+            facts = unrelated_facts(self._all_facts(), FACTS_ASKED, edits)
             shifts = side_effects(self.before, self.after, facts)
         except BaseException:
             editor.undo(result.patch)
@@ -278,7 +279,7 @@ class Workspace:
             for model in MODELS:
                 key = (model, form)
                 lm = self.before if model == "before" else self.after
-                who, ids = _question(lm, Prompt(prompt, chat=form == "chat"), max_new_tokens)
+                who, ids = question(lm, Prompt(prompt, chat=form == "chat"), max_new_tokens)
                 texts[key] = ""
                 jobs.append(Job(who, ids, Sampling(max_new_tokens), _sender(events, key)))
         if self._engine is None:
@@ -377,21 +378,6 @@ def _twin(lm: LM) -> LM:
     twin = LM(shared_copy(lm.model), lm.tokenizer, chat_template=lm.text.chat_template)
     twin.checkpoint, twin.checkpoint_dtype = lm.checkpoint, lm.checkpoint_dtype
     return twin
-
-
-def _question(lm: LM, prompt: Prompt, max_new_tokens: int) -> tuple[LM, tuple[int, ...]]:
-    """Who is asked, and the tokens: an edit may send a prompt elsewhere."""
-    target = rerouted(lm, [prompt]).get(prompt)
-    who = lm if target is None or target.lm is None else target.lm
-    row = who.text.row(prompt if target is None else target.prompt)
-    check_length(who, [row])
-    limit = who.context_length
-    if limit is not None and len(row.ids) + max_new_tokens > limit:
-        raise EditError(
-            f"The prompt has {len(row.ids)} tokens and {max_new_tokens} more are asked for; the "
-            f"model reads {limit} at most. Shorten the prompt or ask for fewer."
-        )
-    return who, tuple(row.ids)
 
 
 def _sender(
