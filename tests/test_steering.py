@@ -495,3 +495,46 @@ def test_a_model_without_the_part_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="no attention"):
         vectors(target, module="attention")
     assert before.differences(target.model) == []
+
+
+# -- served, and from real weights ------------------------------------------------------------
+
+
+def test_a_served_model_is_steered_under_a_name_of_its_own() -> None:
+    from easyeditor.serving.names import ServedModels
+
+    target = lm("llama")
+    patch = strong(target, positions="answer")
+    served = ServedModels(target, patches={"glad": patch})
+    base, steered = (served.get(name).lm for name in (served.base, f"{served.base}+glad"))
+    plain = said(base, PROMPTS)
+    with applied(target.model, patch):
+        expected = said(target, PROMPTS)
+    assert said(steered, PROMPTS) == expected != plain
+    assert plain == said(target, PROMPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_a_mood_is_steered_on_the_embedded_model() -> None:
+    import outer
+    from easyeditor import load
+
+    texts = outer.ROOT / "benchmarks" / "steering"
+    mood = read_contrast(texts / "mood-positive.txt", texts / "mood-negative.txt")
+    training, held_out = mood.split()
+    target = load("smollm2-135m", device="cpu")
+    report = steering_report(
+        target,
+        contrast_vectors(target, training),
+        held_out,
+        [-0.5, 0.5, 1.0],
+        instruction="Everything is great.",
+        random_vectors=2,
+    )
+    base = report.rows[0]
+    away, half, whole = (row.effect.value for row in report.named(STEERED))
+    assert away < base.effect.value < half < whole
+    for row, noise in zip(report.named(STEERED)[1:], report.named(RANDOM)[1:], strict=True):
+        assert row.effect.low > noise.effect.high
+        assert row.perplexity <= 1.2 * base.perplexity

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDE = 10
+"""Times the least perplexity, from which the axis is logarithmic."""
 LINES = ((STEERED, 0, "steering vector"), (RANDOM, 1, "random vectors of the same norm"))
 
 
@@ -53,7 +55,9 @@ def strength_picture(report: SteeringReport) -> Figure:
     right.axvline(MOST_PERPLEXITY * base.perplexity, ls=":", color=GREY)
     left.set_xlabel("strength")
     left.set_ylabel("effect: log-probability margin (nats)")
-    right.set_xscale("log")
+    costs = [row.perplexity for row in report.rows if math.isfinite(row.perplexity)]
+    if max(costs) > WIDE * min(costs):
+        right.set_xscale("log")
     right.set_xlabel("perplexity of other text")
     right.set_title("effect against cost", loc="left")
     left.set_title("effect by strength", loc="left")

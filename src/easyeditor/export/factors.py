@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 
 from easyeditor.errors import PatchError
+from easyeditor.patches.adapter import AddVector
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.parts import Part
 from easyeditor.patches.patch import Patch
@@ -38,14 +39,17 @@ def weights_of(patch: Patch) -> WeightPatch:
     """
     if isinstance(patch, WeightPatch):
         return patch
-    how = f"is of the kind {patch.kind!r}"
+    how, advice = f"is of the kind {patch.kind!r}", INSTEAD
     if isinstance(patch, ModulePatch):
         how = "runs modules beside the model's own"
+        adapters = [adapter for some in patch.adapters.values() for adapter in some]
+        if all(isinstance(adapter, AddVector) for adapter in adapters):
+            advice = f"For llama.cpp: --format control-vector. {INSTEAD}"
     elif isinstance(patch, RoutePatch):
         how = "answers prompts in another way"
     raise PatchError(
         f"This patch of {patch.info.method} changes no weight: it {how}. The files of other "
-        f"programs hold weights only. {INSTEAD} Or make the edit with a method that changes "
+        f"programs hold weights only. {advice} Or make the edit with a method that changes "
         "weights: easyedit methods."
     )
 
