@@ -48,6 +48,7 @@ def test_a_vector_is_made_saved_shown_used_and_exported(easyedit, folder, files,
         assert "changes no weight: it runs modules beside" in refused(easyedit(*words))
 
 
+@pytest.mark.slow
 def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path):
     pytest.importorskip("matplotlib")
     when, unless = tmp_path / "when.txt", tmp_path / "unless.txt"
