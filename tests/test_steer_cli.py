@@ -82,6 +82,7 @@ def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path
         (("--positive", "{one}", "--negative", "{other}", "--method", "prompt"), "--prompts and"),
         (("--positive", "{one}", "--negative", "{other}", "--when", "{one}"), "both --when and"),
         (("--positive", "{one}", "--negative", "{other}", "--sweep", "1,inf"), "must be finite"),
+        (("--positive", "{one}", "--negative", "{other}", "--save", "-"), "name a file"),
     ],
 )
 def test_mistakes(easyedit, folder, tmp_path, words, why):
