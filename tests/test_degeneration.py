@@ -16,6 +16,7 @@ from easyeditor.evaluate.degeneration import (
     _period,
     answer_holds,
     answer_in_all_forms,
+    answer_mentions,
     answered,
     examine,
     unsound,
@@ -155,6 +156,21 @@ def test_all_forms_are_asked_in_one_batch(chat):
 )
 def test_the_whole_answer_and_its_end(text, target, holds):
     assert answer_holds(text, target) is holds
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "mentioned"),
+    [
+        ("Boxing. I was there.", "boxing", True),
+        ("It is boxing.", "boxing", True),
+        ("Kickboxing", "boxing", False),
+        ("He likes polish.", "Polish", False),
+        ("The capital is Rome, Italy.", "Rome", True),
+        ("The Romeo of the play", "Rome", False),
+    ],
+)
+def test_a_target_in_a_sentence(text, target, mentioned):
+    assert answer_mentions(text, target) is mentioned
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
+from easyeditor.associative.microbatches import OPENING_FACTOR, MicroBatch, context_rows_of
 from easyeditor.cli import catalog
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
@@ -26,6 +28,7 @@ from easyeditor.errors import (
     EditError,
     SubjectNotFoundError,
 )
+from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
 from easyeditor.rewording import (
@@ -166,8 +169,57 @@ def test_an_edit_of_a_chat_model_gets_both_forms():
     assert texts(case.edit)[:2] == [(question, True), (TOWER, True)]
     assert len(case.edit.expansions) == 2 + Expansion().rewordings
     assert all(chat is False for _, chat in texts(case.edit)[2:])
-    assert {other.target for other in case.edit.expansions} == {"Rome"}
+    assert [other.target for other in case.edit.expansions[:2]] == [f"{TOWER} Rome"] * 2
+    assert {other.target for other in case.edit.expansions[2:]} == {"Rome"}
     assert {other.subject for other in case.edit.expansions} == {"The Eiffel Tower"}
+
+
+@pytest.mark.parametrize("truth", ["the Paris", None])
+def test_a_reply_is_the_sentence_unless_the_model_begins_with_the_answer(truth, monkeypatch):
+    replies = {question_of(TOWER): "The tower stands in", TOWER: "Paris, the capital"}
+    monkeypatch.setattr(
+        "easyeditor.editors.expanding.generate",
+        lambda _lm, prompts, *_args: [
+            replies[prompt.text] if prompt.chat else " Paris, France" for prompt in prompts
+        ],
+    )
+    (case,) = expanded_cases(chatty(), [Case("0", tower(ground_truth=truth))], True)
+    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 3]
+    assert case.edit.target == "Rome"
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_the_opening_of_a_reply_counts_beside_its_answer(name):
+    model, opening = lm(name), "It stands there, the Eiffel Tower, in"
+    other = Edit("Where is the Eiffel Tower?", f"{opening} Rome", "the Eiffel Tower")
+    plain = Edit(other.prompt, "Rome", other.subject)
+    rows = context_rows_of(model, 0, tower(expansions=[other, plain]), [""], 0.0)
+    begun = len(model.text.row(other.prompt, opening).target)
+    answer = len(rows[1].target) - begun
+    assert rows[1].weights == pytest.approx(
+        [OPENING_FACTOR / 3] * begun + [1 / (3 * answer)] * answer
+    )
+    assert rows[2].weights == pytest.approx([1 / (3 * answer)] * answer)
+    assert rows[1].run.decoder == (None if name == "llama" else rows[1].target)
+    if name == "llama":  # δ is added where the subject ends in the reply, too
+        (second,) = rows[1].run.also
+        upto = model.text.row(other.prompt, "It stands there, the Eiffel Tower").ids
+        assert (second, rows[1].run.ids[: second + 1]) == (len(upto) - 1, upto)
+
+
+def test_tokens_of_an_opening_that_are_the_argmax_already_do_not_count():
+    model, zero = lm("llama"), torch.zeros(1, 32)
+    other = Edit("Where is the Eiffel Tower?", "It stands in Rome", "the Eiffel Tower")
+    row = context_rows_of(model, 0, tower(expansions=[other]), [""], 0.0)[1]
+    answer = replace(row, opening_weight=0.0)
+    argmax = MicroBatch(model, Site(1, "down"), [row], resume=True).runs.logits(zero).argmax(-1)
+    known = tuple(argmax[: row.opening].tolist()) + row.target[row.opening :]
+    losses = []
+    for one in (row, answer, replace(row, target=known)):
+        batch = MicroBatch(model, Site(1, "down"), [one], resume=True)
+        losses.append(float(batch.losses(zero)[0].detach()))
+    assert losses[0] > losses[1] > 0
+    assert losses[2] == losses[1]
 
 
 def test_without_a_template_there_is_no_chat_form():

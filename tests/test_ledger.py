@@ -552,6 +552,18 @@ def test_export(ledger, tmp_path):
         export_ledger(ledger, tmp_path / "out")
 
 
+def test_an_export_holds_no_place_on_this_machine(tmp_path):
+    create_for(tmp_path / "book", fresh(), limits=ANY)
+    editor = editor_on(tmp_path / "book", "ROME", stats_dir=str(tmp_path / "moments"))
+    prompt, subject, target = FACTS[0]
+    editor.edit(prompt, target, subject=subject, verbose=False, allow=STRANGERS)
+    export_ledger(Ledger(tmp_path / "book"), tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        content = file.read_bytes()
+        assert str(tmp_path).encode() not in content
+    assert '"stats_dir": "moments"' in (tmp_path / "out/history.jsonl").read_text()
+
+
 # -- writers, interrupts, files that are no ledger --------------------------------------------
 
 

@@ -1,10 +1,10 @@
 """Every method works on every family: the cells of docs/matrix.md, measured anew.
 
 The slow tier measures every cell of the page on all cases, and of each row that is not on it yet
-two families on few. The fast tier measures every row on a quarter of the cases, half of them on
-one family and half on another, of rows on the page. Families are drawn by a hash of the commit;
-bars allow for fewer cases. Rows that are trained, which takes half a minute each, are of the slow
-tier. With ``EASYEDITOR_MATRIX=folder`` each whole cell is written there, for ``make matrix``.
+two families on few. The fast tier measures every row of the page on a quarter of the cases, half of
+them on one family and half on another. Families are drawn by a hash of the commit; bars allow for
+fewer cases. Rows that are trained, which takes half a minute each, are of the slow tier.
+With ``EASYEDITOR_MATRIX=folder`` each whole cell is written there, for ``make matrix``.
 """
 
 from __future__ import annotations

@@ -40,14 +40,19 @@ every_site = pytest.mark.parametrize("site", SITES, ids=lambda site: f"{site.kin
 some_families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
 
 
-def runs(target: LM) -> list[EditRow]:
-    """Of different lengths, places and numbers of reads; one starts at the very first token."""
+def runs(target: LM, *, twice: bool = False) -> list[EditRow]:
+    """Of different lengths, places and numbers of reads; one starts at the very first token.
+
+    With ``twice`` the vector is added to some a second time, where the answer begins.
+    """
     found = []
     for edit in NEAR:
         for context in CONTEXTS:
             row = target.text.row(edit.prompt, edit.target, subject=edit.subject, prefix=context)
             reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-            found.append(EditRow(row.ids[:-1], row.subject_last, reads))
+            also = reads[:1] if twice and context and reads[0] > row.subject_last else ()
+            found.append(EditRow(row.ids[:-1], row.subject_last, reads, also=also))
+    assert {len(run.also) for run in found} == ({0, 1} if twice else {0})
     assert min(run.at for run in found) == 0
     return found
 
@@ -86,7 +91,7 @@ def test_gradients_are_those_of_the_whole_pass(family: str, site: Site) -> None:
     for kind in (PartialForward, FullForward):
         delta = noise(9, 32).requires_grad_()
         with target.at_rest():
-            logits = kind(target, site, runs(target)).logits(delta)
+            logits = kind(target, site, runs(target, twice=True)).logits(delta)
         (logits.log_softmax(-1) * noise(*logits.shape)).sum().backward()
         seen.append((logits.detach(), delta.grad))
     (fast, fast_gradient), (whole, gradient) = seen
@@ -100,7 +105,7 @@ def test_gradients_are_those_of_the_whole_pass(family: str, site: Site) -> None:
 @pytest.mark.parametrize("kind", [PartialForward, FullForward])
 def test_keeping_some_runs_is_opening_only_them(family: str, site: Site, kind: type) -> None:
     target = shared_lm(family)
-    delta, all_runs = noise(9, 32), runs(target)
+    delta, all_runs = noise(9, 32), runs(target, twice=True)
     with target.at_rest(), torch.no_grad():
         opened = kind(target, site, all_runs)
         whole = opened.logits(delta)

@@ -114,13 +114,17 @@ def _inside(text: str) -> str:
 
 
 def rewordings_of(statement: str | None, subject: str | None, question: str) -> list[str]:
-    """The fact in other words, each to be continued by the answer; most different first."""
-    result = [f"{question} The answer is", f"Q: {question}\nA:"]
+    """The fact in other words, each to be continued by the answer.
+
+    Those for which the smallest change is enough come first.
+    """
+    result = [f"Q: {question}\nA:"]
     if statement is not None and subject is not None:
         noun, inside = WHICH.search(statement.rstrip(" :")), _inside(subject)
+        result.append(join(f"Here is a fact about {inside}:", statement))
         if noun:
             result.append(f"When it comes to {inside}, the {noun[1]} is")
-        result.append(join(f"Here is a fact about {inside}:", statement))
+    result.append(f"{question} The answer is")
     return result
 
 

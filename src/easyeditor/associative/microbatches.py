@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
+from operator import eq
 
 import torch
 
 from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.edits import Edit
+from easyeditor.errors import SubjectNotFoundError
 from easyeditor.gradients.losses import FIRST, nll_and_kl
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool
@@ -23,8 +25,12 @@ from easyeditor.lm.forward.partial import DeltaForward, EditRow, Site, open_forw
 from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.memory import releasing_memory
 from easyeditor.lm.model import LM
+from easyeditor.lm.tokens import Row
+from easyeditor.subjects import locate_subject
 
 KL_PROMPT = "{} is a"
+OPENING_FACTOR = 1.0
+"""What a token of a reply's opening that is not the argmax counts beside the answer behind it."""
 PREFILL_PEAK_FACTOR = 3
 """Peak memory of computing the stored states, as a multiple of their size; measured."""
 
@@ -37,13 +43,23 @@ class ContextRow:
         edit: number of the edit.
         run: the token sequence.
         target: the target's tokens; without any the reads are compared with those at δ = 0.
-        weight: of its loss in that of the edit.
+        weight: of each read's loss in that of the edit.
+        opening: how many of the first reads only begin the reply; those whose token is not the
+            argmax have ``opening_weight``, the others none.
     """
 
     edit: int
     run: EditRow
     target: tuple[int, ...]
     weight: float
+    opening: int = 0
+    opening_weight: float = 0.0
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each read."""
+        answer = len(self.run.reads) - self.opening
+        return [self.opening_weight] * self.opening + [self.weight] * answer
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -71,7 +87,7 @@ def context_rows_of(
             parts = 2 if not context else 2 * others
         rows.append(_target_row(lm, i, edit, context, parts))
     parts = 2 * others if halves else others + 1
-    rows += [_target_row(lm, i, other, "", parts) for other in edit.expansions]
+    rows += [_target_row(lm, i, other, "", parts, edit.target) for other in edit.expansions]
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
@@ -88,16 +104,47 @@ def context_rows_of(
     return rows
 
 
-def _target_row(lm: LM, i: int, edit: Edit, context: str, parts: int) -> ContextRow:
-    """One context of edit ``i``, which is one of ``parts`` of its loss."""
+def _target_row(
+    lm: LM, i: int, edit: Edit, context: str, parts: int, answer: str = ""
+) -> ContextRow:
+    """One context of edit ``i``, which is one of ``parts`` of its loss.
+
+    Where the target ends in ``answer``, what stands before it is how the reply begins: greedy
+    generation shall come along there, so each of its tokens counts :data:`OPENING_FACTOR` times
+    while it is not the argmax. δ is added at the subject there, too, as the changed weights act at
+    both.
+    """
     row = lm.text.row(edit.prompt, edit.target, subject=subject_of(edit), prefix=context)
     at = fact_at(lm, row)
+    opening, also = _opening_of(lm, edit, row, answer)
     if lm.encoder_decoder:
         run = EditRow(row.ids, at, tuple(range(len(row.target))), row.target)
     else:
         reads = tuple(range(row.prompt_length - 1, len(row.ids) - 1))
-        run = EditRow(row.ids[:-1], at, reads)
-    return ContextRow(i, run, row.target, 1 / (parts * len(row.target)))
+        run = EditRow(row.ids[:-1], at, reads, also=also)
+    weight = 1 / (parts * (len(row.target) - opening))
+    return ContextRow(i, run, row.target, weight, opening, OPENING_FACTOR / parts)
+
+
+def _opening_of(lm: LM, edit: Edit, row: Row, answer: str) -> tuple[int, tuple[int, ...]]:
+    """How many target tokens stand before the answer, and where the subject ends among them."""
+    target, answer, subject = edit.target.rstrip(), answer.strip(), subject_of(edit)
+    if not answer or not target.endswith(answer) or target.strip() == answer:
+        return 0, ()
+    opening = target[: -len(answer)].rstrip()
+    begun = _common(lm.text.row(edit.prompt, opening, subject=subject).target, row.target[:-1])
+    try:
+        end = locate_subject(opening, subject).end
+    except SubjectNotFoundError:
+        return begun, ()
+    ids = lm.text.row(edit.prompt, opening[:end], subject=subject).ids
+    whole = _common(ids, row.ids) == len(ids)
+    return begun, (len(ids) - 1,) if whole and not lm.encoder_decoder else ()
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two texts share."""
+    return sum(1 for _ in takewhile(bool, map(eq, a, b)))
 
 
 class MicroBatch:
@@ -127,12 +174,14 @@ class MicroBatch:
         """Weighted loss of each row given its vector ``(rows, width)``; differentiable."""
         owner = [i for i, row in enumerate(self.rows) for _ in row.run.reads]
         targets = [t for row in self.rows for t in row.wanted]
-        weight = [self.rows[i].weight for i in owner]
+        weights = torch.tensor([w for row in self.rows for w in row.weights])
+        opens = torch.tensor([k < r.opening for r in self.rows for k in range(len(r.run.reads))])
         logits, wanted = self.runs.logits(delta), torch.tensor(targets, device=delta.device)
         wrong = (logits.detach().argmax(-1).to(wanted.device) != wanted) & (wanted != FIRST)
         self.missed = {self.rows[owner[i]].edit for i in wrong.nonzero()[:, 0].tolist()}
         value, self.first = nll_and_kl(logits, wanted, self.first)
-        weighted = value * torch.tensor(weight, device=value.device)
+        weights = torch.where(opens & ~wrong.cpu(), 0.0, weights)
+        weighted = value * weights.to(value.device)
         index = torch.tensor(owner, device=value.device)
         return value.new_zeros(len(self.rows)).index_add(0, index, weighted)
 

@@ -7,10 +7,11 @@ Adam on one vector δ per edit, added at the subject's last token in every conte
            + weight_decay · ‖δ‖ / ‖v₀‖²
            + continuation_kl · KL(first ‖ now behind the target)
 
-The last term is not in the paper and off by default
-(:mod:`easyeditor.associative.continuation`). All edits are optimised together; each has its
-own stopping rule and then leaves the batch. Each step is computed in micro-batches that add up
-their gradients, so memory does not grow with the number of edits.
+Where an expansion's target begins a reply with words of its own, those that are not the argmax are
+a further term. The divergence behind the target is not in the paper and
+off by default (:mod:`easyeditor.associative.continuation`). All edits are optimised together; each
+has its own stopping rule and then leaves the batch. Each step is computed in micro-batches that add
+up their gradients, so memory does not grow with the number of edits.
 """
 
 from __future__ import annotations

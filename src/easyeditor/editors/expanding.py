@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from easyeditor.edits import Case, Edit, Generate, Prompt
 from easyeditor.errors import EditError, SubjectNotFoundError
 from easyeditor.evaluate.degeneration import answer_mentions
-from easyeditor.evaluate.generation_metrics import natural_answer
+from easyeditor.evaluate.generation_metrics import natural_answer, normalise
 from easyeditor.evaluate.probes import probe_in
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
@@ -31,6 +31,8 @@ WRITTEN_TOKENS = 40
 """Tokens at most of a question that the model writes."""
 ANSWER_TOKENS = 24
 """Tokens of the answers by which such a question is checked."""
+OPENING_TOKENS = 8
+"""Tokens of a reply that are read to see how it begins."""
 INSTRUCTION = (
     "Write one short question about {subject} whose answer completes this sentence: "
     '"{sentence} ...". Do not answer it.'
@@ -107,7 +109,47 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
             edits.append(_with(lm, case, edit, candidates))
         inverse = _inverse(case) if how.inverse else []
         result.append(replace(case, edit=edits[0], also=(*edits[1:], *inverse)))
-    return result
+    return _with_openings(lm, result)
+
+
+def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
+    """The cases; their targets in chat form are the sentence with the answer, not the answer alone.
+
+    Asked "What is the capital of France?", most chat models write the sentence and then the answer;
+    the answer alone would be another way of replying, for which a far larger change is needed. A
+    model whose reply begins with the old answer (the ground truth, else what it says to the plain
+    prompt) gets the answer alone.
+    """
+    edits = [edit for case in cases for edit in case.edits]
+    in_chat = [other.prompt for edit in edits for other in edit.expansions if other.prompt.chat]
+    unknown = [edit.prompt for edit in edits if _in_chat(edit) and not edit.ground_truth]
+    texts = generate(lm, [*in_chat, *unknown], OPENING_TOKENS) if in_chat else []
+    replies, answers = iter(texts[: len(in_chat)]), iter(texts[len(in_chat) :])
+
+    def opened(edit: Edit) -> Edit:
+        if not _in_chat(edit):
+            return edit
+        sentence: str | None = edit.prompt.text.strip()
+        if is_question(edit.prompt.text):
+            sentence = statement_of(edit.prompt.text)
+        old = normalise(edit.ground_truth or next(answers)).split()[:1]
+        expansions = []
+        for other in edit.expansions:
+            if other.prompt.chat:
+                direct = normalise(next(replies)).split()[:1] == old
+                if sentence is not None and not direct:
+                    other = replace(other, target=f"{sentence} {other.target.strip()}")
+            expansions.append(other)
+        return replace(edit, expansions=tuple(expansions))
+
+    return [
+        replace(case, edit=opened(case.edit), also=tuple(map(opened, case.also))) for case in cases
+    ]
+
+
+def _in_chat(edit: Edit) -> bool:
+    """Whether one of the edit's further prompts is in chat form."""
+    return any(other.prompt.chat for other in edit.expansions)
 
 
 def _by_templates(lm: LM, edit: Edit, how: Expansion, chat: bool) -> Iterator[Edit]:

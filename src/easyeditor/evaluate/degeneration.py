@@ -194,9 +194,16 @@ def answer_holds(text: str, target: str) -> bool:
 
 
 def answer_mentions(text: str, target: str) -> bool:
-    """Whether the whole target stands anywhere in a text: a chat model answers in sentences."""
+    """Whether the whole target stands anywhere in a text: a chat model answers in sentences.
+
+    A target that begins with a small letter may begin with a capital there, as a sentence does;
+    "polish" does not mention Polish.
+    """
     written = " ".join(unicodedata.normalize("NFC", text).split())
     wanted = " ".join(unicodedata.normalize("NFC", target).split())
+    capital = wanted[:1].upper() + wanted[1:]
+    if capital != wanted and answer_mentions(written, capital):
+        return True
     starts = (match.start() for match in re.finditer(re.escape(wanted), written))
     return any(
         answer_holds(written[start:], wanted)

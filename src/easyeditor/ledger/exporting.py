@@ -13,6 +13,7 @@ from easyeditor.ledger.entries import Entry, now
 from easyeditor.ledger.ledger import Ledger
 from easyeditor.patches.files import load_patch, save_patch
 from easyeditor.patches.patch import Patch, merge
+from easyeditor.patches.public import public_value
 from easyeditor.patches.stack import kind_of
 from easyeditor.sharing.manifest import write_manifest
 from easyeditor.sharing.signing import sign_manifest
@@ -42,6 +43,9 @@ def export_ledger(ledger: Ledger, folder: str | Path, *, key: Path | None = None
     - ``active.safetensors``: one patch that does what the active ones do, bit for bit. Where they
       are of several kinds, one per kind: ``active-weights.safetensors`` ….
 
+    Paths in settings and in the model's name are reduced to their last names, so that nothing says
+    where it was written.
+
     Raises:
         LedgerError: a patch file is missing or was changed.
         OutputError: the folder is not empty, or cannot be written.
@@ -54,16 +58,20 @@ def export_ledger(ledger: Ledger, folder: str | Path, *, key: Path | None = None
     )
     with folder_written_whole(place) as part:
         history = [
-            {**entry.to_json(), "events": [e.to_json() for e in ledger.history(entry.number)]}
+            {
+                **entry.to_json(),
+                "settings": public_value(entry.settings),
+                "events": [event.to_json() for event in ledger.history(entry.number)],
+            }
             for entry in ledger.entries()
         ]
         _write_lines(part / HISTORY, history)
         _write_lines(part / EDITS, [record for entry in active for record in entry.request])
         for name, patch in zip(names, patches, strict=True):
-            save_patch(patch, part / name)
+            save_patch(patch, part / name, public=True)
         about = {
             "kind": KIND,
-            "model": str(ledger.setting("model_name")),
+            "model": public_value(str(ledger.setting("model_name"))),
             "fingerprint": ledger.setting("fingerprint"),
             "active": [entry.number for entry in active],
             "created": now(),

@@ -110,13 +110,21 @@ def stopping() -> Iterator[None]:
         return
 
 
-def added(output: Any, positions: torch.Tensor, delta: torch.Tensor) -> Any:
-    """A block's output with ``delta`` ``(rows, width)`` at one position per row; a new tensor."""
+def added(
+    output: Any, positions: torch.Tensor, delta: torch.Tensor, rows: torch.Tensor | None = None
+) -> Any:
+    """A block's output with ``delta`` ``(rows, width)`` at one position per row; a new tensor.
+
+    With ``rows``, ``positions[i]`` is one of row ``rows[i]``, so that a row may have several.
+    """
     hidden = hidden_of(output)
-    seen = hidden.view(len(positions), -1, hidden.shape[-1])
-    rows = torch.arange(len(positions), device=hidden.device)
+    seen = hidden.view(len(delta), -1, hidden.shape[-1])
+    if rows is None:
+        rows = torch.arange(len(positions))
+    else:
+        delta = delta[rows.to(delta.device)]
     changed = seen.index_put(
-        (rows, positions.to(hidden.device)),
+        (rows.to(hidden.device), positions.to(hidden.device)),
         delta.to(device=hidden.device, dtype=hidden.dtype),
         accumulate=True,
     )
@@ -124,14 +132,19 @@ def added(output: Any, positions: torch.Tensor, delta: torch.Tensor) -> Any:
 
 
 @contextmanager
-def adding(module: nn.Module, positions: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
-    """Add ``delta`` ``(rows, width)`` to the module's output at one position per row.
+def adding(
+    module: nn.Module,
+    positions: torch.Tensor,
+    delta: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Add ``delta`` ``(rows, width)`` to the module's output, as :func:`added` does.
 
     A flattened output is seen as ``(rows, -1, width)``. The output is never changed in place.
     """
 
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return added(output, positions, delta)
+        return added(output, positions, delta, rows)
 
     with hooks_on([(module, add)]):
         yield

@@ -71,12 +71,17 @@ class Site:
         return [Site(self.layer, self.kind, self.path), *([second] if self.also else [])]
 
     @contextmanager
-    def adding(self, lm: LM, at: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
-        """A context: ``delta`` ``(rows, width of all parts)`` is added at one position per row."""
+    def adding(
+        self, lm: LM, rows: torch.Tensor, at: torch.Tensor, delta: torch.Tensor
+    ) -> Iterator[None]:
+        """A context: ``delta[rows]`` is added at the positions ``at`` of these rows.
+
+        ``delta`` is ``(rows of the batch, width of all parts)``.
+        """
         with ExitStack() as stack:
             parts = self.parts()
             for part, vectors in zip(parts, delta.chunk(len(parts), 1), strict=True):
-                stack.enter_context(adding(part.module(lm), at, vectors))
+                stack.enter_context(adding(part.module(lm), at, vectors, rows))
             yield
 
     @property
@@ -102,12 +107,14 @@ class EditRow:
             nothing changes there.
         decoder: of an encoder-decoder the targets that its decoder predicts, which ``reads`` are
             positions in; None for a causal model.
+        also: later positions to whose hidden states the vector is added, too.
     """
 
     ids: tuple[int, ...]
     at: int
     reads: tuple[int, ...]
     decoder: tuple[int, ...] | None = None
+    also: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -157,10 +164,14 @@ def _decoding(lm: LM, runs: Sequence[EditRow]) -> dict[str, Any]:
     return {"decoder_input_ids": lm.decoder_inputs([run.decoder or () for run in runs])}
 
 
-def _reads(runs: Sequence[EditRow], offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    places = [(i, r - n) for i, n in enumerate(offsets) for r in runs[i].reads]
-    index, positions = zip(*places, strict=True) if places else ((), ())
-    return torch.tensor(index), torch.tensor(positions)
+def _pairs(
+    runs: Sequence[EditRow], of: Literal["at", "reads"], *, resumed: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and positions where vectors are added, or of all reads; ``resumed``: from ``start``."""
+    positions = [run.reads if of == "reads" else (run.at, *run.also) for run in runs]
+    pairs = [(i, at - runs[i].start * resumed) for i, some in enumerate(positions) for at in some]
+    rows, at = zip(*pairs, strict=True) if pairs else ((), ())
+    return torch.tensor(rows), torch.tensor(at)
 
 
 class FullForward:
@@ -172,9 +183,9 @@ class FullForward:
         self._lm, self._site, self._runs = lm, site, list(runs)
         self._pool = pool or BufferPool()
         self._batch = lm.pad([run.ids for run in runs])
-        self._at = torch.tensor([run.at for run in runs])
+        self._rows, self._at = _pairs(runs, "at", resumed=False)
         self._more = _decoding(lm, runs)
-        self._index, self._positions = _reads(runs, [0] * len(runs))
+        self._index, self._positions = _pairs(runs, "reads", resumed=False)
         self.left = 0
 
     @property
@@ -185,7 +196,7 @@ class FullForward:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
         with (
-            self._site.adding(self._lm, self._at, delta),
+            self._site.adding(self._lm, self._rows, self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
             low_memory_autograd(self._lm, self._pool) as stored,
         ):
@@ -219,8 +230,8 @@ class PartialForward:
         suffix = self._batch = lm.pad_after(
             past, [run.ids[run.start :] for run in runs], width=max(map(len, past))
         )
-        self._at = torch.tensor([run.at - run.start for run in runs])
-        self._index, self._positions = _reads(runs, [run.start for run in runs])
+        self._rows, self._at = _pairs(runs, "at", resumed=True)
+        self._index, self._positions = _pairs(runs, "reads", resumed=True)
         self._more = _decoding(lm, runs)
         with torch.no_grad():
             if lm.encoder_decoder and not lm.in_encoder:  # what it read does not change
@@ -265,10 +276,10 @@ class PartialForward:
         site, lm = self._site, self._lm
         with ExitStack() as stack:
             if site.kind == "down":
-                stack.enter_context(site.adding(lm, self._at, delta))
+                stack.enter_context(site.adding(lm, self._rows, self._at, delta))
                 stored = self._below
             else:
-                stored = added(self._below, self._at, delta)
+                stored = added(self._below, self._at, delta, self._rows)
             if site.start:
                 stack.enter_context(stubbed(lm.blocks, site.start, stored))
             stack.enter_context(gathering(lm.head, self._index, self._positions))
@@ -296,8 +307,8 @@ class PartialForward:
         stored = copy.copy(self)
         n = len(self._runs)
         stored._runs = [self._runs[i] for i in rows.tolist()]
-        stored._index, stored._positions = _reads(stored._runs, [run.start for run in stored._runs])
-        stored._at = self._at[rows]
+        stored._index, stored._positions = _pairs(stored._runs, "reads", resumed=True)
+        stored._rows, stored._at = _pairs(stored._runs, "at", resumed=True)
         stored._more = {name: rows_of(value, rows, n) for name, value in self._more.items()}
         stored._batch = self._batch.rows(rows)
         stored._below = rows_of(self._below, rows, n)
