@@ -184,7 +184,7 @@ def test_a_reply_is_the_sentence_unless_the_model_begins_with_the_answer(truth, 
         ],
     )
     (case,) = expanded_cases(chatty(), [Case("0", tower(ground_truth=truth))], True)
-    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 3]
+    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 5]
     assert case.edit.target == "Rome"
 
 

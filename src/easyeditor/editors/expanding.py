@@ -57,7 +57,7 @@ class Expansion:
     """
 
     chat: bool | None = None
-    rewordings: int = 2
+    rewordings: int = 4
     written: int = 0
     inverse: bool = False
 
