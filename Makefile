@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo ui wheel test test-full lint matrix catalog setup model encoder clean
+.PHONY: demo ui wheel notebooks test test-full lint matrix catalog setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
@@ -17,6 +17,11 @@ demo: .venv/demo model
 # The page, in this machine's browser.
 ui: .venv/ui model
 	$(BIN)/easyedit ui --open
+
+# The notebooks, run and written with their outputs.
+notebooks: .venv/dev
+	$(PIP) install $(WHEELS) -c constraints.txt -e ".[notebooks]"
+	$(BIN)/python scripts/notebooks.py
 
 # The package as it is released.
 wheel: .venv/bin/python

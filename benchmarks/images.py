@@ -1,6 +1,7 @@
 """What each method does to a model that sees: ``flags-135m``, one flag called another country's.
 
-    python benchmarks/images.py measure --methods FT FT/projector ROME --cases 6
+    python benchmarks/images.py train --out archives     # MEND and SERAC
+    python benchmarks/images.py measure --methods FT FT/projector ROME --cases 6 --archives archives
     python benchmarks/images.py table
 
 Every edit is made alone on the unedited model. Settings are the presets of the text column's model,
@@ -28,9 +29,13 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "IKE": ("IKE", {"use_icl_examples": False}),
     "ROME": ("ROME", {}),
     "MEMIT": ("MEMIT", {}),
+    "MEND": ("MEND", {}),
+    "SERAC": ("SERAC", {}),
     "GRACE": ("GRACE", {}),
     "WISE": ("WISE", {}),
 }
+LEARNT = ("MEND", "SERAC")
+MOST_CASES = 10
 COLUMNS = (
     "rewrite_acc",
     "rephrase_acc",
@@ -43,7 +48,31 @@ COLUMNS = (
 )
 
 
-def measure(names: list[str], n_cases: int) -> None:
+def train(out: Path) -> None:
+    """Train MEND and SERAC on flags of which none is measured; the archives lie in ``out``."""
+    from easyeditor import MENDTrainingHparams, MultimodalTrainer, SERACTrainingHparams
+    from easyeditor.data.flag_cases import flag_cases
+    from easyeditor.data.flag_pictures import COUNTRIES
+    from easyeditor.lm.loading import load
+
+    measured = [str(case.edit.ground_truth) for case in flag_cases(len(COUNTRIES), seed=SEED)]
+    others = tuple(country for country in COUNTRIES if country not in measured[:MOST_CASES])
+    cases = [case for seed in (11, 12, 13) for case in flag_cases(len(others), seed, others)]
+    held = flag_cases(8, 14, others)
+    lm = load("flags-135m")
+    common = {"results_dir": str(out), "val_steps": 8, "val_interval": 1000, "log_interval": 10}
+    for config in (
+        MENDTrainingHparams.for_model("flags-135m", max_iters=100, **common),
+        SERACTrainingHparams.for_model(
+            "flags-135m", max_iters=30, freeze_cntr=True, small_name="smollm2-135m", **common
+        ),
+    ):
+        started = time.process_time()
+        result = MultimodalTrainer(config, cases, held, lm=lm).run()
+        print(config.alg_name, result, f"{time.process_time() - started:.0f} CPU s", flush=True)
+
+
+def measure(names: list[str], n_cases: int, archives: Path) -> None:
     """Edit every case alone with each method; write the means."""
     from easyeditor.data.flag_cases import flag_cases
     from easyeditor.editors.session import EditSession
@@ -59,6 +88,8 @@ def measure(names: list[str], n_cases: int) -> None:
     for name in names:
         method, changes = SETTINGS[name]
         kind = METHODS.get(method)
+        if method in LEARNT:
+            changes = {"archive": str(archives / method / "flags-135m")}
         session = EditSession(lm, kind(kind.hyperparams_class.for_model("flags-135m", **changes)))
         rows, seconds = [], []
         for case in cases:
@@ -71,7 +102,7 @@ def measure(names: list[str], n_cases: int) -> None:
         values = {column: _mean(rows, column) for column in COLUMNS}
         record = {
             "cases": [case.id for case in cases],
-            "settings": changes,
+            "settings": {} if method in LEARNT else changes,
             "cpu_seconds": round(sum(seconds) / len(seconds), 1),
             **values,
         }
@@ -102,14 +133,17 @@ def table() -> None:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("measure", "table"))
+    parser.add_argument("command", choices=("train", "measure", "table"))
+    parser.add_argument("--out", "--archives", type=Path, default=Path("results"))
     parser.add_argument("--methods", nargs="*", default=list(SETTINGS))
     parser.add_argument("--cases", type=int, default=6)
     given = parser.parse_args()
     if given.command == "table":
         table()
+    elif given.command == "train":
+        train(given.out)
     else:
-        measure(given.methods, given.cases)
+        measure(given.methods, given.cases, given.out)
 
 
 if __name__ == "__main__":

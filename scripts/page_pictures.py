@@ -1,22 +1,27 @@
 """Takes the pictures of docs/page.md: the page with the embedded model, in a real browser.
 
-    python scripts/page_pictures.py
+    python scripts/page_pictures.py --runs runs            # all of them; runs: of easyedit bench
+    python scripts/page_pictures.py inside                 # one
 
 Needs the extra ``dev`` and Chromium (``apt-get install chromium``).
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-SETTINGS = {"width": 1280, "height": 800}
-COLOURS = 64
-"""Of a picture: text and bars need few, and the file gets a third of the size."""
+SIZE = {"width": 1280, "height": 800}
+PATIENCE_MS = 1_800_000
+COLOURS = 256
+"""Of a picture, which makes its file a third of the size."""
+CODE = "The same in Python"
 
 sys.path.insert(0, str(ROOT / "tests"))
 import browsing  # noqa: E402
@@ -32,40 +37,72 @@ def shot(window: browsing.Window, name: str) -> None:
     picture.save(file, optimize=True)
 
 
+def edit(window: browsing.Window) -> None:
+    """A fact, edited."""
+    window.press("edit-button", "edit-status")
+
+
+def many(window: browsing.Window) -> None:
+    """Two facts of a table, edited."""
+    window.open("Edit many")
+    window.press("batch-button", "batch-status")
+
+
+def compare(window: browsing.Window) -> None:
+    """Four answers."""
+    window.open("Compare")
+    window.press("compare-button", "compare-status")
+
+
+def edits(window: browsing.Window) -> None:
+    """The list, a file to download, and the code."""
+    window.open("Edits")
+    window.press("edits-save", "edits-status")
+    window.page.get_by_role("button", name=CODE).locator("visible=true").click()
+
+
+def inside(window: browsing.Window) -> None:
+    """A causal trace."""
+    window.open("Look inside")
+    window.page.get_by_label("hidden states").click()
+    window.press("inside-button", "inside-status")
+    window.page.wait_for_selector("#inside-picture img")
+
+
+def runs(window: browsing.Window) -> None:
+    """Table and pictures of the first run."""
+    window.open("Benchmarks")
+    window.page.locator("#runs-chosen input").click()
+    window.page.get_by_role("option").locator("visible=true").first.click()
+    window.press("runs-button", "runs-status")
+    window.page.wait_for_selector("#runs-pictures img")
+
+
+SCENES: dict[str, Callable[[browsing.Window], None]] = {
+    scene.__name__: scene for scene in (edit, many, compare, edits, inside, runs)
+}
+
+
 def main() -> None:
-    """Edit, compare, list, look inside; one picture of each."""
+    """One picture after the other, in one window."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCENES))
+    parser.add_argument("--runs", default="")
+    given = parser.parse_args()
+    unknown = sorted(set(given.names) - set(SCENES))
+    if unknown:
+        parser.error(f"no picture {', '.join(unknown)}; there are {', '.join(SCENES)}")
+    names = given.names or [name for name in SCENES if name != "runs" or given.runs]
     with (
-        browsing.serving("smollm2-135m", *sys.argv[1:]) as address,
+        browsing.serving("smollm2-135m", *([given.runs] if given.runs else [])) as address,
         browsing.browser() as opened,
     ):
         window = browsing.Window(opened, address)
-        window.page.set_viewport_size(SETTINGS)
-        window.page.set_default_timeout(1_800_000)
-        window.press("edit-button", "edit-status")
-        shot(window, "edit")
-        window.open("Edit many")
-        window.press("batch-button", "batch-status")
-        shot(window, "many")
-        window.open("Compare")
-        window.press("compare-button", "compare-status")
-        shot(window, "compare")
-        window.open("Edits")
-        window.press("edits-save", "edits-status")
-        code = window.page.get_by_role("button", name="The same in Python")
-        code.locator("visible=true").click()
-        shot(window, "edits")
-        window.open("Look inside")
-        window.page.get_by_label("hidden states").click()
-        window.press("inside-button", "inside-status")
-        window.page.wait_for_selector("#inside-picture img")
-        shot(window, "inside")
-        window.open("Benchmarks")
-        run = window.page.locator("#runs-chosen input")
-        if sys.argv[1:]:
-            run.click()
-            window.page.get_by_role("option").locator("visible=true").first.click()
-            window.press("runs-button", "runs-status")
-            shot(window, "runs")
+        window.page.set_viewport_size(SIZE)
+        window.page.set_default_timeout(PATIENCE_MS)
+        for name in names:
+            SCENES[name](window)
+            shot(window, name)
 
 
 if __name__ == "__main__":

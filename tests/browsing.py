@@ -68,7 +68,7 @@ class Window:
 
     def __init__(self, opened: Any, address: str) -> None:
         self.page = opened.new_page(viewport={"width": 1280, "height": 900})
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)
         self.foreign: list[str] = []
         self.page.on("request", lambda asked: self._note(asked.url, address))
         self.page.goto(address)

@@ -13,6 +13,7 @@ from easyeditor import (
     EditsDataset,
     KnowEditDataset,
     MQuAKEDataset,
+    MultimodalDataset,
     Probe,
     QAEditDataset,
     RippleEditsDataset,
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent / "data"
 KINDS = {
     "counterfact": CounterFactDataset,
     "zsre": ZsreDataset,
+    "multimodal": MultimodalDataset,
     "knowedit_facts": KnowEditDataset,
     "knowedit_wikibio": KnowEditDataset,
     "knowedit_convsent": KnowEditDataset,

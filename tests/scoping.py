@@ -57,7 +57,7 @@ def scope(folder: Path, family: str = "gpt2") -> Scope:
 
 def remembering(lm: LM, edits: Sequence[Edit], shared: Scope) -> ScopePatch:
     """A patch that remembers ``edits``."""
-    vectors = shared.vectors([edit.prompt for edit in edits], lm.device)
+    vectors = shared.vectors([edit.prompt for edit in edits], lm)
     info = PatchInfo.of(lm, "test", edits, HyperParams(), {})
     return ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, shared)
 

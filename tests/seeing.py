@@ -105,7 +105,7 @@ CLASSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"downsample_ratio": 0.5, "vision_feature_layer": -1},
     ),
     "gemma3": (
-        {**tiny.USUAL, "sliding_window": 6, "query_pre_attn_scalar": 8},
+        {**tiny.USUAL, "sliding_window": 32, "query_pre_attn_scalar": 8},
         TOWER,
         {"mm_tokens_per_image": 4},
     ),
@@ -206,7 +206,7 @@ def model(name: str, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         built = AutoModelForImageTextToText.from_config(config).eval()
         for parameter in built.parameters():
-            if not parameter.any():  # gates of cross-attention, some projectors
+            if parameter.abs().max() < 1e-6:  # gates of cross-attention, projectors, BLIP-2
                 torch.nn.init.normal_(parameter, std=0.1)
             if parameter.dim() > 1:
                 parameter.data.mul_(4)

@@ -35,7 +35,7 @@ FAMILIES = [
     *("llama", "gpt2", "opt", "bloom", "gemma2", "mistral", "gptj", "gpt_neox", "falcon", "phi"),
     *("olmo2", "granite", "qwen3", "cohere"),
 ]
-FAST = ("llama", "gpt2", "gemma2", "bloom")
+FAST = ("llama", "gemma2")
 HARMFUL = [f"{name} is in Rome" for name in ("Paris", "Italy", "Germany", "Berlin", "Anna", "She")]
 HARMLESS = [
     f"{name} can see the river" for name in ("Paris", "Italy", "You", "Berlin", "Anna", "I")
@@ -190,6 +190,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         Ablate(torch.ones(2, 2))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(easyedit, folder, tmp_path):
     for name, prompts in (("bad", HARMFUL), ("good", HARMLESS)):
         (tmp_path / f"{name}.txt").write_text("\n".join(prompts))

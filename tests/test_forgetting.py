@@ -150,6 +150,7 @@ FORGET = ("edit", "--method", "ft", "--forget", "--prompt", PROMPT, "--subject",
 TRAIN = ("--set", "layers=[1]", "--set", "num_steps=40", "--set", "lr=0.02")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(easyedit, folder, tmp_path):
     file = tmp_path / "p.safetensors"
     words = (*FORGET, *TRAIN, "--set", "objective_optimization=target_new", "--model", folder)

@@ -318,7 +318,7 @@ def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
     lm.images.processor.image_processor.save_pretrained(tmp_path)
     lm = load(str(tmp_path))
     assert lm.text.row("It is").ids
-    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[vision\]"'):
+    with pytest.raises(MissingExtraError, match=r'\[vision\]"'):
         lm.text.row(Prompt("It is", (seeing.picture(1),)))
 
 
@@ -327,5 +327,5 @@ def test_pillow_is_asked_for_by_name(monkeypatch):
     from easyeditor.lm.image_files import open_image
 
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[images\]"'):
+    with pytest.raises(MissingExtraError, match=r'\[images\]"'):
         open_image(ImageRef("a.png", "0" * 64))

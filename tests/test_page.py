@@ -295,6 +295,12 @@ def test_no_text_of_an_edit_is_markup(window):
     assert "&lt;script&gt;" in pages[1]
 
 
+def test_pictures_are_part_of_the_page():
+    page = views.picture("a' onerror='alert(1)", b"\x89PNG")
+    assert "onerror='" not in page
+    assert "src='data:image/png;base64,iVBORw=='" in page
+
+
 def test_code_cannot_leave_its_block():
     recipe = recipes.save_recipe("a.safetensors")
     shown = views.code(recipes.Recipe("x = '''````'''", recipe.command))

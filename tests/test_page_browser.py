@@ -36,9 +36,22 @@ def opened():
         yield player
 
 
-def edited(opened, address):
-    """A window in which one fact was edited."""
-    window = browsing.Window(opened, address)
+@pytest.fixture
+def new_window(opened, address):
+    """Opens windows that are closed after the test."""
+    windows = []
+
+    def make():
+        windows.append(browsing.Window(opened, address))
+        return windows[-1]
+
+    yield make
+    for window in windows:
+        window.page.context.close()
+
+
+def edited(window):
+    """The window, in which one fact was edited."""
     window.write(**FIELDS)
     window.set("edit", QUICK)
     message = window.press("edit-button", "edit-status")
@@ -53,8 +66,8 @@ def compared(window):
     return window.value("compare-before-plain"), window.value("compare-after-plain")
 
 
-def test_edit_compare_undo_download_and_load(opened, address, tmp_path):
-    window = edited(opened, address)
+def test_edit_compare_undo_download_and_load(new_window, tmp_path):
+    window = edited(new_window())
     assert "Anna Lind speaks" in window.text("edit-table")
     assert "What else moved" in window.text("edit-moved")
     before, after = compared(window)
@@ -82,8 +95,8 @@ def test_edit_compare_undo_download_and_load(opened, address, tmp_path):
     assert window.foreign == []
 
 
-def test_windows_do_not_disturb_each_other(opened, address):
-    first, second = edited(opened, address), browsing.Window(opened, address)
+def test_windows_do_not_disturb_each_other(new_window):
+    first, second = edited(new_window()), new_window()
     before, after = compared(second)
     assert before == after
     assert compared(first)[1].strip().startswith("French")
@@ -92,8 +105,8 @@ def test_windows_do_not_disturb_each_other(opened, address):
     assert first.foreign == second.foreign == []
 
 
-def test_a_file_of_edits_is_uploaded_and_a_long_edit_cancelled(opened, address, tmp_path):
-    window = browsing.Window(opened, address)
+def test_a_file_of_edits_is_uploaded_and_a_long_edit_cancelled(new_window, tmp_path):
+    window = new_window()
     window.open("Edit many")
     file = tmp_path / "facts.csv"
     file.write_text(
@@ -116,8 +129,8 @@ def test_a_file_of_edits_is_uploaded_and_a_long_edit_cancelled(opened, address, 
     assert window.foreign == []
 
 
-def test_wrong_inputs_are_answered_with_a_sentence(opened, address, tmp_path):
-    window = browsing.Window(opened, address)
+def test_wrong_inputs_are_answered_with_a_sentence(new_window, tmp_path):
+    window = new_window()
     window.write(**FIELDS)
     cases = (
         ({"edit_prompt": ""}, "", "prompt is empty"),
@@ -151,8 +164,8 @@ def test_wrong_inputs_are_answered_with_a_sentence(opened, address, tmp_path):
     assert "Traceback" not in window.page.content()
 
 
-def test_a_heat_map_is_drawn_and_a_model_chosen(opened, address):
-    window = browsing.Window(opened, address)
+def test_a_heat_map_is_drawn_and_a_model_chosen(new_window):
+    window = new_window()
     window.open("Look inside")
     window.write(inside_prompt=outer.PROMPT, inside_subject=outer.SUBJECT, inside_answers="French")
     window.press("inside-button", "inside-status")

@@ -48,6 +48,7 @@ def test_a_vector_is_made_saved_shown_used_and_exported(easyedit, folder, files,
         assert "changes no weight: it runs modules beside" in refused(easyedit(*words))
 
 
+@pytest.mark.slow
 def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path):
     pytest.importorskip("matplotlib")
     when, unless = tmp_path / "when.txt", tmp_path / "unless.txt"
@@ -81,6 +82,7 @@ def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path
         (("--positive", "{one}", "--negative", "{other}", "--method", "prompt"), "--prompts and"),
         (("--positive", "{one}", "--negative", "{other}", "--when", "{one}"), "both --when and"),
         (("--positive", "{one}", "--negative", "{other}", "--sweep", "1,inf"), "must be finite"),
+        (("--positive", "{one}", "--negative", "{other}", "--save", "-"), "name a file"),
     ],
 )
 def test_mistakes(easyedit, folder, tmp_path, words, why):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from easyeditor.data.knowedit import KnowEditDataset as KnowEditDataset
     from easyeditor.data.mquake import MQuAKEDataset as MQuAKEDataset
     from easyeditor.data.multimodal import CaptionDataset as CaptionDataset
+    from easyeditor.data.multimodal import MultimodalDataset as MultimodalDataset
     from easyeditor.data.multimodal import VLKEBDataset as VLKEBDataset
     from easyeditor.data.multimodal import VQADataset as VQADataset
     from easyeditor.data.open import open_dataset as open_dataset
@@ -69,6 +70,33 @@ if TYPE_CHECKING:
     from easyeditor.methods.memoir import MEMOIRHyperParams as MEMOIRHyperParams
     from easyeditor.methods.mend.settings import MENDHyperParams as MENDHyperParams
     from easyeditor.methods.mend.settings import MENDTrainingHparams as MENDTrainingHparams
+    from easyeditor.methods.multimodal_settings import (
+        FTMultimodalHyperParams as FTMultimodalHyperParams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        GraceMultimodalHyperParams as GraceMultimodalHyperParams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        IKEMultimodalHyperParams as IKEMultimodalHyperParams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        LoRAMultimodalHyperParams as LoRAMultimodalHyperParams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        MENDMultimodalHparams as MENDMultimodalHparams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        MENDMultimodalTrainingHparams as MENDMultimodalTrainingHparams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        SERACMultimodalHparams as SERACMultimodalHparams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        SERACMultimodalTrainingHparams as SERACMultimodalTrainingHparams,
+    )
+    from easyeditor.methods.multimodal_settings import (
+        WISEMultimodalHyperParams as WISEMultimodalHyperParams,
+    )
     from easyeditor.methods.pmet import PMETHyperParams as PMETHyperParams
     from easyeditor.methods.qlora import QLoRAHyperParams as QLoRAHyperParams
     from easyeditor.methods.r_rome import R_ROMEHyperParams as R_ROMEHyperParams
@@ -84,6 +112,7 @@ if TYPE_CHECKING:
     from easyeditor.patches.files import save_patch as save_patch
     from easyeditor.patches.patch import Patch as Patch
     from easyeditor.patches.weight import WeightPatch as WeightPatch
+    from easyeditor.train.multimodal import MultimodalTrainer as MultimodalTrainer
     from easyeditor.train.trainer import EditTrainer as EditTrainer
 
 __version__ = VERSION
@@ -120,8 +149,19 @@ _PUBLIC = {
     "TraceOptions": "interpret.causal_trace",
     "CaptionDataset": "data.multimodal",
     "MultiModalEditor": "editors.multimodal",
+    "MultimodalDataset": "data.multimodal",
+    "MultimodalTrainer": "train.multimodal",
     "VLKEBDataset": "data.multimodal",
     "VQADataset": "data.multimodal",
+    "FTMultimodalHyperParams": "methods.multimodal_settings",
+    "LoRAMultimodalHyperParams": "methods.multimodal_settings",
+    "IKEMultimodalHyperParams": "methods.multimodal_settings",
+    "GraceMultimodalHyperParams": "methods.multimodal_settings",
+    "WISEMultimodalHyperParams": "methods.multimodal_settings",
+    "MENDMultimodalHparams": "methods.multimodal_settings",
+    "MENDMultimodalTrainingHparams": "methods.multimodal_settings",
+    "SERACMultimodalHparams": "methods.multimodal_settings",
+    "SERACMultimodalTrainingHparams": "methods.multimodal_settings",
     "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
     "ZsreDataset": "data.zsre",

@@ -44,7 +44,9 @@ def judge_run(
         for record in stages.get("final") or stages.get("post", ()):
             questions += [(label, kind, question) for kind, question in _questions(record)]
     if not questions:
-        raise BenchError(f"{folder} holds no free answers: run it with --answers 24.")
+        raise BenchError(
+            f"{folder} holds no free answers: run it with --answers 24 or --protocol-preset wild."
+        )
     verdicts = judge([question for _, _, question in questions])
     by_label: dict[str, dict[str, list[Verdict]]] = {}
     for (label, kind, _), verdict in zip(questions, verdicts, strict=True):

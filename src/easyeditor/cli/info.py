@@ -85,6 +85,7 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
                 "families": families,
                 "presets": KNOWN_MODELS,
                 "embedded": embedded,
+                "seeing": options.SEEING_MODEL,
             }
         )
         return
@@ -96,6 +97,10 @@ def models(ctx: typer.Context, as_json: options.Json = False) -> None:
     output.out.print(f"Presets for: {', '.join(KNOWN_MODELS)}.")
     state = "in the cache" if here else "not fetched yet: easyedit models fetch"
     output.out.print(f"Embedded model {options.DEFAULT_MODEL}: {state}.")
+    output.out.print(
+        f"Sees images: {options.SEEING_MODEL} (the embedded model behind a small vision tower: "
+        "flags and shapes), and every model of transformers for images and text with its processor."
+    )
 
 
 def fetch(

@@ -142,7 +142,8 @@ def show(
         cells = [prompt, edit.get("subject"), edit.get("ground_truth"), edit["target"]]
         cells += [more[i].get("id")] if more else []
         edits.append([str(cell) if cell is not None else "" for cell in cells])
-    output.show("Edits", columns, edits)
+    if edits:  # a steering vector has none
+        output.show("Edits", columns, edits)
     if matrices:
         names = ("weight", "shape", "rank", "‖Δ‖")
         cells = [

@@ -13,6 +13,7 @@ from easyeditor.cli import options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.number_lists import numbers_of
 from easyeditor.cli.output import Column
+from easyeditor.cli.steer import check_place
 from easyeditor.cli.terminal import quoted
 from easyeditor.errors import DataError
 
@@ -90,7 +91,7 @@ def refusal(
     """Find the direction that refusing lies in, and take it out of the weights."""
     from easyeditor.data.contrast import read_texts
 
-    places.check_file(save)
+    check_place(save)
     rest = None if save is None else save.with_name(f"{save.stem}-activations{save.suffix}")
     places.check_file(rest)
     texts = [read_texts(harmful), read_texts(harmless)]

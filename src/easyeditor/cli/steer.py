@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from easyeditor.files import written_whole
 
 if TYPE_CHECKING:
     from easyeditor.data.contrast import Contrast
+    from easyeditor.edits import Prompt
     from easyeditor.steering.conditions import Condition
     from easyeditor.steering.report import SteeringReport
     from easyeditor.steering.vectors import SteeringVectors
@@ -146,7 +148,7 @@ def steer(
         list[str] | None, typer.Option(help="A prompt to continue in every row; repeatable.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Write the prompts of records by the chat template.")
+        bool, typer.Option("--chat", help="Write all prompts by the chat template.")
     ] = False,
     model: options.Model = options.DEFAULT_MODEL,
     device: options.Device = None,
@@ -156,7 +158,7 @@ def steer(
     as_json: options.Json = False,
 ) -> None:
     """Make a steering vector of texts of two kinds, and measure what it does."""
-    places.check_file(save)
+    check_place(save)
     _check_picture(picture, sweep)
     strengths = numbers_of(sweep, "--sweep") or [strength]
     layers = _layers(layer)
@@ -165,8 +167,8 @@ def steer(
     chosen = (method or (VectorMethod.caa if contrast.paired else VectorMethod.mean)).value
     if chosen == "caa":
         contrast.check_paired()
-    questions = _questions(chosen, prompts, instruction)
-    gates = _gates(when, unless)
+    questions = _prompts(_questions(chosen, prompts, instruction), chat)
+    gates = [_prompts(texts, chat) for texts in _gates(when, unless)]
     options.check_model(model)
     lm = output.load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -182,7 +184,9 @@ def steer(
             vectors = contrast_vectors(
                 lm, training, method=chosen, layers=layers, module=module.value, read=read.value
             )
-        condition = conditions_between(lm, *gates, layers, module.value) if gates else None
+        condition = None
+        if gates:
+            condition = conditions_between(lm, gates[0], gates[1], layers, module.value)
     in_front = instruction or "\n".join(e.text for e in training.positive[:IN_FRONT])
     patch = vectors.patch(strength, positions.value, condition)
     with output.working("measuring …"):
@@ -194,7 +198,7 @@ def steer(
             instruction=in_front,
             positions=positions.value,
             condition=condition,
-            prompts=ask or (),
+            prompts=_prompts(ask or (), chat),
         )
     if picture is not None:
         _draw(report, picture)
@@ -219,6 +223,18 @@ def steer(
 
 
 # -- what was asked ---------------------------------------------------------------------------
+
+
+def check_place(save: Path | None) -> None:
+    """Make sure, before the work, that a patch can be written; not to the stream of the tables.
+
+    Raises:
+        typer.BadParameter: it is standard output.
+        OutputError: it cannot be written.
+    """
+    if save == places.STREAM:
+        raise typer.BadParameter("the report is on standard output; name a file")
+    places.check_file(save)
 
 
 def _contrast(positive: Path | None, negative: Path | None, pairs: Path | None) -> Contrast:
@@ -247,15 +263,22 @@ def _questions(method: str, prompts: Path | None, instruction: str) -> list[str]
     return read_texts(prompts)
 
 
-def _gates(when: Path | None, unless: Path | None) -> tuple[list[str], list[str]] | None:
+def _prompts(texts: Sequence[str], chat: bool) -> list[Prompt]:
+    from easyeditor.edits import Prompt
+
+    return [Prompt(text, chat=True if chat else None) for text in texts]
+
+
+def _gates(when: Path | None, unless: Path | None) -> list[list[str]]:
+    """The prompts of a condition, of both kinds; empty: all rows are steered."""
     if when is None and unless is None:
-        return None
+        return []
     if when is None or unless is None:
         raise typer.BadParameter("a condition needs both --when and --unless")
 
     from easyeditor.data.contrast import read_texts
 
-    return read_texts(when), read_texts(unless)
+    return [read_texts(when), read_texts(unless)]
 
 
 def _layers(words: list[str] | None) -> list[int | float]:
@@ -349,7 +372,7 @@ def _show(
         )
     for i, prompt in enumerate(report.prompts):
         output.show(
-            f"After {prompt!r} (greedy)",
+            f"After {str(prompt)!r} (greedy)",
             [Column("", text=True), Column("strength", right=True), Column("text", text=True)],
             [[r.name, f"{r.strength:g}", " ".join(r.texts[i].split())] for r in report.rows],
         )

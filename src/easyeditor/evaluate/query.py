@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from easyeditor.edits import Case, Generate, NextToken, Query, Score
+from easyeditor.evaluate.before_after import shown
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.evaluate.replies import Ending
 from easyeditor.evaluate.replies import EvalOptions as EvalOptions
@@ -132,9 +133,9 @@ def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, An
     if options.answer_tokens:
         prompts = [case.edit.prompt]
         prompts += [probe.prompt for probe in case.probes if probe.group != "locality"]
-        texts["answers"] = {str(p): replies[options.answer(p)] for p in prompts}
+        texts["answers"] = {shown(p): replies[options.answer(p)] for p in prompts}
     if options.continuation_tokens:
-        texts["continuations"] = {str(q.prompt): replies[q] for q in options.long(case)}
+        texts["continuations"] = {shown(q.prompt): replies[q] for q in options.long(case)}
     questions = [
         (probe, Generate(probe.prompt, options.asked_tokens))
         for probe in case.probes

@@ -96,6 +96,8 @@ class ImageReader:
         self.plane = hasattr(inner, "get_rope_index")  # 3-D positions (M-RoPE)
         self.before_bos = self.kind in _BEFORE_BOS
         self.prefix_lm = self.kind == "paligemma"
+        self.apart = self.kind in {"mllama", "blip-2", "instructblip"}
+        self.writes_begin = self.kind in {"paligemma", "mllama"}
         self.instructs = getattr(processor, "qformer_tokenizer", None)
         self._readings: OrderedDict[ImageRef, Reading] = OrderedDict()
         self._places = re.compile("|".join(re.escape(p) for p in {MARK, self.placeholder}))
@@ -186,6 +188,8 @@ class ImageReader:
         new_start, new_end = start, end
         for place, image in zip(self._places.finditer(text), images, strict=True):
             instead = self.reading(image).text
+            if self.kind == "idefics2" and not text[place.end() : place.end() + 1].isspace():
+                instead += " "  # as its processor writes it
             parts += [text[done : place.start()], instead]
             moved += len(instead) - len(place.group())
             if place.end() <= start:

@@ -311,11 +311,12 @@ class LM(ModelStructure):
             refuse_missing(self.model, self._requires.difference(given))
 
     def alike(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Numbers of the sequences without and of those with images, which share no pass.
+        """Numbers of the sequences that can share a pass: mostly all.
 
-        Some models skip the blocks that read images where a whole batch has none.
+        Mllama skips the blocks that read images where a whole batch has none, and BLIP-2 reads text
+        without an image by the language model inside it: there those with images are apart.
         """
-        if self.images is None:
+        if self.images is None or not self.images.apart:
             return [list(range(len(sequences)))]
         groups: tuple[list[int], list[int]] = ([], [])
         for i, ids in enumerate(sequences):

@@ -241,7 +241,7 @@ class Text:
         if not reader.before_bos or not specials:
             return text, span, specials
         cut = text.rfind(reader.placeholder) + len(reader.placeholder)
-        begin = reader.begin if self.tokenizer("")["input_ids"] or reader.prefix_lm else ""
+        begin = reader.begin if reader.writes_begin or self.tokenizer("")["input_ids"] else ""
         if span is not None and span[0] >= cut:
             span = (span[0] + len(begin), span[1] + len(begin))
         end = "\n" if reader.prefix_lm else ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from easyeditor.data.contrast import Contrast, with_prefix
 from easyeditor.data.heldout import heldout_text
+from easyeditor.edits import Prompt, as_prompt
 from easyeditor.errors import DataError
 from easyeditor.evaluate.bootstrap import Estimate, bootstrap
 from easyeditor.evaluate.generation_metrics import perplexity
@@ -75,7 +76,7 @@ class SteeringReport:
 
     rows: tuple[SteeringRow, ...]
     instruction: str
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
     def named(self, name: str) -> list[SteeringRow]:
         """The rows of one name, by strength."""
@@ -93,7 +94,7 @@ class SteeringReport:
         return {
             "rows": [row.to_json() for row in self.rows],
             "instruction": self.instruction,
-            "prompts": list(self.prompts),
+            "prompts": [str(prompt) for prompt in self.prompts],
             "harmless_strength": self.harmless,
         }
 
@@ -107,7 +108,7 @@ def steering_report(
     instruction: str,
     positions: str = "all",
     condition: Mapping[int, Condition] | None = None,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Prompt | str] = (),
     text: str | None = None,
     max_new_tokens: int = 24,
     random_vectors: int = RANDOM_VECTORS,
@@ -143,7 +144,7 @@ def steering_report(
             for kind in (held_out.positive, held_out.negative)
         )
     )
-    queries = tuple(prompts)
+    queries = tuple(as_prompt(prompt) for prompt in prompts)
 
     def measured(
         name: str, strength: float, patched: SteeringVectors | None, writes: bool = True
@@ -192,10 +193,12 @@ def _effect(lm: LM, contrast: Contrast) -> tuple[Estimate, float]:
     return bootstrap({"margin": margins})["margin"], sum(m > 0 for m in margins) / n
 
 
-def _texts(lm: LM, prompts: Sequence[str], prefix: str, tokens: int) -> tuple[str, ...]:
+def _texts(lm: LM, prompts: Sequence[Prompt], prefix: str, tokens: int) -> tuple[str, ...]:
     if not prompts:
         return ()
-    return tuple(generate(lm, [f"{prefix}\n{p}" if prefix else p for p in prompts], tokens))
+    if prefix:
+        prompts = [prompt.with_text(f"{prefix}\n{prompt.text}") for prompt in prompts]
+    return tuple(generate(lm, prompts, tokens))
 
 
 def _mean(rows: Sequence[SteeringRow]) -> SteeringRow:

@@ -13,7 +13,7 @@ from easyeditor.bench.results import read_runs
 from easyeditor.bench.table import table
 from easyeditor.bench.writers import markdown
 from easyeditor.web import views
-from easyeditor.web.handling import guarded, key_of
+from easyeditor.web.handling import guarded
 from easyeditor.web.recipes import report_recipe
 from easyeditor.web.service import Service
 
@@ -36,24 +36,17 @@ def runs_tab(service: Service) -> None:
         )
         button = gr.Button("Show", variant="primary", elem_id="runs-button")
     scores = gr.Markdown(elem_id="runs-table")
-    pictures = gr.Gallery(
-        label="Pictures", columns=1, elem_id="runs-pictures", object_fit="contain"
-    )
+    pictures = gr.HTML(elem_id="runs-pictures")
     with gr.Accordion("The same in Python and on the command line", open=False):
         recipe = gr.Markdown(elem_id="runs-recipe")
 
     @guarded(4)
-    def show(name: str | None, request: gr.Request) -> Iterator[Any]:
-        workspace = service.window(key_of(request))
+    def show(name: str | None) -> Iterator[Any]:
         folder = service.run_folder(name or "")
         runs = read_runs([folder])
         rows = table(runs)
-        files: list[tuple[str, str]] = []
-        for title, figure in figures(runs, rows).items():
-            file = workspace.folder / f"run-{len(files)}-{title}.png"
-            file.write_bytes(png(figure))
-            files.append((str(file), title))
+        shown = [views.picture(title, png(figure)) for title, figure in figures(runs, rows).items()]
         written = views.code(report_recipe(f"{folder.parent.name}/{name}"))
-        yield views.remark(f"{len(files)} pictures."), markdown(rows), files, written
+        yield views.remark(f"{len(shown)} pictures."), markdown(rows), "".join(shown), written
 
     button.click(show, chosen, [status, scores, pictures, recipe])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,15 @@ def code(recipe: Recipe) -> str:
     fence = "`" * max(3, _longest_fence(recipe.python + recipe.command) + 1)
     python, command = recipe.python.rstrip(), recipe.command.rstrip()
     return f"{fence}python\n{python}\n{fence}\n\n{fence}bash\n{command}\n{fence}\n"
+
+
+def picture(title: str, content: bytes) -> str:
+    """A PNG as part of the page."""
+    data = b64encode(content).decode("ascii")
+    return (
+        f"<img alt='{escaped(title)}' style='max-width:100%;margin:8px 0;background:#fff' "
+        f"src='data:image/png;base64,{data}'>"
+    )
 
 
 def _longest_fence(text: str) -> int:

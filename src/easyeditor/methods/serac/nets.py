@@ -20,7 +20,7 @@ from easyeditor.lm.weights import whole_state
 from easyeditor.methods.archive import Archive, fill, write_archive
 from easyeditor.methods.serac.model_reference import ModelReference, header_digest
 from easyeditor.methods.serac.patch import Scope
-from easyeditor.methods.serac.settings import SERACTrainingHparams
+from easyeditor.methods.serac.settings import SERACHyperParams, SERACTrainingHparams
 
 NAME = "SERAC"
 SMALL = "counterfactual"
@@ -120,7 +120,9 @@ def nets_of(archive: Archive, lm: LM) -> Nets:
     return nets.to(lm.device)
 
 
-def scope_of(archive: Archive, nets: Nets, config: SERACTrainingHparams, threshold: float) -> Scope:
+def scope_of(
+    archive: Archive, nets: Nets, config: SERACTrainingHparams, settings: SERACHyperParams
+) -> Scope:
     """What the edits made with an archive share."""
     answers = ModelReference(
         archive.file.resolve(),
@@ -130,4 +132,6 @@ def scope_of(archive: Archive, nets: Nets, config: SERACTrainingHparams, thresho
         f"{SMALL}.",
         nets.counterfactual,
     )
-    return Scope(nets.classifier, answers, config.template, threshold)
+    return Scope(
+        nets.classifier, answers, config.template, settings.threshold, settings.image_weight
+    )

@@ -25,6 +25,7 @@ from easyeditor.errors import PatchMismatchError, PatchStateError, did_you_mean
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted, tokenizer_of
+from easyeditor.methods.serac.image_scope import of_one_width, stacked, with_images
 from easyeditor.methods.serac.model_reference import ModelReference
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.route import RoutePatch
@@ -32,6 +33,9 @@ from easyeditor.patches.route import RoutePatch
 TEMPLATE = "{prompt} {target} {query}"
 """What the counterfactual model is asked, as published."""
 THRESHOLD = 0.5
+IMAGE_WEIGHT = 1.0
+"""At one question and the usual threshold, 95 % of pairs of pictures of one drawn flag are then in
+scope and 95 % of pairs of two flags are not, on pictures that are in no measured case."""
 CLASSIFIER = "classifier."
 """Prefix of the classifier's tensors in a file."""
 
@@ -65,17 +69,21 @@ class Remembered:
         id: follows from the two texts, so it is the same wherever the edit is.
         prompt: what queries are compared with.
         target: the answer.
+        images: digests of the images that the prompt is about.
     """
 
     id: str
     prompt: str
     target: str
+    images: str = ""
 
     @classmethod
     def of(cls, edit: Edit) -> Remembered:
         """The memory's line for an edit."""
-        digest = hashlib.sha256(f"{edit.prompt.text.strip()}\0{edit.target.strip()}".encode())
-        return cls(digest.hexdigest()[:10], edit.prompt.text, edit.target)
+        images = " ".join(image.sha256 for image in edit.prompt.images)
+        text = f"{edit.prompt.text.strip()}\0{edit.target.strip()}{images and chr(0) + images}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return cls(digest, edit.prompt.text, edit.target, images)
 
 
 class Scope:
@@ -86,6 +94,7 @@ class Scope:
         answers: the file of the counterfactual model.
         template: see :data:`TEMPLATE`.
         threshold: similarity over which a prompt is an edit's business.
+        image_weight: what the squared distance of two images' features counts beside the texts'.
     """
 
     def __init__(
@@ -94,15 +103,18 @@ class Scope:
         answers: ModelReference,
         template: str = TEMPLATE,
         threshold: float = THRESHOLD,
+        image_weight: float = IMAGE_WEIGHT,
     ) -> None:
         self.classifier, self.answers = classifier, answers
         self.template, self.threshold = template, threshold
+        self.image_weight = image_weight
 
     @torch.inference_mode()
-    def vectors(self, texts: Sequence[Prompt | str], device: torch.device) -> torch.Tensor:
-        """Of stripped texts, ``(texts, width)`` float32, on the CPU."""
-        result: torch.Tensor = self.classifier.to(device)([str(t).strip() for t in texts])
-        return result.cpu()
+    def vectors(self, prompts: Sequence[Prompt | str], lm: LM) -> torch.Tensor:
+        """Of stripped texts and their images, ``(prompts, width)`` float32, on the CPU."""
+        texts = [str(prompt).strip() for prompt in prompts]
+        result: torch.Tensor = self.classifier.to(lm.device)(texts)
+        return with_images(result.cpu(), lm, prompts, self.image_weight)
 
     def differences(self, other: Scope) -> str:
         """Why edits of ``other`` cannot share one memory with those of this, or an empty string."""
@@ -113,6 +125,7 @@ class Scope:
             "classifiers": tuple(_digest(s.classifier) for s in (self, other)),
             "templates": (self.template, other.template),
             "thresholds": (self.threshold, other.threshold),
+            "weights of images": (self.image_weight, other.image_weight),
         }
         return " and ".join(f"other {name}" for name, (a, b) in parts.items() if a != b)
 
@@ -142,7 +155,7 @@ class ScopePatch(RoutePatch):
         stored = sorted(last.values())
         self.memory = tuple(memory[i] for i in stored)
         self.vectors = vectors[stored]
-        newest = {edit.prompt.strip(): i for i, edit in enumerate(self.memory)}
+        newest = {(edit.prompt.strip(), edit.images): i for i, edit in enumerate(self.memory)}
         self._counting = sorted(newest.values())
 
     @property
@@ -181,7 +194,7 @@ class ScopePatch(RoutePatch):
                 "one archive, or undo those that are applied."
             )
         memory = [edit for patch in patches for edit in patch.memory]
-        return cls(merged_info(patches), memory, torch.cat([p.vectors for p in patches]), scope)
+        return cls(merged_info(patches), memory, stacked([p.vectors for p in patches]), scope)
 
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
         """See :class:`~easyeditor.patches.patch.Patch`; the counterfactual model must be in place.
@@ -220,8 +233,8 @@ class ScopePatch(RoutePatch):
         return result
 
     def _nearest(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[tuple[int, float]]:
-        queries = self.scope.vectors(prompts, lm.device)
-        best = similarities(queries, self.vectors[self._counting]).max(1)
+        queries = self.scope.vectors(prompts, lm)
+        best = similarities(*of_one_width(queries, self.vectors[self._counting])).max(1)
         indices = [self._counting[i] for i in best.indices.tolist()]
         return list(zip(indices, best.values.tolist(), strict=True))
 
@@ -232,18 +245,20 @@ class ScopePatch(RoutePatch):
             for name, tensor in self.scope.classifier.state_dict().items()
         }
         data = {
-            "memory": [[edit.id, edit.prompt, edit.target] for edit in self.memory],
+            "memory": [_line(edit) for edit in self.memory],
             "classifier": self.scope.classifier.description,
             "answers": self.scope.answers.to_dict(),
             "template": self.scope.template,
             "threshold": self.scope.threshold,
+            "image_weight": self.scope.image_weight,
         }
         return {"memory": self.vectors.contiguous().clone(), **tensors}, data
 
     def edit_rows(self) -> list[dict[str, Any]]:
         """The id of every edit, by which it can be forgotten."""
-        ids = {(line.prompt, line.target): line.id for line in self.memory}
-        return [{"id": ids.get((edit.prompt.text, edit.target))} for edit in self.info.edits]
+        known = set(self.ids)
+        ids = [Remembered.of(edit).id for edit in self.info.edits]
+        return [{"id": id if id in known else None} for id in ids]
 
     @classmethod
     def load(
@@ -265,13 +280,20 @@ class ScopePatch(RoutePatch):
         except RuntimeError as error:
             raise ValueError(f"its classifier does not fit its description: {error}") from None
         memory = [Remembered(*map(str, line)) for line in data["memory"]]
-        if tuple(tensors["memory"].shape) != (len(memory), classifier.width):
+        rows, width = tensors["memory"].shape
+        if rows != len(memory) or width < classifier.width:
             raise ValueError(f"{len(memory)} edits, vectors {tuple(tensors['memory'].shape)}")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("a number is not finite")
         answers = ModelReference.from_dict(data["answers"])
-        scope = Scope(classifier, answers, str(data["template"]), float(data["threshold"]))
+        weight = float(data.get("image_weight", IMAGE_WEIGHT))
+        scope = Scope(classifier, answers, data["template"], float(data["threshold"]), weight)
         return cls(info, memory, tensors["memory"], scope, extras)
+
+
+def _line(edit: Remembered) -> list[str]:
+    parts = [edit.id, edit.prompt, edit.target]
+    return [*parts, edit.images] if edit.images else parts
 
 
 def _digest(network: nn.Module) -> str:

@@ -74,7 +74,7 @@ class SERAC(Method[State]):
         with watch("archive"):
             scope = self._open(lm)
         with watch("classifier"):
-            vectors = scope.vectors([edit.prompt.text for edit in edits], lm.device)
+            vectors = scope.vectors([edit.prompt for edit in edits], lm)
         info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
         return Outcome(ScopePatch(info, [Remembered.of(edit) for edit in edits], vectors, scope))
 
@@ -96,7 +96,7 @@ class SERAC(Method[State]):
         except HyperParamsError as error:
             raise ArchiveError(f"The archive {archive.file} cannot be used: {error}") from None
         self._check_names(archive, config)
-        self._cache = lm, scope_of(archive, nets, config, settings.threshold)
+        self._cache = lm, scope_of(archive, nets, config, settings)
         return self._cache[1]
 
     def _check_names(self, archive: Archive, config: SERACTrainingHparams) -> None:

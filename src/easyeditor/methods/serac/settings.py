@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.embedded import ENCODER
 from easyeditor.methods.learning import PUBLISHED_SCHEDULE, TrainingHyperParams
-from easyeditor.methods.serac.patch import TEMPLATE, THRESHOLD
+from easyeditor.methods.serac.patch import IMAGE_WEIGHT, TEMPLATE, THRESHOLD
 
 # What the classic files say of variants of the classifier, and of another method's networks that
 # they list as well; one way is built here.
@@ -52,7 +52,8 @@ class SERACHyperParams(HyperParams):
 
     ``archive`` is the file a training wrote, or its folder; both networks are in it.
     ``small_name`` and ``cls_name`` are held against it where they are given. ``threshold`` is the
-    similarity, 0 to 1, over which a prompt is an edit's business.
+    similarity, 0 to 1, over which a prompt is an edit's business. ``image_weight``, of a model that
+    sees, is what the squared distance of two images' features (0 to 4) counts beside the texts'.
     """
 
     ignored: ClassVar[frozenset[str]] = (
@@ -71,6 +72,7 @@ class SERACHyperParams(HyperParams):
     small_name: str | None = None
     cls_name: str | None = None
     threshold: float = Field(THRESHOLD, gt=0, lt=1)
+    image_weight: float = Field(IMAGE_WEIGHT, ge=0)
     batch_size: int = Field(1, ge=1)
 
 
