@@ -57,7 +57,7 @@ paths = {} if CHECKPOINT else statistics()
 for layer in range(lm.n_layers):
     changes = {**({} if CHECKPOINT else settings("ROME", "gpt2")), **paths, "layers": [layer]}
     editor = BaseEditor(lm, ROMEHyperParams(**changes))
-    result = editor.edit_cases(facts(8), keep_original_weight=True, verbose=False)
+    result = editor.edit_cases(facts(4), keep_original_weight=True, verbose=False)
     after = averages(result.metrics)["post"]
     near = after["locality"]["neighborhood_acc"]
     rows.append((layer, after["rewrite_acc"], after["rephrase_acc"], near))

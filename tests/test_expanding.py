@@ -31,6 +31,7 @@ from easyeditor.errors import (
 from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
+from easyeditor.methods.locate import values_of
 from easyeditor.rewording import (
     echo_question,
     inverse_of,
@@ -184,7 +185,7 @@ def test_a_reply_is_the_sentence_unless_the_model_begins_with_the_answer(truth, 
         ],
     )
     (case,) = expanded_cases(chatty(), [Case("0", tower(ground_truth=truth))], True)
-    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 3]
+    assert [other.target for other in case.edit.expansions] == [f"{TOWER} Rome", *["Rome"] * 5]
     assert case.edit.target == "Rome"
 
 
@@ -436,6 +437,23 @@ def test_prompts_that_are_given_move_the_edit_and_none_leaves_the_bits(name):
         assert same_bits(plain.dense(path), again.dense(path))
         assert not same_bits(plain.dense(path), more.dense(path))
     assert more.info.edits == (case.edit,)
+
+
+@pytest.mark.parametrize("expanded", [True, False])
+def test_expanded_edits_have_a_stop_and_a_clamp_of_their_own(expanded):
+    model, site = lm("llama"), Site(1, "down")
+    edit = tower(expansions=[Edit("Where is the Eiffel Tower?", "Rome", "the Eiffel Tower")])
+    plain = tower()
+    settings = outer.settings(
+        "ROME", v_lr=50.0, v_weight_decay=0.0, kl_factor=0.0, v_num_grad_steps=4,
+        clamp_norm_factor=0.5, v_stop_nll=1e-9, expanded_clamp_norm_factor=0.25,
+    )  # fmt: skip
+    values = values_of(model, site, [edit if expanded else plain], [""], settings)
+    length = float(values.delta.norm() / values.origin.norm())
+    assert length == pytest.approx(0.25 if expanded else 0.5)
+    stopping = settings.replace(expanded_stop_nll=1e9)
+    steps = len(values_of(model, site, [edit if expanded else plain], [""], stopping).losses[0])
+    assert steps == (1 if expanded else 4)
 
 
 def test_a_batch_may_hold_edits_with_and_without_further_prompts():

@@ -11,6 +11,7 @@ from easyeditor.cli import options, output, places
 from easyeditor.cli.app import Commands, add
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count
+from easyeditor.edits import as_prompt
 
 if TYPE_CHECKING:
     from easyeditor.data.dataset import CaseDataset
@@ -112,19 +113,24 @@ def _show(example: dict[str, Any]) -> None:
     output.out.print(f"\nCase {example['case_id']}")
     for label in ("prompt", "target_new", "subject", "ground_truth"):
         if label in example:
-            line(label, example[label])
+            line(label, _readable(example[label]))
     for text in example.get("rephrase_prompts", []):
-        line("rephrase", text)
+        line("rephrase", _readable(text))
     for group in ("locality", "portability"):
         for name, probes in example.get(group, {}).items():
             first, more = probes[0], len(probes) - 1
             answer = first["answer"]
             answer = answer if isinstance(answer, str) else " | ".join(answer)
             rest = f"  (and {more} more)" if more else ""
-            line(f"{group}/{name}", f"{first['prompt']} => {answer}{rest}")
+            line(f"{group}/{name}", f"{_readable(first['prompt'])} => {answer}{rest}")
     for label in ("also", "generation_prompts", "references"):
         if label in example:
             line(label, str(len(example[label])))
+
+
+def _readable(value: Any) -> str:
+    """A text, or a prompt with images as the names of these and its text."""
+    return value if isinstance(value, str) else output.shown(as_prompt(value))
 
 
 def convert(

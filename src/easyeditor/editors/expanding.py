@@ -18,6 +18,7 @@ from easyeditor.errors import EditError, SubjectNotFoundError
 from easyeditor.evaluate.degeneration import answer_mentions
 from easyeditor.evaluate.generation_metrics import natural_answer, normalise
 from easyeditor.evaluate.probes import probe_in
+from easyeditor.joining import join
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
 from easyeditor.rewording import inverse_of, is_question, question_of, rewordings_of, statement_of
@@ -57,7 +58,7 @@ class Expansion:
     """
 
     chat: bool | None = None
-    rewordings: int = 2
+    rewordings: int = 4
     written: int = 0
     inverse: bool = False
 
@@ -138,7 +139,7 @@ def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
             if other.prompt.chat:
                 direct = normalise(next(replies)).split()[:1] == old
                 if sentence is not None and not direct:
-                    other = replace(other, target=f"{sentence} {other.target.strip()}")
+                    other = replace(other, target=join(sentence, other.target.strip()))
             expansions.append(other)
         return replace(edit, expansions=tuple(expansions))
 

@@ -50,7 +50,10 @@ class LocateHyperParams(HyperParams):
     by default 10 × d_in, and ``mom2_n_samples`` documents at most. ``continuation_kl_factor``
     weighs a term that the papers do not have: the mean divergence of ``continuation_tokens`` next-
     token distributions behind the target from the unedited model's, for edits that are right and
-    leave odd text behind the answer.
+    leave odd text behind the answer. ``expanded_stop_nll`` and ``expanded_clamp_norm_factor`` take
+    the place of ``v_stop_nll`` and bound ``clamp_norm_factor`` where edits have expansions: one
+    prompt of several for which no vector is enough would otherwise drive δ to where the subject's
+    own name is lost.
     ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
     edit, 14 % for several; more is faster on small models.
     """
@@ -68,6 +71,8 @@ class LocateHyperParams(HyperParams):
     kl_factor: float = Field(0.0625, ge=0)
     v_stop_nll: float | None = Field(None, gt=0)
     v_stop_argmax: bool = False
+    expanded_stop_nll: float | None = Field(0.3, gt=0)
+    expanded_clamp_norm_factor: float = Field(3.0, gt=0)
     continuation_kl_factor: float = Field(0.0, ge=0)
     continuation_tokens: int = Field(8, ge=1)
     mom2_adjustment: bool = True
@@ -146,8 +151,6 @@ class LocateHyperParams(HyperParams):
 
 PREFIXES_BESIDE_EXPANSIONS = 2
 """Sampled prefixes of an edit with expansions; with six a search takes half as long again."""
-EXPANDED_STOP_NLL, EXPANDED_CLAMP = 0.3, 3.0
-"""Of edits with expansions; chosen on the development facts of ``benchmarks/expand.py``."""
 IN_MEMORY_SHARE = 0.03
 """Share of the model's size up to which metrics stay in memory: less than one layer of a model with
 7 billion parameters, for which reading it again takes a hundredth of the solve."""
@@ -214,16 +217,14 @@ def values_of(
 ) -> OptimizedValues:
     """:func:`~easyeditor.associative.value_optimization.optimize_values` with these settings.
 
-    Where every edit has expansions, the search ends at ``EXPANDED_STOP_NLL``, and δ is no longer
-    than ``EXPANDED_CLAMP`` times v₀: one prompt of several for which no vector is enough would
-    otherwise drive it to where the subject's own name is lost.
+    Where every edit has expansions, those named ``expanded_…`` hold.
     """
     search = settings.search()
     if all(edit.expansions for edit in edits):
         search = replace(
             search,
-            v_stop_nll=max(search.v_stop_nll or 0.0, EXPANDED_STOP_NLL),
-            clamp_norm_factor=min(search.clamp_norm_factor, EXPANDED_CLAMP),
+            v_stop_nll=settings.expanded_stop_nll,
+            clamp_norm_factor=min(search.clamp_norm_factor, settings.expanded_clamp_norm_factor),
         )
     return optimize_values(
         lm,

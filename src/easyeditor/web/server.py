@@ -24,8 +24,8 @@ def require_extra() -> None:
         MissingExtraError: it is not.
     """
     try:
-        import gradio  # noqa: F401
         import uvicorn  # noqa: F401
+        from gradio import Blocks  # noqa: F401  # a folder of that name is no package
     except ImportError as error:
         package = (error.name or "gradio").partition(".")[0]
         raise MissingExtraError.of(package, "ui", "easyedit ui") from None
