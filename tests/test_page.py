@@ -6,6 +6,7 @@ import ast
 import json
 import shlex
 import time
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -243,6 +244,28 @@ def test_only_patch_files_are_loaded(tmp_path):
 # -- windows ----------------------------------------------------------------------------------
 
 
+def test_a_model_that_cannot_be_chosen_leaves_the_former_one_on_the_page(lm):
+    from easyeditor.web.page import _chooser
+
+    offer = service.Service(["a", "b"], lambda _name: lm, method="FT")
+    window, request = offer.window("one"), SimpleNamespace(session_hash="one")
+    with window.working():
+        *_, (_, name), (message, _) = _chooser(offer)("b", request)
+    assert name == "a"
+    assert offer.present("one") is window
+    assert "still at work" in message
+    *_, (message, _) = _chooser(offer)("b", request)
+    assert "b is chosen" in message
+    assert offer.present("one").name == "b"
+
+
+@pytest.mark.parametrize("method", ["mend", "ike", "serac"])
+def test_the_page_starts_with_no_method_that_it_does_not_offer(easyedit, folder, method):
+    result = easyedit("ui", "--model", folder, "--method", method)
+    assert result.code == 2
+    assert "needs a training or demonstrations" in result.err
+
+
 def test_windows_are_apart_and_forgotten(lm, tmp_path, monkeypatch):
     loaded = []
     offer = service.Service(["a", "b"], lambda name: loaded.append(name) or lm, method="FT")
@@ -356,6 +379,7 @@ def test_the_code_of_every_other_action_can_be_run(commands):
     files = ["edit-1-ft.safetensors"]
     for recipe in (
         recipes.compare_recipe("A `b` is", "tiny", files, 40),
+        recipes.compare_recipe("A `b` is", "tiny", files, 40, chat=False),
         recipes.undo_recipe(files[0], files, "tiny"),
         recipes.save_recipe(files[0]),
         recipes.load_recipe(files[0], "tiny"),

@@ -70,6 +70,15 @@ def ui(
 
     require_extra()
 
+    from easyeditor.methods import METHODS
+    from easyeditor.web.settings import offered
+
+    if METHODS.canonical(method) not in offered():
+        raise typer.BadParameter(
+            f"{method} needs a training or demonstrations, which the page has no place for; use "
+            f"one of {', '.join(offered())}, or easyedit edit --method {method.lower()}.",
+            param_hint="--method",
+        )
     from easyeditor.serving.server import is_loopback, open_socket
     from easyeditor.web.server import run_page
     from easyeditor.web.service import Service

@@ -74,7 +74,7 @@ def trace_figure(trace: CausalTrace, model: str = "the model") -> Figure:
         bar = figure.colorbar(mesh, ax=axes)
         probability = trace.options.metric == "probability"
         mark = "p" if probability else "Δlogit"
-        bar.ax.set_title(f"{mark}({trace.answer.strip()})", fontsize=7)
+        bar.ax.set_title(f"{mark}({_plain(trace.answer.strip())})", fontsize=7)
     return figure
 
 
@@ -130,7 +130,7 @@ def lens_figure(lens: LogitLens, after: LogitLens | None = None) -> Figure:
             for axes, answer, numbers in zip(line, one.answers, one.probabilities, strict=True):
                 mesh = axes.pcolor(numbers.numpy(), cmap="viridis", vmin=0, vmax=high)
                 _ticks(axes, labels if axes is line[0] else [""] * len(labels), n_layers)
-                axes.set_title(f"p({answer.strip()}){when}")
+                axes.set_title(f"p({_plain(answer.strip())}){when}")
                 axes.set_xlabel("layer")
         figure.colorbar(mesh, ax=grid)
     return figure
@@ -141,7 +141,12 @@ def _labels(tokens: Sequence[str], subject: tuple[int, int] | None) -> list[str]
     if subject is not None:
         first, last = subject
         names = [f"{name}*" if first <= i <= last else name for i, name in enumerate(names)]
-    return [name.replace("$", r"\$") for name in names]
+    return [_plain(name) for name in names]
+
+
+def _plain(text: str) -> str:
+    """The text with dollars that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _width(labels: Sequence[str], n_layers: int) -> float:

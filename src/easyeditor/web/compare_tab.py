@@ -54,7 +54,8 @@ def compare_tab(service: Service) -> None:
     def compare(prompt: str | None, tokens: float, request: gr.Request) -> Iterator[Any]:
         workspace, prompt = service.window(key_of(request)), prompt or ""
         files = [applied.file_name for applied in workspace.edits]
-        written = views.code(compare_recipe(prompt, workspace.name, files, int(tokens)))
+        chat = bool(getattr(workspace.before.tokenizer, "chat_template", None))
+        written = views.code(compare_recipe(prompt, workspace.name, files, int(tokens), chat=chat))
         texts: dict[tuple[str, str], str] = {}
         with workspace.working():
             for texts in workspace.compare(prompt, max_new_tokens=min(int(tokens), 200)):

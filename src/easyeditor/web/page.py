@@ -58,7 +58,9 @@ def build_page(service: Service) -> gr.Blocks:
             compare_tab(service)
         with gr.Tab("Edits", id="edits"):
             changed = [edited, edited_many]
-            chosen_model = model.change(_chooser(service), model, status, show_progress="hidden")
+            chosen_model = model.input(
+                _chooser(service), model, [status, model], show_progress="hidden"
+            )
             edits_tab(service, [*changed, chosen_model])
         with gr.Tab("Look inside", id="inside"):
             inside_tab(service)
@@ -70,11 +72,18 @@ def build_page(service: Service) -> gr.Blocks:
 
 
 def _chooser(service: Service) -> Any:
-    @guarded(1)
+    @guarded(2)
     def choose(name: str, request: gr.Request) -> Iterator[Any]:
-        yield views.working(f"loading {name} …")
-        service.choose(key_of(request), name)
-        yield views.remark(f"{name} is chosen; this window has no edits of it yet.")
+        key = key_of(request)
+        present = service.present(key)
+        former = service.names[0] if present is None else present.name
+        yield views.working(f"loading {name} …"), gr.skip()
+        try:
+            service.choose(key, name)
+        except BaseException:  # the window goes on with the model that it had
+            yield gr.skip(), former
+            raise
+        yield views.remark(f"{name} is chosen; this window has no edits of it yet."), gr.skip()
 
     return choose
 

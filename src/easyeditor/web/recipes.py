@@ -94,14 +94,17 @@ def batch_recipe(
     return Recipe(python, _wrapped(words))
 
 
-def compare_recipe(prompt: str, model: str, files: Sequence[str], max_new_tokens: int) -> Recipe:
-    """One prompt before and after, in plain and in chat form."""
+def compare_recipe(
+    prompt: str, model: str, files: Sequence[str], max_new_tokens: int, *, chat: bool = True
+) -> Recipe:
+    """One prompt before and after, in plain and, where the model has one, in chat form."""
+    prompts = [f"Prompt({prompt!r}, chat={form})" for form in ((False, True) if chat else (None,))]
     apply = "".join(f"load_patch({file!r}).apply(lm.model)\n" for file in files)
     python = (
         "from easyeditor import Prompt, load, load_patch\n"
         "from easyeditor.lm.inference import generate\n\n"
         f"lm = load({model!r})\n"
-        f"forms = [Prompt({prompt!r}, chat=chat) for chat in (False, True)]\n"
+        f"forms = [{', '.join(prompts)}]\n"
         f"before = generate(lm, forms, {max_new_tokens})\n"
         f"{apply}after = generate(lm, forms, {max_new_tokens})\n"
     )
