@@ -178,6 +178,8 @@ def test_what_cannot_be_done_is_refused() -> None:
         refusal_direction(target, HARMFUL, HARMLESS, tokens=50)
     with pytest.raises(EditError, match="the same activations"):
         refusal_direction(target, HARMFUL, HARMFUL, tokens=1)
+    with pytest.raises(DataError, match="must hold a word"):
+        refusal_direction(target, HARMFUL, HARMLESS, refusals=["Rome", " "], tokens=1)
     with pytest.raises(DataError, match="prompts of both kinds"):
         refusal_report(target, None, [], HARMLESS)  # type: ignore[arg-type]
     assert before.differences(target.model) == []
@@ -188,6 +190,13 @@ def test_what_cannot_be_done_is_refused() -> None:
         ablation_weights(experts, direction_of(experts))
     with pytest.raises(ValueError, match="a direction of"):
         Ablate(torch.ones(2, 2))
+
+
+def test_an_empty_refusal_is_refused_before_loading(easyedit, tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(HARMFUL))
+    words = ("refusal", "--harmful", prompts, "--harmless", prompts, "--refusal", "")
+    assert "a text is empty" in refused(easyedit(*words, "--model", tmp_path / "none"))
 
 
 @pytest.mark.slow

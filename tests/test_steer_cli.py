@@ -48,6 +48,15 @@ def test_a_vector_is_made_saved_shown_used_and_exported(easyedit, folder, files,
         assert "changes no weight: it runs modules beside" in refused(easyedit(*words))
 
 
+def test_texts_that_are_no_pairs_are_not_scored_as_pairs(easyedit, folder, tmp_path):
+    (tmp_path / "a.txt").write_text("The river is long\nRome is big\n")
+    (tmp_path / "b.txt").write_text("Berlin is small\nShe plays well\n")
+    files = ("--positive", tmp_path / "a.txt", "--negative", tmp_path / "b.txt")
+    result = easyedit("steer", "--model", folder, *files, "--layer", "1")
+    assert result.code == DONE, result.err
+    assert "4 held-out texts" in result.out
+
+
 @pytest.mark.slow
 def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path):
     pytest.importorskip("matplotlib")
@@ -60,7 +69,13 @@ def test_for_people_with_a_sweep_and_a_picture(easyedit, folder, files, tmp_path
         *("--picture", picture, "--when", when, "--unless", unless, "--positions", "answer"),
     )
     assert result.code == DONE, result.err
-    for words in ("random vector", "prompt only", "held-out prompts", "perplexity", str(picture)):
+    for words in (
+        "random vector",
+        "1 held-out pair",
+        "held-out prompts",
+        "perplexity",
+        str(picture),
+    ):
         assert words in " ".join(result.out.split()) or words in result.out.replace("\n", "")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,43 @@ def test_the_report_has_its_controls_and_leaves_the_model_alone() -> None:
     assert before.differences(target.model) == []
 
 
+def test_the_cost_is_that_of_every_token_and_every_row() -> None:
+    target = lm("llama")
+    gate = conditions_between(target, PROMPTS[:1], PROMPTS[1:4], [1])
+    wanted: dict[str, Any] = {"instruction": "You can see.", "random_vectors": 1}
+    wanted["text"] = "We went home. You can see the river from here."
+    reports = [
+        steering_report(target, vectors(target), contrast(), [5.0], **wanted, **how)
+        for how in ({}, {"positions": "after_prompt"}, {"condition": gate})
+    ]
+    costs = [[row.perplexity for row in report.named(STEERED)] for report in reports]
+    assert costs[0] == costs[1] == costs[2]
+    assert costs[0] != [reports[0].rows[0].perplexity]
+    effects = [report.named(STEERED)[0].effect.value for report in reports]
+    assert effects[0] != effects[1]
+
+
+def test_only_pairs_are_scored_as_pairs(tmp_path: Path) -> None:
+    target, plain = shared_lm("llama"), contrast()
+    wanted: dict[str, Any] = {"instruction": "You", "random_vectors": 1, "text": "We went home."}
+    rows = []
+    for texts in (plain, plain.as_pairs()):
+        report = steering_report(target, vectors(target), texts, [1.0], **wanted)
+        assert report.to_json()["paired"] is texts.paired
+        rows.append(report.rows[0])
+    loose, pairs = rows
+    assert loose.effect.value == pytest.approx(pairs.effect.value)
+    assert (loose.effect.n, pairs.effect.n) == (8, 4)
+    assert math.isnan(loose.preferred)
+    assert math.isnan(loose.effect.low)
+    assert 0 <= pairs.preferred <= 1
+    halves = plain.as_pairs().split()
+    assert [half.in_chat().paired for half in halves] == [True, True]
+    assert not plain.split()[1].paired
+    with pytest.raises(DataError, match="as many of each"):
+        contrast_of(POSITIVE, NEGATIVE[:3]).as_pairs()
+
+
 def test_effect_against_cost_is_drawn() -> None:
     pytest.importorskip("matplotlib")
     from easyeditor.bench.drawing import png
@@ -426,6 +464,7 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"question": "Rome is", "matching": "big", "not_matching": "small"}\n')
     assert read_pairs(pairs).negative[0].answer == "small"
+    assert read_pairs(pairs).paired
     assert read_texts(pairs) == ["Rome is"]
     with pytest.raises(DataError, match=r"One of .* holds plain texts and the other records"):
         read_contrast(texts, pairs_with_answers(tmp_path))
@@ -523,7 +562,7 @@ def test_a_mood_is_steered_on_the_embedded_model() -> None:
 
     texts = outer.ROOT / "benchmarks" / "steering"
     mood = read_contrast(texts / "mood-positive.txt", texts / "mood-negative.txt")
-    training, held_out = mood.split()
+    training, held_out = mood.as_pairs().split()
     target = load("smollm2-135m", device="cpu")
     report = steering_report(
         target,

@@ -94,6 +94,8 @@ def refusal(
     check_place(save)
     rest = None if save is None else save.with_name(f"{save.stem}-activations{save.suffix}")
     places.check_file(rest)
+    if not all(text.strip() for text in refusal or ()):
+        raise typer.BadParameter("a text is empty", param_hint="--refusal")
     texts = [read_texts(harmful), read_texts(harmless)]
     for path, kind in zip((harmful, harmless), texts, strict=True):
         if len(kind) < FEWEST:

@@ -89,7 +89,8 @@ def steer(
         ),
     ] = None,
     negative: Annotated[
-        Path | None, typer.Option(help="Texts that do not; as many, line by line, are pairs.")
+        Path | None,
+        typer.Option(help="Texts that do not; as many that begin alike, line by line, are pairs."),
     ] = None,
     pairs: Annotated[
         Path | None,
@@ -99,7 +100,7 @@ def steer(
         VectorMethod | None,
         typer.Option(
             help="caa: pairs; mean: two sets of texts; prompt: what --instruction changes in "
-            "--prompts. By default caa for pairs, else mean."
+            "--prompts. By default caa for pairs (--pairs, or lines that begin alike), else mean."
         ),
     ] = None,
     instruction: Annotated[
@@ -164,9 +165,9 @@ def steer(
     layers = _layers(layer)
     contrast = _contrast(positive, negative, pairs)
     contrast = contrast.in_chat() if chat else contrast
-    chosen = (method or (VectorMethod.caa if contrast.paired else VectorMethod.mean)).value
-    if chosen == "caa":
-        contrast.check_paired()
+    alike = contrast.paired or contrast.begins_alike
+    chosen = (method or (VectorMethod.caa if alike else VectorMethod.mean)).value
+    contrast = contrast.as_pairs() if chosen == "caa" else contrast
     questions = _prompts(_questions(chosen, prompts, instruction), chat)
     gates = [_prompts(texts, chat) for texts in _gates(when, unless)]
     options.check_model(model)
@@ -187,7 +188,7 @@ def steer(
         condition = None
         if gates:
             condition = conditions_between(lm, gates[0], gates[1], layers, module.value)
-    in_front = instruction or "\n".join(e.text for e in training.positive[:IN_FRONT])
+    in_front = instruction.strip() or "\n".join(e.text for e in training.positive[:IN_FRONT])
     patch = vectors.patch(strength, positions.value, condition)
     with output.working("measuring …"):
         report = steering_report(
@@ -350,8 +351,8 @@ def _show(
         ]
         for row in report.rows
     ]
-    n = report.rows[0].effect.n
-    output.show(f"{vectors.made_for.method} on {model}, {count(n, 'held-out text')}", columns, rows)
+    texts = count(report.rows[0].effect.n, "held-out pair" if report.paired else "held-out text")
+    output.show(f"{vectors.made_for.method} on {model}, {texts}", columns, rows)
     for layer, norm, output_norm in zip(
         settings.layers, settings.norms, settings.output_norms, strict=True
     ):

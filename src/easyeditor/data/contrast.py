@@ -1,9 +1,12 @@
 """Texts of two kinds that a steering vector is the difference of, and where they are read.
 
 A file holds one text per line (``.txt``), or records (``.jsonl``, ``.json``, ``.csv``) with a
-prompt and an answer. Of plain texts in equal number the n-th lines of both files are a pair, and
-what a pair shares at its beginning is its prompt; any other text has its first word as prompt. Only
-the answer, the rest, is read and scored.
+prompt and an answer. Of plain texts in equal number the n-th lines of both files are compared, and
+what they share at their beginning is their prompt; any other text has its first word as prompt.
+Only the answer, the rest, is read and scored.
+
+Equal numbers do not make pairs: a contrast is ``paired`` where its file says so
+(:func:`read_pairs`) or its user (:meth:`Contrast.as_pairs`, the method CAA).
 """
 
 from __future__ import annotations
@@ -48,13 +51,16 @@ class Contrast:
     Attributes:
         positive: what the vector leads to.
         negative: what it leads away from.
+        paired: whether the n-th texts of both kinds belong together and are scored against each
+            other.
 
     Raises:
-        DataError: one of the two is empty.
+        DataError: one of the two is empty, or pairs have different numbers of them.
     """
 
     positive: tuple[Example, ...]
     negative: tuple[Example, ...]
+    paired: bool = False
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative"):
@@ -64,23 +70,26 @@ class Contrast:
                     "give at least one of each."
                 )
 
-    @property
-    def paired(self) -> bool:
-        """Whether the n-th texts of both kinds belong together."""
-        return len(self.positive) == len(self.negative)
-
-    def check_paired(self) -> None:
-        """Make sure that every text has a counterpart.
-
-        Raises:
-            DataError: the numbers differ.
-        """
-        if not self.paired:
+        if self.paired and len(self.positive) != len(self.negative):
             raise DataError(
                 f"There are {len(self.positive)} positive and {len(self.negative)} negative texts, "
                 "and contrast pairs need as many of each: the n-th belong together. Use the "
                 "difference of means for texts that are no pairs (method='mean', --method mean)."
             )
+
+    @property
+    def begins_alike(self) -> bool:
+        """Whether there are as many of each and the n-th of both kinds have one prompt."""
+        prompts = [[example.prompt for example in kind] for kind in (self.positive, self.negative)]
+        return prompts[0] == prompts[1]
+
+    def as_pairs(self) -> Contrast:
+        """The same, with the n-th texts of both kinds as a pair.
+
+        Raises:
+            DataError: the numbers differ.
+        """
+        return replace(self, paired=True)
 
     def split(self) -> tuple[Contrast, Contrast]:
         """``(to make a vector of, to measure it on)``.
@@ -89,16 +98,15 @@ class Contrast:
         """
         if min(len(self.positive), len(self.negative)) < HELD_OUT_EVERY:
             return self, self
-        kinds = [(self.positive, self.negative), (self.positive, self.negative)]
-        halves = [
-            Contrast(*(_part(kind, held_out) for kind in both))
-            for both, held_out in zip(kinds, (False, True), strict=True)
-        ]
-        return halves[0], halves[1]
+        training, held_out = (
+            replace(self, positive=_part(self.positive, part), negative=_part(self.negative, part))
+            for part in (False, True)
+        )
+        return training, held_out
 
     def in_chat(self) -> Contrast:
         """The same with every prompt as a user's turn by the tokenizer's template."""
-        return Contrast(*(_in_chat(kind) for kind in (self.positive, self.negative)))
+        return replace(self, positive=_in_chat(self.positive), negative=_in_chat(self.negative))
 
 
 def _part(examples: Sequence[Example], held_out: bool) -> tuple[Example, ...]:
@@ -161,7 +169,7 @@ def read_pairs(path: str | os.PathLike[str]) -> Contrast:
         prompt = Prompt(_field(record, PROMPTS, where))
         positive.append(Example(prompt, _field(record, POSITIVE, where)))
         negative.append(Example(prompt, _field(record, NEGATIVE, where)))
-    return Contrast(tuple(positive), tuple(negative))
+    return Contrast(tuple(positive), tuple(negative), paired=True)
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:

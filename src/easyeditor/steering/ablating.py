@@ -3,8 +3,8 @@
 Where a matrix writes into the stream directly, the direction is removed from the matrix:
 ``W − W r rᵀ`` and ``b − (b · r) r``, a change of rank one. That is the same function as removing it
 from the outputs (Arditi et al., arXiv 2406.11717). It is not where a norm comes between (Gemma 2
-and 3, OLMo 2), where tokens are routed to experts, and for an embedding that the output head
-shares, which would change the head: there the outputs are changed, by adapters.
+and 3, OLMo 2), and for an embedding that the output head shares, which would change the head: there
+the outputs are changed, by adapters. Models that route tokens to experts are refused.
 """
 
 from __future__ import annotations

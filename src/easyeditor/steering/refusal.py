@@ -122,7 +122,7 @@ def refusal_direction(
             have in common at their end (of a chat template), at least one.
 
     Raises:
-        DataError: fewer than three prompts of a kind, or no refusals.
+        DataError: fewer than three prompts of a kind, or no refusals, or a blank one.
         HyperParamsError: a layer outside the model, or at 0.8 of the depth or above.
         EditError: the prompts give the same activations.
         UnsupportedModelError: see :func:`~easyeditor.steering.ablating.ablation_hooks`.
@@ -194,7 +194,15 @@ def refusal_score(log_probabilities: torch.Tensor, markers: Sequence[int]) -> fl
 
 
 def refusal_markers(lm: LM, prompt: str | Prompt, refusals: Sequence[str]) -> list[int]:
-    """The first tokens that refusals have behind a prompt."""
+    """The first tokens that refusals have behind a prompt.
+
+    Raises:
+        DataError: there are none, or one is blank.
+    """
+    if not refusals or not all(text.strip() for text in refusals):
+        raise DataError(
+            f"A text that refusals begin with must hold a word; given were {list(refusals)}."
+        )
     return sorted({lm.text.row(prompt, refusal).target[0] for refusal in refusals})
 
 

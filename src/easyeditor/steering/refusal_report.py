@@ -94,7 +94,7 @@ def refusal_report(
         max_new_tokens: of the continuation.
 
     Raises:
-        DataError: no prompts of a kind.
+        DataError: no prompts of a kind, no refusals, or a blank one.
     """
     if not harmful or not harmless:
         raise DataError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from easyeditor.data.contrast import Contrast, with_prefix
@@ -38,9 +38,11 @@ class SteeringRow:
     Attributes:
         name: ``unsteered``, ``prompt only``, ``random vector`` (a mean of several), ``steered``.
         strength: of the vector; 0 without one.
-        effect: the margin, with its interval where the texts are pairs.
+        effect: the margin, with its interval where the texts are pairs; ``n`` counts the pairs, or
+            the texts of both kinds.
         preferred: the share of pairs whose positive answer is likelier; NaN of texts that are none.
-        perplexity: on other text; NaN of a prompt, which stands in front of no other text.
+        perplexity: on other text with every token steered, whatever the positions and the condition
+            are; NaN of a prompt, which stands in front of no other text.
         texts: what is written after the prompts that were asked.
     """
 
@@ -72,11 +74,13 @@ class SteeringReport:
         rows: see :class:`SteeringRow`.
         instruction: of the row ``prompt only``.
         prompts: that were asked.
+        paired: whether the texts were scored as pairs.
     """
 
     rows: tuple[SteeringRow, ...]
     instruction: str
     prompts: tuple[Prompt, ...] = ()
+    paired: bool = False
 
     def named(self, name: str) -> list[SteeringRow]:
         """The rows of one name, by strength."""
@@ -94,6 +98,7 @@ class SteeringReport:
         return {
             "rows": [row.to_json() for row in self.rows],
             "instruction": self.instruction,
+            "paired": self.paired,
             "prompts": [str(prompt) for prompt in self.prompts],
             "harmless_strength": self.harmless,
         }
@@ -115,10 +120,15 @@ def steering_report(
 ) -> SteeringReport:
     """Measure vectors at some strengths; the model is as before afterwards.
 
+    The effect and the continuations are those of the patch as it is asked for. The perplexity is
+    measured with every token steered and without the condition: a page of other text is no prompt,
+    so most of its tokens would be left as they are, and the cost would look like none.
+
     Args:
         lm: the model, with the patches that it carries.
         vectors: of this model.
-        held_out: texts that are not among those the vectors were made of.
+        held_out: texts that are not among those the vectors were made of; scored as pairs where
+            they are ``paired``.
         strengths: see :meth:`~easyeditor.steering.vectors.SteeringVectors.patch`.
         instruction: what stands in front of every prompt in the row ``prompt only``.
         positions: see :meth:`~easyeditor.steering.vectors.SteeringVectors.patch`.
@@ -138,23 +148,22 @@ def steering_report(
             f"vector; given were {list(strengths)}, {instruction!r} and {random_vectors}."
         )
     prose = heldout_text() if text is None else text
-    led = Contrast(
-        *(
-            tuple(with_prefix(e, instruction) for e in kind)
-            for kind in (held_out.positive, held_out.negative)
-        )
+    led = replace(
+        held_out,
+        positive=tuple(with_prefix(e, instruction) for e in held_out.positive),
+        negative=tuple(with_prefix(e, instruction) for e in held_out.negative),
     )
     queries = tuple(as_prompt(prompt) for prompt in prompts)
 
     def measured(
         name: str, strength: float, patched: SteeringVectors | None, writes: bool = True
     ) -> SteeringRow:
-        def row() -> SteeringRow:
+        def row(cost: float) -> SteeringRow:
             return SteeringRow(
                 name,
                 strength,
                 *_effect(lm, led if name == PROMPT_ONLY else held_out),
-                math.nan if name == PROMPT_ONLY else perplexity(lm, prose),
+                cost,
                 _texts(
                     lm,
                     queries if writes else (),
@@ -164,11 +173,13 @@ def steering_report(
             )
 
         if patched is None:
-            return row()
+            return row(math.nan if name == PROMPT_ONLY else perplexity(lm, prose))
         patch = patched.patch(strength, positions, condition)
         patch.check(lm.model)
+        with applied(lm.model, patched.patch(strength)):
+            cost = perplexity(lm, prose)
         with applied(lm.model, patch):
-            return row()
+            return row(cost)
 
     rows = [measured(UNSTEERED, 0.0, None), measured(PROMPT_ONLY, 0.0, None)]
     others = [vectors.random(seed) for seed in range(random_vectors)]
@@ -178,7 +189,7 @@ def steering_report(
             rows.append(_mean(drawn))
             rows.append(measured(STEERED, strength, vectors))
             progress.update(1)
-    return SteeringReport(tuple(rows), instruction, queries)
+    return SteeringReport(tuple(rows), instruction, queries, held_out.paired)
 
 
 def _effect(lm: LM, contrast: Contrast) -> tuple[Estimate, float]:
@@ -188,7 +199,7 @@ def _effect(lm: LM, contrast: Contrast) -> tuple[Estimate, float]:
     positive, negative = values[:n], values[n:]
     if not contrast.paired:
         value = sum(positive) / n - sum(negative) / len(negative)
-        return Estimate.plain(value, n), math.nan
+        return Estimate.plain(value, len(values)), math.nan
     margins = [one - other for one, other in zip(positive, negative, strict=True)]
     return bootstrap({"margin": margins})["margin"], sum(m > 0 for m in margins) / n
 

@@ -168,7 +168,7 @@ def contrast_vectors(
             "prompt vector is made by prompt_vectors."
         )
     if method == "caa":
-        contrast.check_paired()
+        contrast = contrast.as_pairs()
     positive, negative = contrast.positive, contrast.negative
     settings = _settings(
         method=method,
