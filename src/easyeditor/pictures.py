@@ -1,4 +1,4 @@
-"""Files and pixels of images before a model sees them: limits, digests, and the upright RGB form."""
+"""Files and pixels of images before a model sees them: limits, digests, the upright RGB form."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ class ImageRef:
         path = str(os.fspath(image))
         if re.match(r"[a-z][a-z0-9+.-]*://|data:", path, re.IGNORECASE):
             raise ImageError(
-                f"The image {path!r:.80} is a URL, and nothing is fetched here; download it and give "
-                "the path of the file."
+                f"The image {path!r:.80} is a URL, and nothing is fetched here; download it and "
+                "give the path of the file."
             )
         try:
             return cls(path, file_digest(path))

@@ -32,7 +32,9 @@ def shown_apart(prompts: Iterable[Prompt]) -> dict[Prompt, str]:
     distinct = list(dict.fromkeys(prompts))
     times = Counter(map(shown, distinct))
     return {
-        prompt: shown(prompt) if times[shown(prompt)] == 1 else f"{shown(prompt)} [{_digest(prompt)}]"
+        prompt: shown(prompt)
+        if times[shown(prompt)] == 1
+        else f"{shown(prompt)} [{_digest(prompt)}]"
         for prompt in distinct
     }
 

@@ -86,5 +86,5 @@ def _content(path: str) -> bytes:
 def _changed(path: str) -> ImageError:
     return ImageError(
         f"The image {path!r} has changed since its digest was taken: it is not the picture that "
-        "the prompt is about. Put the former file there, or name the new one with ImageRef.of(path)."
+        "the prompt is about. Put the former file there, or name the new one: ImageRef.of(path)."
     )

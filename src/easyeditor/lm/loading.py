@@ -347,7 +347,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def save(lm: LM, folder: Path, *, shard_bytes: int | None = None) -> None:
-    """Write model, tokenizer and any processor as plain transformers reads them, in the checkpoint's precision.
+    """Write model, tokenizer and any processor for transformers, in the checkpoint's precision.
 
     The folder appears whole or not at all, also when the process is killed. Weights that were read
     in another precision than they are computed with (float16 on a CPU) are rounded back, so that
