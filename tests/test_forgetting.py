@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,15 @@ import pytest
 
 import outer
 import zoo
-from easyeditor import BaseEditor, Case, Edit, Probe
+from easyeditor import BaseEditor, Case, Edit, Probe, load_patch
 from easyeditor.editors.forgetting import alternative_answer, forgetting_case
 from easyeditor.edits import Prompt, Score
-from easyeditor.errors import EditError, EditFailed
+from easyeditor.errors import EditError, EditFailed, EmptyTargetError
 from easyeditor.evaluate.gone import Gone, OldAnswer, Relearned, Traces, gone_report
 from easyeditor.interpret.logit_lens import logit_lens
 from easyeditor.lm.inference import generate, score
 from outer import PROMPT, SUBJECT
-from scripting import DONE, NOT_TAKEN, document, refused
+from scripting import BAD_INPUT, DONE, NOT_TAKEN, document, refused
 from support import Snapshot, lm, shared_lm
 from zoo import world
 
@@ -66,6 +67,47 @@ def test_no_other_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         forgetting_case(target, Case("0", Edit(PROMPT, "unknown", SUBJECT)))
 
 
+def test_all_that_depends_on_the_target_gets_the_new_one() -> None:
+    edit = replace(
+        CAPITAL,
+        target="unknown",
+        ground_truth=" Paris ",
+        expansions=(Edit("France's capital is", "unknown", "France"),),
+    )
+    probes = [
+        Probe("The French capital, in France, is", ("unknown",), "rephrase"),
+        Probe("The capital of France?", ("unknown",), "rephrase/image"),
+        Probe("The capital of Italy is", ("Rome",), "locality/near"),
+        Probe("The capital of France lies in", ("Europe",), "portability/one_hop"),
+    ]
+    case = Case("0", edit, probes, references=["Its capital is unknown."])
+    result = forgetting_case(shared_lm("llama"), case, "I do not know")
+    assert [(e.target, e.rejected) for e in result.edit.rows] == [("I do not know", "Paris")] * 2
+    assert [(probe.kind, probe.answers) for probe in result.probes] == [
+        ("rephrase", ("I do not know",)),
+        ("rephrase/image", ("I do not know",)),
+        ("locality/near", ("Rome",)),
+    ]
+    assert result.references == ()
+
+
+def test_blank_texts_and_further_edits() -> None:
+    target = shared_lm("llama")
+    before = Snapshot(target.model)
+    blank = replace(CAPITAL, ground_truth=" ")
+    case = forgetting_case(target, Case("0", blank), "I do not know")
+    assert (case.edit.ground_truth or "").strip()
+    with pytest.raises(EditError, match="has further edits"):
+        forgetting_case(target, Case("0", CAPITAL, also=OTHERS[:1]))
+    with pytest.raises(EmptyTargetError):
+        forgetting_case(target, Case("0", CAPITAL), "")
+    with pytest.raises(EditError, match="names no old answer"):
+        OldAnswer.of(Case("0", blank))
+    with pytest.raises(EditError, match="is blank; name what to look for"):
+        gone_report(target, [OldAnswer(Prompt(PROMPT), " ")])
+    assert before.differences(target.model) == []
+
+
 # -- the report -------------------------------------------------------------------------------
 
 
@@ -77,6 +119,22 @@ def test_what_is_looked_for() -> None:
     assert OldAnswer.of(Case("0", CAPITAL, (probe,))).paraphrases == (probe.prompt,)
     with pytest.raises(EditError, match="names no old answer"):
         OldAnswer.of(Case("0", replace(CAPITAL, ground_truth=None)))
+
+
+def test_rewordings_are_asked_as_the_prompt_is() -> None:
+    prompt = Prompt(CAPITAL.prompt.text, system="Be brief.", chat=True)
+    fact = OldAnswer.of(Case("0", replace(CAPITAL, prompt=prompt)))
+    assert fact.reversed == prompt.with_text("Paris is the capital of")
+    assert {(p.system, p.chat) for p in fact.paraphrases} == {("Be brief.", True)}
+
+
+def test_an_encoder_decoder_is_not_sampled(capsys: pytest.CaptureFixture[str]) -> None:
+    from easyeditor.cli import forget
+
+    (gone,) = gone_report(shared_lm("t5"), [OldAnswer(Prompt(PROMPT), "French")], steps=())
+    assert (gone.n_samples, gone.before.samples, gone.after.samples) == (0, 0, 0)
+    forget.show([gone])
+    assert "samples" not in capsys.readouterr().out
 
 
 def test_the_numbers_are_those_of_the_model() -> None:
@@ -163,6 +221,18 @@ def test_from_the_command_line(easyedit, folder, tmp_path):
     assert file.is_file()
 
 
+def test_the_patch_is_saved_before_the_report(easyedit, folder, tmp_path, monkeypatch):
+    def fails(*_args: Any) -> None:
+        raise EditError("the report failed")
+
+    monkeypatch.setattr("easyeditor.cli.forget.report", fails)
+    file = tmp_path / "p.safetensors"
+    words = (*FORGET, "--set", "layers=[1]", "--set", "num_steps=1", "--model", folder)
+    result = easyedit(*words, "--refusal", "French", "--ground-truth", "Danish", "--save", file)
+    assert (result.code, "the report failed" in result.err) == (BAD_INPUT, True)
+    assert load_patch(file).info.method == "FT"
+
+
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     from easyeditor.cli import forget
 
@@ -185,8 +255,20 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
             "what --forget answers with",
         ),
         ((*FORGET, "--chat"), "leave out --expand and --chat"),
+        ((*FORGET, "--alias", "Anna"), "leave out --question and --alias"),
+        ((*FORGET, "--question", "What does Anna Lind speak?"), "leave out --question and"),
+        ((*FORGET, "--portability", "She speaks => French"), "leave out --portability"),
+        ((*FORGET, "--refusal", " "), "it is empty; give the text to answer with"),
         (("edit", "--forget", "--subject", "a"), "--prompt missing"),
     ],
 )
 def test_mistakes(easyedit, folder, words, why):
     assert why in refused(easyedit(*words, "--model", folder))
+
+
+def test_a_file_with_expansions_is_refused(easyedit, folder, tmp_path):
+    file = tmp_path / "edits.jsonl"
+    record = {"prompt": PROMPT, "target_new": "x", "subject": SUBJECT, "aliases": ["Anna"]}
+    file.write_text(json.dumps(record))
+    result = easyedit("edit", "--method", "ft", "--forget", "--edits", file, "--model", folder)
+    assert "--forget replaces one answer to one prompt" in refused(result)

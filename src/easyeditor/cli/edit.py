@@ -131,7 +131,14 @@ def edit(
     places.check_file(save)
     if save == places.STREAM and as_json:
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
-    target = forgetting.check_forgetting(forget, refusal, target, expand or chat)
+    target = forgetting.check_forgetting(
+        forget,
+        refusal,
+        target,
+        expand or chat,
+        further=bool(question or alias),
+        portability=bool(portability),
+    )
     if edits is None:
         one = one_case(
             prompt,
@@ -158,6 +165,8 @@ def edit(
         if any([*of_one, image, rephrase_image, locality_image, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
+        if forget:
+            forgetting.check_forgettable(cases, where)
         check_subjects(method, cases, where)
 
     if model is None and hparams is None and any(c.edit.prompt.images for c in cases):
@@ -199,24 +208,24 @@ def edit(
         result = editor.edit_cases(
             wanted, evaluate_when="end", batch=batch, verbose=False, journal=journal
         )
+    unsaved = _save(result, save)  # before all that may fail or be interrupted
+    saved = None if unsaved else save
+    if journal is not None and not unsaved:
+        journal.delete()
     lines: list[dict[str, Any]] = []
     if single:
         after = output.snapshot(editor.lm, cases[0], max_new_tokens=12)
         lines = output.before_after(cases[0], before, after)
     failures = verdict.failures(wanted, result.metrics, batch=batch, settings=settings, chat=chat)
-    left = forgetting.report(editor.lm, wanted) if forget else []
-    unsaved = _save(result, save)
-    saved = None if unsaved else save
-    if journal is not None and not unsaved:
-        journal.delete()
     if as_json:
-        gone = forgetting.as_json(left) if forget else None
+        gone = forgetting.as_json(forgetting.report(editor.lm, wanted)) if forget else None
         _print_json(method, model, known, result, lines, failures, saved, gone)
     elif save == places.STREAM:
         err.print_line(f"{count(len(wanted) - len(failures), 'edit')} of {len(wanted)} took.")
     else:
         _show(method, model, wanted, result, lines, saved)
-        forgetting.show(left)
+        if forget:
+            forgetting.show(forgetting.report(editor.lm, wanted))
     if not as_json:
         for number, metric in enumerate(result.metrics, 1):
             for remark in metric.get("notes", ()) if single or number <= MOST_NOTED else ():

@@ -10,6 +10,7 @@ import typer
 from easyeditor.cli import output
 from easyeditor.cli.output import Column
 from easyeditor.cli.terminal import count
+from easyeditor.errors import EditError
 
 if TYPE_CHECKING:
     from easyeditor.edits import Case
@@ -23,9 +24,23 @@ MOST_REPORTED = 8
 
 
 def check_forgetting(
-    forget: bool, refusal: str | None, target: str | None, expand: bool
+    forget: bool,
+    refusal: str | None,
+    target: str | None,
+    expand: bool,
+    *,
+    further: bool = False,
+    portability: bool = False,
 ) -> str | None:
     """The target to go on with, a placeholder where the model is to be asked for it.
+
+    Args:
+        forget: whether something is to be forgotten.
+        refusal: the text to answer with.
+        target: of an edit that is to be made.
+        expand: whether the edit is to be made with other wordings.
+        further: whether a question or aliases were given to make the edit with.
+        portability: whether something was given that follows from the new answer.
 
     Raises:
         typer.BadParameter: the options contradict each other.
@@ -34,6 +49,12 @@ def check_forgetting(
         raise typer.BadParameter("it says what --forget answers with", param_hint="--refusal")
     if not forget:
         return target
+    if refusal is not None and not refusal.strip():
+        raise typer.BadParameter(
+            "it is empty; give the text to answer with, or leave it out for the model's next best "
+            "answer",
+            param_hint="--refusal",
+        )
     if target is not None:
         raise typer.BadParameter(
             "--forget takes no --target: it is the model's next best answer, or --refusal TEXT"
@@ -43,7 +64,32 @@ def check_forgetting(
             "--forget looks for the fact in other wordings, so it makes no edit with them; leave "
             "out --expand and --chat"
         )
-    return refusal if refusal is not None and refusal.strip() else PLACEHOLDER
+    if further:
+        raise typer.BadParameter(
+            "--forget asks in other wordings, so it makes no edit with them; leave out --question "
+            "and --alias, or give --rephrase to be asked"
+        )
+    if portability:
+        raise typer.BadParameter(
+            "nothing is known to follow from the answer that --forget puts in the old one's place; "
+            "leave out --portability"
+        )
+    return PLACEHOLDER if refusal is None else refusal
+
+
+def check_forgettable(cases: Sequence[Case], where: Sequence[str]) -> None:
+    """Refuse cases of a file that are more than one fact in one wording, before loading.
+
+    Raises:
+        EditError: one has expansions or further edits.
+    """
+    for case, place in zip(cases, where, strict=True):
+        if case.also or case.edit.expansions:
+            raise EditError(
+                f"{place}: --forget replaces one answer to one prompt, and this edit has further "
+                "ones (question, aliases, expansions or also). Leave them out, or list each as an "
+                "edit of its own."
+            )
 
 
 def forgetting(lm: LM, cases: Sequence[Case], refusal: str | None) -> list[Case]:
@@ -82,8 +128,10 @@ def show(reports: Sequence[Gone]) -> None:
                 str(before.paraphrases),
                 str(after.paraphrases),
             ],
-            [f"given in {gone.n_samples} samples", str(before.samples), str(after.samples)],
         ]
+        if gone.n_samples:
+            text = f"given in {gone.n_samples} samples"
+            rows.append([text, str(before.samples), str(after.samples)])
         if fact.reversed is not None:
             rows.append(["reversed question", _yes(before.reversed), _yes(after.reversed)])
         for one in gone.relearned:

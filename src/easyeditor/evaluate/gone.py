@@ -64,11 +64,14 @@ class OldAnswer:
     def of(cls, case: Case) -> OldAnswer:
         """Of a case whose edit has a ground truth: its rephrase probes, else rewordings by rule.
 
+        Rewordings and the reversed question have the images, system message and mode of the prompt.
+
         Raises:
             EditError: the edit names no old answer.
         """
         edit = case.edit
-        if not edit.ground_truth:
+        old = (edit.ground_truth or "").strip()
+        if not old:
             raise EditError(
                 f"The edit of {edit.prompt!r} names no old answer to look for; give ground_truth "
                 "(--ground-truth)."
@@ -78,13 +81,13 @@ class OldAnswer:
         if not probes and not is_question(text):
             question = question_of(text)
             rewordings = rewordings_of(text, edit.subject, question)
-            probes = [Prompt(words) for words in (question, *rewordings)]
-        back = inverse_of(text, edit.subject, edit.ground_truth) if edit.subject else None
+            probes = [edit.prompt.with_text(words) for words in (question, *rewordings)]
+        back = inverse_of(text, edit.subject, old) if edit.subject else None
         return cls(
             edit.prompt,
-            edit.ground_truth.strip(),
+            old,
             tuple(probes),
-            None if back is None else Prompt(back),
+            None if back is None else edit.prompt.with_text(back),
             edit.subject or "",
         )
 
@@ -132,7 +135,7 @@ class Gone:
         fact: what was asked.
         before, after: what the unedited and the edited model show.
         relearned: the edited model after training on other facts; empty: not tried.
-        n_samples: how many answers were sampled.
+        n_samples: how many answers were sampled; 0 of an encoder-decoder.
     """
 
     fact: OldAnswer
@@ -201,13 +204,18 @@ def gone_report(
         steps: of relearning, ascending; empty: none.
         others: facts with their present answers to relearn on; by default some of ``worldfacts``
             that the model knows.
-        samples: how many answers are sampled, from the five likeliest tokens.
+        samples: how many answers are sampled, from the five likeliest tokens; none of an
+            encoder-decoder, whose samples are its greedy answer again.
 
     Raises:
-        EditError: there are no facts.
+        EditError: there are no facts, or an old answer is blank.
     """
     if not facts:
         raise EditError("There is no old answer to look for; give one fact at least.")
+    for fact in facts:
+        if not fact.answer.strip():
+            raise EditError(f"The old answer to {fact.prompt!r} is blank; name what to look for.")
+    samples = 0 if lm.encoder_decoder else samples
     with without_patches(lm.model):
         before = _traces(lm, facts, samples)
     after = _traces(lm, facts, samples)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from easyeditor.hyperparams import HyperParams
 from easyeditor.methods.ft import FTHyperParams
 from easyeditor.methods.grace import GraceHyperParams
@@ -43,8 +45,9 @@ LOADING = frozenset(
 class PictureFolders(HyperParams):
     """Where a dataset's pictures lie: ``coco_image``, and ``rephrase_image`` for other pictures."""
 
-    coco_image: str | None = None
-    rephrase_image: str | None = None
+    # Where files lie is no setting of a method: neither archives nor patches hold it.
+    coco_image: str | None = Field(None, exclude=True)
+    rephrase_image: str | None = Field(None, exclude=True)
 
 
 class FTMultimodalHyperParams(FTHyperParams, PictureFolders):
