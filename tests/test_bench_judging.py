@@ -107,3 +107,38 @@ def test_the_command_against_a_server_that_refuses(easyedit, out):
         told = easyedit("bench", "judge", out, "--base-url", script.url, "--judge-model", "other")
     assert "bad key" in refused(told)
     assert (out / FILE).read_bytes() == before
+
+
+def test_answers_about_images_are_judged_in_the_form_of_their_prompts():
+    from dataclasses import replace
+
+    from easyeditor.bench.judging import _questions
+    from easyeditor.editors.metric_recorder import request_of
+    from easyeditor.edits import Case, Edit, ImageRef, Probe, Prompt
+    from easyeditor.evaluate.query import Replies, texts_of
+
+    about = Prompt("It is the flag of", (ImageRef("a/1.png", "a" * 64),))
+    other = replace(about, images=(ImageRef("b/1.png", "b" * 64),))  # the same name, elsewhere
+    spoken = replace(about, chat=True)
+    words = about.with_text("This flag is of")
+    probes = [
+        Probe(words, ("Norway",), "rephrase/text"),
+        Probe(other, ("Norway",), "rephrase/image"),
+        Probe(spoken, ("Norway",), "rephrase"),
+    ]
+    case = Case("0", Edit(about, "Norway"), probes)
+    options = Measures(answer_tokens=5)
+    answers = {about: "A", words: "B", other: "C\nE", spoken: "D\nE"}
+    replies = Replies({}, {options.answer(p): text for p, text in answers.items()})
+    record = {
+        "requested_rewrite": request_of(case),
+        "hparams": {},
+        "texts": texts_of(case, replies, options),
+    }
+    assert len(record["texts"]["answers"]) == 4
+    assert [(kind, q.prompt, q.answer) for kind, q in _questions(record)] == [
+        ("rewrite", about.text, "A"),
+        ("rephrase", words.text, "B"),
+        ("rephrase", about.text, "C"),
+        ("rephrase", about.text, "D\nE"),
+    ]

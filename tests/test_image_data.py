@@ -113,3 +113,14 @@ def test_missing_and_broken_images_are_reported_by_record(folder):
 def test_a_template_needs_one_place(folder):
     with pytest.raises(DataError, match="template"):
         VQADataset(write(folder, RECORD), template="Question:")
+
+
+def test_paths_that_leave_the_folder_are_refused_and_digests_start_there(tmp_path):
+    from easyeditor.data.prompts import with_prompts
+
+    for path in ("../a.png", "/etc/hostname"):
+        with pytest.raises(DataError, match="outside of the folder"):
+            with_prompts({"text": "It is", "images": [path]}, tmp_path)
+    image = {"path": "a.png", "sha256": "0" * 64}
+    prompt = with_prompts({"text": "It is", "images": [image]}, tmp_path)
+    assert prompt.images[0].path == str(tmp_path / "a.png")

@@ -65,7 +65,7 @@ def test_an_image_is_read_upright_and_as_rgb(tmp_path):
 
 
 def test_files_that_are_no_readable_images(tmp_path, llava, monkeypatch):
-    from easyeditor.lm import image_files
+    from easyeditor import pictures
 
     whole = png(tmp_path, "whole.png", size=(200, 200)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -73,7 +73,7 @@ def test_files_that_are_no_readable_images(tmp_path, llava, monkeypatch):
     for name, message in (("cut.png", "damaged or cut off"), ("text.png", "not an image")):
         with pytest.raises(ImageError, match=message):
             llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / name),)))
-    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="pixels"):
         llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / "whole.png"),)))
     for path, message in (
@@ -88,6 +88,64 @@ def test_files_that_are_no_readable_images(tmp_path, llava, monkeypatch):
     (tmp_path / "whole.png").unlink()
     with pytest.raises(ImageError, match="not there"):
         llava.text.row(Prompt("It is", (gone,)))
+
+
+def test_a_file_that_was_exchanged_is_not_read_for_the_former_one(tmp_path):
+    from PIL import Image
+
+    from easyeditor.edits import as_prompt
+    from easyeditor.lm.image_files import open_image
+
+    before = ImageRef.of(png(tmp_path, "a.png"))
+    in_memory = ImageRef.of(Image.open(tmp_path / "a.png"))
+    stored = as_prompt(Prompt("It is", (in_memory,)).to_json()).images[0]
+    assert open_image(stored).getpixel((0, 0)) == (200, 10, 10)  # its digest is of the pixels
+    png(tmp_path, "a.png", (10, 10, 200))
+    for reference in (before, stored):
+        with pytest.raises(ImageError, match="changed since"):
+            open_image(reference)
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(ImageError, match="changed since"):
+        open_image(before)
+
+
+def test_images_in_memory_are_told_apart_by_what_is_read_of_them():
+    from PIL import Image
+
+    from easyeditor.lm.image_files import open_image
+
+    grey = [ImageRef.of(Image.new("I;16", (4, 2), value)) for value in (30_000, 60_000)]
+    assert grey[0] != grey[1]
+    assert [open_image(image).getpixel((0, 0))[0] for image in grey] == [117, 234]
+    assert open_image(ImageRef.of(Image.new("I;16B", (4, 2), 40_000))).getpixel((0, 0))[0] == 156
+    plain, turned = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4))
+    for picture in (plain, turned):
+        picture.putpixel((0, 0), (255, 0, 0))
+    turned.getexif()[0x0112] = 6
+    reference = ImageRef.of(plain)
+    assert reference != ImageRef.of(turned)
+    plain.putpixel((0, 0), (0, 0, 255))  # the caller's picture changes, what was taken does not
+    assert open_image(reference).getpixel((0, 0)) == (255, 0, 0)
+    for mode in ("I", "F", "La"):
+        with pytest.raises(ImageError, match=f"mode '{mode}'"):
+            ImageRef.of(Image.new(mode, (4, 2)))
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path, monkeypatch):
+    import os
+
+    from easyeditor import pictures
+
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ImageError, match="device or a pipe"):
+            ImageRef.of(path)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 10)
+    with pytest.raises(ImageError, match="MiB"):
+        ImageRef.of(png(tmp_path, "a.png"))
+    for url in ("HTTPS://example.org/a.png", "data:image/png;base64,AAAA"):
+        with pytest.raises(ImageError, match="URL"):
+            ImageRef.of(url)
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -320,6 +378,25 @@ def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
     assert lm.text.row("It is").ids
     with pytest.raises(MissingExtraError, match=r'\[vision\]"'):
         lm.text.row(Prompt("It is", (seeing.picture(1),)))
+
+
+def test_a_saved_model_that_sees_sees_when_it_is_loaded(tmp_path, llava):
+    from easyeditor.lm.loading import load, save
+
+    prompt = Prompt(QUESTION, (seeing.picture(1),))
+    save(llava, tmp_path / "saved")
+    again = load(str(tmp_path / "saved"), device="cpu")
+    assert again.text.row(prompt, "Rome") == llava.text.row(prompt, "Rome")
+
+
+def test_one_block_under_two_names_is_refused(llava):
+    from easyeditor import FTHyperParams, MultimodalEditor
+
+    block = {"image": seeing.picture(2), "prompt": "It shows a", "ground_truth": "river"}
+    with pytest.raises(EditError, match="two names of one block"):
+        MultimodalEditor(llava, FTHyperParams(layers=[1])).edit(
+            "It is", "red", seeing.picture(1), locality_inputs={"vision": block, "image": block}
+        )
 
 
 def test_pillow_is_asked_for_by_name(monkeypatch):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from easyeditor.errors import EditError, ImageError
+from easyeditor.pictures import file_digest, pixel_digest, upright
 
 PROMPT_FIELDS = frozenset({"text", "images", "system", "raw", "chat"})
 """What a prompt is written with in JSON."""
@@ -53,9 +52,9 @@ class ImageRef:
 
     Attributes:
         path: where the file lies; of an image in memory a name for people.
-        sha256: digest of the file's bytes, or of an image in memory its size and pixels, in
-            hexadecimal.
-        picture: the PIL image, where it is one in memory.
+        sha256: digest of the file's bytes, or of an image in memory its size and upright RGB
+            pixels, in hexadecimal.
+        picture: of an image in memory a copy, upright and as RGB.
     """
 
     path: str = field(compare=False)
@@ -67,34 +66,32 @@ class ImageRef:
         """The reference to a file or to a PIL image, with the digest of what it holds now.
 
         Raises:
-            ImageError: the file cannot be read, a URL was given, or it is neither.
+            ImageError: the file cannot be read or is too large, a URL was given, or it is neither.
         """
         if isinstance(image, ImageRef):
             return image
         if hasattr(image, "tobytes") and hasattr(image, "convert"):
-            picture: Any = image
-            rgb = picture.convert("RGB")
-            digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
-            return cls(str(getattr(image, "filename", "")) or f"image-{digest[:8]}", digest, image)
+            name = str(getattr(image, "filename", ""))
+            picture = upright(image, name or "in memory")
+            digest = pixel_digest(picture)
+            return cls(name or f"image-{digest[:8]}", digest, picture)
         if not isinstance(image, (str, os.PathLike)):
             raise ImageError(
                 f"An image must be the path of a file or a PIL image, not {type(image).__name__} "
                 f"({image!r:.80})."
             )
-        path = os.fspath(image)
-        if isinstance(path, str) and re.match(r"[a-z]+://", path):
+        path = str(os.fspath(image))
+        if re.match(r"[a-z][a-z0-9+.-]*://|data:", path, re.IGNORECASE):
             raise ImageError(
-                f"The image {path!r} is a URL, and nothing is fetched here; download it and give "
-                "the path of the file."
+                f"The image {path!r:.80} is a URL, and nothing is fetched here; download it and "
+                "give the path of the file."
             )
         try:
-            return cls(str(path), hashlib.sha256(Path(str(path)).read_bytes()).hexdigest())
+            return cls(path, file_digest(path))
         except (OSError, ValueError) as error:
-            known = isinstance(error, (FileNotFoundError, IsADirectoryError))
-            folder = isinstance(error, IsADirectoryError)
-            reason = ("it is a folder" if folder else "no such file") if known else str(error)
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             raise ImageError(
-                f"The image {str(path)!r} cannot be read ({reason}); give the path of an image "
+                f"The image {path!r} cannot be read ({reason}); give the path of an image "
                 "file, e.g. a PNG or JPEG."
             ) from None
 

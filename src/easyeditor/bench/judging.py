@@ -11,6 +11,7 @@ from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import write_whole
 from easyeditor.edits import as_prompt
 from easyeditor.errors import BenchError
+from easyeditor.evaluate.before_after import shown_apart
 from easyeditor.evaluate.generation_metrics import natural_answer
 from easyeditor.evaluate.judge import Question, Verdict, score_verdicts
 
@@ -63,14 +64,22 @@ def _questions(record: dict[str, Any]) -> list[tuple[str, Question]]:
     edit = record["requested_rewrite"]
     chat = bool(record["hparams"].get("chat_template"))
     answers = record["texts"].get("answers", {})
-    prompts: list[tuple[str, str]] = [("rewrite", edit["prompt"])]
-    prompts += [("rephrase", p["prompt"]) for p in edit["probes"] if p["kind"] == "rephrase"]
-    questions = [
-        (kind, Question(prompt, natural_answer(answers[prompt], chat), edit["target_new"]))
-        for kind, prompt in prompts
-        if prompt in answers
+    prompts = [("rewrite", as_prompt(edit["prompt"]))]
+    prompts += [
+        ("rephrase", as_prompt(probe["prompt"]))
+        for probe in edit["probes"]
+        if probe["kind"].split("/")[0] == "rephrase"
     ]
+    every = [as_prompt(edit["prompt"]), *(as_prompt(p["prompt"]) for p in edit["probes"])]
+    keys = shown_apart(every)
+    questions = []
+    for kind, prompt in prompts:
+        answer = answers.get(keys[prompt])
+        if answer is not None:
+            form = chat if prompt.chat is None else prompt.chat
+            answer = natural_answer(answer, form)
+            questions.append((kind, Question(prompt.text, answer, edit["target_new"])))
     for row in record["texts"].get("asked", ()):
-        prompt = as_prompt(row["prompt"]).text
-        questions.append((row["name"], Question(prompt, row["text"], edit["target_new"])))
+        text = as_prompt(row["prompt"]).text
+        questions.append((row["name"], Question(text, row["text"], edit["target_new"])))
     return questions

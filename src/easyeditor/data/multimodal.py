@@ -13,6 +13,7 @@ from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, probe
+from easyeditor.data.prompts import inside
 from easyeditor.edits import Case, Edit, ImageRef, Probe, Prompt
 from easyeditor.errors import DataError, ImageError
 from easyeditor.lm.image_files import open_image
@@ -92,7 +93,7 @@ class MultimodalDataset(CaseDataset):
             if name in record:
                 try:
                     open_image(self._reference(record, name))
-                except ImageError as error:
+                except (DataError, ImageError) as error:
                     return f"{name}: {error}"
         return ""
 
@@ -103,7 +104,7 @@ class MultimodalDataset(CaseDataset):
 
     def _reference(self, record: Fields, name: str) -> ImageRef:
         folder = self.rephrase_images if name == "image_rephrase" else self.images
-        return ImageRef.of(folder / record.text(name))
+        return ImageRef.of(inside(folder, record.text(name)))
 
     def case(self, record: Fields, index: int) -> Case:
         """One record as a case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ def with_prompts(value: Any, folder: Path) -> Any:
 
     A prompt object is ``{"text": …, "images": […], "system": …, "chat": …}``, all but the text
     optional. An image is a path, or ``{"path": …}`` with the file's ``sha256`` where it shall be
-    checked later; the trap: a relative path starts at ``folder``, where the file of edits lies.
+    checked when it is opened; the trap: a relative path starts at ``folder``, where the file of
+    edits lies, and one without a digest must not leave it.
 
     Raises:
-        DataError: the images are not a list of paths.
+        DataError: the images are not a list of paths, or a path leaves the folder.
         EditError: an image cannot be read, or the text or the system message is not text.
     """
     if isinstance(value, list):
@@ -43,5 +45,23 @@ def _image(image: Any, folder: Path) -> ImageRef:
         raise DataError(f"an image must be a path or an object with 'path', not {image!r:.80}.")
     digest = image.get("sha256") if isinstance(image, Mapping) else None
     if isinstance(digest, str):
-        return ImageRef(path, digest)
-    return ImageRef.of(folder / path)
+        return ImageRef(str(folder / path), digest)
+    return ImageRef.of(inside(folder, path))
+
+
+def inside(folder: Path, path: str) -> Path | str:
+    """``folder / path``; URLs are passed on, to be refused as such.
+
+    Raises:
+        DataError: the path leads out of the folder, so that a file of others could have any file
+            read.
+    """
+    if "://" in path:
+        return path
+    place = Path(os.path.normpath(folder / path))
+    if not place.is_relative_to(os.path.normpath(folder)):
+        raise DataError(
+            f"The image {path!r:.80} lies outside of the folder of its data; put it beside the "
+            "file that names it, or give its sha256 with it."
+        )
+    return place

@@ -222,6 +222,11 @@ def _blocks(group: str, given: Mapping[str, Any] | None) -> dict[str, Any] | Non
     """Blocks whose prompts have their images; the classic name ``vision`` is ``image`` here."""
     if not isinstance(given, Mapping):
         return given
+    if "vision" in given and "image" in given:
+        raise EditError(
+            f"{group}_inputs has both 'vision' and 'image', which are two names of one block; give "
+            "one of them, or another name to the other."
+        )
     blocks = {}
     for name, block in given.items():
         if isinstance(block, Mapping) and block.get("image") is not None and "prompt" in block:

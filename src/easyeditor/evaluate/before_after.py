@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from easyeditor.edits import Case, Prompt
@@ -18,6 +21,29 @@ def shown(prompt: Prompt) -> str:
     """A prompt for people: the names of its images, then its text."""
     names = [f"[{os.path.basename(image.path)}]" for image in prompt.images]
     return " ".join([*names, prompt.text])
+
+
+def shown_apart(prompts: Iterable[Prompt]) -> dict[Prompt, str]:
+    """:func:`shown` of every prompt; those that would look alike say in what they differ.
+
+    A digest of the whole prompt stands behind each text that several of these prompts share, so
+    that no two of them have one text; the trap: it depends on all of them.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    times = Counter(map(shown, distinct))
+    return {
+        prompt: shown(prompt)
+        if times[shown(prompt)] == 1
+        else f"{shown(prompt)} [{_digest(prompt)}]"
+        for prompt in distinct
+    }
+
+
+def _digest(prompt: Prompt) -> str:
+    value = prompt.to_json()
+    if isinstance(value, dict) and prompt.images:
+        value["images"] = [image.sha256 for image in prompt.images]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def compared(case: Case) -> list[tuple[str, Prompt, str, str | None]]:
@@ -61,8 +87,9 @@ def before_after(case: Case, before: Any, after: Any) -> list[dict[str, Any]]:
     ``p_old`` (geometric means per token; None without an old answer) and ``continuation``.
     """
     lines = []
+    names = shown_apart(prompt for _, prompt, _, _ in compared(case))
     for kind, prompt, new, old in compared(case):
-        line: dict[str, Any] = {"kind": kind, "prompt": shown(prompt), "new": new, "old": old}
+        line: dict[str, Any] = {"kind": kind, "prompt": names[prompt], "new": new, "old": old}
         for when, (scores, texts) in (("before", before), ("after", after)):
             line[when] = {
                 "p_new": _probability(scores, prompt, new),

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from easyeditor.edits import Case, Generate, NextToken, Query, Score
-from easyeditor.evaluate.before_after import shown
+from easyeditor.evaluate.before_after import shown_apart
 from easyeditor.evaluate.generation_metrics import perplexity
 from easyeditor.evaluate.replies import Ending
 from easyeditor.evaluate.replies import EvalOptions as EvalOptions
@@ -130,12 +130,15 @@ def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, An
     form and in plain form has two.
     """
     texts: dict[str, Any] = {}
+    shown = shown_apart([case.edit.prompt, *(probe.prompt for probe in case.probes)])
     if options.answer_tokens:
         prompts = [case.edit.prompt]
         prompts += [probe.prompt for probe in case.probes if probe.group != "locality"]
-        texts["answers"] = {shown(p): replies[options.answer(p)] for p in prompts}
+        texts["answers"] = {shown[p]: replies[options.answer(p)] for p in prompts}
     if options.continuation_tokens:
-        texts["continuations"] = {shown(q.prompt): replies[q] for q in options.long(case)}
+        longer = options.long(case)
+        names = shown_apart(query.prompt for query in longer)
+        texts["continuations"] = {names[query.prompt]: replies[query] for query in longer}
     questions = [
         (probe, Generate(probe.prompt, options.asked_tokens))
         for probe in case.probes

@@ -347,7 +347,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def save(lm: LM, folder: Path, *, shard_bytes: int | None = None) -> None:
-    """Write model and tokenizer as plain transformers reads them, in the checkpoint's precision.
+    """Write model, tokenizer and any processor for transformers, in the checkpoint's precision.
 
     The folder appears whole or not at all, also when the process is killed. Weights that were read
     in another precision than they are computed with (float16 on a CPU) are rounded back, so that
@@ -384,6 +384,8 @@ def save(lm: LM, folder: Path, *, shard_bytes: int | None = None) -> None:
             config = json.loads(file.read_text(encoding="utf-8"))
             names = (str(model.dtype).removeprefix("torch."), str(stored).removeprefix("torch."))
             file.write_text(json.dumps(_renamed(config, *names), indent=2) + "\n", encoding="utf-8")
+        if lm.images is not None and hasattr(lm.images.processor, "save_pretrained"):
+            lm.images.processor.save_pretrained(part)
         lm.tokenizer.save_pretrained(part)
 
 
