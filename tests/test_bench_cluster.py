@@ -68,6 +68,7 @@ def ray():
 
 
 @QUIET
+@pytest.mark.slow
 def test_a_worker_is_killed(ray, opened, monkeypatch, tmp_path):
     lm, wanted = opened(), plan("single", ("FT", "ROME"))
     whole = run(lm, wanted, tmp_path / "whole")
@@ -262,7 +263,7 @@ def test_every_worker_finds_a_place(played, gpus, workers, size, share):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"easyeditor\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"easyedit-lm\[ray\]"):
         RayExecutor(benching.lm, plan())
 
 

@@ -158,7 +158,7 @@ def test_contradictions_may_follow_each_other(tmp_path):
 @pytest.mark.parametrize("crew", [None, object()], ids=["one process", "a crew"])
 def test_consistency_without_its_package(crew, tmp_path, monkeypatch, nothing_is_done):
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with pytest.raises(MissingExtraError, match=r"easyeditor\[bench\]"):
+    with pytest.raises(MissingExtraError, match=r"easyedit-lm\[bench\]"):
         run(benching.lm(), plan(), tmp_path / "out", crew)
     assert not (tmp_path / "out").exists()
 

@@ -279,5 +279,5 @@ def test_out_of_memory_goes_up_as_it_is(monkeypatch):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(MissingExtraError, match=r"needs lm_eval.*easyeditor\[lm-eval\]"):
+    with pytest.raises(MissingExtraError, match=r"needs lm_eval.*easyedit-lm\[lm-eval\]"):
         run(support.shared_lm("llama"), "tiny_cities")

@@ -26,7 +26,8 @@ def test_the_page_shows_every_format_and_leads_to_pages_that_are_there():
     from easyeditor.cli.exports import Format
 
     shown = {words[words.index("--format") + 1] for words in commands() if words[0] == "export"}
-    assert shown == {format.value for format in Format}
+    assert shown == {format.value for format in Format} - {"control-vector"}
+    assert "--format control-vector" in (DOCS / "steering.md").read_text(encoding="utf-8")
     assert "docs/export.md" in (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert all((DOCS / page).is_file() for page in re.findall(r"\]\((\w+\.md)\)", PAGE))
 

@@ -28,7 +28,7 @@ def test_a_missing_package_is_named(
     monkeypatch.delenv(embedded.OFFLINE, raising=False)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     where = name if name == "smollm2-135m" else str(tmp_path / name)
-    with pytest.raises(MissingExtraError, match=f"needs the package {package}.*easyeditor\\[gguf"):
+    with pytest.raises(MissingExtraError, match=f"needs the package {package}.*easyedit-lm\\[gguf"):
         load(where)
     assert not (tmp_path / "cache").exists()
 

@@ -81,7 +81,7 @@ def test_what_cannot_be_in_a_gguf_adapter(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="not an empty folder"):
         export_gguf_lora(patch_of("llama"), tmp_path / "full")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"easyeditor\[gguf\]"):
+    with pytest.raises(MissingExtraError, match=r"easyedit-lm\[gguf\]"):
         export_gguf_lora(patch_of("llama"), tmp_path / "out")
     assert sorted(place.name for place in tmp_path.iterdir()) == ["full"]
 

@@ -364,7 +364,7 @@ def test_a_missing_retriever_names_the_command(monkeypatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     method = ike(sentence_model_name="never loaded before")
     method.use_corpus(CORPUS)
-    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[retrieval\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "easyedit-lm\[retrieval\]"'):
         method.edit(lm("gpt2"), [EDIT])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +63,56 @@ def test_a_context_shows_the_picture_with_its_fact():
     assert seen.text.count("<image>") == 2
     assert unseen.images == case(0).edit.prompt.images
     assert lm.text.row(seen).ids
+
+
+def test_of_two_pictures_with_one_question_the_fact_of_the_one_asked_about_is_told():
+    from easyeditor.methods.ike.ike import IKE, IKEHyperParams
+    from easyeditor.methods.ike.patch import Context
+
+    class Same:
+        name = "same"
+
+        def encode(self, texts):
+            return torch.ones(len(texts), 1)
+
+    facts = [case(0).edit, case(1).edit, Edit("Italy is", "far")]
+    plain = IKE(IKEHyperParams(use_icl_examples=False)).edit(seeing.lm("llava"), facts).patch
+    contexts = [
+        Context("", edit.target, (score,))
+        for edit, score in zip(facts, (1.0, 2.0, 3.0), strict=True)
+    ]
+    patch = replace(plain, contexts=tuple(contexts), sentences=Same())
+    unseen = Prompt(QUESTION, (seeing.picture(99),))
+    fronts = patch._fronts([facts[0].prompt, facts[1].prompt, "Italy is", unseen])
+    for front, edit in zip(fronts, [*facts, facts[2]], strict=True):
+        assert edit.target in front.text
+        assert front.images == edit.prompt.images
+
+
+def test_a_context_brings_its_picture_where_the_file_is_gone(tmp_path):
+    from easyeditor.edits import ImageRef
+    from easyeditor.lm.image_files import open_image
+    from easyeditor.methods.ike.ike import IKE, IKEHyperParams
+    from easyeditor.methods.ike.patch import ContextPatch
+    from easyeditor.patches.files import load_patch, save_patch
+
+    in_memory = case(0).edit.prompt.images[0]
+    in_memory.picture.save(tmp_path / "a.jpg")
+    on_disk = ImageRef.of(tmp_path / "a.jpg")
+    pixels = open_image(on_disk).tobytes()
+    edits = [Edit(Prompt(QUESTION, (image,)), "Rome") for image in (in_memory, on_disk)]
+    method = IKE(IKEHyperParams(use_icl_examples=False))
+    lm = seeing.lm("llava")
+    patches = [method.edit(lm, [edit]).patch for edit in edits]
+    (tmp_path / "a.jpg").unlink()
+    again = load_patch(save_patch(ContextPatch.merge(patches), tmp_path / "patch.safetensors"))
+    again = load_patch(save_patch(again, tmp_path / "again.safetensors"))
+    first, second = (edit.prompt.images[0] for edit in again.info.edits)
+    assert open_image(first).tobytes() == in_memory.picture.tobytes()
+    assert open_image(second).tobytes() == pixels
+    assert again.info.edits == tuple(edits)
+    with pytest.raises(ImageError, match="not there"):
+        method.edit(lm, edits[1:])
 
 
 def test_images_are_told_apart_by_what_the_model_makes_of_them():

@@ -184,6 +184,13 @@ def test_another_number_of_places_than_of_images(llava):
             llava.text.row(prompt)
     with pytest.raises(ImageError, match="target"):
         llava.text.row(Prompt("It is", (image,)), "an <image>")
+    with pytest.raises(ImageError, match="The context"):
+        llava.text.row(Prompt("It is", (image,)), prefix="<image> It rained. ")
+    for images in ((), (image,)):
+        with pytest.raises(ImageError, match="The system message"):
+            llava.text.row(Prompt("It is", images, system="Look: <image>", chat=True))
+    with pytest.raises(ImageError, match="as the model reads it has 2"):
+        llava.images.expand("<image> and <image>", (image,), None)
 
 
 def test_an_image_for_a_model_that_reads_text_alone():

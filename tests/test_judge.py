@@ -434,7 +434,7 @@ def test_impossible_questions():
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(MissingExtraError, match=r"needs openai.*easyeditor\[judge\]"):
+    with pytest.raises(MissingExtraError, match=r"needs openai.*easyedit-lm\[judge\]"):
         Judge("http://127.0.0.1:9/v1", "m")
 
 

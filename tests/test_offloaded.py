@@ -104,7 +104,7 @@ def test_adapters_act_on_offloaded_modules(where, family, tmp_path):
     clean, maps_before, files_before = logits(lm.model), maps(lm.model), files(tmp_path)
     vector = torch.randn(plain.projection(1).d_out, generator=torch.Generator().manual_seed(0))
     site = plain.projection(1).path.removesuffix(".weight")
-    steering = ModulePatch({site: (AddVector(vector * 20, True),)}, info(plain))
+    steering = ModulePatch({site: (AddVector(vector * 20, positions="answer"),)}, info(plain))
     low = some_patch(plain, 1)
     for patch in (steering, low):  # beside a weight of the same module
         patch.apply(plain.model)

@@ -6,6 +6,7 @@ import ast
 import json
 import shlex
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from easyeditor import Case, Edit, Probe, save_patch
 from easyeditor.cli import edit as edit_cli
 from easyeditor.cli import exports, trace
 from easyeditor.cli import patches as patches_cli
+from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import (
     BenchError,
     DataError,
@@ -94,6 +96,17 @@ def test_a_saved_edit_is_loaded_into_another_window(lm, window):
         other.load(file)
     other.close()
     assert not other.folder.exists()
+
+
+def test_a_patch_about_images_is_not_loaded(lm, window):
+    seen = Prompt("It is", (ImageRef("/etc/passwd", "0" * 64),))
+    patch = synthetic.some_patch(lm, 0)
+    for edit in (Edit(seen, "x"), Edit("It is", "x", expansions=[Edit(seen, "x")])):
+        info = replace(patch.info, edits=(edit,))
+        file = save_patch(replace(patch, info=info), window.folder / "seen.safetensors")
+        with pytest.raises(PatchError, match="edits about images"):
+            window.load(file)
+    assert window.edits == []
 
 
 def test_all_edits_are_saved_as_one_patch_if_they_are_of_one_kind(lm, window):

@@ -159,5 +159,5 @@ def test_settings_and_pyplot_are_left_alone():
 def test_without_matplotlib(monkeypatch):
     assert importlib.import_module("matplotlib").__version__
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r'needs matplotlib.*"easyeditor\[bench\]"'):
+    with pytest.raises(MissingExtraError, match=r'needs matplotlib.*"easyedit-lm\[bench\]"'):
         layer_plot({})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -198,3 +199,5 @@ def test_distractors_by_rule():
     others = with_distractors(Case("c", EDIT, (far,)))
     assert others.probes[-1].prompt.text == f"{SENTENCE} Rome. She plays the"
     assert with_distractors(Case("c", EDIT)) == Case("c", EDIT)
+    placed = replace(EDIT, prompt=EDIT.prompt.with_text(f"<image> {EDIT.prompt.text}"))
+    assert distracted(placed, near) == distracting  # the fact's image is not shown

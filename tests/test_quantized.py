@@ -364,5 +364,5 @@ def test_loading_says_what_is_missing_or_wrong(folders, monkeypatch, tmp_path):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, *a: None if n == "bitsandbytes" else find(n, *a)
     )
-    with pytest.raises(MissingExtraError, match=r"pip install \"easyeditor\[quantized\]\""):
+    with pytest.raises(MissingExtraError, match=r"pip install \"easyedit-lm\[quantized\]\""):
         load(str(folders["llama"]), quantization="4bit")

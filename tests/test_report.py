@@ -269,8 +269,10 @@ def test_a_sequence_has_two_rows(tmp_path):
     assert (task.value, task.n) == (0.3, 40)
     assert (task.low, task.high) == pytest.approx((0.104, 0.496))
     assert row(made, "unedited").numbers["downstream/hellaswag/acc"].value == 0.5
+    assert at_end.numbers["downstream/hellaswag/acc_change"].value == pytest.approx(-0.2)
     assert [c.key for c in made.columns if c.group == "Downstream tasks"] == [
-        "downstream/hellaswag/acc"
+        "downstream/hellaswag/acc",
+        "downstream/hellaswag/acc_change",
     ]
 
 

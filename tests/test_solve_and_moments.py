@@ -292,7 +292,7 @@ def test_a_dataset_without_its_package_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "datasets", None)
     target = lm("llama")
     before = Snapshot(target.model)
-    with pytest.raises(MissingExtraError, match=r'pip install "easyeditor\[datasets\]"') as caught:
+    with pytest.raises(MissingExtraError, match=r'pip install "easyedit-lm\[datasets\]"') as caught:
         collect(target, [1], source="wikipedia")
     assert isinstance(caught.value, ImportError)
     assert before.differences(target.model) == []

@@ -24,7 +24,8 @@ import tiny
 from easyeditor import LM, Edit
 from easyeditor.associative.contexts import SEEDS, context_prefixes
 from easyeditor.associative.keys import subject_rows
-from easyeditor.errors import ModelLoadError, SubjectNotFoundError
+from easyeditor.edits import Prompt
+from easyeditor.errors import EditError, ModelLoadError, SubjectNotFoundError
 from easyeditor.lm import Row, inference
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Text, pad
@@ -361,6 +362,21 @@ def test_a_chat_prompt_is_wrapped_once(template: str, rendered: str) -> None:
     assert row.ids[0] == 1
     assert read(text, row.target).strip() == "Rome"
     assert read(text, row.ids[: row.subject_last + 1]).endswith("It rained. The Eiffel Tower")
+
+
+def test_a_template_that_wants_parts_gets_them_and_none_drops_the_text() -> None:
+    parts = CHATML.replace(
+        "{{ m['content'] }}", "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{{ '' }}"
+    )
+    for prompt in (Prompt(PROMPT), Prompt(PROMPT, system="Be brief.")):
+        rows = [chat(t).row(prompt, "Rome", subject="The Eiffel Tower") for t in (parts, CHATML)]
+        assert rows[0] == rows[1]
+    refusing = CHATML + "{% if messages[0]['role'] == 'system' %}{{ refuse() }}{% endif %}"
+    assert chat(refusing).row(PROMPT, "Rome") == chat(CHATML).row(PROMPT, "Rome")
+    with pytest.raises(EditError, match="cannot write the turns system, user"):
+        chat(refusing).row(Prompt(PROMPT, system="Be brief."), "Rome")
+    with pytest.raises(EditError, match="exactly once"):
+        chat(TURN + "{% endfor %}").row(PROMPT, "Rome")
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, INST], ids=["chatml", "trimmed", "inst"])

@@ -114,8 +114,10 @@ def _show(example: dict[str, Any]) -> None:
     for label in ("prompt", "target_new", "subject", "ground_truth"):
         if label in example:
             line(label, _readable(example[label]))
-    for text in example.get("rephrase_prompts", []):
-        line("rephrase", _readable(text))
+    for item in example.get("rephrase_prompts", []):
+        named = isinstance(item, dict) and "name" in item
+        label = f"rephrase/{item['name']}" if named else "rephrase"
+        line(label, _readable(item["prompt"] if named else item))
     for group in ("locality", "portability"):
         for name, probes in example.get(group, {}).items():
             first, more = probes[0], len(probes) - 1

@@ -86,7 +86,7 @@ class EditsDataset(CaseDataset):
 
     name = "edits"
     title = "edits with the names of editor.edit's arguments"
-    probes = ("rephrase", "locality/*", "portability/*")
+    probes = ("rephrase", "rephrase/*", "locality/*", "portability/*")
     _single = True
 
     @classmethod
@@ -105,7 +105,7 @@ def case_of(record: Fields, index: int) -> Case:
     known = _known(record, FIELDS)
     edit = _edit(known)
     rephrases = _texts("rephrase", known.get("rephrase", []))
-    probes = [Probe(text, (edit.target,), "rephrase") for text in rephrases]
+    probes = [_rephrase(edit, item) for item in rephrases]
     probes += _probes("locality", NEAR, known.get("locality"))
     probes += _probes("portability", HOP, known.get("portability"))
     return Case(
@@ -263,6 +263,13 @@ def _texts(name: str, given: Any) -> list[Any]:
     if isinstance(given, list):
         return given
     raise DataError(f"{name} must be a text or a list of texts, not {kind_of(given)}.")
+
+
+def _rephrase(edit: Edit, item: Any) -> Probe:
+    """A rephrase: a prompt, or ``{"prompt", "name"}`` where it has a name."""
+    if isinstance(item, Mapping) and isinstance(item.get("name"), str) and "prompt" in item:
+        return Probe(item["prompt"], (edit.target,), f"rephrase/{item['name']}")
+    return Probe(item, (edit.target,), "rephrase")
 
 
 def _one(group: str, name: str, item: Any, *, fixed: bool = False) -> Probe:

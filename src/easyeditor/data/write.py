@@ -114,9 +114,11 @@ def row_of(case: Case) -> dict[str, str]:
     ]
     if lists:
         raise _no_csv(case, ", ".join(lists))
-    rephrases: list[str] = record.get("rephrase_prompts", [])
+    rephrases: list[Any] = record.get("rephrase_prompts", [])
     if len(rephrases) > 1:
         raise _no_csv(case, f"{len(rephrases)} rephrase prompts")
+    if not all(isinstance(rephrase, str) for rephrase in rephrases):
+        raise _no_csv(case, "a rephrase that has a name or is not text alone")
     row = {name: value for name, value in record.items() if isinstance(value, str)}
     row["rephrase_prompt"] = "".join(rephrases)
     for group, name in (("locality", NEAR), ("portability", HOP)):
@@ -177,7 +179,8 @@ def _rephrase(case: Case, probe: Probe) -> Any:
             f"case {case.id}: the rephrase {probe.prompt!r} accepts {list(probe.answers)}, a file "
             "of edits only the target."
         )
-    return probe.prompt.to_json()
+    prompt = probe.prompt.to_json()
+    return {"prompt": prompt, "name": probe.name} if probe.name else prompt
 
 
 def _groups(case: Case, group: str) -> dict[str, list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from easyeditor.edits import Case, Edit, Probe, Prompt
+from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.rewording import is_question, question_of, statement_of, with_fact
 
@@ -96,8 +97,12 @@ def with_distractors(case: Case) -> Case:
 
 
 def distracted(edit: Edit, neighbor: Probe) -> Probe:
-    """The neighbour's question with the edited fact as a sentence before it."""
-    text = with_fact(edit.prompt.text, edit.target, neighbor.prompt.text)
+    """The neighbour's question with the edited fact as a sentence before it.
+
+    The fact's images are not shown, so their places are left out.
+    """
+    fact = re.sub(rf"{MARK}[ \t]*", "", edit.prompt.text)
+    text = with_fact(fact, edit.target, neighbor.prompt.text)
     return Probe(neighbor.prompt.with_text(text), neighbor.answers, DISTRACTING)
 
 

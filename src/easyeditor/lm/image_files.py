@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easyeditor.errors import ImageError, MissingExtraError
 from easyeditor.pictures import check_file, check_size, pixel_digest, too_large, upright
@@ -29,31 +29,51 @@ def open_image(reference: ImageRef) -> Image:
             no image, is cut off, is empty or is too large.
         MissingExtraError: pillow is not installed.
     """
+    pillow()
+    if reference.picture is not None:
+        return upright(reference.picture, reference.path)
+    return decoded(read_content(reference.path), reference)
+
+
+def pillow() -> Any:
+    """The package PIL, with ``PIL.Image``.
+
+    Raises:
+        MissingExtraError: pillow is not installed.
+    """
     try:
         import PIL.Image
     except ImportError:
         raise MissingExtraError.of("pillow", "images", "Reading an image") from None
+    return PIL
+
+
+def decoded(content: bytes, reference: ImageRef) -> Image:
+    """The image that the bytes of a file hold, which must be that of the reference's digest.
+
+    Raises:
+        ImageError: it is another one, or cannot be read.
+        MissingExtraError: pillow is not installed.
+    """
+    pil = pillow()
     path = reference.path
-    if reference.picture is not None:
-        return upright(reference.picture, path)
-    content = _content(path)
     same = hashlib.sha256(content).hexdigest() == reference.sha256
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PIL's own limit, which is above ours
-            image = PIL.Image.open(io.BytesIO(content))
+            image = pil.Image.open(io.BytesIO(content))
             check_size(image, path)
             if getattr(image, "n_frames", 1) > 1:
                 log.info("%s is an animation: its first frame is used", path)
             image.load()
     except ImageError:
         raise
-    except PIL.Image.DecompressionBombError:
+    except pil.Image.DecompressionBombError:
         raise too_large(path, None) from None
     except Exception as error:  # of any type: a damaged file fails where it is damaged
         if not same:
             raise _changed(path) from None
-        if isinstance(error, PIL.UnidentifiedImageError):
+        if isinstance(error, pil.UnidentifiedImageError):
             raise ImageError(
                 f"The file {path!r} is not an image that can be read here; give a PNG, JPEG, GIF, "
                 "BMP, TIFF or WebP file."
@@ -68,7 +88,12 @@ def open_image(reference: ImageRef) -> Image:
     return picture
 
 
-def _content(path: str) -> bytes:
+def read_content(path: str) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: it is missing, no regular file, too large or unreadable.
+    """
     try:
         check_file(path)
         with open(path, "rb") as stream:

@@ -151,12 +151,22 @@ class ImageReader:
 
     # -- text -----------------------------------------------------------------------------
 
-    def check(self, prompt: Prompt, target: str) -> None:
+    def without_places(self, text: str) -> str:
+        """The text without the placeholders of images, and the blanks behind them."""
+        return re.sub(rf"(?:{self._places.pattern})[ \t]*", "", text)
+
+    def check(self, prompt: Prompt, target: str, prefix: str = "") -> None:
         """Refuse a prompt that has places for another number of images than it has images.
 
         Raises:
-            ImageError: it does, or the target has a place for an image.
+            ImageError: it does, or target, system message or prefix have a place for an image.
         """
+        for name, text in (("system message", prompt.system or ""), ("context", prefix)):
+            if self._places.search(text):
+                raise ImageError(
+                    f"The {name} {text!r} of the prompt {prompt.text!r} holds the placeholder of "
+                    f"an image; write {MARK} into the prompt's own text, where its images stand."
+                )
         if self._places.search(target):
             raise ImageError(
                 f"The target {target!r} holds the placeholder of an image, which a model reads and "
@@ -181,12 +191,22 @@ class ImageReader:
     def expand(
         self, text: str, images: Sequence[ImageRef], span: tuple[int, int] | None
     ) -> tuple[str, tuple[int, int] | None]:
-        """``text`` with every place as the model's placeholders; the span moves with its words."""
+        """``text`` with every place as the model's placeholders; the span moves with its words.
+
+        Raises:
+            ImageError: it has another number of places than there are images.
+        """
+        places = list(self._places.finditer(text))
+        if len(places) != len(images):
+            raise ImageError(
+                f"The text as the model reads it has {len(places)} placeholders for {len(images)} "
+                "images: the chat template drops or adds some. Ask with chat=False."
+            )
         parts: list[str] = []
         done, moved = 0, 0
         start, end = span or (0, 0)
         new_start, new_end = start, end
-        for place, image in zip(self._places.finditer(text), images, strict=True):
+        for place, image in zip(places, images, strict=True):
             instead = self.reading(image).text
             if self.kind == "idefics2" and not text[place.end() : place.end() + 1].isspace():
                 instead += " "  # as its processor writes it

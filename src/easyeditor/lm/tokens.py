@@ -16,14 +16,13 @@ from torch import nn
 from easyeditor.edits import Prompt, as_prompt
 from easyeditor.errors import EasyEditError, EditError, ImageError, ModelLoadError
 from easyeditor.joining import BLANKS, separator
+from easyeditor.lm.chat_template import MARK, ChatTemplate
 from easyeditor.lm.image_tokens import ImageToken, Seen, images_of
 from easyeditor.lm.images import ImageReader
 from easyeditor.subjects import locate_subject
 
 _TOKENIZER = "easyedit_tokenizer"
 _PROCESSOR = "easyedit_processor"
-MARK = "@@content@@"
-"""Stands for the user's words while a chat template is asked where it puts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +132,7 @@ class Text:
         images: reads images for the model; None for a model that sees none.
 
     Attributes:
+        chat: writes turns by the tokenizer's template.
         unseen: why a model that could see images cannot here.
 
     Raises:
@@ -159,6 +159,7 @@ class Text:
         self.chat_template = chat_template
         self.images = images
         self.unseen: EasyEditError | None = None
+        self.chat = ChatTemplate(tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -185,13 +186,14 @@ class Text:
         Images stand where the prompt has a placeholder for each, else before everything else.
 
         Raises:
-            EditError: the prompt has a system message that no template takes.
+            EditError: the prompt has a system message that no template takes, or the template
+                drops the text.
             ImageError: it has images and the model sees none, an image cannot be read, or there
                 is another number of placeholders.
             SubjectNotFoundError: the subject does not occur in the prompt.
         """
         prompt = as_prompt(prompt)
-        self._check_readable(prompt, target)
+        self._check_readable(prompt, target, prefix)
         content, begin = prefix + prompt.text, len(prefix)
         if self.images is not None:
             content, begin = self.images.content(prompt, prefix)
@@ -247,9 +249,9 @@ class Text:
         end = "\n" if reader.prefix_lm else ""
         return f"{text[:cut]}{begin}{text[cut:]}{end}", span, False
 
-    def _check_readable(self, prompt: Prompt, target: str) -> None:
+    def _check_readable(self, prompt: Prompt, target: str, prefix: str) -> None:
         if self.images is not None:
-            self.images.check(prompt, target)
+            self.images.check(prompt, target, prefix)
         elif prompt.images and self.unseen is not None:
             raise self.unseen
         elif prompt.images:
@@ -302,12 +304,7 @@ class Text:
 
     def _wrap(self, content: str, system: str | None) -> str:
         turns = [] if system is None else [{"role": "system", "content": system}]
-        wrapped: str = self.tokenizer.apply_chat_template(
-            [*turns, {"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return wrapped
+        return self.chat.write([*turns, {"role": "user", "content": content}])
 
     def _encode(
         self,

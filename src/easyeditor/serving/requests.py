@@ -247,7 +247,7 @@ def chat_question(served: ServedModel, messages: Sequence[Message]) -> Question:
         if target is not None:
             turns[last] = {"role": "user", "content": str(target.prompt)}
     try:
-        text = lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = lm.text.chat.write(turns)
     except Exception as error:  # of any type: the template is a program that came with the model
         raise BadRequest(f"The chat template of {served.name} refuses: {error}", "messages") from (
             None

@@ -203,9 +203,16 @@ class Workspace:
         """Apply a patch file.
 
         Raises:
-            PatchError: it is damaged, of another model, or applied already.
+            PatchError: it is damaged, of another model, applied already, or about images, which
+                would be read from the server's disk.
         """
         patch = load_patch(file)
+        edits = [one for edit in patch.info.edits for one in (edit, *edit.expansions)]
+        if any(edit.prompt.images for edit in edits):
+            raise PatchError(
+                f"{file.name} has edits about images, and a page reads no file that an upload "
+                "names. Use easyedit generate --patch for it."
+            )
         patch.apply(self.after.model)
         applied = AppliedEdit(self._next(), patch)
         self.edits.append(applied)

@@ -27,6 +27,7 @@ from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import DataError
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.model import LM
+from easyeditor.lm.stored_images import stored_images
 from easyeditor.methods.base import Method, Need, Outcome, State
 from easyeditor.methods.ike.patch import Context, ContextPatch
 from easyeditor.patches.patch import PatchInfo
@@ -111,6 +112,7 @@ class IKE(Method[State]):
         Raises:
             ContradictingEditsError: one prompt, two targets.
             DataError: the corpus cannot be read.
+            ImageError: an edit's image cannot be read.
             MissingExtraError: sentence-transformers is not installed, and there is a corpus.
         """
         check_consistent(edits)
@@ -124,8 +126,9 @@ class IKE(Method[State]):
                 if self.hyperparams.use_icl_examples:
                     log.warning("no corpus was given, so the fact is told without demonstrations")
                 contexts, sentences = [Context("", _said(edit)) for edit in edits], None
+        images = stored_images(edit.prompt for edit in edits)
         info = PatchInfo.of(lm, self.name, edits, self.hyperparams, watch.seconds)
-        return Outcome(ContextPatch(tuple(contexts), info, sentences))
+        return Outcome(ContextPatch(tuple(contexts), info, sentences, images))
 
     def _shown(self, lm: LM, edits: Sequence[Edit]) -> list[Context]:
         """Every edit with its demonstrations."""
@@ -139,6 +142,8 @@ class IKE(Method[State]):
             near = [corpus[i] for i in order if corpus[i].edit.prompt != edit.prompt]
             chosen = near[: self.hyperparams.k]
             shown = [_example(case, kind) for case, kind in zip(chosen, cycle(KINDS), strict=False)]
+            if lm.images is not None:  # examples are told in words alone
+                shown = [lm.images.without_places(example) for example in shown]
             text = "".join(reversed(_that_fit(lm, shown)))
             contexts.append(Context(text, _said(edit), tuple(vector.tolist())))
         return contexts

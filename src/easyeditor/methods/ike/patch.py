@@ -11,10 +11,11 @@ from torch import nn
 
 from easyeditor.edits import ImageRef, Prompt, as_prompt
 from easyeditor.encoders.sentence_encoder import Sentences
-from easyeditor.errors import PatchMismatchError
+from easyeditor.errors import ImageError, PatchMismatchError
 from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
+from easyeditor.lm.stored_images import PREFIX, with_stored
 from easyeditor.lm.unwrapping import public_name
 from easyeditor.patches.patch import PatchInfo, merged_info
 from easyeditor.patches.route import RoutePatch
@@ -53,7 +54,14 @@ class ContextPatch(RoutePatch):
 
     One fact stands in front of every prompt, as the papers do it; the trap is that prompts which
     have nothing to do with it get it, too. Of several facts the nearest to the prompt is told, by
-    the sentence encoder that the edit used, or, where it used none, all of them.
+    the sentence encoder that the edit used, or, where it used none, all of them. Facts about the
+    prompt's own images, if there are any, come before all others.
+
+    Attributes:
+        contexts: one per edit.
+        info: see :class:`~easyeditor.patches.patch.PatchInfo`.
+        sentences: the encoder, if the edit used one.
+        extras: the bytes of the facts' images, by digest.
     """
 
     contexts: tuple[Context, ...]
@@ -77,10 +85,14 @@ class ContextPatch(RoutePatch):
         by_prompt = {edit.prompt: edit for edit in info.edits}
         edits = tuple(by_prompt[prompt] for prompt in latest)
         names = {patch.sentences and patch.sentences.name for patch in patches}
+        every = {name: value for patch in patches for name, value in patch.extras.items()}
+        shown = {PREFIX + image.sha256 for edit in edits for image in edit.prompt.images}
+        extras = {name: value for name, value in every.items() if name in shown}
         if len(names) == 1:
-            return cls(tuple(latest.values()), info.with_edits(edits), patches[0].sentences)
+            sentences = patches[0].sentences
+            return cls(tuple(latest.values()), info.with_edits(edits), sentences, extras)
         plain = tuple(replace(context, vector=()) for context in latest.values())
-        return cls(plain, info.with_edits(edits))
+        return cls(plain, info.with_edits(edits), None, extras)
 
     def with_encoder(self, name: str) -> ContextPatch:
         """The same patch, with its sentence encoder named by the user.
@@ -118,7 +130,13 @@ class ContextPatch(RoutePatch):
         every = range(len(self.contexts))
         if len(self.contexts) > 1 and self.sentences is not None:
             facts = torch.tensor([context.vector for context in self.contexts])
-            nearest = (self.sentences.encode(prompts) @ facts.T).argmax(1).tolist()
+            scores = self.sentences.encode(prompts) @ facts.T
+            pictures = [edit.prompt.images for edit in self.info.edits]
+            for i, prompt in enumerate(prompts):
+                others = [k for k in every if pictures[k] != as_prompt(prompt).images]
+                if len(others) < len(self.contexts):
+                    scores[i, others] = -torch.inf
+            nearest = scores.argmax(1).tolist()
             return [self._front([i]) for i in nearest]
         return [self._front(every)] * len(prompts)
 
@@ -155,6 +173,10 @@ class ContextPatch(RoutePatch):
         if not contexts or len(contexts) != len(info.edits):
             raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
         name = data["encoder"]
+        try:
+            info = info.with_edits(with_stored(info.edits, extras))
+        except ImageError as error:
+            raise ValueError(str(error)) from None
         return cls(
             contexts, info, None if name is None else Sentences(str(name), trusted=False), extras
         )

@@ -34,8 +34,7 @@ TEMPLATE = "{prompt} {target} {query}"
 """What the counterfactual model is asked, as published."""
 THRESHOLD = 0.5
 IMAGE_WEIGHT = 1.0
-"""At one question and the usual threshold, 95 % of pairs of pictures of one drawn flag are then in
-scope and 95 % of pairs of two flags are not, on pictures that are in no measured case."""
+"""The squared distance of two images counts as much as that of two texts."""
 CLASSIFIER = "classifier."
 """Prefix of the classifier's tensors in a file."""
 
