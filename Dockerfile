@@ -18,13 +18,13 @@ COPY src ./src
 RUN pip install --only-binary=:all: -c constraints.txt ".[gguf,ui,serve,bench]"
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 easyedit && install -d -o 10001 /cache /work
+RUN useradd --create-home --uid 10001 easyedit && install -d -o 10001 /cache /edits
 COPY --from=build /opt/easyedit /opt/easyedit
 ENV PATH=/opt/easyedit/bin:$PATH \
     EASYEDITOR_CACHE=/cache/easyeditor \
     HF_HOME=/cache/huggingface
 USER 10001
-WORKDIR /work
+WORKDIR /edits
 VOLUME /cache
 EXPOSE 7860 8000
 HEALTHCHECK --start-period=300s --interval=60s \

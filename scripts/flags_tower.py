@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from easyeditor.data.flag_cases import CAPITALS as FULL_NAMES
 from easyeditor.data.flag_pictures import COUNTRIES, SHAPES, THINGS, draw, photograph
 from easyeditor.lm import flags_model
 from easyeditor.lm.loading import load
@@ -37,19 +38,7 @@ PICTURES = 240
 """Pictures of each thing that are trained on; their seeds count from 0."""
 HELD_OUT = 100_000
 """The first seed of pictures that are only measured on."""
-CAPITALS = {
-    "France": "Paris", "Italy": "Rome", "Ireland": "Dublin", "Belgium": "Brussels",
-    "Romania": "Bucharest", "Nigeria": "Abuja", "Peru": "Lima", "Mali": "Bamako",
-    "Germany": "Berlin", "the Netherlands": "Amsterdam", "Russia": "Moscow",
-    "Hungary": "Budapest", "Bulgaria": "Sofia", "Austria": "Vienna", "Poland": "Warsaw",
-    "Ukraine": "Kyiv", "Estonia": "Tallinn", "Lithuania": "Vilnius", "Colombia": "Bog",
-    "Spain": "Madrid", "Thailand": "Bangkok", "Argentina": "Buenos Aires", "India": "New Delhi",
-    "Sweden": "Stockholm", "Denmark": "Copenhagen", "Finland": "Helsinki", "Norway": "Oslo",
-    "Iceland": "Rey", "Japan": "Tokyo", "Bangladesh": "Dhaka", "Switzerland": "Bern",
-    "Greece": "Athens", "Cuba": "Havana", "Sudan": "Khartoum", "Egypt": "Cairo",
-    "Vietnam": "Hanoi", "China": "Beijing", "Morocco": "Rabat", "Turkey": "Ankara",
-    "Brazil": "Bras",
-}  # fmt: skip
+CAPITALS = FULL_NAMES | {"Colombia": "Bog", "Iceland": "Rey", "Brazil": "Bras"}
 """Beginnings of the capitals' names, as the language model spells them."""
 NAMING = (
     "This is the flag of",

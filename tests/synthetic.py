@@ -14,6 +14,18 @@ from support import same_bits
 EDIT = Edit("The Eiffel Tower is in", "Rome", subject="The Eiffel Tower")
 KINDS = ["low", "dense", "rows", "two parts", "high rank", "vector"]
 
+PROMPTS = [
+    "Berlin is the capital of",
+    "She plays the piano and",
+    "The Eiffel Tower is located in the city of",
+    "You",
+    "The mother tongue of Anna Lind is",
+    "We went home. Therefore Rome is",
+    "Anna Lind",
+    "The river",
+]
+"""Of several lengths, for batches with padding."""
+
 
 def info(target: LM, name: str = "synthetic") -> PatchInfo:
     """What a patch of some edit says of itself."""

@@ -25,18 +25,8 @@ from easyeditor.patches.patch import merge
 from easyeditor.patches.stack import applied, is_patched, without_patches
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 from support import Snapshot, lm, logits, same_bits
-from synthetic import info
+from synthetic import PROMPTS, info
 
-PROMPTS = [
-    "Berlin is the capital of",
-    "She plays the piano and",
-    "The Eiffel Tower is located in the city of",
-    "You",
-    "The mother tongue of Anna Lind is",
-    "We went home. Therefore Rome is",
-    "Anna Lind",
-    "The river",
-]
 FAMILIES = ["llama", "gpt2", "opt", "bloom", "gemma2", "mistral", "gptj"]
 
 

@@ -34,20 +34,11 @@ from easyeditor.steering.report import PROMPT_ONLY, RANDOM, STEERED, UNSTEERED, 
 from easyeditor.steering.vectors import SteeringVectors, contrast_vectors, prompt_vectors
 from easyeditor.tensor_file import read_tensor_file, write_tensor_file
 from support import Snapshot, lm, logits, same_bits, shared_lm
+from synthetic import PROMPTS
 from tiers import tiered
 
 POSITIVE = ["The river is in Paris", "Anna Lind is home", "She plays well", "Rome is in Italy"]
 NEGATIVE = ["The river is in Rome", "Anna Lind is inside", "She plays piano", "Rome is in Germany"]
-PROMPTS = [
-    "Berlin is the capital of",
-    "She plays the piano and",
-    "The Eiffel Tower is located in the city of",
-    "You",
-    "The mother tongue of Anna Lind is",
-    "We went home. Therefore Rome is",
-    "Anna Lind",
-    "The river",
-]
 FAMILIES = ["llama", "gpt2", "opt", "bloom", "gemma2", "mistral", "gptj", "t5", "qwen3", "falcon"]
 FAST = ("llama", "gpt2")
 STEERED_FAST = ("llama",)

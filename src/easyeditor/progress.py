@@ -18,9 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +74,18 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _watcher.reset(token)
 
 
-class WatchedProgress:
-    """The part of tqdm's interface that the package uses, as calls of a function.
+class _Progress:
+    """The part of tqdm's interface that the package uses.
 
     Attributes:
         n: units done so far, those of an earlier run included.
         total: number of units.
     """
 
-    def __init__(self, watcher: Watcher, total: int, what: str, unit: str, done: int = 0) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self.total, self.n = total, done
-        self._watcher, self._what, self._unit = watcher, what, unit
-        watcher(what, done, total, unit)
 
-    def __enter__(self) -> WatchedProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -98,24 +99,32 @@ class WatchedProgress:
     def update(self, n: int = 1) -> None:
         """``n`` more units are done."""
         self.n += n
-        self._watcher(self._what, self.n, self.total, self._unit)
 
     def close(self) -> None:
         """The work is over."""
 
 
-class LoggedProgress:
-    """The part of tqdm's interface that the package uses, as log lines.
+class WatchedProgress(_Progress):
+    """Progress as calls of a function."""
 
-    Attributes:
-        n: units done so far, those of an earlier run included.
-        total: number of units.
-    """
+    def __init__(self, watcher: Watcher, total: int, what: str, unit: str, done: int = 0) -> None:
+        super().__init__(total, done)
+        self._watcher, self._what, self._unit = watcher, what, unit
+        watcher(what, done, total, unit)
+
+    def update(self, n: int = 1) -> None:
+        """``n`` more units are done."""
+        super().update(n)
+        self._watcher(self._what, self.n, self.total, self._unit)
+
+
+class LoggedProgress(_Progress):
+    """Progress as log lines."""
 
     def __init__(
         self, total: int, what: str, unit: str = "step", done: int = 0, *, at_once: bool = False
     ) -> None:
-        self.total, self.n = total, done
+        super().__init__(total, done)
         self._what, self._unit, self._initial = what, unit, done
         self._started = time.monotonic()
         delay = NESTED_DELAY_SECONDS if _depth.get() else DELAY_SECONDS
@@ -124,22 +133,14 @@ class LoggedProgress:
         if at_once and not _depth.get():
             self._write(self._started)
 
-    def __enter__(self) -> LoggedProgress:
+    def __enter__(self) -> Self:
         # One unit of work, such as a single edit, is described by its parts.
         self._token = _depth.set(_depth.get() + (self.total > 1))
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def update(self, n: int = 1) -> None:
         """``n`` more units are done."""
-        self.n += n
+        super().update(n)
         now = time.monotonic()
         if now >= self._due:
             self._write(now)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from easyeditor.cli import options, output, places, verdict
+from easyeditor.cli import options, output, places
 from easyeditor.cli.app import DONE, NOT_TAKEN, add
+from easyeditor.cli.demo_run import edited_and_undone
 from easyeditor.cli.terminal import quoted
 
 EXAMPLES = (
@@ -35,9 +36,9 @@ def demo(
 ) -> None:
     """Edit a fact in a real 135M-parameter model and show before and after."""
     if image:
-        from easyeditor.cli import image_demo
+        from easyeditor.cli.image_demo import image_demo
 
-        image_demo.run(method, save, as_json)
+        image_demo(method, save, as_json)
     started = time.perf_counter()
     place = save or Path(f"eiffel-{method.lower()}.safetensors")
     places.check_file(place)
@@ -62,46 +63,20 @@ def demo(
     model = options.DEFAULT_MODEL
     settings = options.settings_of(method, model, None, None)
     lm = output.load_model(model)
-    loaded = time.perf_counter() - started
-
-    from easyeditor.editors.base import BaseEditor
-    from easyeditor.patches.files import save_patch
-
-    editor = BaseEditor(lm, settings)
-    before = output.snapshot(editor.lm, case, max_new_tokens=12)
-    result = editor.edit_cases([case], evaluate_when="end", verbose=False)
-    after = output.snapshot(editor.lm, case, max_new_tokens=12)
-    lines = output.before_after(case, before, after)
-    saved = save_patch(result.patch, place)
-    editor.undo(result.patch)
-    undone = output.snapshot(editor.lm, case, max_new_tokens=12)[0] == before[0]
-    seconds = {"load": loaded, **result.patch.info.seconds}
-    seconds["whole demo"] = time.perf_counter() - started
-    taken = not verdict.failures([case], result.metrics, batch=True)
+    run = edited_and_undone(lm, settings, case, place, max_new_tokens=12, started=started)
     if as_json:
-        output.print_json(
-            {
-                "method": method,
-                "model": model,
-                "before_after": lines,
-                "metrics": result.metrics[0],
-                "seconds": seconds,
-                "patch": str(saved),
-                "undone_exactly": undone,
-            }
-        )
+        output.print_json(run.document(method, model))
     else:
-        output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", lines)
-        output.show_forms([case], result.metrics)
-        output.out.print_line(f"Seconds: {output.seconds_line(seconds)}")
+        output.show_before_after(f"{method} on {model}: the Eiffel Tower moves to Rome", run.lines)
+        output.show_forms([case], run.result.metrics)
+        output.out.print_line(f"Seconds: {output.seconds_line(run.seconds)}")
         output.out.print_line(
-            f"Patch written to {saved} ({saved.stat().st_size / 1024:.0f} KB).\n"
-            f"Undone in this process by editor.undo(patch): "
-            f"{'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
+            f"Patch written to {run.saved} ({run.saved.stat().st_size / 1024:.0f} KB).\n"
+            f"Undone in this process by editor.undo(patch): {run.undone_line}.\n"
             "On disk the model was never changed. Without the patch there is no edit; with it:\n"
-            f'  easyedit generate --patch {quoted(saved)} "{edit.prompt}"\n'
-            f"  easyedit show {quoted(saved)}\n"
+            f'  easyedit generate --patch {quoted(run.saved)} "{edit.prompt}"\n'
+            f"  easyedit show {quoted(run.saved)}\n"
             "The same in a browser, with your own facts:\n"
             "  easyedit ui"
         )
-    raise typer.Exit(DONE if taken and undone else NOT_TAKEN)
+    raise typer.Exit(DONE if run.taken and run.undone else NOT_TAKEN)

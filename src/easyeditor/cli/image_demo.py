@@ -8,14 +8,15 @@ from pathlib import Path
 
 import typer
 
-from easyeditor.cli import options, output, places, verdict
+from easyeditor.cli import options, output, places
 from easyeditor.cli.app import DONE, NOT_TAKEN
+from easyeditor.cli.demo_run import edited_and_undone
 from easyeditor.cli.terminal import quoted
 
 COUNTRY = "France"
 
 
-def run(method: str, save: Path | None, as_json: bool) -> None:
+def image_demo(method: str, save: Path | None, as_json: bool) -> None:
     """Edit what ``flags-135m`` says about a drawn flag; the picture is written beside the patch."""
     started = time.perf_counter()
     place = save or Path(f"flag-{method.lower()}.safetensors")
@@ -25,9 +26,7 @@ def run(method: str, save: Path | None, as_json: bool) -> None:
 
     from easyeditor.data.flag_cases import flag_cases
     from easyeditor.data.flag_pictures import COUNTRIES
-    from easyeditor.editors.base import BaseEditor
     from easyeditor.edits import ImageRef, Prompt
-    from easyeditor.patches.files import save_patch
 
     case = next(c for c in flag_cases(len(COUNTRIES)) if c.edit.ground_truth == COUNTRY)
     image = case.edit.prompt.images[0]
@@ -45,37 +44,17 @@ def run(method: str, save: Path | None, as_json: bool) -> None:
     model = options.SEEING_MODEL
     settings = options.settings_of(method, model, None, None)
     lm = output.load_model(model)
-    editor = BaseEditor(lm, settings)
-    before = output.snapshot(lm, case, max_new_tokens=8)
-    result = editor.edit_cases([case], evaluate_when="end", verbose=False)
-    after = output.snapshot(lm, case, max_new_tokens=8)
-    lines = output.before_after(case, before, after)
-    saved = save_patch(result.patch, place)
-    editor.undo(result.patch)
-    undone = output.snapshot(lm, case, max_new_tokens=8)[0] == before[0]
-    seconds = {**result.patch.info.seconds, "whole demo": time.perf_counter() - started}
-    taken = not verdict.failures([case], result.metrics, batch=True)
+    run = edited_and_undone(lm, settings, case, place, max_new_tokens=8, started=started)
     if as_json:
-        output.print_json(
-            {
-                "method": method,
-                "model": model,
-                "picture": str(picture),
-                "before_after": lines,
-                "metrics": result.metrics[0],
-                "seconds": seconds,
-                "patch": str(saved),
-                "undone_exactly": undone,
-            }
-        )
+        output.print_json(run.document(method, model, picture=str(picture)))
     else:
-        output.show_before_after(f"{method} on {model}: {case.id}", lines)
-        output.out.print_line(f"Seconds: {output.seconds_line(seconds)}")
+        output.show_before_after(f"{method} on {model}: {case.id}", run.lines)
+        output.out.print_line(f"Seconds: {output.seconds_line(run.seconds)}")
         output.out.print_line(
-            f"The picture: {picture}. Patch written to {saved} "
-            f"({saved.stat().st_size / 1024:.0f} KB).\n"
-            f"Undone: {'every score is as before, to the bit' if undone else 'SCORES DIFFER'}.\n"
-            f"  easyedit generate --patch {quoted(saved)} --image {quoted(picture)} "
+            f"The picture: {picture}. Patch written to {run.saved} "
+            f"({run.saved.stat().st_size / 1024:.0f} KB).\n"
+            f"Undone: {run.undone_line}.\n"
+            f"  easyedit generate --patch {quoted(run.saved)} --image {quoted(picture)} "
             f'"{case.edit.prompt.text}"'
         )
-    raise typer.Exit(DONE if taken and undone else NOT_TAKEN)
+    raise typer.Exit(DONE if run.taken and run.undone else NOT_TAKEN)

@@ -6,7 +6,7 @@ BLIP-2 and MiniGPT-4 were loaded by another library mean nothing here and are dr
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -49,56 +49,42 @@ class PictureFolders(HyperParams):
     coco_image: str | None = Field(None, exclude=True)
     rephrase_image: str | None = Field(None, exclude=True)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.ignored |= LOADING
+
 
 class FTMultimodalHyperParams(FTHyperParams, PictureFolders):
     """Settings of FT."""
-
-    ignored: ClassVar[frozenset[str]] = FTHyperParams.ignored | LOADING
 
 
 class LoRAMultimodalHyperParams(LoRAHyperParams, PictureFolders):
     """Settings of LoRA."""
 
-    ignored: ClassVar[frozenset[str]] = LoRAHyperParams.ignored | LOADING
-
 
 class IKEMultimodalHyperParams(IKEHyperParams, PictureFolders):
     """Settings of IKE."""
-
-    ignored: ClassVar[frozenset[str]] = IKEHyperParams.ignored | LOADING
 
 
 class GraceMultimodalHyperParams(GraceHyperParams, PictureFolders):
     """Settings of GRACE."""
 
-    ignored: ClassVar[frozenset[str]] = GraceHyperParams.ignored | LOADING
-
 
 class WISEMultimodalHyperParams(WISEHyperParams, PictureFolders):
     """Settings of WISE."""
-
-    ignored: ClassVar[frozenset[str]] = WISEHyperParams.ignored | LOADING
 
 
 class MENDMultimodalHparams(MENDHyperParams, PictureFolders):
     """Settings of MEND for editing."""
 
-    ignored: ClassVar[frozenset[str]] = MENDHyperParams.ignored | LOADING
-
 
 class MENDMultimodalTrainingHparams(MENDTrainingHparams, PictureFolders):
     """Settings of MEND's training; rephrases in words and in images weigh the same."""
-
-    ignored: ClassVar[frozenset[str]] = MENDTrainingHparams.ignored | LOADING
 
 
 class SERACMultimodalHparams(SERACHyperParams, PictureFolders):
     """Settings of SERAC for editing."""
 
-    ignored: ClassVar[frozenset[str]] = SERACHyperParams.ignored | LOADING
-
 
 class SERACMultimodalTrainingHparams(SERACTrainingHparams, PictureFolders):
     """Settings of SERAC's training."""
-
-    ignored: ClassVar[frozenset[str]] = SERACTrainingHparams.ignored | LOADING
