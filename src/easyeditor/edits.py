@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -35,10 +35,13 @@ class Edit:
         rejected: what shall no longer be said (deletion, preference pairs, safety).
         expansions: the same fact in other words, each with its own target and subject: what the
             edit is made with beside its prompt (:mod:`easyeditor.editors.expanding`).
+        keep: prompts whose answers the edit shall leave as they are, such as the same question
+            about other images; for methods with :attr:`Method.keeps`, the others ignore them.
 
     Raises:
-        EditError: a field is not text, the prompt is blank, or an expansion is no edit, has
-            expansions of its own or names no subject where the edit does.
+        EditError: a field is not text, the prompt is blank, an expansion is no edit, has
+            expansions of its own or names no subject where the edit does, or a prompt is to be
+            edited and kept.
         EmptyTargetError: the target is blank.
         SubjectNotFoundError: the subject is blank or does not occur in the prompt.
     """
@@ -49,6 +52,7 @@ class Edit:
     ground_truth: str | None = None
     rejected: str | None = None
     expansions: tuple[Edit, ...] = ()
+    keep: tuple[Prompt, ...] = ()
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Edit:
         ground_truth: str | None = None,
         rejected: str | None = None,
         expansions: Iterable[Edit] = (),
+        keep: Iterable[Prompt | str] = (),
     ) -> None:
         values = {
             "prompt": checked_prompt("Edit", prompt),
@@ -66,6 +71,7 @@ class Edit:
             "ground_truth": ground_truth,
             "rejected": rejected,
             "expansions": tuple(map(_expansion, expansions)),
+            "keep": _kept(keep),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -76,6 +82,12 @@ class Edit:
         for name in ("subject", "ground_truth", "rejected"):
             if values[name] is not None:
                 checked_text("Edit", name, values[name])
+        edited = {self.prompt, *(other.prompt for other in self.expansions)}
+        if edited & set(self.keep):
+            raise EditError(
+                f"The edit of {self.prompt!r} keeps a prompt that it changes; leave that out of "
+                "keep."
+            )
         if subject is not None:
             locate_subject(self.prompt.text, subject)
             for other in self.expansions:
@@ -90,8 +102,7 @@ class Edit:
         """The edit without its expansions, then each of these."""
         if not self.expansions:
             return (self,)
-        alone = Edit(self.prompt, self.target, self.subject, self.ground_truth, self.rejected)
-        return (alone, *self.expansions)
+        return (replace(self, expansions=()), *self.expansions)
 
 
 def _expansion(value: object) -> Edit:
@@ -104,6 +115,15 @@ def _expansion(value: object) -> Edit:
     if value.expansions:
         raise EditError(f"The expansion {value.prompt!r} has expansions of its own; list them all.")
     return value
+
+
+def _kept(prompts: Iterable[Prompt | str]) -> tuple[Prompt, ...]:
+    if isinstance(prompts, (str, Prompt, Mapping)):
+        prompts = [prompts]  # type: ignore[list-item]
+    result = tuple(dict.fromkeys(checked_prompt("Edit", prompt) for prompt in prompts))
+    if not all(prompt.text.strip() for prompt in result):
+        raise EditError("A prompt to be kept is empty; write the question, or leave it out.")
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +288,7 @@ def to_json(value: Any) -> Any:
     if is_dataclass(value):
         named = {item.name: getattr(value, item.name) for item in fields(value)}
         # Files from before these existed read alike.
-        for name in ("rejected", "expansions", "tests"):
+        for name in ("rejected", "expansions", "keep", "tests"):
             if not named.get(name, True):
                 del named[name]
         return {name: to_json(item) for name, item in named.items()}
@@ -290,6 +310,12 @@ def canonical_json(value: Any) -> str:
         return data
 
     return json.dumps(without_paths(to_json(value)), sort_keys=True)
+
+
+def kept_prompts(edits: Sequence[Edit]) -> list[tuple[Prompt, ...]]:
+    """What each edit keeps, without the prompts that another of the edits changes."""
+    changed = {row.prompt for edit in edits for row in edit.rows}
+    return [tuple(prompt for prompt in edit.keep if prompt not in changed) for edit in edits]
 
 
 def check_consistent(edits: Iterable[Edit]) -> None:

@@ -121,3 +121,33 @@ def too_large(path: str, pixels: int | None) -> ImageError:
         f"The image {path!r} has {size} pixels, and {MAX_PIXELS // 10**6} million are read at "
         "most; make it smaller first."
     )
+
+
+def distorted(picture: Image, seed: int) -> Image:
+    """An upright RGB picture as another photograph of the same thing: turned, moved, lit otherwise.
+
+    It is turned by up to 12 degrees, shrunk to 0.8 at least and moved by as much as then fits before
+    its own mean colour, between 0.75 and 1.2 times as bright, with noise of up to 10 of 255. Nothing
+    is mirrored: writing and flags would be others.
+
+    Args:
+        picture: it stays as it is.
+        seed: equal seeds give equal pixels.
+    """
+    import numpy as np
+    import PIL.Image
+
+    rng = np.random.default_rng(seed)
+    ground = tuple(int(value) for value in np.asarray(picture).reshape(-1, 3).mean(0))
+    size = picture.size
+    share = rng.uniform(0.8, 1.0)
+    inner = [max(1, round(share * side)) for side in size]
+    at = [int(rng.integers(0, side - part + 1)) for side, part in zip(size, inner, strict=True)]
+    canvas = PIL.Image.new("RGB", size, ground)
+    canvas.paste(picture.resize((inner[0], inner[1])), (at[0], at[1]))
+    turned = canvas.rotate(
+        rng.uniform(-12, 12), resample=PIL.Image.Resampling.BILINEAR, fillcolor=ground
+    )
+    values = np.asarray(turned, dtype=np.float32) * rng.uniform(0.75, 1.2)
+    values = values + rng.normal(0, rng.uniform(0, 10), values.shape)
+    return PIL.Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

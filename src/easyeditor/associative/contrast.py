@@ -1,10 +1,13 @@
-"""Keys an edit must leave alone when its subject is the prompt's first token.
+"""Keys an edit must leave alone: of prompts it keeps, and where its subject is the first token.
 
-There the fact is read one token later (:func:`~easyeditor.associative.keys.fact_at`), at a token
+The keys of the prompts that an edit keeps (:attr:`Edit.keep`) join the solve with a residual of
+zero, as earlier edits do.
+
+Where the subject is the prompt's first token, the fact is read one token later (:func:`~easyeditor.associative.keys.fact_at`), at a token
 such as " is", whose key carries the subject only as one component of many. Solved for alone, the
 edit would also fire after other subjects. So the prompts that begin with the tokens nearest to the
-subject in the input embedding join the solve with a residual of zero, as earlier edits do, and so
-do the other tokens of the prompt itself.
+subject in the input embedding join the solve in the same way, and so do the other tokens of the
+prompt itself.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from collections.abc import Sequence
 import torch
 
 from easyeditor.associative.keys import fact_at, subject_of, subject_rows
-from easyeditor.edits import Edit
-from easyeditor.lm.image_tokens import through_unit
+from easyeditor.edits import Edit, Prompt, kept_prompts
+from easyeditor.errors import SubjectNotFoundError
+from easyeditor.lm.image_tokens import ImageToken, through_unit
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
+from easyeditor.subjects import locate_subject
 
 MAX_TOKENS_PER_EDIT = 32
 """The one number that was measured (docs/layers.md)."""
@@ -58,6 +63,43 @@ def contrast_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
         assert at is not None
         rows += [Row(ids[: through_unit(ids, i + 1)], (), i) for i in (0, *range(at + 1, len(ids)))]
     return rows
+
+
+def kept_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
+    """Rows whose keys stand for the prompts that the edits keep, each read at ``subject_last``.
+
+    Where a kept prompt names the subject of the edit that keeps it, that is the subject's place;
+    else every token of its text after the first, :data:`MAX_TOKENS_PER_EDIT` at most, the last
+    ones. Left out are places whose beginning an edit has, too: one key cannot have two values.
+    """
+    edited = {
+        row.ids[: int(row.subject_last or 0) + 1]
+        for edit in edits
+        for one in edit.rows
+        for row in subject_rows(lm, one, [""])
+    }
+    result: dict[tuple[tuple[int, ...], int], None] = {}
+    for edit, prompts in zip(edits, kept_prompts(edits), strict=True):
+        for prompt in prompts:
+            for ids, at in _places(lm, prompt, subject_of(edit)):
+                if ids[: at + 1] not in edited:
+                    result[ids, at] = None
+    return [Row(ids, (), at) for ids, at in list(result)[:MAX_CONTRAST_KEYS]]
+
+
+def _places(lm: LM, prompt: Prompt, subject: str) -> list[tuple[tuple[int, ...], int]]:
+    """Beginnings of a prompt and the place in each whose key is read."""
+    try:
+        locate_subject(prompt.text, subject)
+    except SubjectNotFoundError:
+        ids = lm.text.row(prompt).ids
+        text = [i for i in range(1, len(ids)) if not isinstance(ids[i], ImageToken)]
+        if lm.encoder_decoder:
+            return [(ids, i) for i in text[-MAX_TOKENS_PER_EDIT:]]
+        return [(ids[: i + 1], i) for i in text[-MAX_TOKENS_PER_EDIT:]]
+    row = lm.text.row(prompt, subject=subject)
+    at = fact_at(lm, row)
+    return [(row.ids if lm.encoder_decoder else row.ids[: through_unit(row.ids, at + 1)], at)]
 
 
 @torch.no_grad()

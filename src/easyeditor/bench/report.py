@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyeditor.bench.drawing import png, svg
+from easyeditor.bench.image_page import image_page
 from easyeditor.bench.plots import figures
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.table import Table, table
@@ -79,6 +80,7 @@ def report(
 ) -> Report:
     """Write ``table.md``, ``.csv``, ``.tex``, ``.json`` and pictures as PNG and SVG.
 
+    Of runs with images also ``images.html``, a page with thumbnails and what was answered.
     The runs may still be in progress: complete ranges count. Without matplotlib only the tables are
     written, and :attr:`Report.without` says so. Pictures of an earlier report that do not
     belong to this one are deleted.
@@ -102,6 +104,9 @@ def report(
         "table.tex": latex(rows).encode(),
         "table.json": as_json(rows).encode(),
     }
+    page = image_page(runs)
+    if page is not None:
+        contents["images.html"] = page.encode()
     without = "" if pictures else "No pictures were asked for."
     if pictures:
         try:
@@ -114,7 +119,8 @@ def report(
         for name, content in contents.items():
             with written_whole(target / name) as part:
                 part.write_bytes(content)
-        for stale in {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")}:
+        plots = {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")}
+        for stale in plots | {"images.html"}:
             if stale not in contents:
                 (target / stale).unlink(missing_ok=True)
     except OSError as error:

@@ -285,10 +285,10 @@ def _entrants(
 
 
 def _cases(data: str, limit: int | None) -> list[Case]:
-    from easyeditor.data.open import open_dataset
+    from easyeditor.data.open import checked_cases, open_dataset
 
     with output.working(f"reading {data} …"):
-        return list(open_dataset(data, size=limit))
+        return checked_cases(open_dataset(data, size=limit))
 
 
 def _measures(

@@ -75,6 +75,7 @@ def edit(
     image: options.Image = None,
     rephrase_image: options.RephraseImage = None,
     locality_image: options.LocalityImage = None,
+    keep_image: options.KeepImage = None,
     relation: options.Relation = None,
     question: options.Question = None,
     alias: options.Alias = None,
@@ -155,6 +156,7 @@ def edit(
             images=image or (),
             rephrase_images=rephrase_image or (),
             locality_images=locality_image or (),
+            keep_images=keep_image or (),
         )
         cases = [one]
         check_subjects(method, cases, ["--subject"])
@@ -162,7 +164,8 @@ def edit(
     else:
         named = None if forget else target
         of_one = [prompt, named, subject, ground_truth, rephrase, locality, portability]
-        if any([*of_one, image, rephrase_image, locality_image, relation, question, alias]):
+        images = [image, rephrase_image, locality_image, keep_image]
+        if any([*of_one, *images, relation, question, alias]):
             raise typer.BadParameter("give a file with --edits, or one edit by options, not both")
         cases, where = read_cases(edits, raw_target)
         if forget:

@@ -36,6 +36,7 @@ def one_case(
     images: Sequence[str] = (),
     rephrase_images: Sequence[str] = (),
     locality_images: Sequence[str] = (),
+    keep_images: Sequence[str] = (),
 ) -> Case:
     """The case that the options describe.
 
@@ -60,12 +61,15 @@ def one_case(
         raise typer.BadParameter(f"{' and '.join(missing)} missing (or give --edits FILE)")
     if rephrase_images and not images:
         raise typer.BadParameter("it asks about another image of the same; give --image, too")
+    if keep_images and not images:
+        raise typer.BadParameter("it asks the prompt about another image; give --image, too")
     change = Edit(prompt or "", target or "", subject, ground_truth)
     change = _raw(change) if raw_target else change
     change = with_prompts_of(change, aliases, question)
     seen = tuple(ImageRef.of(path) for path in images)
     if seen:
-        change = replace(change, prompt=replace(change.prompt, images=seen))
+        others = [replace(change.prompt, images=(ImageRef.of(path),)) for path in keep_images]
+        change = replace(change, prompt=replace(change.prompt, images=seen), keep=tuple(others))
     probes = [
         Probe(change.prompt.with_text(text), (change.target,), "rephrase")
         for text in rephrase or []
@@ -102,12 +106,12 @@ def parse_image_locality(text: str, prompt: Prompt) -> Probe:
 
 def read_cases(file: Path, raw_target: bool) -> tuple[list[Case], list[str]]:
     """The cases of a file, and where each stands in it."""
-    from easyeditor.data.open import open_dataset
+    from easyeditor.data.open import checked_cases, open_dataset
     from easyeditor.edits import check_consistent
 
     with places.input_file(file) as path:
         dataset = open_dataset(path)
-        cases = list(dataset)
+        cases = checked_cases(dataset)
         where = [f"{file}, {dataset.place(i)}" for i in range(len(cases))]
         check_consistent(change for case in cases for change in case.edits)
     if raw_target:

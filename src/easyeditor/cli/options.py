@@ -140,6 +140,14 @@ RephraseImage = Annotated[
         "--rephrase-image", help="Another image of the same, asked with the prompt; repeatable."
     ),
 ]
+KeepImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-image",
+        help="Another image, about which the answer to the prompt is kept while the edit is made "
+        "(FT, LoRA, IKE, ROME, MEMIT); repeatable. Give several, of other things.",
+    ),
+]
 LocalityImage = Annotated[
     list[str] | None,
     typer.Option(

@@ -33,6 +33,7 @@ EDIT_FIELDS = {
     "question": "question",
     "aliases": "aliases",
     "expansions": "expansions",
+    "keep": "keep",
 }
 """Names of an edit's fields; ``relation`` makes the prompt where a record has none."""
 FIELDS = {
@@ -69,7 +70,8 @@ class EditsDataset(CaseDataset):
     ("capital", "is located in the city of") and ``target_new`` instead of a prompt;
     beside a prompt its ``relation`` is a note, too. ``question`` (the same fact as a question),
     ``aliases`` (other names of the subject) and ``expansions`` (further prompts, each a text or
-    ``{"prompt", "target_new", "subject"}``) are what the edit is made with beside its prompt.
+    ``{"prompt", "target_new", "subject"}``) are what the edit is made with beside its prompt;
+    ``keep`` holds prompts whose answers are left alone while it is made (:attr:`Edit.keep`).
 
     Locality and portability are a list of ``{"prompt", "answer"}`` or ``"prompt => answer"``, or
     such lists by name, or ``{name: {"prompt": [...], "ground_truth": [...]}}`` as for
@@ -166,7 +168,8 @@ def _edit(known: Mapping[str, Any]) -> Edit:
         target = first_text("target_new", target)
     if isinstance(truth, (list, Mapping)):
         truth = first_text("ground_truth", truth)
-    edit = Edit(prompt, target, subject, truth or None, known.get("rejected"))
+    keep = _texts("keep", known.get("keep", []))
+    edit = Edit(prompt, target, subject, truth or None, known.get("rejected"), keep=keep)
     return with_prompts_of(
         edit,
         _texts("aliases", known.get("aliases", [])),

@@ -33,20 +33,32 @@ FIRST_PICTURE = 200_000
 """The seeds of these pictures; the tower was trained on those below 1,000."""
 
 
-def flag_cases(n: int, seed: int = 0, countries: tuple[str, ...] = COUNTRIES) -> list[Case]:
+def flag_cases(
+    n: int,
+    seed: int = 0,
+    countries: tuple[str, ...] = COUNTRIES,
+    *,
+    pictures: int = 1,
+    keep: int = 0,
+) -> list[Case]:
     """``n`` cases about different flags; equal seeds give equal cases.
 
     Args:
         n: at most one for each country.
         seed: of the choice of countries and pictures.
         countries: those that are asked about.
+        pictures: so many other pictures of the flag, and of other countries' flags, are asked
+            about with the edit's question; 4 at most.
+        keep: so many prompts the edit keeps (:attr:`Edit.keep`), its question about flags of
+            countries that no probe of the case shows; 8 at most.
 
     Raises:
         MissingExtraError: pillow is not installed.
     """
     rng = random.Random(seed)
     order = rng.sample(countries, len(countries))
-    return [_case(order, i, FIRST_PICTURE + 100 * seed) for i in range(min(n, len(order)))]
+    start = FIRST_PICTURE + 100 * seed
+    return [_case(order, i, start, pictures, keep) for i in range(min(n, len(order)))]
 
 
 def picture(country: str, seed: int) -> ImageRef:
@@ -54,18 +66,26 @@ def picture(country: str, seed: int) -> ImageRef:
     return ImageRef.of(photograph(country, seed))
 
 
-def _case(order: list[str], i: int, start: int) -> Case:
-    old, new = order[i], order[(i + 1) % len(order)]
-    near, far = order[(i + 7) % len(order)], order[(i + 13) % len(order)]
+def _case(order: list[str], i: int, start: int, pictures: int, keep: int) -> Case:
+    old, new, far = order[i], order[(i + 1) % len(order)], order[(i + 13) % len(order)]
+    near = [order[(i + k) % len(order)] for k in (7, 5, 9, 11)[:pictures]]
+    kept = [order[(i + k) % len(order)] for k in range(15, 23)[:keep]]
     about = Prompt(QUESTION, (picture(old, start),))
     probes = (
         Probe(about.with_text(REPHRASE), (new,), "rephrase/text"),
-        Probe(Prompt(QUESTION, (picture(old, start + 1),)), (new,), "rephrase/image"),
+        *(
+            Probe(Prompt(QUESTION, (picture(old, start + 1 + k),)), (new,), "rephrase/image")
+            for k in range(pictures)
+        ),
         Probe(f"The capital of {far.removeprefix('the ')} is", (CAPITALS[far],), "locality/text"),
         Probe(Prompt(CAPITAL_QUESTION, (picture(far, start),)), (CAPITALS[far],), "locality/image"),
-        Probe(Prompt(QUESTION, (picture(near, start),)), (near,), "locality/same_question"),
+        *(
+            Probe(Prompt(QUESTION, (picture(other, start),)), (other,), "locality/same_question")
+            for other in near
+        ),
         Probe(QUESTION, (old,), "locality/no_image"),
         Probe(about.with_text(CAPITAL_QUESTION), (CAPITALS[new],), "portability/capital"),
     )
-    edit = Edit(about, new, subject=SUBJECT, ground_truth=old)
+    others = [Prompt(QUESTION, (picture(other, start),)) for other in kept]
+    edit = Edit(about, new, subject=SUBJECT, ground_truth=old, keep=others)
     return Case(f"{old} → {new}", edit, probes)

@@ -15,11 +15,16 @@ from easyeditor.data import DATASETS
 from easyeditor.data.dataset import CaseDataset
 from easyeditor.data.fetch import names, place_of
 from easyeditor.data.fields import kind_of
+from easyeditor.data.multimodal import MultimodalDataset
 from easyeditor.data.records import Records
 from easyeditor.data.write import record_of
-from easyeditor.errors import DataError, did_you_mean
+from easyeditor.edits import Case
+from easyeditor.errors import DataError, ImageError, did_you_mean
+from easyeditor.lm.image_files import open_image
 
 OF_EDIT, OF_CASE = ("subject", "ground_truth"), ("also", "generation", "references")
+MOST_PROBLEMS = 5
+"""So many records with unreadable images are named in one error."""
 LOOKED_AT = 20  # records that may have to be read to tell one kind from another
 
 
@@ -98,6 +103,41 @@ def _values(records: Records) -> list[Mapping[str, Any]]:
     with suppress(DataError):  # raised again when the record is reached
         values.extend(r.value for r in islice(records, LOOKED_AT) if isinstance(r.value, Mapping))
     return values
+
+
+def checked_cases(dataset: CaseDataset) -> list[Case]:
+    """All cases of a dataset, after every image was opened once.
+
+    Raises:
+        DataError: a record that cannot be read, or images that cannot: the first records that have
+            such, with what is wrong, and how many there are.
+    """
+    if isinstance(dataset, MultimodalDataset):
+        problems = dataset.problems()
+    else:
+        problems = {i: reason for i, case in enumerate(dataset) if (reason := _unreadable(case))}
+    if problems:
+        shown = [f"{dataset.place(i)}: {problems[i]}" for i in sorted(problems)[:MOST_PROBLEMS]]
+        more = len(problems) - len(shown)
+        raise DataError(
+            f"{dataset.path}: images of {len(problems)} of {len(dataset)} records cannot be read. "
+            + " ".join(shown)
+            + (f" (and {more} more)" if more else "")
+            + " Put the images there, or leave these records out."
+        )
+    return list(dataset)
+
+
+def _unreadable(case: Case) -> str:
+    """Why an image of a case cannot be read; empty where all can, or it has none."""
+    prompts = [prompt for edit in case.edits for prompt in (edit.prompt, *edit.keep)]
+    prompts += [probe.prompt for probe in case.probes]
+    for image in {image: None for prompt in prompts for image in prompt.images}:
+        try:
+            open_image(image)
+        except ImageError as error:
+            return str(error)
+    return ""
 
 
 def describe(dataset: CaseDataset, examples: int = 2) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def row_of(case: Case) -> dict[str, str]:
     record = record_of(case)
     lists = [
         name
-        for name in ("generation_prompts", "references", "also", "expansions", "tests")
+        for name in ("generation_prompts", "references", "also", "expansions", "keep", "tests")
         if name in record
     ]
     if lists:
@@ -159,6 +159,7 @@ def _edit(edit: Edit) -> dict[str, Any]:
         "ground_truth": edit.ground_truth,
         "rejected": edit.rejected,
         "expansions": [_expansion(edit, other) for other in edit.expansions],
+        "keep": [prompt.to_json() for prompt in edit.keep],
     }
     return {name: value for name, value in fields.items() if value}
 

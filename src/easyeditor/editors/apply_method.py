@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -13,6 +14,8 @@ from easyeditor.methods import METHODS
 from easyeditor.methods.base import Method, Need, Outcome, S
 from easyeditor.patches.patch import Patch, merge
 from easyeditor.patches.stack import applied
+
+log = logging.getLogger(__name__)
 
 
 def check_request(method: Method[S], cases: Sequence[Case]) -> None:
@@ -29,6 +32,11 @@ def check_request(method: Method[S], cases: Sequence[Case]) -> None:
         for case in cases:
             for edit in case.edits:
                 subject_of(edit)
+    if not method.keeps and any(edit.keep for case in cases for edit in case.edits):
+        log.warning(
+            "%s has no place for prompts that are kept while an edit is made; they are left out.",
+            method.name,
+        )
     if method.max_batch == 1 and not method.searches_expansions:
         expanded = [edit for case in cases for edit in case.edits if edit.expansions]
         if expanded:

@@ -89,6 +89,7 @@ class MultimodalEditor(BaseEditor):
         rephrase_image: Images = None,
         locality_inputs: Mapping[str, Any] | None = None,
         portability_inputs: Mapping[str, Any] | None = None,
+        keep_images: Sequence[Any] | None = None,
         keep_original_weight: bool | None = None,
         verbose: bool = True,
         **options: Unpack[RequestOptions],
@@ -105,6 +106,9 @@ class MultimodalEditor(BaseEditor):
             locality_inputs: what must not change: ``{"text": {"prompt", "ground_truth"}, "vision":
                 {"image", "prompt", "ground_truth"}}``; any names, with or without images.
             portability_inputs: the same for what should follow.
+            keep_images: images of other things; what the model says after each prompt about them
+                is left alone while the edit is made (:attr:`Edit.keep`), by FT, LoRA, IKE, ROME
+                and MEMIT. Without any, most edits learn the question for all pictures.
             keep_original_weight: True, and the default: each edit alone. ``sequential_edit=True``
                 lets them accumulate on the caller's model.
             verbose: log each edit's scores.
@@ -138,6 +142,9 @@ class MultimodalEditor(BaseEditor):
         if rephrase_image is not None:
             other = _one_each("rephrase_image", rephrase_image, len(cases))
             cases = [_rephrased(case, ref) for case, ref in zip(cases, other, strict=True)]
+        if keep_images is not None:
+            others = references("keep_images", list(keep_images))
+            cases = [_keeping(case, others) for case in cases]
         check_images(cases)
         return self.edit_cases(cases, **how_to_edit(keep, verbose, named))
 
@@ -164,6 +171,7 @@ def check_images(cases: Sequence[Case]) -> None:
     checked: set[ImageRef] = set()
     for case in cases:
         prompts = [edit.prompt for edit in case.edits] + [probe.prompt for probe in case.probes]
+        prompts += [prompt for edit in case.edits for prompt in edit.keep]
         for image in (image for prompt in prompts for image in prompt.images):
             if image not in checked:
                 try:
@@ -237,6 +245,13 @@ def _blocks(group: str, given: Mapping[str, Any] | None) -> dict[str, Any] | Non
             }
         blocks["image" if name == "vision" else name] = block
     return blocks
+
+
+def _keeping(case: Case, images: Sequence[ImageRef]) -> Case:
+    """The case whose edit keeps its question about these images."""
+    prompt = case.edit.prompt
+    prompts = tuple(replace(prompt, images=(image,)) for image in images)
+    return replace(case, edit=replace(case.edit, keep=(*case.edit.keep, *prompts)))
 
 
 def _rephrased(case: Case, images: tuple[ImageRef, ...]) -> Case:

@@ -118,6 +118,7 @@ class Method(ABC, Generic[S]):
         needs: see :class:`Need`.
         searches_expansions: :meth:`edit` makes an edit and its expansions as one; otherwise they
             are given to it as edits of their own.
+        keeps: :meth:`edit` leaves the answers to :attr:`Edit.keep` as they are, as well as it can.
     """
 
     name: ClassVar[str]
@@ -128,6 +129,7 @@ class Method(ABC, Generic[S]):
     max_batch: ClassVar[int | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
     searches_expansions: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
 
     hyperparams: HyperParams
 

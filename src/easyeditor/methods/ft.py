@@ -16,6 +16,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from easyeditor.edits import Edit, check_consistent
+from easyeditor.gradients.kept import keeping
 from easyeditor.gradients.minimize import Schedule, minimize
 from easyeditor.gradients.parametrizations import FullMatrices
 from easyeditor.hyperparams import HyperParams, Layers
@@ -64,6 +65,8 @@ class FTHyperParams(HyperParams):
     ] = Field(None, gt=0)
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     append_eos: bool = False
+    keep_factor: float = Field(1.0, ge=0)
+    """Weighs the divergence at the prompts that an edit keeps."""
 
 
 class FT(Method[State]):
@@ -76,6 +79,7 @@ class FT(Method[State]):
     title = "constrained fine-tuning (FT-L, FT-M)"
     hyperparams_class = FTHyperParams
     searches_expansions = True
+    keeps = True
 
     hyperparams: FTHyperParams
 
@@ -105,11 +109,13 @@ class FT(Method[State]):
             settings.num_steps, settings.batch_size, settings.lr, settings.weight_decay
         )
 
-        def objective(batch: Sequence[int]) -> torch.Tensor:
+        def target_loss(batch: Sequence[int]) -> torch.Tensor:
             return _loss(lm, [rows[n] for i in batch for n in numbers[i]], settings)[None]
 
         with watch("train"), lm.at_rest():
             matrices = FullMatrices(projections, settings.norm_constraint)
+            paths = [projection.path for projection in projections]
+            objective = keeping(lm, target_loss, edits, paths, settings.keep_factor)
             minimize(lm, matrices, objective, len(edits), schedule, self.name)
         entries = matrices.parts()
         return Outcome(weight_patch(lm, self.name, edits, settings, entries, watch.seconds))

@@ -19,7 +19,8 @@ How the keys of the sampled contexts are used is the one choice (``key``):
 - ``"joint"``: averaged and bare key as two constraints of one solve, rank two.
 
 Where the subject opens the prompt, keys that the change shall leave alone join the solve
-(:mod:`easyeditor.associative.contrast`), but for ``"paper"``, whose formula has no place for them.
+(:mod:`easyeditor.associative.contrast`), as do those of the prompts that an edit keeps, but for
+``"paper"``, whose formula has no place for them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contrast import contrast_rows
+from easyeditor.associative.contrast import contrast_rows, kept_rows
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
 from easyeditor.associative.solve import KeyMetric, closed_form, double
 from easyeditor.edits import Edit
@@ -91,6 +92,7 @@ class ROME(Method[ContextState]):
     max_batch = 1
     needs = frozenset({Need.SUBJECT})
     searches_expansions = True
+    keeps = True
 
     hyperparams: ROMEHyperParams
 
@@ -145,7 +147,7 @@ class ROME(Method[ContextState]):
             weight = lm.down_map(layer).weight
             for edit, of_edit, delta in zip(edits, rows, optimized.delta, strict=True):
                 keys = keys_at(lm, [layer], of_edit)[layer].T  # (d_in, rows), the bare one first
-                others = contrast_rows(lm, edit.rows)
+                others = contrast_rows(lm, edit.rows) + kept_rows(lm, [edit])
                 contrast = keys_at(lm, [layer], others)[layer].T if others else None
                 parts.append(solve_rank_one(keys, delta, weight, metric, settings, contrast))
         path, seconds = lm.down_map(layer).path, watch.seconds

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contrast import contrast_rows, read_after_subject
+from easyeditor.associative.contrast import contrast_rows, kept_rows, read_after_subject
 from easyeditor.associative.keys import (
     keys_at,
     rows_of_expansions,
@@ -133,6 +133,7 @@ class SpreadMethod(Method[SpreadState]):
     state_class = SpreadState
     needs = frozenset({Need.SUBJECT})
     searches_expansions = True
+    keeps = True
 
     hyperparams: SpreadHyperParams
 
@@ -180,6 +181,7 @@ class SpreadMethod(Method[SpreadState]):
             expansions, of_edit = rows_of_expansions(lm, edits)
             opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
             contrast = contrast_rows(lm, edits) if opening else []
+            keep = kept_rows(lm, edits)
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
@@ -207,8 +209,10 @@ class SpreadMethod(Method[SpreadState]):
                     weight = settings.regularization(plain, len(edits))
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
+                    held = keys_at(lm, [layer], keep)[layer] if keep else None
                     u, solved, owner = solve_directions(
-                        keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
+                        *(keys, opening, others, earlier, metric, plain, weight, kind),
+                        *(more, of_edit, held),
                     )
                     if settings.protect_edits:
                         stored[projection.path] = (solved, owner)

@@ -17,6 +17,7 @@ from pydantic import Field
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.errors import HyperParamsError
 from easyeditor.gradients.factors import Logits
+from easyeditor.gradients.kept import keeping
 from easyeditor.gradients.losses import target_nll
 from easyeditor.gradients.minimize import Objective, Schedule, minimize
 from easyeditor.gradients.parametrizations import (
@@ -67,6 +68,8 @@ class LowRankHyperParams(HyperParams):
     lr: float = Field(5e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     append_eos: bool = False
+    keep_factor: float = Field(1.0, ge=0)
+    """Weighs the divergence at the prompts that an edit keeps."""
     seed: int = 0
 
 
@@ -77,6 +80,7 @@ class LowRankMethod(Method[State]):
     """
 
     searches_expansions = True
+    keeps = True
 
     hyperparams: LowRankHyperParams
 
@@ -102,6 +106,8 @@ class LowRankMethod(Method[State]):
         with watch("train"), lm.at_rest():
             every = [row for edit in edits for row in edit.rows]
             objective = grouped(self.objective(lm, every, weights), edits)
+            paths = [weight.path for weight in weights]
+            objective = keeping(lm, objective, edits, paths, settings.keep_factor)
             schedule = Schedule(
                 settings.num_steps, settings.batch_size, settings.lr, settings.weight_decay
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import nn
 from easyeditor.edits import ImageRef, Prompt, as_prompt
 from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import ImageError, PatchMismatchError
+from easyeditor.lm.image_features import image_vectors
 from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
@@ -41,11 +43,15 @@ class Context:
         demonstrations: worked examples of how a new fact is to be read; may be empty.
         fact: the new fact itself.
         vector: of the fact, where a sentence encoder is used; empty otherwise.
+        reach: of a fact about an image: the largest squared distance (0 to 4, see
+            :func:`~easyeditor.lm.image_features.image_vectors`) of a prompt's image from the fact's
+            at which it is told; None: it is told before every prompt.
     """
 
     demonstrations: str
     fact: str
     vector: tuple[float, ...] = ()
+    reach: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -53,7 +59,9 @@ class ContextPatch(RoutePatch):
     """Facts in the context; no weight changes.
 
     One fact stands in front of every prompt, as the papers do it; the trap is that prompts which
-    have nothing to do with it get it, too. Of several facts the nearest to the prompt is told, by
+    have nothing to do with it get it, too. Where a fact about an image has a ``reach``, prompts
+    without an image and about images further off are answered as if there were no edit, to the
+    last bit. Of several facts the nearest to the prompt is told, by
     the sentence encoder that the edit used, or, where it used none, all of them. Facts about the
     prompt's own images, if there are any, come before all others.
 
@@ -119,15 +127,17 @@ class ContextPatch(RoutePatch):
         super(ContextPatch, self).apply(model, force=force)
 
     def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
-        """Every prompt with its context in front."""
-        fronts = self._fronts(prompts)
+        """Every prompt with its context in front; None where no fact reaches it."""
+        fronts = self._fronts(lm, prompts)
         return [
-            Rerouted(_behind(front, as_prompt(prompt)))
+            None if front is None else Rerouted(_behind(front, as_prompt(prompt)))
             for front, prompt in zip(fronts, prompts, strict=True)
         ]
 
-    def _fronts(self, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    def _fronts(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Prompt | None]:
         every = range(len(self.contexts))
+        if any(context.reach is not None for context in self.contexts):
+            return self._fronts_within_reach(lm, prompts)
         if len(self.contexts) > 1 and self.sentences is not None:
             facts = torch.tensor([context.vector for context in self.contexts])
             scores = self.sentences.encode(prompts) @ facts.T
@@ -140,6 +150,22 @@ class ContextPatch(RoutePatch):
             return [self._front([i]) for i in nearest]
         return [self._front(every)] * len(prompts)
 
+    def _fronts_within_reach(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Prompt | None]:
+        """What stands before each prompt, of the facts that reach it: the nearest, or all."""
+        queries = [as_prompt(prompt).images for prompt in prompts]
+        facts = image_vectors(lm, [edit.prompt.images for edit in self.info.edits])
+        apart = torch.cdist(image_vectors(lm, queries), facts) ** 2
+        reach = torch.tensor([math.inf if c.reach is None else c.reach for c in self.contexts])
+        vectors = torch.tensor([context.vector for context in self.contexts])
+        fronts: list[Prompt | None] = []
+        for i, prompt in enumerate(prompts):
+            inside = (apart[i] <= reach).nonzero()[:, 0].tolist()
+            if len(inside) > 1 and self.sentences is not None:
+                scores = (self.sentences.encode([prompt]) @ vectors[inside].T)[0]
+                inside = [inside[int((scores - apart[i, inside]).argmax())]]
+            fronts.append(self._front(inside) if inside else None)
+        return fronts
+
     def _front(self, numbers: Sequence[int]) -> Prompt:
         """What stands before a prompt; the picture of a fact about one before its words."""
         text = self.contexts[numbers[-1]].demonstrations
@@ -151,7 +177,10 @@ class ContextPatch(RoutePatch):
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See :class:`~easyeditor.patches.patch.Patch`."""
-        texts = [[context.demonstrations, context.fact] for context in self.contexts]
+        texts = [
+            [c.demonstrations, c.fact, *([] if c.reach is None else [c.reach])]
+            for c in self.contexts
+        ]
         vectors = torch.tensor([context.vector for context in self.contexts])
         name = self.sentences.name if self.sentences is not None else None
         return {"vectors": vectors}, {"contexts": texts, "encoder": name}
@@ -167,8 +196,10 @@ class ContextPatch(RoutePatch):
         """See :class:`~easyeditor.patches.patch.Patch`."""
         vectors = tensors["vectors"].tolist()
         contexts = tuple(
-            Context(str(demonstrations), str(fact), tuple(vector))
-            for (demonstrations, fact), vector in zip(data["contexts"], vectors, strict=True)
+            Context(str(demonstrations), str(fact), tuple(vector), *map(float, reach))
+            for (demonstrations, fact, *reach), vector in zip(
+                data["contexts"], vectors, strict=True
+            )
         )
         if not contexts or len(contexts) != len(info.edits):
             raise ValueError(f"{len(contexts)} contexts for {len(info.edits)} edits")
