@@ -83,7 +83,9 @@ def test_of_two_pictures_with_one_question_the_fact_of_the_one_asked_about_is_to
     ]
     patch = replace(plain, contexts=tuple(contexts), sentences=Same())
     unseen = Prompt(QUESTION, (seeing.picture(99),))
-    fronts = patch._fronts(seeing.lm("llava"), [facts[0].prompt, facts[1].prompt, "Italy is", unseen])
+    fronts = patch._fronts(
+        seeing.lm("llava"), [facts[0].prompt, facts[1].prompt, "Italy is", unseen]
+    )
     for front, edit in zip(fronts, [*facts, facts[2]], strict=True):
         assert edit.target in front.text
         assert front.images == edit.prompt.images

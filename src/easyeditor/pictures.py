@@ -126,8 +126,8 @@ def too_large(path: str, pixels: int | None) -> ImageError:
 def distorted(picture: Image, seed: int) -> Image:
     """An upright RGB picture as another photograph of the same thing: turned, moved, lit otherwise.
 
-    It is turned by up to 12 degrees, shrunk to 0.8 at least and moved by as much as then fits before
-    its own mean colour, between 0.75 and 1.2 times as bright, with noise of up to 10 of 255. Nothing
+    It is turned by up to 12 degrees, shrunk to 0.8 at least and moved as far as then fits before
+    its mean colour, between 0.75 and 1.2 times as bright, with noise of up to 10 of 255. Nothing
     is mirrored: writing and flags would be others.
 
     Args:

@@ -3,11 +3,11 @@
 The keys of the prompts that an edit keeps (:attr:`Edit.keep`) join the solve with a residual of
 zero, as earlier edits do.
 
-Where the subject is the prompt's first token, the fact is read one token later (:func:`~easyeditor.associative.keys.fact_at`), at a token
-such as " is", whose key carries the subject only as one component of many. Solved for alone, the
-edit would also fire after other subjects. So the prompts that begin with the tokens nearest to the
-subject in the input embedding join the solve in the same way, and so do the other tokens of the
-prompt itself.
+Where the subject is the prompt's first token, the fact is read one token later
+(:func:`~easyeditor.associative.keys.fact_at`), at a token such as " is", whose key carries the
+subject only as one component of many. Solved for alone, the edit would also fire after other
+subjects. So the prompts that begin with the tokens nearest to the subject in the input embedding
+join the solve in the same way, and so do the other tokens of the prompt itself.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def solve_directions(
         more: keys of the edits' expansions ``(n, d_in)``; every one is stored, whatever ``kind``
             says of the contexts.
         of_edit: the edit that each of these belongs to.
-        kept: ``(m, d_in)``, keys of prompts that the edits keep, with a residual of zero and a slack
-            of :data:`KEPT_SLACK` in units of their mean energy.
+        kept: ``(m, d_in)``, keys of prompts that the edits keep, with a residual of zero and a
+            slack of :data:`KEPT_SLACK` in units of their mean energy.
     """
     per_edit = stored_keys(keys, kind)
     owner = torch.arange(len(keys), device=keys.device).repeat_interleave(per_edit.shape[1])

@@ -11,6 +11,7 @@ import random
 
 from easyeditor.data.flag_pictures import COUNTRIES, photograph
 from easyeditor.edits import Case, Edit, ImageRef, Probe, Prompt
+from easyeditor.pictures import distorted
 
 QUESTION = "This is the flag of"
 REPHRASE = "What you see is the flag of"
@@ -40,6 +41,7 @@ def flag_cases(
     *,
     pictures: int = 1,
     keep: int = 0,
+    views: int = 0,
 ) -> list[Case]:
     """``n`` cases about different flags; equal seeds give equal cases.
 
@@ -51,6 +53,8 @@ def flag_cases(
             about with the edit's question; 4 at most.
         keep: so many prompts the edit keeps (:attr:`Edit.keep`), its question about flags of
             countries that no probe of the case shows; 8 at most.
+        views: so many expansions the edit has, its question about its own picture distorted
+            (:func:`~easyeditor.pictures.distorted`).
 
     Raises:
         MissingExtraError: pillow is not installed.
@@ -58,7 +62,8 @@ def flag_cases(
     rng = random.Random(seed)
     order = rng.sample(countries, len(countries))
     start = FIRST_PICTURE + 100 * seed
-    return [_case(order, i, start, pictures, keep) for i in range(min(n, len(order)))]
+    numbers = range(min(n, len(order)))
+    return [_case(order, i, start, pictures, keep, views) for i in numbers]
 
 
 def picture(country: str, seed: int) -> ImageRef:
@@ -66,7 +71,7 @@ def picture(country: str, seed: int) -> ImageRef:
     return ImageRef.of(photograph(country, seed))
 
 
-def _case(order: list[str], i: int, start: int, pictures: int, keep: int) -> Case:
+def _case(order: list[str], i: int, start: int, pictures: int, keep: int, views: int) -> Case:
     old, new, far = order[i], order[(i + 1) % len(order)], order[(i + 13) % len(order)]
     near = [order[(i + k) % len(order)] for k in (7, 5, 9, 11)[:pictures]]
     kept = [order[(i + k) % len(order)] for k in range(15, 23)[:keep]]
@@ -87,5 +92,7 @@ def _case(order: list[str], i: int, start: int, pictures: int, keep: int) -> Cas
         Probe(about.with_text(CAPITAL_QUESTION), (CAPITALS[new],), "portability/capital"),
     )
     others = [Prompt(QUESTION, (picture(other, start),)) for other in kept]
-    edit = Edit(about, new, subject=SUBJECT, ground_truth=old, keep=others)
+    seen = [ImageRef.of(distorted(about.images[0].picture, seed)) for seed in range(views)]
+    again = [Edit(Prompt(QUESTION, (image,)), new, SUBJECT) for image in seen]
+    edit = Edit(about, new, subject=SUBJECT, ground_truth=old, keep=others, expansions=again)
     return Case(f"{old} → {new}", edit, probes)

@@ -13,14 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from easyeditor.edits import Case, Edit, Generate, Prompt
+from easyeditor.edits import Case, Edit, Generate, ImageRef, Prompt
 from easyeditor.errors import EditError, SubjectNotFoundError
 from easyeditor.evaluate.degeneration import answer_mentions
 from easyeditor.evaluate.generation_metrics import natural_answer, normalise
 from easyeditor.evaluate.probes import probe_in
 from easyeditor.joining import join
+from easyeditor.lm.image_files import open_image
 from easyeditor.lm.inference import generate
 from easyeditor.lm.model import LM
+from easyeditor.pictures import distorted
 from easyeditor.rewording import inverse_of, is_question, question_of, rewordings_of, statement_of
 from easyeditor.subjects import locate_subject
 
@@ -50,6 +52,8 @@ class Expansion:
         rewordings: at most so many sentences by templates (English).
         written: at most so many questions that the model itself writes; kept is what names the
             subject and what the unedited model answers as it answers the edit's own prompt.
+        views: of an edit about images, so many times its question about its images turned, moved
+            and lit otherwise (:func:`easyeditor.pictures.distorted`).
         inverse: also the fact from its answer back, as a second edit, for relations that are
             one-to-one ("Lyon is the capital of" → "France").
 
@@ -61,9 +65,10 @@ class Expansion:
     rewordings: int = 4
     written: int = 0
     inverse: bool = False
+    views: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("rewordings", "written"):
+        for name in ("rewordings", "written", "views"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise EditError(f"Expansion: {name}={value!r}; give a whole number from 0.")
@@ -104,7 +109,7 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
     for case in cases:
         edits = []
         for edit in case.edits:
-            candidates = list(_by_templates(lm, edit, how, chat))
+            candidates = [*_by_templates(lm, edit, how, chat), *_views(edit, how.views)]
             if how.written and edit.subject is not None:
                 candidates += _written_by_model(lm, edit, how.written, chat)
             edits.append(_with(lm, case, edit, candidates))
@@ -208,8 +213,9 @@ def _unscored(case: Case) -> Case:
 
 def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
     """The prompts that hold no probe of the case; a warning for each of the others."""
-    probes = {other.prompt.text: probe_in(other.prompt.text, case) for other in prompts}
-    for text, probe in probes.items():
+    asked = {(other.prompt.text, other.prompt.images): other.prompt for other in prompts}
+    probes = {key: probe_in(prompt, case) for key, prompt in asked.items()}
+    for (text, _), probe in probes.items():
         if probe is not None:
             log.warning(
                 "Case %s: the prompt %r holds %r, which is scored, so the edit is not made with "
@@ -218,11 +224,21 @@ def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
                 text,
                 probe,
             )
-    return [other for other in prompts if probes[other.prompt.text] is None]
+    return [other for other in prompts if probes[other.prompt.text, other.prompt.images] is None]
 
 
-def _form(prompt: Prompt, chat: bool) -> tuple[str, bool]:
-    return " ".join(prompt.text.split()), chat if prompt.chat is None else prompt.chat
+def _form(prompt: Prompt, chat: bool) -> tuple[str, tuple[ImageRef, ...], bool]:
+    form = chat if prompt.chat is None else prompt.chat
+    return " ".join(prompt.text.split()), prompt.images, form
+
+
+def _views(edit: Edit, count: int) -> Iterator[Edit]:
+    """The edit's own question about its images as other photographs of the same things."""
+    for seed in range(count if edit.prompt.images else 0):
+        images = tuple(
+            ImageRef.of(distorted(open_image(image), seed)) for image in edit.prompt.images
+        )
+        yield Edit(replace(edit.prompt, images=images), edit.target.strip(), edit.subject)
 
 
 def _inverse(case: Case) -> list[Edit]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from easyeditor.edits import Case, Edit, Probe, Prompt
+from easyeditor.edits import Case, Edit, Probe, Prompt, as_prompt
 from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.rewording import is_question, question_of, statement_of, with_fact
@@ -106,10 +106,17 @@ def distracted(edit: Edit, neighbor: Probe) -> Probe:
     return Probe(neighbor.prompt.with_text(text), neighbor.answers, DISTRACTING)
 
 
-def probe_in(text: str, case: Case) -> str | None:
-    """The first probe of the case whose words stand in the text one after the other."""
-    words = f" {words_of(text)} "
+def probe_in(prompt: Prompt | str, case: Case) -> str | None:
+    """The first probe of the case whose words stand in the prompt one after the other.
+
+    Only probes about the prompt's own images count: the same words about another image are
+    another question.
+    """
+    prompt = as_prompt(prompt)
+    words = f" {words_of(prompt.text)} "
     for probe in _scored(case):
+        if probe.prompt.images != prompt.images:
+            continue
         scored = words_of(probe.prompt.text)
         if scored and f" {scored} " in words:
             return probe.prompt.text
