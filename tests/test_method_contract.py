@@ -112,6 +112,10 @@ def declared(edited: Edited) -> set[str]:
     if edited.setting.variant is not None:
         layers = case.variants[edited.setting.variant].get("layers", layers)
     paths = {p.path for layer in layers for p in target.projections(layer)}
+    if case.whole_blocks:
+        blocks = target.encoder_side().blocks
+        names = {id(p): path for path, p in target.model.named_parameters()}
+        paths = {names[id(p)] for layer in layers for p in blocks[layer].parameters()}
     other = {"encoder": "decoder.", "decoder": "encoder.", "both": "-"}[case.side]
     return {path for path in paths if not path.startswith(other)}
 

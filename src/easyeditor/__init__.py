@@ -107,6 +107,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.methods.t_patcher import TPatcherHyperParams as TPatcherHyperParams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
+    from easyeditor.methods.unke import UnKEHyperParams as UnKEHyperParams
     from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch

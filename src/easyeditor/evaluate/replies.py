@@ -26,6 +26,9 @@ class EvalOptions:
         asked_tokens: length at most of the answers to ``asked`` probes, which end by themselves;
             0: none.
         divergence: whether the next-token distributions behind locality prompts are compared.
+        text_tokens: length at most of the answers that are compared with a target that is a text;
+            0: none.
+        text_encoder: the sentence encoder of that comparison; empty: none.
     """
 
     answer_tokens: int = 0
@@ -35,6 +38,8 @@ class EvalOptions:
     seed: int = 0
     asked_tokens: int = 0
     divergence: bool = False
+    text_tokens: int = 0
+    text_encoder: str = ""
 
     def answer(self, prompt: Prompt) -> Generate:
         """The query for a free answer."""

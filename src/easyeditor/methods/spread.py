@@ -44,7 +44,16 @@ from easyeditor.associative.protected_keys import (
 from easyeditor.associative.protected_metric import ProtectedMetrics
 from easyeditor.associative.solve import KeyMetric, double
 from easyeditor.associative.spread import solve_directions, stored_keys
+from easyeditor.associative.windows import (
+    Window,
+    needs_subject,
+    own_keys,
+    own_rows,
+    window_rows,
+    windows_of,
+)
 from easyeditor.edits import Edit, check_consistent
+from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
@@ -83,6 +92,11 @@ class SpreadHyperParams(LocateHyperParams):
     edits have on average, so that lengths do not drift along a sequence. ``post_step`` is done to
     each layer's change: ``"rect"`` (arXiv 2401.04700), ``"prune"`` (2405.16821; both dense),
     ``"sphere"`` (2510.01172).
+    ``window`` cuts the targets into windows of so many tokens, each with a key and a value of its
+    own (:mod:`easyeditor.associative.windows`): one vector cannot hold a paragraph. The first is
+    read at the subject's last token or at the prompt's (``first_window_at``), the others at the
+    token before them. ``protect_text`` leaves the outputs for the other tokens of such a text
+    unchanged. A target of one window is made as without.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -98,6 +112,42 @@ class SpreadHyperParams(LocateHyperParams):
     protect_edits: bool = False
     anchor_norm: bool = False
     post_step: Literal["none", "rect", "prune", "sphere"] = "none"
+    window: int | None = Field(None, ge=1)
+    first_window_at: Literal["subject_last", "prompt_last"] = "subject_last"
+    protect_text: bool = True
+
+    @property
+    def at_subject(self) -> bool:
+        """Whether a fact is read at its subject's last token."""
+        return self.first_window_at == "subject_last"
+
+    def windows(self, lm: LM, edits: Sequence[Edit]) -> list[Window]:
+        """The windows of the edits' targets.
+
+        Raises:
+            HyperParamsError: the model, the edits or other settings leave no room for windows.
+        """
+        size, eos, at_subject = self.window, self.append_eos, self.at_subject
+        if size is None and at_subject:
+            return windows_of(lm, edits, None, append_eos=eos)
+        name = f"window={size}" if size is not None else "first_window_at='prompt_last'"
+        if lm.encoder_decoder:
+            raise HyperParamsError(
+                f"{name} reads facts between the tokens of a text, and "
+                f"{type(lm.model).__name__} reads them in its encoder. Leave it out, or take a "
+                "model that continues text."
+            )
+        other = {
+            "anchor_norm": self.anchor_norm,
+            "continuation_kl_factor": bool(self.continuation_kl_factor),
+            "expansions of an edit": any(edit.expansions for edit in edits),
+        }
+        if refused := [what for what, given in other.items() if given]:
+            raise HyperParamsError(
+                f"{name} goes with the edit's own prompt and its target alone, not with "
+                f"{' and '.join(refused)}. Leave out one or the other."
+            )
+        return windows_of(lm, edits, size, append_eos=eos, at_subject=at_subject)
 
     @abstractmethod
     def regularization(self, metric: KeyMetric, edits: int) -> float:
@@ -167,8 +217,9 @@ class SpreadMethod(Method[SpreadState]):
         """
         lm = self.hyperparams.column(lm)
         check_consistent(edits)
-        bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
+        needs_subject(edits, at_subject=self.hyperparams.at_subject)
         settings = self.hyperparams.resolved(lm.n_layers)
+        windows, eos = settings.windows(lm, edits), settings.append_eos
         layers = [int(layer) for layer in settings.layers]
         site, layers, scale = self._where(lm, layers)
         settings, kind = settings.replace(layers=layers), settings.key
@@ -176,14 +227,23 @@ class SpreadMethod(Method[SpreadState]):
         with watch("contexts"):
             state = state or SpreadState(settings.contexts(lm))
             contexts = contexts_for(edits, state.contexts)
-            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            of_windows = [
+                window_rows(lm, edits[w.edit], w, contexts, append_eos=eos) for w in windows
+            ]
+            bare = [some[0] for some in of_windows]
+            rows = [row for some in of_windows for row in some]
             expansions, of_edit = rows_of_expansions(lm, edits)
-            opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
+            opening = [
+                i
+                for i, window in enumerate(windows)
+                if window.at_subject and read_after_subject(lm, edits[window.edit])
+            ]
             contrast = contrast_rows(lm, edits) if opening else []
+            own = own_rows(lm, edits, windows, append_eos=eos) if settings.protect_text else []
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
-            optimized = values_of(lm, site, edits, contexts, settings)
+            optimized = values_of(lm, site, edits, contexts, settings, windows)
             width = optimized.delta.shape[1] // len(site.parts())
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -197,7 +257,7 @@ class SpreadMethod(Method[SpreadState]):
                 projection = lm.down_map(layer)
                 with watch("solve"):
                     every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
-                    keys, more = every[:n].view(len(edits), len(contexts), -1), every[n:]
+                    keys, more = every[:n].view(len(windows), len(contexts), -1), every[n:]
                     residual = (z - values_at(lm, site, bare)) / (
                         settings.share(len(layers) - i) * scale
                     )
@@ -206,12 +266,15 @@ class SpreadMethod(Method[SpreadState]):
                 with watch("solve"):
                     weight = settings.regularization(plain, len(edits))
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
+                    if own:
+                        earlier = [*earlier, own_keys(lm, layer, own)]
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
                     u, solved, owner = solve_directions(
                         keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
                     )
                     if settings.protect_edits:
-                        stored[projection.path] = (solved, owner)
+                        of = torch.tensor([window.edit for window in windows])
+                        stored[projection.path] = (solved, of[owner.cpu()])
                     for name, number in settings.recorded(plain).items():
                         numbers = torch.tensor([number] * len(edits))
                         recorded[f"{name}:{projection.path}"] = numbers

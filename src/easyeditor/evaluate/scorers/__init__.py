@@ -28,6 +28,7 @@ SCORERS: Registry[type[Scorer]] = Registry(
         "multi_hop": "easyeditor.evaluate.scorers.multi_hop:MultiHopScorer",
         "conditions": "easyeditor.evaluate.scorers.conditions:ConditionsScorer",
         "divergence": "easyeditor.evaluate.scorers.divergence:DivergenceScorer",
+        "text": "easyeditor.evaluate.scorers.text:TextScorer",
         "perplexity": "easyeditor.evaluate.scorers.perplexity:PerplexityScorer",
     },
     group="easyeditor.scorers",

@@ -15,7 +15,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,6 +26,7 @@ from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.forward.cache_layers import NON_RECORDING, non_recording
 from easyeditor.lm.forward.context import forward_generation
+from easyeditor.lm.forward.prefix_cache import prefill
 from easyeditor.lm.forward.shared_prefix import past_of
 from easyeditor.lm.hooks import (
     added,
@@ -108,6 +109,7 @@ class EditRow:
         decoder: of an encoder-decoder the targets that its decoder predicts, which ``reads`` are
             positions in; None for a causal model.
         also: later positions to whose hidden states the vector is added, too.
+        fixed: vectors that are added all the while, each with its position before ``at``.
     """
 
     ids: tuple[int, ...]
@@ -115,6 +117,7 @@ class EditRow:
     reads: tuple[int, ...]
     decoder: tuple[int, ...] | None = None
     also: tuple[int, ...] = ()
+    fixed: tuple[tuple[int, torch.Tensor], ...] = field(default=(), compare=False)
 
     @property
     def start(self) -> int:
@@ -174,6 +177,22 @@ def _pairs(
     return torch.tensor(rows), torch.tensor(at)
 
 
+@contextmanager
+def _adding_fixed(
+    lm: LM, site: Site, runs: Sequence[EditRow], offsets: Sequence[int]
+) -> Iterator[None]:
+    """A context: every row's fixed vectors are added; its tokens begin at its offset."""
+    with ExitStack() as stack:
+        for n in range(max((len(run.fixed) for run in runs), default=0)):
+            rows = [i for i, run in enumerate(runs) if len(run.fixed) > n]
+            at = torch.tensor([offsets[i] + runs[i].fixed[n][0] for i in rows])
+            vectors = torch.stack([runs[i].fixed[n][1] for i in rows])
+            delta = vectors.new_zeros(len(runs), vectors.shape[1])
+            delta[rows] = vectors
+            stack.enter_context(site.adding(lm, torch.tensor(rows), at, delta))
+        yield
+
+
 class FullForward:
     """Runs the whole forward pass with a hook at every step; exact for any architecture."""
 
@@ -196,6 +215,7 @@ class FullForward:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
         with (
+            _adding_fixed(self._lm, self._site, self._runs, [0] * len(self._runs)),
             self._site.adding(self._lm, self._rows, self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
             low_memory_autograd(self._lm, self._pool) as stored,
@@ -251,7 +271,13 @@ class PartialForward:
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
-        cache = past_of(self._lm, past)
+        if any(run.fixed for run in self._runs):  # equal tokens may carry different vectors
+            width = max(map(len, past))
+            offsets = [width - len(ids) for ids in past]
+            with _adding_fixed(self._lm, self._site, self._runs, offsets):
+                cache = prefill(self._lm, past)
+        else:
+            cache = past_of(self._lm, past)
         layers = cache.layers if type(cache) is DynamicCache else None
         if not layers or any(type(layer) not in NON_RECORDING for layer in layers):
             raise NotResumable
