@@ -69,6 +69,7 @@ class MethodCase:
         phases: where an edit is interrupted: a function that the method's module calls, or that of
             a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
+        causal: whether it edits models that continue text alone, no encoder-decoders.
         whole_blocks: whether it changes every parameter of these layers' blocks.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
@@ -86,6 +87,7 @@ class MethodCase:
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
+    causal: bool = False
     whole_blocks: bool = False
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
@@ -405,6 +407,16 @@ objective_optimization: prompt_last
         phases=(("weight_patch", 1),),
         side="both",
         rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "AnyEdit",
+        quick={"layers": [0, 1], "window": 1, **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        causal=True,
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        rows=(),  # answers of the matrix are a few words: one window, and MEMIT
     ),
     MethodCase(
         "UnKE",

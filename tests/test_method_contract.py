@@ -53,7 +53,12 @@ class Setting:
 NUMBER = {name: number for number, name in enumerate(BY_NAME)}
 
 SETTINGS = [
-    *(Setting(case.name, family) for case in CASES for family in STRUCTURAL),
+    *(
+        Setting(case.name, family)
+        for case in CASES
+        for family in STRUCTURAL
+        if not (case.causal and family == "t5")
+    ),
     *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
     *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
 ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from easyeditor.data.open import open_dataset as open_dataset
     from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
     from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
+    from easyeditor.data.unstructured import UnstructuredDataset as UnstructuredDataset
     from easyeditor.data.zsre import ZsreDataset as ZsreDataset
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.anyedit import AnyEditHyperParams as AnyEditHyperParams
     from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
@@ -165,6 +167,7 @@ _PUBLIC = {
     "SERACMultimodalTrainingHparams": "methods.multimodal_settings",
     "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
+    "UnstructuredDataset": "data.unstructured",
     "ZsreDataset": "data.zsre",
     "causal_trace": "interpret.causal_trace",
     "load": "lm.loading",

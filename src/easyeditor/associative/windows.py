@@ -20,7 +20,7 @@ from easyeditor.lm.hooks import reading_inputs, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 
-MAX_OWN_KEYS = 1024
+MAX_TEXT_KEYS = 1024
 """Protected keys in one solve, which is cubic in their number."""
 
 
@@ -96,12 +96,12 @@ def read_at(lm: LM, row: Row, window: Window) -> int:
     return fact_at(lm, row) if window.at_subject else row.prompt_length + window.first - 1
 
 
-def own_rows(
+def other_rows(
     lm: LM, edits: Sequence[Edit], windows: Sequence[Window], *, append_eos: bool = False
 ) -> list[tuple[Row, list[int]]]:
     """The text of each edit of several windows, and the positions that no window is read at.
 
-    At most :data:`MAX_OWN_KEYS` positions, spread evenly. An edit of one window has none: it is
+    At most :data:`MAX_TEXT_KEYS` positions, spread evenly. An edit of one window has none: it is
     made as without windows.
     """
     several = {window.edit for window in windows if window.first}
@@ -110,12 +110,12 @@ def own_rows(
         row = target_row(lm, edits[i], append_eos=append_eos)
         taken = {read_at(lm, row, window) for window in windows if window.edit == i}
         free = [at for at in range(len(row.ids)) if at not in taken]
-        step = max(1, -(-len(free) * len(several) // MAX_OWN_KEYS))
+        step = max(1, -(-len(free) * len(several) // MAX_TEXT_KEYS))
         result.append((row, free[::step]))
     return result
 
 
-def own_keys(lm: LM, layer: int, rows: Sequence[tuple[Row, list[int]]]) -> torch.Tensor:
+def other_keys(lm: LM, layer: int, rows: Sequence[tuple[Row, list[int]]]) -> torch.Tensor:
     """The inputs of a layer's down-projection at the positions of these rows: ``(n, d_in)``."""
     projection = lm.down_map(layer)
     keys = []
@@ -130,7 +130,7 @@ def own_keys(lm: LM, layer: int, rows: Sequence[tuple[Row, list[int]]]) -> torch
     return torch.cat(keys)
 
 
-def needs_subject(edits: Sequence[Edit], *, at_subject: bool) -> None:
+def check_subjects(edits: Sequence[Edit], *, at_subject: bool) -> None:
     """Check that every edit names a subject, where facts are read at it.
 
     Raises:

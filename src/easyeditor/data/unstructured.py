@@ -37,7 +37,7 @@ class UnstructuredDataset(CaseDataset):
     """
 
     name = "unstructured"
-    title = "UnKEBench, EditEverything, AKEW: paragraphs, and questions about their facts"
+    title = "paragraphs as answers, with questions about their facts"
     probes = ("rephrase", SUB_QUESTION)
 
     def __init__(
@@ -74,13 +74,13 @@ class UnstructuredDataset(CaseDataset):
         question = record.text("question")
         edit = _edit(question, record.text("answer"), record.maybe("subject"))
         probes = _rephrases(edit, record.texts("para_question"))
-        asked, answers = record.texts("sub_question"), record.texts("sub_answer")
-        if len(asked) != len(answers):
+        questions, answers = record.texts("sub_question"), record.texts("sub_answer")
+        if len(questions) != len(answers):
             raise DataError(
-                f"sub_question lists {len(asked)} questions and sub_answer {len(answers)} answers; "
-                "every question has one."
+                f"sub_question lists {len(questions)} questions and sub_answer {len(answers)} "
+                "answers; every question has one."
             )
-        probes += self._sub_questions(zip(asked, answers, strict=True))
+        probes += self._sub_questions(zip(questions, answers, strict=True))
         return Case(name, edit, tuple(probes))
 
     def _akew(self, record: Fields, name: str) -> Case:

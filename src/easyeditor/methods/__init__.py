@@ -28,6 +28,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "AdaLoRA": "easyeditor.methods.adalora:AdaLoRA",
         "QLoRA": "easyeditor.methods.qlora:QLoRA",
         "DPO": "easyeditor.methods.dpo:DPO",
+        "AnyEdit": "easyeditor.methods.anyedit:AnyEdit",
         "UnKE": "easyeditor.methods.unke:UnKE",
         "KN": "easyeditor.methods.kn:KN",
         "IKE": "easyeditor.methods.ike.ike:IKE",

@@ -31,11 +31,7 @@ from easyeditor.associative.keys import (
     values_at,
     write_scale,
 )
-from easyeditor.associative.post_steps import (
-    bounded_singular_values,
-    largest_relative,
-    off_principal_directions,
-)
+from easyeditor.associative.post_steps import PostStep, part_after
 from easyeditor.associative.protected_keys import (
     keys_as_extras,
     protected_keys,
@@ -44,16 +40,8 @@ from easyeditor.associative.protected_keys import (
 from easyeditor.associative.protected_metric import ProtectedMetrics
 from easyeditor.associative.solve import KeyMetric, double
 from easyeditor.associative.spread import solve_directions, stored_keys
-from easyeditor.associative.windows import (
-    Window,
-    needs_subject,
-    own_keys,
-    own_rows,
-    window_rows,
-    windows_of,
-)
+from easyeditor.associative.windows import check_subjects, other_keys, other_rows, window_rows
 from easyeditor.edits import Edit, check_consistent
-from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.fingerprint import fingerprint
 from easyeditor.lm.forward.partial import Site
@@ -68,8 +56,9 @@ from easyeditor.methods.locate import (
     values_of,
 )
 from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
-from easyeditor.patches.stack import applied, without_patches
-from easyeditor.patches.weight import Dense, Part, smallest_part, weight_patch
+from easyeditor.methods.text_windows import WindowSettings
+from easyeditor.patches.stack import applied
+from easyeditor.patches.weight import Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -78,7 +67,7 @@ ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""
 
 
-class SpreadHyperParams(LocateHyperParams):
+class SpreadHyperParams(WindowSettings):
     """Settings that these methods share.
 
     ``key`` says what an edit's answer is stored under: ``"averaged"``, as published, one key (the
@@ -92,11 +81,7 @@ class SpreadHyperParams(LocateHyperParams):
     edits have on average, so that lengths do not drift along a sequence. ``post_step`` is done to
     each layer's change: ``"rect"`` (arXiv 2401.04700), ``"prune"`` (2405.16821; both dense),
     ``"sphere"`` (2510.01172).
-    ``window`` cuts the targets into windows of so many tokens, each with a key and a value of its
-    own (:mod:`easyeditor.associative.windows`): one vector cannot hold a paragraph. The first is
-    read at the subject's last token or at the prompt's (``first_window_at``), the others at the
-    token before them. ``protect_text`` leaves the outputs for the other tokens of such a text
-    unchanged. A target of one window is made as without.
+    For ``window`` see :class:`~easyeditor.methods.text_windows.WindowSettings`.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -111,43 +96,7 @@ class SpreadHyperParams(LocateHyperParams):
     key: Literal["averaged", "ridge"] = "averaged"
     protect_edits: bool = False
     anchor_norm: bool = False
-    post_step: Literal["none", "rect", "prune", "sphere"] = "none"
-    window: int | None = Field(None, ge=1)
-    first_window_at: Literal["subject_last", "prompt_last"] = "subject_last"
-    protect_text: bool = True
-
-    @property
-    def at_subject(self) -> bool:
-        """Whether a fact is read at its subject's last token."""
-        return self.first_window_at == "subject_last"
-
-    def windows(self, lm: LM, edits: Sequence[Edit]) -> list[Window]:
-        """The windows of the edits' targets.
-
-        Raises:
-            HyperParamsError: the model, the edits or other settings leave no room for windows.
-        """
-        size, eos, at_subject = self.window, self.append_eos, self.at_subject
-        if size is None and at_subject:
-            return windows_of(lm, edits, None, append_eos=eos)
-        name = f"window={size}" if size is not None else "first_window_at='prompt_last'"
-        if lm.encoder_decoder:
-            raise HyperParamsError(
-                f"{name} reads facts between the tokens of a text, and "
-                f"{type(lm.model).__name__} reads them in its encoder. Leave it out, or take a "
-                "model that continues text."
-            )
-        other = {
-            "anchor_norm": self.anchor_norm,
-            "continuation_kl_factor": bool(self.continuation_kl_factor),
-            "expansions of an edit": any(edit.expansions for edit in edits),
-        }
-        if refused := [what for what, given in other.items() if given]:
-            raise HyperParamsError(
-                f"{name} goes with the edit's own prompt and its target alone, not with "
-                f"{' and '.join(refused)}. Leave out one or the other."
-            )
-        return windows_of(lm, edits, size, append_eos=eos, at_subject=at_subject)
+    post_step: PostStep = "none"
 
     @abstractmethod
     def regularization(self, metric: KeyMetric, edits: int) -> float:
@@ -217,7 +166,7 @@ class SpreadMethod(Method[SpreadState]):
         """
         lm = self.hyperparams.column(lm)
         check_consistent(edits)
-        needs_subject(edits, at_subject=self.hyperparams.at_subject)
+        check_subjects(edits, at_subject=self.hyperparams.at_subject)
         settings = self.hyperparams.resolved(lm.n_layers)
         windows, eos = settings.windows(lm, edits), settings.append_eos
         layers = [int(layer) for layer in settings.layers]
@@ -239,7 +188,7 @@ class SpreadMethod(Method[SpreadState]):
                 if window.at_subject and read_after_subject(lm, edits[window.edit])
             ]
             contrast = contrast_rows(lm, edits) if opening else []
-            own = own_rows(lm, edits, windows, append_eos=eos) if settings.protect_text else []
+            text = other_rows(lm, edits, windows, append_eos=eos) if settings.protect_text else []
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
@@ -266,8 +215,8 @@ class SpreadMethod(Method[SpreadState]):
                 with watch("solve"):
                     weight = settings.regularization(plain, len(edits))
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
-                    if own:
-                        earlier = [*earlier, own_keys(lm, layer, own)]
+                    if text:
+                        earlier = [*earlier, other_keys(lm, layer, text)]
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
                     u, solved, owner = solve_directions(
                         keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
@@ -279,7 +228,7 @@ class SpreadMethod(Method[SpreadState]):
                         numbers = torch.tensor([number] * len(edits))
                         recorded[f"{name}:{projection.path}"] = numbers
                     del metric, plain  # large, and the next layer has another
-                    part = self._part(lm, layer, u, residual)
+                    part = part_after(settings.post_step, lm, layer, u, residual)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -306,22 +255,6 @@ class SpreadMethod(Method[SpreadState]):
             layers[-1],
         )
         return Site(layers[-1], "down"), layers[-1:], 1.0
-
-    def _part(self, lm: LM, layer: int, u: torch.Tensor, residual: torch.Tensor) -> Part:
-        """The change ``u residual`` of one layer, after the post-step that the settings name."""
-        settings, projection = self.hyperparams, lm.down_map(layer)
-        if settings.post_step == "none":
-            return smallest_part(u, residual)
-        weight = double(projection.weight)
-        if settings.post_step == "sphere":
-            return smallest_part(off_principal_directions(u, weight, 0.5, 0.5), residual)
-        change = u @ double(residual).to(u)
-        if settings.post_step == "rect":
-            return Dense(largest_relative(change, weight, 0.4).float())
-        with without_patches(lm.model):
-            original = double(lm.down_map(layer).weight).clone()
-        earlier = weight - original
-        return Dense((bounded_singular_values(earlier + change, original) - earlier).float())
 
     def _protecting(
         self,

@@ -29,7 +29,8 @@ from easyeditor.errors import HyperParamsError
 from easyeditor.gradients.minimize import refuse_diverged
 from easyeditor.gradients.parametrizations import FullMatrices
 from easyeditor.hyperparams import HyperParams, Layers
-from easyeditor.lm.forward.partial import Site, stubbed
+from easyeditor.lm.forward.partial import Site
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import hidden_of, reading_output, stopping
 from easyeditor.lm.model import LM
 from easyeditor.lm.projection import NamedWeight

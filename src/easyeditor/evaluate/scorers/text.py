@@ -53,13 +53,13 @@ class TextScorer(Scorer):
             prompts = [prompt for name, prompt in _prompts(case) if name == group]
             if prompts:
                 values |= self._of_group(f"text/{group}", prompts, case.edit.target, before, after)
-        asked = _sub_questions(case)
-        if asked:
-            texts = [after[self._query(other.prompt)] for other in asked]
-            hits = [float(contains(t, o.answers)) for t, o in zip(texts, asked, strict=True)]
+        probes = _sub_questions(case)
+        if probes:
+            texts = [after[self._query(other.prompt)] for other in probes]
+            hits = [float(contains(t, o.answers)) for t, o in zip(texts, probes, strict=True)]
             overlaps = [
                 max(rouge_l(text, answer) for answer in other.answers)
-                for text, other in zip(texts, asked, strict=True)
+                for text, other in zip(texts, probes, strict=True)
             ]
             values["text/sub_question_hits"] = mean(hits)
             values["text/sub_question_rouge_l"] = mean(overlaps)
