@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from easyeditor.methods.memit import MEMIT, MEMITHyperParams
+from easyeditor.methods.memit import MEMITHyperParams
+from easyeditor.methods.spread import SpreadMethod
 from easyeditor.methods.sweep_plan import SMOLLM2_SEARCH, ContextLengths, SweepPlan
 
 
@@ -32,9 +33,9 @@ class AnyEditHyperParams(MEMITHyperParams):
         "smollm2-135m": {
             **SMOLLM2_SEARCH,
             "context_template_length_params": [],
-            "v_num_grad_steps": 25,
+            "layers": [10, 11, 12, 13, 14],
             "mom2_update_weight": 20,
-            "window": 20,
+            "window": 8,
         },
     }
 
@@ -50,7 +51,7 @@ class AnyEditHyperParams(MEMITHyperParams):
     batch_size: int = Field(1, ge=1)
 
 
-class AnyEdit(MEMIT):
+class AnyEdit(SpreadMethod):
     """Texts of any length, each in windows of ``window`` tokens. Needs no subjects."""
 
     name = "AnyEdit"

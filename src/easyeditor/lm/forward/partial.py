@@ -271,7 +271,6 @@ class PartialForward:
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
         width = max(map(len, past))
         with _fixed(self._lm, self._site, self._runs, [width - len(ids) for ids in past]):
-            # Equal tokens may carry different vectors.
             fill = prefill if any(run.fixed for run in self._runs) else past_of
             cache = fill(self._lm, past)
         layers = cache.layers if type(cache) is DynamicCache else None
