@@ -59,7 +59,9 @@ class ValueOptions:
     distributions behind the target from those of the model before the edit. Once every target
     token of an edit was the argmax at the step before, its −log p(target) is weighed by
     ``argmax_nll_factor``, and it stops when its weighted KL is at most ``argmax_stop_kl`` (None:
-    it does not). With ``append_eos`` the end-of-sequence token is the target's last.
+    it does not). ``subject_kl_factor`` weighs the mean divergence behind the beginnings of other
+    statements about the subject. With ``append_eos`` the end-of-sequence token is the target's
+    last.
     """
 
     v_num_grad_steps: int
@@ -73,6 +75,7 @@ class ValueOptions:
     continuation_tokens: int = 8
     argmax_nll_factor: float = 1.0
     argmax_stop_kl: float | None = None
+    subject_kl_factor: float = 0.0
     append_eos: bool = False
 
 
@@ -176,7 +179,16 @@ def _optimize_windows(
                 norms[i, j] = torch.maximum(norms[i, j], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     rows = [
-        context_rows_of(lm, i, edit, contexts, search.kl_factor, window.end, append_eos=eos)
+        context_rows_of(
+            lm,
+            i,
+            edit,
+            contexts,
+            search.kl_factor,
+            search.subject_kl_factor,
+            window.end,
+            append_eos=eos,
+        )
         if window.at_subject
         else rows_before_window(lm, i, edit, window, contexts, before[window.edit], append_eos=eos)
         for i, (edit, window) in enumerate(zip(edits, windows, strict=True))
