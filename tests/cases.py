@@ -307,7 +307,7 @@ max_output_length: 300
 lr: 5e-4
 weight_decay: 0
 kl_factor: 0.1
-norm_constraint: false
+norm_constraint: 5e-4
 """
         + _CLASSIC_MODULES,
         rows=(

@@ -52,6 +52,10 @@ def test_each_edit_has_a_layer_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert dinm.hyperparams.layers == ()
 
 
+def test_published_files_switch_the_box_off_with_false() -> None:
+    assert DINMHyperParams(norm_constraint=False).norm_constraint is None
+
+
 def test_the_ground_truth_stands_in_for_the_rejected_response() -> None:
     target = shared_lm("llama")
     named = replace(EDIT, rejected=None, ground_truth=EDIT.rejected)

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from easyeditor.editors.multimodal import MultimodalEditor as MultimodalEditor
     from easyeditor.editors.personality import PerEditor as PerEditor
     from easyeditor.editors.safety import SafetyEditor as SafetyEditor
+    from easyeditor.editors.steering import BaseVectorApplier as BaseVectorApplier
+    from easyeditor.editors.steering import BaseVectorGenerator as BaseVectorGenerator
+    from easyeditor.editors.steering import SteerEditor as SteerEditor
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Generate as Generate
@@ -128,6 +131,8 @@ __version__ = VERSION
 # loads.
 _PUBLIC = {
     "BaseEditor": "editors.base",
+    "BaseVectorApplier": "editors.steering",
+    "BaseVectorGenerator": "editors.steering",
     "Case": "edits",
     "CaseDataset": "data.dataset",
     "ConceptDataset": "data.concepts",
@@ -159,6 +164,7 @@ _PUBLIC = {
     "SafetyEditor": "editors.safety",
     "SafetyDataset": "data.safety",
     "Score": "edits",
+    "SteerEditor": "editors.steering",
     "TraceOptions": "interpret.causal_trace",
     "CaptionDataset": "data.multimodal",
     "MultiModalEditor": "editors.multimodal",

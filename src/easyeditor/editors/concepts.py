@@ -66,7 +66,7 @@ class ConceptEditor(BaseEditor):
         device = prompt_hparams.get("device")
         return PromptedConcepts(load(ModelSpec(prompt_hparams["model_name"], device=device)))
 
-    def edit(  # type: ignore[override]  # takes instances, too
+    def edit(
         self,
         prompts: Texts | None = None,
         target_new: Texts | None = None,
