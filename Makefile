@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST = EASYEDITOR_OFFLINE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist worksteal --durations=10
 
-.PHONY: demo ui wheel notebooks test test-full lint matrix catalog setup model encoder clean
+.PHONY: demo ui docs wheel notebooks test test-full lint matrix catalog setup model encoder clean
 
 demo: .venv/demo model
 	$(BIN)/easyedit demo
@@ -22,6 +22,12 @@ ui: .venv/ui model
 notebooks: .venv/dev
 	$(PIP) install $(WHEELS) -c constraints.txt -e ".[notebooks]"
 	$(BIN)/python scripts/notebooks.py
+
+# The site, in build/docs: every warning is an error, nothing is fetched.
+docs: .venv/docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "The site: build/docs/index.html"
 
 # The package as it is released.
 wheel: .venv/bin/python
@@ -73,6 +79,10 @@ encoder: .venv/demo
 
 .venv/ui: .venv/demo
 	$(PIP) install $(WHEELS) -c constraints.txt -e ".[gguf,ui]"
+	@touch $@
+
+.venv/docs: .venv/demo
+	$(PIP) install $(WHEELS) -c constraints.txt -e ".[gguf,docs]"
 	@touch $@
 
 .venv/dev: .venv/demo

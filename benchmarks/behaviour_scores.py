@@ -103,7 +103,11 @@ def scores(lm: LM, part: Part, method: str, changes: dict[str, Any]) -> list[dic
     rows = []
     for case in cases[part.start : part.stop]:
         metric = editor.edit_cases(
-            [case], keep_original_weight=True, measures=measures, verbose=False
+            [case],
+            keep_original_weight=True,
+            measures=measures,
+            verbose=False,
+            free_answers=False,
         ).metrics[0]
         halves = {half: flatten(metric[half]) for half in ("pre", "post")}
         chosen = {
@@ -111,8 +115,7 @@ def scores(lm: LM, part: Part, method: str, changes: dict[str, Any]) -> list[dic
             for half, numbers in halves.items()
         }
         answers = {half: metric[half].get("answers", {}) for half in ("pre", "post")}
-        free = {half: metric[half]["free_answer"]["text"] for half in ("pre", "post")}
-        rows.append({"case_id": case.id, **chosen, "answers": answers, "free": free})
+        rows.append({"case_id": case.id, **chosen, "answers": answers})
     return rows
 
 

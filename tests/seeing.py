@@ -7,6 +7,7 @@ processor and the tokenizer (:class:`Plain`).
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 from typing import Any
@@ -165,12 +166,17 @@ class Plain:
         return {**out, **self.tokenizer([words], return_tensors=return_tensors)}
 
 
-@cache
 def tokenizer(named: bool = True) -> PreTrainedTokenizerFast:
-    """The tokenizer of tests/tiny.py with the special tokens of every class.
+    """A copy of the tokenizer of tests/tiny.py with the special tokens of every class.
 
-    ``named``: it has them as attributes, too, which BLIP-2's does not.
+    ``named``: it has them as attributes, too, which BLIP-2's does not. A copy, as saving a
+    processor writes its class into its tokenizer.
     """
+    return copy.deepcopy(_tokenizer(named))
+
+
+@cache
+def _tokenizer(named: bool) -> PreTrainedTokenizerFast:
     core = PreTrainedTokenizerFast(
         tokenizer_object=tiny.tokenizer().backend_tokenizer,
         pad_token="<pad>",

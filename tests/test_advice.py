@@ -30,6 +30,20 @@ def test_a_request_without_surprises_has_no_notes():
     assert {"text", "holds", "sound", "faults"} <= set(metric["post"]["free_answer"])
 
 
+def test_without_free_answers_nothing_is_written_and_the_scores_are_the_same(monkeypatch):
+    def edited(**options):
+        return outer.editor("FT").edit(
+            "Berlin is the capital of", "Italy", subject="Berlin", verbose=False, **options
+        )
+
+    (asked,) = edited().metrics
+    monkeypatch.setattr("easyeditor.lm.inference._generate", None)
+    (metric,) = edited(free_answers=False).metrics
+    for half in ("pre", "post"):
+        del asked[half]["free_answer"]
+        assert metric[half] == asked[half]
+
+
 def test_notes_on_a_request():
     lm = shared_lm("gpt2")
     long = "You can see the river from here. " * 9

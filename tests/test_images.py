@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 import sys
@@ -13,6 +14,7 @@ import torch
 import seeing
 from easyeditor.edits import Edit, Generate, ImageRef, Prompt, Score, check_consistent
 from easyeditor.errors import ContradictingEditsError, EditError, ImageError, UnsupportedModelError
+from easyeditor.lm.model import LM
 
 QUESTION = "The capital of the land is"
 
@@ -385,6 +387,24 @@ def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
     assert lm.text.row("It is").ids
     with pytest.raises(MissingExtraError, match=r'\[vision\]"'):
         lm.text.row(Prompt("It is", (seeing.picture(1),)))
+
+
+def test_a_processor_of_another_model_is_a_sentence(llava):
+    """Its own errors are of any type; the model still answers about text."""
+    blind = seeing.lm("qwen2_vl").images.processor.image_processor
+    before = {k: v.clone() for k, v in llava.model.state_dict().items()}
+    own = llava.images.processor
+    wrong = copy.copy(own)
+    wrong.image_processor = blind
+    mixed = LM(llava.model, llava.tokenizer, processor=wrong)
+    with pytest.raises(ImageError, match="cannot read an image"):
+        mixed.text.row(Prompt(QUESTION, (seeing.picture(1),)))
+    silent = LM(llava.model, llava.tokenizer, processor=own)
+    silent.images.token_id = 7
+    with pytest.raises(ImageError, match="writes no token 7"):
+        silent.text.row(Prompt(QUESTION, (seeing.picture(1),)))
+    assert mixed.text.row("It is").ids
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
 
 
 def test_a_saved_model_that_sees_sees_when_it_is_loaded(tmp_path, llava):

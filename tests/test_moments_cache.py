@@ -564,3 +564,26 @@ def test_the_default_reads_the_texts_of_the_package(tmp_path):
     for settings in (ROMEHyperParams, MEMITHyperParams):
         assert settings().mom2_dataset == "shipped"
         assert settings.preset("smollm2-135m").mom2_dataset == "self"
+
+
+def test_a_settled_cache_file_is_read_for_its_digest_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "numbers.safetensors"
+    assert cache_file.write_cache_file(path, {"a": torch.ones(4)}, {}, "numbers")
+    passes: list[Path] = []
+    digests = cache_file._digests
+    monkeypatch.setattr(cache_file, "_digests", lambda file: passes.append(file) or digests(file))
+    for _ in range(2):  # written a moment ago: it could be written again in the same tick
+        assert cache_file.read_cache_file(path, "numbers") is not None
+    assert len(passes) == 2
+    later = cache_file.time.time_ns() + 2 * cache_file.SETTLED_NS
+    monkeypatch.setattr(cache_file, "time", SimpleNamespace(time_ns=lambda: later))
+    for _ in range(3):
+        assert cache_file.read_cache_file(path, "numbers") is not None
+    assert len(passes) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert cache_file.read_cache_file(path, "numbers") is None
+    assert len(passes) == 4

@@ -22,6 +22,7 @@ from easyeditor.cli import exports, trace
 from easyeditor.cli import patches as patches_cli
 from easyeditor.edits import ImageRef, Prompt
 from easyeditor.errors import (
+    ArchiveError,
     BenchError,
     DataError,
     EditCancelled,
@@ -272,11 +273,58 @@ def test_a_model_that_cannot_be_chosen_leaves_the_former_one_on_the_page(lm):
     assert offer.present("one").name == "b"
 
 
-@pytest.mark.parametrize("method", ["mend", "ike", "serac"])
-def test_the_page_starts_with_no_method_that_it_does_not_offer(easyedit, folder, method):
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("mend", "Train one: easyedit train --method mend"),
+        ("ike", "needs demonstrations"),
+        ("serac", "Train one: easyedit train --method serac"),
+    ],
+)
+def test_the_page_starts_with_no_method_that_it_does_not_offer(easyedit, folder, method, why):
     result = easyedit("ui", "--model", folder, "--method", method)
     assert result.code == 2
-    assert "needs a training or demonstrations" in result.err
+    assert why in " ".join(result.err.replace("│", " ").split())
+
+
+def test_a_trained_method_is_offered_where_its_archive_lies(lm, tmp_path):
+    from easyeditor.web.archives import archives_in
+
+    place = tmp_path / "MEND" / "a"
+    place.mkdir(parents=True)
+    (place / "archive.safetensors").touch()
+    names = ["owner/a", "b"]
+    offer = service.Service(
+        names, lambda _name: lm, method="FT", archives=archives_in(tmp_path, names)
+    )
+    assert "MEND" in offer.methods()
+    assert "IKE" not in offer.methods()
+    assert "MEND" not in offer.missing()
+    assert "SERAC" in offer.missing()
+    used = offer.settings("MEND", "owner/a", {})
+    assert used.archive == str(place / "archive.safetensors")
+    assert offer.shown("MEND", "owner/a", {}) == {"archive": "results/MEND/a"}
+    assert offer.settings("FT", "b", {}).alg_name == "FT"
+    with pytest.raises(ArchiveError, match=r"no archive of MEND for b\. It has one for owner/a"):
+        offer.settings("MEND", "b", {})
+
+
+def test_the_page_keeps_a_bounded_number_of_models(lm, monkeypatch):
+    loaded = []
+    offer = service.Service(list("abcd"), lambda name: loaded.append(name) or lm, method="FT")
+    monkeypatch.setattr(service, "MAX_MODELS", 2)
+    for name in "abac":  # b was not asked for the longest
+        offer.model(name)
+    assert loaded == ["a", "b", "c"]
+    offer.choose("one", "a")
+    offer.choose("two", "c")
+    with pytest.raises(ServerBusyError, match="2 models are in use"):
+        offer.choose("three", "d")
+    assert offer.present("three") is None
+    offer.forget("one")
+    assert offer.choose("three", "d").name == "d"
+    assert loaded == ["a", "b", "c", "d"]
+    offer.close()
 
 
 def test_windows_are_apart_and_forgotten(lm, tmp_path, monkeypatch):

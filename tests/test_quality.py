@@ -53,13 +53,20 @@ def check(result, rephrase, locality):
 
 def one_at_a_time(method, facts):
     cases = [case_of(fact) for fact in facts]
-    return editor(method).edit_cases(cases, keep_original_weight=True, verbose=False)
+    return editor(method).edit_cases(
+        cases, keep_original_weight=True, verbose=False, free_answers=False
+    )
 
 
 def in_one_batch(method, facts):
     cases = [case_of(fact) for fact in facts]
     return editor(method).edit_cases(
-        cases, keep_original_weight=True, verbose=False, batch=True, evaluate_when="end"
+        cases,
+        keep_original_weight=True,
+        verbose=False,
+        batch=True,
+        evaluate_when="end",
+        free_answers=False,
     )
 
 

@@ -79,7 +79,7 @@ def test_nothing_is_left_to_fill_in():
     assert "@@" not in README
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+@pytest.mark.parametrize("target", ["demo", "ui", "docs", "test", "lint"])
 def test_the_make_targets_exist(target):
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.M)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 
 import fake_hub
+import pages
 import serving_cases
 import tiny
 from easyeditor import LM, Edit, load_patch, save_patch
@@ -441,17 +441,14 @@ def test_an_export_is_signed_and_verified(easyedit, folder, key, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_shows_what_runs(easyedit, folder, key, tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
-    blocks = "".join(re.findall(r"```sh\n(.*?)```", page, re.S))
     monkeypatch.chdir(tmp_path)
     for suffix in ("", ".pub"):
         shutil.copy(f"{key}{suffix}", tmp_path / f"id_ed25519{suffix}")
     edited = LM(tiny.model("llama"), tiny.tokenizer())
     save_patch(some_patch(edited, 0), tmp_path / "eiffel.safetensors")
     assert easyedit("ledger", "init", "corrections", "--model", folder).code == DONE
-    for line in blocks.splitlines():
-        words = shlex.split(line)[1:]
+    for words in pages.commands("sharing.md"):
         told = easyedit(*words, *(["--model", folder] if words[0] == "push" else []))
-        assert (told.code, bool(told.out)) == (DONE, True), (line, told.err)
+        assert (told.code, bool(told.out)) == (DONE, True), (words, told.err)
     assert (tmp_path / "signed" / "manifest.json.sig").is_file()
     assert "docs/sharing.md" in (ROOT / "README.md").read_text(encoding="utf-8")

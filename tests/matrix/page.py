@@ -96,7 +96,7 @@ def measured(cells: Cells) -> list[str]:
 
 
 def lowest(cells: Cells) -> str:
-    """The table of the README: each row's lowest family."""
+    """The table of docs/results.md: each row's lowest family."""
     rows = measured(cells)
     lines = [_line("", rows).replace("|  |", "| |"), "|---" * (len(rows) + 1) + "|"]
     for group in GROUPS[:3]:

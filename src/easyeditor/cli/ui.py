@@ -47,6 +47,13 @@ def ui(
     runs: Annotated[
         Path | None, typer.Option(help="A folder with run folders of easyedit bench, to be shown.")
     ] = None,
+    archives: Annotated[
+        Path,
+        typer.Option(
+            help="Where easyedit train wrote archives; the methods that have one for these models "
+            "are offered, too."
+        ),
+    ] = Path("results"),
     host: Annotated[
         str, typer.Option(help="Where it listens; by default only this machine reaches it.")
     ] = "127.0.0.1",
@@ -71,12 +78,20 @@ def ui(
     require_extra()
 
     from easyeditor.methods import METHODS
-    from easyeditor.web.settings import offered
+    from easyeditor.web.archives import archives_in, training_command
+    from easyeditor.web.settings import offered, untrained
 
-    if METHODS.canonical(method) not in offered():
+    trained, method = archives_in(archives, names), METHODS.canonical(method)
+    if method in untrained() and (method, names[0]) not in trained:
         raise typer.BadParameter(
-            f"{method} needs a training or demonstrations, which the page has no place for; use "
-            f"one of {', '.join(offered())}, or easyedit edit --method {method.lower()}.",
+            f"{method} needs an archive for {names[0]}, and there is none in {str(archives)!r}. "
+            f"Train one: {training_command(method, names[0])}",
+            param_hint="--method",
+        )
+    if method not in [*offered(), *untrained()]:
+        raise typer.BadParameter(
+            f"{method} needs demonstrations, which the page has no place for; use one of "
+            f"{', '.join(offered())}, or easyedit edit --method {method.lower()}.",
             param_hint="--method",
         )
     from easyeditor.serving.server import is_loopback, open_socket
@@ -96,7 +111,7 @@ def ui(
 
     opened = open_socket(host, port)
     with opened:
-        service = Service(names, load, method=method, runs=runs)
+        service = Service(names, load, method=method, runs=runs, archives=trained)
         service.model(names[0])
         if not is_loopback(host):
             output.warn(

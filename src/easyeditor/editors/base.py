@@ -325,7 +325,11 @@ class BaseEditor:
         keep = not options.get("keep_original_weight", False)
         size = self.method.batch_size if batch else 1
         recorder = MetricRecorder(
-            self.lm, cases, options.get("measures") or Measures(), together=size >= len(cases)
+            self.lm,
+            cases,
+            options.get("measures") or Measures(),
+            together=size >= len(cases),
+            free_answers=options.get("free_answers", True),
         )
         known = [] if options.get("force", True) else recorder.leave_unchanged()
         for case in known:

@@ -74,10 +74,17 @@ class MetricRecorder:
 
     Args:
         together: the cases are edited in one batch, so that none comes after another.
+        free_answers: whether ``free_answer`` is asked.
     """
 
     def __init__(
-        self, lm: LM, cases: Sequence[Case], measures: Measures, *, together: bool = False
+        self,
+        lm: LM,
+        cases: Sequence[Case],
+        measures: Measures,
+        *,
+        together: bool = False,
+        free_answers: bool = True,
     ) -> None:
         self.cases, self._measures = cases, measures
         self._summary = CaseSummary(cases, measures, None)  # fails before any model is asked
@@ -94,9 +101,9 @@ class MetricRecorder:
         ]
         for case in cases:
             self._write_answers("pre", case, self._summary.before)
-        answers = answer_in_all_forms(lm, cases, behind_target=True)
-        self._free = dict(zip(map(id, cases), answers, strict=True))
-        for case, free in zip(cases, answers, strict=True):
+        answers = answer_in_all_forms(lm, cases, behind_target=True) if free_answers else []
+        self._free = dict(zip(map(id, cases), answers, strict=free_answers))
+        for case, free in zip(cases, answers, strict=free_answers):
             self[case]["pre"]["free_answer"] = {
                 "text": free.answer.text,
                 "holds": float(answer_holds(free.answer.text, case.edit.target)),
@@ -134,7 +141,8 @@ class MetricRecorder:
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
             self._write_answers(key, case, after)
-        for case, free in zip(cases, answer_in_all_forms(lm, cases), strict=True):
+        answers = answer_in_all_forms(lm, cases) if self._free else []
+        for case, free in zip(cases, answers, strict=bool(self._free)):
             before = self._free[id(case)]
             result = examine(lm, case.edit, before.answer, free.answer, before.behind)
             forms = {"forms": free.forms} if free.forms else {}

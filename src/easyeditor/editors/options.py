@@ -50,6 +50,9 @@ class MeasuringOptions(LedgerOptions, total=False):
             ``edit_dataset`` and ``edit_cases``, which measure a method on all of their cases.
         expand: make each edit with several prompts: question, chat form, rewordings
             (:class:`~easyeditor.editors.expanding.Expansion`; True: its defaults).
+        free_answers: ask what the model writes, before and after (``free_answer``; True by
+            default). With False a call takes about half the time on a chat model, and nothing
+            tells whether the text behind an answer is still text.
     """
 
     evaluate_when: When
@@ -57,6 +60,7 @@ class MeasuringOptions(LedgerOptions, total=False):
     train_ds: Iterable[Case] | None
     force: bool
     expand: Expand
+    free_answers: bool
 
 
 class EditOptions(MeasuringOptions, total=False):

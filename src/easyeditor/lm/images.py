@@ -126,8 +126,21 @@ class ImageReader:
     def _read(self, picture: Any) -> Reading:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the processor's own code
-            out = self.processor(images=[picture], text=[self.placeholder], return_tensors="pt")
+            try:
+                out = self.processor(images=[picture], text=[self.placeholder], return_tensors="pt")
+            except Exception as error:  # of any type: a processor of another model, mostly
+                raise ImageError(
+                    f"The model's {type(self.processor).__name__} cannot read an image "
+                    f"({type(error).__name__}: {error}). Is it this model's own processor? Give "
+                    "AutoProcessor.from_pretrained(<the model>)."
+                ) from error
         ids = out["input_ids"][0].tolist()
+        if self.token_id not in ids:
+            raise ImageError(
+                f"The model's {type(self.processor).__name__} writes no token {self.token_id}, "
+                "which the model takes for an image. Give the processor of this model: "
+                "AutoProcessor.from_pretrained(<the model>)."
+            )
         specials = set(self.tokenizer("")["input_ids"])
         while ids and ids[0] in specials and ids[0] != self.token_id:
             ids.pop(0)

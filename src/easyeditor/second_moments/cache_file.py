@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,8 @@ from easyeditor.files import written_whole
 log = logging.getLogger(__name__)
 
 BYTES_PER_READ = 2**20
+SETTLED_NS = 2 * 10**9
+"""A file that was not written for so long has another time of change after the next writing."""
 DIGEST_DIGITS = 16
 
 
@@ -66,7 +70,7 @@ def read_cache_file(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dic
             info = dict(opened.metadata() or {})
         damaged = [
             name
-            for name, digest in _digests(file).items()
+            for name, digest in _current_digests(file).items()
             if digest != info.get(_key(name), info.get("digest", digest))
         ]
     except FileNotFoundError:
@@ -82,6 +86,24 @@ def read_cache_file(file: Path, what: str) -> tuple[dict[str, torch.Tensor], dic
 
 def _key(name: str) -> str:
     return f"digest:{name}"
+
+
+def _current_digests(file: Path) -> dict[str, str]:
+    """Digest of each tensor, computed again only where the file is another than last time.
+
+    A file written a moment ago could be written again within one tick of its clock: the digests of
+    such a file are not kept.
+    """
+    state = file.stat()
+    identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < SETTLED_NS:
+        return _digests(file)
+    return _digests_of_settled(file, identity)
+
+
+@lru_cache(maxsize=1024)
+def _digests_of_settled(file: Path, identity: tuple[int, ...]) -> dict[str, str]:
+    return _digests(file)
 
 
 def _digests(file: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from easyeditor.web.edit_tab import method_choice
 from easyeditor.web.handling import WORK, cancelling, guarded, key_of, shown
 from easyeditor.web.recipes import batch_recipe
 from easyeditor.web.service import Service
-from easyeditor.web.settings import changes_of, settings_of
+from easyeditor.web.settings import changes_of
 from easyeditor.web.uploads import COLUMNS, cases_of_file, cases_of_table
 
 ROWS = (
@@ -79,7 +79,7 @@ def batch_tab(service: Service) -> Any:
         workspace = service.window(key_of(request))
         cases = cases_of_file(file) if file else cases_of_table(typed)
         changes = changes_of(method, settings)
-        chosen = settings_of(method, workspace.name, changes)
+        chosen = service.settings(method, workspace.name, changes)
         outcome = yield from shown(
             workspace,
             lambda: workspace.edit(cases, method, chosen, batch=together, force=force),
@@ -90,7 +90,7 @@ def batch_tab(service: Service) -> Any:
             Path(file).name if file else TYPED,
             method,
             workspace.name,
-            changes,
+            service.shown(method, workspace.name, changes),
             batch=outcome.together,
             force=force,
             file=name,

@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 
 from easyeditor.web import views
+from easyeditor.web.archives import training_command
 from easyeditor.web.handling import WORK, cancelling, guarded, key_of, shown
 from easyeditor.web.recipes import edit_recipe
 from easyeditor.web.service import Service
-from easyeditor.web.settings import changes_of, offered, settable, settings_of
+from easyeditor.web.settings import changes_of, settable
 from easyeditor.web.uploads import LONGEST_TEXT, case_of_fields
 
 EXAMPLE = {
@@ -36,7 +37,13 @@ class MethodChoice:
 
 def method_choice(service: Service, name: str) -> MethodChoice:
     """A list of methods, and a field for settings with a list of what there is."""
-    method = gr.Dropdown(offered(), value=service.method, label="Method", elem_id=f"{name}-method")
+    method = gr.Dropdown(
+        service.methods(),
+        value=service.method,
+        label="Method",
+        info=_not_offered(service),
+        elem_id=f"{name}-method",
+    )
     with gr.Accordion("Settings", open=False):
         settings = gr.Textbox(
             label="What differs from the method's own settings",
@@ -48,6 +55,14 @@ def method_choice(service: Service, name: str) -> MethodChoice:
         known = gr.Markdown(_known(service.method))
     method.change(_known, method, known, queue=False)
     return MethodChoice(method, settings)
+
+
+def _not_offered(service: Service) -> str | None:
+    missing = service.missing()
+    if not missing:
+        return None
+    command = training_command("NAME", service.names[0])
+    return f"Not trained yet, so not in the list: {', '.join(missing)}. First run {command}"
 
 
 def _known(method: str) -> str:
@@ -132,12 +147,13 @@ def edit_tab(service: Service) -> Any:
         workspace = service.window(key_of(request))
         case = case_of_fields(prompt, target, subject, truth, rephrases, neighbours)
         changes = changes_of(method, settings)
-        chosen = settings_of(method, workspace.name, changes)
+        chosen = service.settings(method, workspace.name, changes)
         outcome = yield from shown(
             workspace, lambda: workspace.edit([case], method, chosen, force=force), 4
         )
         file = outcome.applied.file_name if outcome.applied else "edit.safetensors"
-        written = edit_recipe(case, method, workspace.name, changes, file=file, force=force)
+        listed = service.shown(method, workspace.name, changes)
+        written = edit_recipe(case, method, workspace.name, listed, file=file, force=force)
         yield (
             views.verdict(outcome, batch=False),
             views.before_and_after(outcome.lines),

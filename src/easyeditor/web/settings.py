@@ -31,6 +31,12 @@ def _edits_at_once(kind: type[Method[Any]]) -> bool:
     return kind.training_class is None and Need.DEMONSTRATIONS not in kind.needs
 
 
+def untrained() -> list[str]:
+    """The methods that edit with an archive, which a training has to make first."""
+    kinds = ((name, METHODS.get(name)) for name in METHODS)
+    return [name for name, kind in kinds if kind.training_class is not None]
+
+
 def settable(method: str) -> dict[str, Any]:
     """The settings of a method that a browser may change, with their defaults."""
     kind: type[HyperParams] = METHODS.get(method).hyperparams_class
