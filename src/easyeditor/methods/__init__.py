@@ -28,6 +28,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "AdaLoRA": "easyeditor.methods.adalora:AdaLoRA",
         "QLoRA": "easyeditor.methods.qlora:QLoRA",
         "DPO": "easyeditor.methods.dpo:DPO",
+        "DINM": "easyeditor.methods.dinm:DINM",
         "AnyEdit": "easyeditor.methods.anyedit:AnyEdit",
         "UnKE": "easyeditor.methods.unke:UnKE",
         "KN": "easyeditor.methods.kn:KN",
