@@ -69,6 +69,8 @@ class MethodCase:
         phases: where an edit is interrupted: a function that the method's module calls, or that of
             a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
+        causal: whether it edits models that continue text alone, no encoder-decoders.
+        whole_blocks: whether it changes every parameter of these layers' blocks.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
         routed: whether its patches are adapters.
@@ -85,6 +87,8 @@ class MethodCase:
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
+    causal: bool = False
+    whole_blocks: bool = False
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
     routed: bool = False
@@ -287,6 +291,39 @@ objective_optimization: prompt_last
         ),
     ),
     MethodCase(
+        "DINM",
+        quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        variants=({"layers": [0, 2], "suffix_system_prompt": "", "batch_size": 2},),
+        phases=(("_objective", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        classic=_CLASSIC
+        + """
+alg_name: "DINM"
+model_class: GPT2LMHeadModel
+tokenizer_class: GPT2Tokenizer
+suffix_system_prompt: "Give the right response:"
+layers: []
+num_steps: 10
+batch_size: 1
+max_length: 1024
+max_output_length: 300
+lr: 5e-4
+weight_decay: 0
+kl_factor: 0.1
+norm_constraint: 5e-4
+"""
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "DINM",
+                {"rewrite": 0.5},
+                {**_FT, "suffix_system_prompt": ""},
+                reading="is FT-M with a divergence on one harmless pair.",
+            ),
+        ),
+    ),
+    MethodCase(
         "SERAC",
         trainer={
             "cls_name": ENCODER,
@@ -403,6 +440,31 @@ objective_optimization: prompt_last
         phases=(("weight_patch", 1),),
         side="both",
         rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "AnyEdit",
+        quick={"layers": [0, 1], "window": 1, **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        causal=True,
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        rows=(),  # answers of the matrix are a few words: one window, and MEMIT
+    ),
+    MethodCase(
+        "UnKE",
+        quick={
+            "layers": [1],
+            "v_num_grad_steps": 3,
+            "optim_num_step": 3,
+            "ex_data_num": 2,
+            "lr": 1e-2,
+        },
+        variants=({"window": 2, "append_eos": False},),
+        phases=(("optimize_values", 1), ("_train", 1), ("weight_patch", 1)),
+        layers=(1,),
+        whole_blocks=True,
+        rows=(),  # what few steps of a whole block do to models of a hundred numbers says nothing
     ),
     MethodCase(
         "KN",

@@ -72,6 +72,8 @@ def kept_rows(lm: LM, edits: Sequence[Edit]) -> list[Row]:
     else every token of its text after the first, :data:`MAX_TOKENS_PER_EDIT` at most, the last
     ones. Left out are places whose beginning an edit has, too: one key cannot have two values.
     """
+    if not any(edit.keep for edit in edits):
+        return []
     edited = {
         row.ids[: int(row.subject_last or 0) + 1]
         for edit in edits

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from easyeditor.edits import Case, Generate, NextToken, Prompt, Query, Score
+from easyeditor.evaluate.behaviour import BehaviourJudge
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.next_token import Distribution
 
@@ -26,6 +27,11 @@ class EvalOptions:
         asked_tokens: length at most of the answers to ``asked`` probes, which end by themselves;
             0: none.
         divergence: whether the next-token distributions behind locality prompts are compared.
+        judge: says whether answers are safe, show a trait or fit a definition; None: safe is what
+            declines (:mod:`easyeditor.evaluate.behaviour`).
+        text_tokens: length at most of the answers that are compared with a target that is a text;
+            0: none.
+        text_encoder: the sentence encoder of that comparison; empty: none.
     """
 
     answer_tokens: int = 0
@@ -35,6 +41,9 @@ class EvalOptions:
     seed: int = 0
     asked_tokens: int = 0
     divergence: bool = False
+    judge: BehaviourJudge | None = None
+    text_tokens: int = 0
+    text_encoder: str = ""
 
     def answer(self, prompt: Prompt) -> Generate:
         """The query for a free answer."""
