@@ -85,7 +85,8 @@ def train(names: list[str], out: Path) -> None:
     )
     for config in (config for config in configs if config.alg_name in names):
         started = time.process_time()
-        result = MultimodalTrainer(config, cases, held, lm=lm).run()
+        begun = (out / config.alg_name / "flags-135m" / "checkpoints").is_dir()
+        result = MultimodalTrainer(config, cases, held, lm=lm).run(resume=begun)
         print(config.alg_name, result, f"{time.process_time() - started:.0f} CPU s", flush=True)
 
 

@@ -74,13 +74,7 @@ def drift(name: str, edits: Edit, queries: list[Score], **changes: object) -> fl
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "FT",
-        "ROME",
-        pytest.param("LoRA", marks=pytest.mark.slow),
-        pytest.param("MEMIT", marks=pytest.mark.slow),
-    ],
+    "name", ["FT", *(pytest.param(name, marks=pytest.mark.slow) for name in ("LoRA", "MEMIT"))]
 )
 def test_kept_answers_move_less(name):
     whole = edit()
@@ -89,6 +83,19 @@ def test_kept_answers_move_less(name):
     trained = {"num_steps": 30} if name in {"FT", "LoRA"} else {}
     free = drift(name, replace(whole, keep=()), queries, **trained)
     assert drift(name, whole, queries, **trained) < 0.9 * free
+
+
+def test_keys_of_kept_prompts_are_read_where_the_subject_stands():
+    from easyeditor.associative.contrast import kept_rows
+    from easyeditor.associative.keys import subject_rows
+
+    lm = seeing.lm("llava")
+    one = replace(edit(2), keep=(*edit(2).keep, Prompt("She plays the")))
+    rows = kept_rows(lm, [one])
+    at = subject_rows(lm, one, [""])[0].subject_last
+    assert [row.subject_last for row in rows[:2]] == [at, at]
+    assert [len(row.ids) for row in rows[2:]] == list(range(2, len(rows)))
+    assert kept_rows(lm, [replace(one, keep=())]) == []
 
 
 def test_without_kept_prompts_an_edit_has_its_bits():

@@ -48,7 +48,7 @@ def solve_directions(
     kind: str,
     more: torch.Tensor | None = None,
     of_edit: Sequence[int] = (),
-    kept: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
 
@@ -70,12 +70,12 @@ def solve_directions(
         more: keys of the edits' expansions ``(n, d_in)``; every one is stored, whatever ``kind``
             says of the contexts.
         of_edit: the edit that each of these belongs to.
-        kept: ``(m, d_in)``, keys of prompts that the edits keep, with a residual of zero and a
+        protected: ``(m, d_in)``, keys of prompts that the edits keep, with a residual of zero and a
             slack of :data:`KEPT_SLACK` in units of their mean energy.
     """
     per_edit = stored_keys(keys, kind)
     owner = torch.arange(len(keys), device=keys.device).repeat_interleave(per_edit.shape[1])
-    if not opening and (more is None or not len(more)) and kept is None:
+    if not opening and (more is None or not len(more)) and protected is None:
         solved = per_edit.flatten(0, 1)
         system = torch.cat([solved, *(k.to(solved) for k in earlier)])
         u = closed_form(system.T, metric, weight)[:, : len(solved)]
@@ -103,9 +103,9 @@ def solve_directions(
     if contrast is not None:
         system = torch.cat([system, contrast])
         slack = torch.cat([slack, (weight * share.mean()).expand(len(contrast))])
-    if kept is not None:
-        energy = key_energy(kept, plain).mean().to(slack)
-        system = torch.cat([system, kept])
-        slack = torch.cat([slack, (KEPT_SLACK * energy).expand(len(kept))])
+    if protected is not None:
+        energy = key_energy(protected, plain).mean().to(slack)
+        system = torch.cat([system, protected])
+        slack = torch.cat([slack, (KEPT_SLACK * energy).expand(len(protected))])
     u = closed_form(system.T, metric, slack)[:, : len(owner)]
     return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u), solved, owner

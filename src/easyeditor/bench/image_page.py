@@ -53,13 +53,13 @@ def _rows(run: Run) -> Iterator[list[object]]:
         records = {label: rows.get(position) for label, rows in by_method.items()}
         first = next(record for record in records.values() if record is not None)
         edit = first["requested_rewrite"]
-        asked = [("edit", as_prompt(edit["prompt"]), str(edit["target_new"]))]
+        questions = [("edit", as_prompt(edit["prompt"]), str(edit["target_new"]))]
         for probe in edit["probes"]:
-            kept = probe["kind"].startswith("locality")
-            wanted = "as before" if kept else str(probe["answers"][0])
-            asked.append((probe["kind"], as_prompt(probe["prompt"]), wanted))
-        keys = shown_apart(prompt for _, prompt, _ in asked)
-        for kind, prompt, wanted in asked:
+            stays = probe["kind"].startswith("locality")
+            wanted = "as before" if stays else str(probe["answers"][0])
+            questions.append((probe["kind"], as_prompt(probe["prompt"]), wanted))
+        keys = shown_apart(prompt for _, prompt, _ in questions)
+        for kind, prompt, wanted in questions:
             if prompt.images:
                 answers = [_answer(record, kind, keys[prompt]) for record in records.values()]
                 yield [first["case_id"], kind, _thumbnails(prompt), prompt.text, wanted, *answers]

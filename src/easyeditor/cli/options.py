@@ -152,8 +152,8 @@ KeepImage = Annotated[
     list[str] | None,
     typer.Option(
         "--keep-image",
-        help="Another image, about which the answer to the prompt is kept while the edit is made "
-        "(FT, LoRA, IKE, ROME, MEMIT); repeatable. Give several, of other things.",
+        help="Another image, about which the answer to the prompt is kept while the edit is made; "
+        "repeatable. Give several, of other things.",
     ),
 ]
 LocalityImage = Annotated[

@@ -74,7 +74,7 @@ def picture(country: str, seed: int) -> ImageRef:
 def _case(order: list[str], i: int, start: int, pictures: int, keep: int, views: int) -> Case:
     old, new, far = order[i], order[(i + 1) % len(order)], order[(i + 13) % len(order)]
     near = [order[(i + k) % len(order)] for k in (7, 5, 9, 11)[:pictures]]
-    kept = [order[(i + k) % len(order)] for k in range(15, 23)[:keep]]
+    distant = [order[(i + k) % len(order)] for k in range(15, 23)[:keep]]
     about = Prompt(QUESTION, (picture(old, start),))
     probes = (
         Probe(about.with_text(REPHRASE), (new,), "rephrase/text"),
@@ -91,7 +91,7 @@ def _case(order: list[str], i: int, start: int, pictures: int, keep: int, views:
         Probe(QUESTION, (old,), "locality/no_image"),
         Probe(about.with_text(CAPITAL_QUESTION), (CAPITALS[new],), "portability/capital"),
     )
-    others = [Prompt(QUESTION, (picture(other, start),)) for other in kept]
+    others = [Prompt(QUESTION, (picture(other, start),)) for other in distant]
     seen = [ImageRef.of(distorted(about.images[0].picture, seed)) for seed in range(views)]
     again = [Edit(Prompt(QUESTION, (image,)), new, SUBJECT) for image in seen]
     edit = Edit(about, new, subject=SUBJECT, ground_truth=old, keep=others, expansions=again)

@@ -213,8 +213,8 @@ def _unscored(case: Case) -> Case:
 
 def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
     """The prompts that hold no probe of the case; a warning for each of the others."""
-    asked = {(other.prompt.text, other.prompt.images): other.prompt for other in prompts}
-    probes = {key: probe_in(prompt, case) for key, prompt in asked.items()}
+    by_key = {(other.prompt.text, other.prompt.images): other.prompt for other in prompts}
+    probes = {key: probe_in(prompt, case) for key, prompt in by_key.items()}
     for (text, _), probe in probes.items():
         if probe is not None:
             log.warning(

@@ -152,6 +152,8 @@ class ContextPatch(RoutePatch):
 
     def _fronts_within_reach(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Prompt | None]:
         """What stands before each prompt, of the facts that reach it: the nearest, or all."""
+        if not prompts:
+            return []
         queries = [as_prompt(prompt).images for prompt in prompts]
         facts = image_vectors(lm, [edit.prompt.images for edit in self.info.edits])
         apart = torch.cdist(image_vectors(lm, queries), facts) ** 2
