@@ -99,6 +99,18 @@ def test_a_target_of_one_window_is_edited_as_without() -> None:
             assert all(same_bits(getattr(part, f), getattr(other, f)) for f in part.fields)
 
 
+def test_values_of_edits_that_are_made_alone_are_searched_together() -> None:
+    target = shared_lm("llama")
+    together = memit(window=2).edit_each(target, [TEXT, OTHER])
+    for edit, outcome in zip((TEXT, OTHER), together, strict=True):
+        alone = memit(window=2).edit(target, [edit]).patch
+        assert outcome.patch.info.edits == (edit,)
+        for path in alone.entries:
+            torch.testing.assert_close(
+                outcome.patch.dense(path), alone.dense(path), rtol=1e-3, atol=1e-5
+            )
+
+
 @pytest.mark.parametrize("method", ["MEMIT", "AlphaEdit"])
 def test_windows_hold_more_of_a_text(method: str) -> None:
     from easyeditor.methods import METHODS
