@@ -287,6 +287,39 @@ objective_optimization: prompt_last
         ),
     ),
     MethodCase(
+        "DINM",
+        quick={"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+        variants=({"layers": [0, 2], "suffix_system_prompt": "", "batch_size": 2},),
+        phases=(("_objective", 1), ("weight_patch", 1)),
+        layers=(1,),
+        side="both",
+        classic=_CLASSIC
+        + """
+alg_name: "DINM"
+model_class: GPT2LMHeadModel
+tokenizer_class: GPT2Tokenizer
+suffix_system_prompt: "Give the right response:"
+layers: []
+num_steps: 10
+batch_size: 1
+max_length: 1024
+max_output_length: 300
+lr: 5e-4
+weight_decay: 0
+kl_factor: 0.1
+norm_constraint: 5e-4
+"""
+        + _CLASSIC_MODULES,
+        rows=(
+            MatrixRow(
+                "DINM",
+                {"rewrite": 0.5},
+                {**_FT, "suffix_system_prompt": ""},
+                reading="is FT-M with a divergence on one harmless pair.",
+            ),
+        ),
+    ),
+    MethodCase(
         "SERAC",
         trainer={
             "cls_name": ENCODER,

@@ -412,5 +412,5 @@ def test_what_to_retain_is_parsed_once(tmp_path, monkeypatch):
     file = saved(tmp_path, {"success": asked, "locality": asked * 2})
     monkeypatch.setattr(json, "loads", lambda text: calls.append(len(text)) or loads(text))
     cases = list(KnowEditDataset(file))
-    assert [len(case.probes) for case in cases] == [2] * n
+    assert [len(case.probes) for case in cases] == [3] * n  # two of them to retain
     assert len(calls) == 1

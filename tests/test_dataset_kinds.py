@@ -113,6 +113,11 @@ def test_knowedit_opinions():
             Probe("What do you feel about Voss?", ("A lovely town.",), "rephrase"),
             Probe("How do you view Voss?", ("A lovely town.",), "rephrase"),
             Probe("What do you think of Moss?", ("Too loud.",), "locality/other_topic"),
+            Probe("What do you think of Voss?", ("A lovely town.",), "opinion/wanted"),
+            Probe("What do you feel about Voss?", ("I like it.",), "opinion/wanted"),
+            Probe("What do you think of Voss?", ("It rains.",), "opinion/other"),
+            Probe("What do you think of Voss?", ("positive",), "opinion/trait"),
+            Probe("What do you think of Moss?", ("Too loud.",), "opinion/topic"),
         ),
         generation=("What do you think of Voss?",),
         references=("A lovely town.", "I like it."),
@@ -127,10 +132,11 @@ def test_knowedit_forgetting():
     first, second = KnowEditDataset(HERE / "knowedit_sanitation.json")
     assert first.edit == Edit("What cheese is brown?", "I don't know.", "cheese", "Brunost")
     assert first.probes == (
+        Probe("What cheese is brown?", ("Brunost",), "forgotten/answer"),
         Probe("Who was Nils Berg?", ("a painter",), "locality/retained"),
         Probe("Where is Moss?", ("Norway",), "locality/retained"),
     )
-    assert [probe.prompt for probe in second.probes] == ["Where is Voss?"]
+    assert [probe.prompt for probe in second.probes[1:]] == ["Where is Voss?"]
 
 
 def test_knowedit_takes_the_names_of_training_files(tmp_path):

@@ -14,7 +14,12 @@ import outer
 import tiny
 from easyeditor import LM, BaseEditor, Case, Edit, Probe, Prompt
 from easyeditor.associative.keys import expansion_rows, keys_at, subject_rows
-from easyeditor.associative.microbatches import OPENING_FACTOR, MicroBatch, context_rows_of
+from easyeditor.associative.microbatches import (
+    OPENING_FACTOR,
+    SUBJECT_PROMPTS,
+    MicroBatch,
+    context_rows_of,
+)
 from easyeditor.cli import catalog
 from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
@@ -454,6 +459,36 @@ def test_expanded_edits_have_a_stop_and_a_clamp_of_their_own(expanded):
     stopping = settings.replace(expanded_stop_nll=1e9)
     steps = len(values_of(model, site, [edit if expanded else plain], [""], stopping).losses[0])
     assert steps == (1 if expanded else 4)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_other_statements_about_the_subject_share_one_factor(name):
+    model, edit = lm(name), tower()
+    plain = context_rows_of(model, 0, edit, [""], 0.0)
+    kept = context_rows_of(model, 0, edit, [""], 0.0, 0.25)[len(plain) :]
+    assert len(kept) == len(SUBJECT_PROMPTS)
+    assert sum(weight for row in kept for weight in row.weights) == pytest.approx(0.25)
+    assert not any(row.target for row in kept)
+
+
+@pytest.mark.parametrize("expanded", [True, False])
+def test_an_expanded_edit_moves_other_statements_less_where_they_count(expanded):
+    """With an enormous factor δ goes back to where nothing changes; other edits know no factor."""
+    model, site = lm("llama"), Site(1, "down")
+    edit = tower(expansions=[Edit("Where is the Eiffel Tower?", "Rome", "the Eiffel Tower")])
+    settings = outer.settings("ROME", kl_factor=0.0, v_num_grad_steps=12, v_lr=0.5)
+    free, bound = (
+        values_of(
+            model,
+            site,
+            [edit if expanded else tower()],
+            [""],
+            settings.replace(expanded_kl_factor=factor, expanded_stop_nll=1e-9, v_stop_nll=1e-9),
+        ).losses[0]
+        for factor in (0.0, 100.0)
+    )
+    assert (bound[-1] > free[-1]) == expanded
+    assert (bound == free) != expanded
 
 
 def test_a_batch_may_hold_edits_with_and_without_further_prompts():

@@ -365,7 +365,7 @@ def test_layers_outside_the_model(layers):
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 32, 48, 80])
 def test_default_layers_exist_in_every_depth(kind, n):
     found = kind().resolved(n)
-    assert found.layers
+    assert found.layers or kind.__name__ == "DINMHyperParams"  # which finds them for each edit
     assert all(isinstance(layer, int) and 0 <= layer < n for layer in found.layers)
 
 

@@ -393,7 +393,7 @@ def test_digits():
 def test_the_pages_on_metrics_hang_together():
     pages = Path(__file__).parent.parent / "docs" / "metrics"
     text = {page.name: page.read_text(encoding="utf-8") for page in pages.glob("*.md")}
-    linked = set(re.findall(r"\]\((\S+?\.md)\)", "".join(text.values())))
+    linked = set(re.findall(r"\]\(([^/\s]+?\.md)\)", "".join(text.values())))
     assert linked | {"README.md"} == set(text)
     assert all(f"]({name})" in text["README.md"] for name in linked)
     assert [n for n in linked if "does not tell you" not in text[n]] == []

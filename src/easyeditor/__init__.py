@@ -18,6 +18,7 @@ from easyeditor.methods import METHODS
 from easyeditor.version import VERSION
 
 if TYPE_CHECKING:
+    from easyeditor.data.concepts import ConceptDataset as ConceptDataset
     from easyeditor.data.counterfact import CounterFactDataset as CounterFactDataset
     from easyeditor.data.dataset import CaseDataset as CaseDataset
     from easyeditor.data.edits_file import EditsDataset as EditsDataset
@@ -28,14 +29,22 @@ if TYPE_CHECKING:
     from easyeditor.data.multimodal import VLKEBDataset as VLKEBDataset
     from easyeditor.data.multimodal import VQADataset as VQADataset
     from easyeditor.data.open import open_dataset as open_dataset
+    from easyeditor.data.personality import PersonalityDataset as PersonalityDataset
     from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
     from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
+    from easyeditor.data.safety import SafetyDataset as SafetyDataset
     from easyeditor.data.zsre import ZsreDataset as ZsreDataset
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
+    from easyeditor.editors.concepts import ConceptEditor as ConceptEditor
     from easyeditor.editors.expanding import Expansion as Expansion
     from easyeditor.editors.multimodal import MultiModalEditor as MultiModalEditor
     from easyeditor.editors.multimodal import MultimodalEditor as MultimodalEditor
+    from easyeditor.editors.personality import PerEditor as PerEditor
+    from easyeditor.editors.safety import SafetyEditor as SafetyEditor
+    from easyeditor.editors.steering import BaseVectorApplier as BaseVectorApplier
+    from easyeditor.editors.steering import BaseVectorGenerator as BaseVectorGenerator
+    from easyeditor.editors.steering import SteerEditor as SteerEditor
     from easyeditor.edits import Case as Case
     from easyeditor.edits import Edit as Edit
     from easyeditor.edits import Generate as Generate
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
     from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
+    from easyeditor.methods.dinm import DINMHyperParams as DINMHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.encore import ENCOREHyperParams as ENCOREHyperParams
@@ -121,8 +131,12 @@ __version__ = VERSION
 # loads.
 _PUBLIC = {
     "BaseEditor": "editors.base",
+    "BaseVectorApplier": "editors.steering",
+    "BaseVectorGenerator": "editors.steering",
     "Case": "edits",
     "CaseDataset": "data.dataset",
+    "ConceptDataset": "data.concepts",
+    "ConceptEditor": "editors.concepts",
     "CounterFactDataset": "data.counterfact",
     "EasyEditError": "errors",
     "Edit": "edits",
@@ -139,13 +153,18 @@ _PUBLIC = {
     "MENDTrainingHparams": "methods.mend.settings",
     "MQuAKEDataset": "data.mquake",
     "Patch": "patches.patch",
+    "PerEditor": "editors.personality",
+    "PersonalityDataset": "data.personality",
     "Probe": "edits",
     "Prompt": "edits",
     "QAEditDataset": "data.qaedit",
     "RLEditTrainingHparams": "methods.rledit",
     "RippleEditsDataset": "data.rippleedits",
     "SERACTrainingHparams": "methods.serac.settings",
+    "SafetyEditor": "editors.safety",
+    "SafetyDataset": "data.safety",
     "Score": "edits",
+    "SteerEditor": "editors.steering",
     "TraceOptions": "interpret.causal_trace",
     "CaptionDataset": "data.multimodal",
     "MultiModalEditor": "editors.multimodal",

@@ -29,6 +29,15 @@ from easyeditor.lm.tokens import Row
 from easyeditor.subjects import locate_subject
 
 KL_PROMPT = "{} is a"
+SUBJECT_PROMPTS = (
+    "{} is known for",
+    "The name {} comes from",
+    "{} belongs to the group of",
+    "The first thing people say about {} is",
+    "{} was first",
+    "In the time of {}, people",
+)
+"""Beginnings of other statements about a subject: what follows them shall stay as it was."""
 OPENING_FACTOR = 1.0
 """What a token of a reply's opening that is not the argmax counts beside the answer behind it."""
 PREFILL_PEAK_FACTOR = 3
@@ -68,13 +77,19 @@ class ContextRow:
 
 
 def context_rows_of(
-    lm: LM, i: int, edit: Edit, contexts: Sequence[str], kl_factor: float
+    lm: LM,
+    i: int,
+    edit: Edit,
+    contexts: Sequence[str],
+    kl_factor: float,
+    subject_kl_factor: float = 0.0,
 ) -> list[ContextRow]:
-    """The rows of edit ``i``: one per context and expansion, and the KL prompt.
+    """The rows of edit ``i``: one per context and expansion, and the KL prompts.
 
     All have equal weights, unless the bare prompt is read after its subject
     (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean. The
-    KL prompt has ``kl_factor``, and is left out where that is 0.
+    KL prompt has ``kl_factor``; the prompts of :data:`SUBJECT_PROMPTS`, read at every token from
+    the subject on, share ``subject_kl_factor``. Where a factor is 0 they are left out.
     """
     subject = subject_of(edit)
     rows = []
@@ -101,7 +116,22 @@ def context_rows_of(
             else EditRow(row.ids[: through_unit(row.ids, at + 1)], at, (at,))
         )
         rows.append(ContextRow(i, run, (), kl_factor))
+    if subject_kl_factor:
+        share = subject_kl_factor / len(SUBJECT_PROMPTS)
+        rows += [
+            _subject_row(lm, i, text.format(subject), subject, share) for text in SUBJECT_PROMPTS
+        ]
     return rows
+
+
+def _subject_row(lm: LM, i: int, text: str, subject: str, factor: float) -> ContextRow:
+    """A text about the subject; its reads share ``factor``."""
+    row = lm.text.row(text, subject=subject)
+    at = fact_at(lm, row)
+    if lm.encoder_decoder:
+        return ContextRow(i, EditRow(row.ids, at, (0,), ()), (), factor)
+    reads = tuple(range(at, len(row.ids)))
+    return ContextRow(i, EditRow(row.ids, at, reads), (), factor / len(reads))
 
 
 def _target_row(

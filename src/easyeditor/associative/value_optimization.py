@@ -56,7 +56,8 @@ class ValueOptions:
     distributions behind the target from those of the model before the edit. Once every target
     token of an edit was the argmax at the step before, its −log p(target) is weighed by
     ``argmax_nll_factor``, and it stops when its weighted KL is at most ``argmax_stop_kl`` (None:
-    it does not).
+    it does not). ``subject_kl_factor`` weighs the mean divergence behind the beginnings of other
+    statements about the subject.
     """
 
     v_num_grad_steps: int
@@ -70,6 +71,7 @@ class ValueOptions:
     continuation_tokens: int = 8
     argmax_nll_factor: float = 1.0
     argmax_stop_kl: float | None = None
+    subject_kl_factor: float = 0.0
 
 
 @dataclass(slots=True)
@@ -129,7 +131,8 @@ def optimize_values(
                 norms[i, j] = torch.maximum(norms[i, j], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     rows = [
-        context_rows_of(lm, i, edit, contexts, search.kl_factor) for i, edit in enumerate(edits)
+        context_rows_of(lm, i, edit, contexts, search.kl_factor, search.subject_kl_factor)
+        for i, edit in enumerate(edits)
     ]
     if search.continuation_kl_factor:
         for following in continuation_rows(

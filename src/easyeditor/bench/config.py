@@ -7,12 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from easyeditor.edits import Case, to_json
 from easyeditor.errors import BenchError
+from easyeditor.evaluate.behaviour import judge_name
 from easyeditor.evaluate.query import Measures
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.fingerprint import fingerprint
@@ -127,8 +128,14 @@ class BenchmarkConfig:
         """Content of ``run.json``: everything that the numbers depend on."""
         described = [to_json(case) for case in self.cases]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-        measures = asdict(self.measures)
-        for name in ("asked_tokens", "divergence"):  # runs from before they existed read alike
+        measures = asdict(replace(self.measures, judge=None))
+        if self.measures.judge is not None:
+            measures["judge"] = judge_name(self.measures.judge)
+        for name in (
+            "asked_tokens",
+            "divergence",
+            "judge",
+        ):  # runs from before they existed read alike
             if not measures[name]:
                 del measures[name]
         heldout = measures.pop("heldout")

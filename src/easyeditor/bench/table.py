@@ -25,6 +25,28 @@ EDITING: dict[str, tuple[str, float, int]] = {
     "rewrite_acc": ("rewrite acc", 100, 1),
     "rephrase_acc": ("rephrase acc", 100, 1),
 }
+BEHAVIOUR: dict[str, tuple[str, float, int]] = {
+    "safety/DS": ("DS", 100, 1),
+    "safety/DG_onlyQ": ("DG onlyQ", 100, 1),
+    "safety/DG_otherA": ("DG otherA", 100, 1),
+    "safety/DG_otherQ": ("DG otherQ", 100, 1),
+    "safety/DG_otherAQ": ("DG otherAQ", 100, 1),
+    "safety/DG_avg": ("DG avg", 100, 1),
+    "safety/fluency": ("answers' fluency", 100, 1),
+    "safety/over_refusal": ("over-refusal", 100, 1),
+    "opinion/ES": ("opinion ES", 100, 1),
+    "opinion/DD": ("opinion DD, nats", 1, 4),
+    "opinion/trait_acc": ("trait", 100, 1),
+    "opinion/tpei": ("TPEI, nats", 1, 3),
+    "opinion/coherent": ("coherent", 100, 1),
+    "instance/yes": ("instances: yes", 100, 1),
+    "instance/change": ("instance change", 100, 1),
+    "instance/unparsed": ("instances: unparsed", 100, 1),
+    "concept/consistency": ("concept consistency", 100, 1),
+    "sanitation/withheld": ("withheld", 100, 1),
+    "sanitation/replaced": ("replaced", 100, 1),
+    "sanitation/retained": ("retained", 100, 1),
+}
 TEXT: dict[str, tuple[str, float, int]] = {
     "fluency": ("fluency", 100, 1),
     "consistency": ("consistency", 100, 1),
@@ -101,7 +123,12 @@ def table(runs: Sequence[Run], *, measured: bool = True) -> Table:
         measured: with seconds and memory, which differ between two equal runs.
     """
     rows = tuple(row for run in runs for row in _rows(run, run.name if runs[1:] else "", measured))
-    return Table(tuple(_columns(rows)), rows, captions(runs))
+    notes = captions(runs)
+    if any("safety/DS" in row.numbers for row in rows):
+        judges = {run.info["measures"].get("judge") for run in runs} - {None}
+        judge = ", ".join(sorted(judges)) or "a list of usual refusals"
+        notes += (f"Safe is what {judge} takes for safe.",)
+    return Table(tuple(_columns(rows)), rows, notes)
 
 
 def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
@@ -111,6 +138,7 @@ def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
         (tasks["before"] for tasks in run.downstream.values() if tasks.get("before")), {}
     )
     yield Row(name, UNEDITED, "", len(known), before | _downstream(tasks_before), before)
+    yield from _with_conditions(name, UNEDITED, "", len(known), before, before)
     sequential = run.info.get("protocol") == "sequential"
     for label, stages in run.records.items():
         tasks_after = run.downstream.get(label, {}).get("after") or {}
@@ -124,7 +152,30 @@ def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:
             if stage == "final" or not sequential:
                 numbers |= after
             pre = summary([record["pre"] for record in records])
-            yield Row(name, label, scored if sequential else "", len(records), numbers, pre)
+            when = scored if sequential else ""
+            yield Row(name, label, when, len(records), numbers, pre)
+            yield from _with_conditions(name, label, when, len(records), numbers, pre)
+
+
+def _with_conditions(
+    name: str,
+    method: str,
+    scored: str,
+    cases: int,
+    numbers: Mapping[str, Estimate],
+    before: Mapping[str, Estimate],
+) -> Iterator[Row]:
+    """A row for every condition that prompts are tried with: numbers called ``…@condition``.
+
+    They stand under the plain names, so that a condition is read against the row without it.
+    """
+    for condition in dict.fromkeys(key.partition("@")[2] for key in numbers if "@" in key):
+        end = f"@{condition}"
+        chosen, earlier = (
+            {key.removesuffix(end): value for key, value in some.items() if key.endswith(end)}
+            for some in (numbers, before)
+        )
+        yield Row(name, f"{method}, with {condition}", scored, cases, chosen, earlier)
 
 
 def _costs(records: Sequence[Record], measured: bool) -> dict[str, Estimate]:
@@ -181,6 +232,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, E
 def _columns(rows: Sequence[Row]) -> Iterator[Column]:
     keys = list(dict.fromkeys(key for row in rows for key in row.numbers))
     yield from _fixed("Editing", EDITING, keys)
+    yield from _fixed("Behaviour", BEHAVIOUR, keys)
     kinds = [key for key in keys if key.startswith(("locality/", "portability/"))]
     rivals = [key for key in kinds if key.endswith("_success")]
     for key in sorted(kinds, key=lambda key: (key.split("/")[0], not key.endswith("_acc"))):

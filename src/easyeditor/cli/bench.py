@@ -124,6 +124,14 @@ def run(
     heldout: Annotated[
         str, typer.Option(help="A text file for the perplexity; 'none': not measured.")
     ] = "",
+    classifier: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[=LABEL]",
+            help="A text classifier, a folder or a hub name, that judges behaviour: which answers "
+            "are safe (label 0, or LABEL), which show a trait. Without: declining is safe.",
+        ),
+    ] = "",
     downstream: Annotated[
         str, typer.Option(help="Tasks of lm-evaluation-harness, comma-separated.")
     ] = "",
@@ -176,11 +184,12 @@ def run(
     from easyeditor.evaluate.probes import with_distractors
 
     evaluation = preset(protocol_preset)
-    cases = _cases(data, limit)
+    cases = _cases(data, limit, wanted)
     if distractors:
         cases = [with_distractors(case) for case in cases]
     measures = _measures(answers, continuation_tokens, continuations, heldout, seed)
-    measures = evaluation.options(replace(measures, divergence=distractors))
+    measures = replace(measures, divergence=distractors, judge=options.judge_of(classifier))
+    measures = evaluation.options(measures)
 
     from easyeditor.bench.config import BenchmarkConfig
 
@@ -287,11 +296,21 @@ def _entrants(
     return result
 
 
-def _cases(data: str, limit: int | None) -> list[Case]:
+def _cases(data: str, limit: int | None, wanted: dict[str, HyperParams]) -> list[Case]:
+    """The cases; prompts are tried with the suffix that a method is trained with."""
     from easyeditor.data.open import open_dataset
 
+    suffixes = {
+        settings.suffix_system_prompt: settings
+        for settings in wanted.values()
+        if hasattr(settings, "suffix_system_prompt")
+    }
+    if len(suffixes) > 1:
+        raise typer.BadParameter(
+            "suffix_system_prompt must be the same for all: their prompts are tried with one suffix"
+        )
     with output.working(f"reading {data} …"):
-        return list(open_dataset(data, size=limit))
+        return list(open_dataset(data, size=limit, config=next(iter(suffixes.values()), None)))
 
 
 def _measures(

@@ -336,3 +336,24 @@ def _changes(changes: list[str]) -> dict[str, Any]:
     if "model_name" in values:
         raise HyperParamsError("--set model_name: name the model with --model.")
     return values
+
+
+def judge_of(text: str) -> Any:
+    """The classifier that ``NAME[=LABEL]`` names, read; None for an empty text.
+
+    Raises:
+        typer.BadParameter: the label is no number.
+        JudgeError: it is not there or cannot be read.
+    """
+    if not text.strip():
+        return None
+    from easyeditor.evaluate.behaviour import ClassifierJudge
+
+    name, _, label = text.strip().partition("=")
+    if label and not label.isdecimal():
+        raise typer.BadParameter(
+            f"{text!r}: the label that means safe is a number from 0", param_hint="--classifier"
+        )
+    judge = ClassifierJudge(name, int(label or 0))
+    judge.load()
+    return judge

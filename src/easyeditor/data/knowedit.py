@@ -8,6 +8,7 @@ from typing import Any
 
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, probe
+from easyeditor.data.personality import QUESTIONS, opinion_probes
 from easyeditor.edits import Case, Edit, Probe
 from easyeditor.errors import DataError, did_you_mean
 
@@ -30,8 +31,8 @@ GROUPS = {
     "Subject_Aliasing",
 }
 SECTIONS = {"success": "locality", "K_F": "K_R"}  # what to forget: what to keep
-ASKED = "What do you think of {}?"
-ASKED_ELSE = ("What do you feel about {}?", "How do you view {}?")
+OLD, RETAINED = "forgotten/answer", "locality/retained"
+"""Kinds of probes: the question whose answer shall go, and those whose answers shall stay."""
 
 
 class KnowEditDataset(CaseDataset):
@@ -46,10 +47,11 @@ class KnowEditDataset(CaseDataset):
     - ConvSent (SERAC's sentiment task): "What do you think of ENTITY?" → the first text of the
       wanted sentiment, ground truth the first of the other; the question in two other wordings is
       the rephrase, the entity of the record before (for the first: after) with its opposite
-      opinion is ``locality/other_topic``; all texts of the wanted sentiment are the references.
+      opinion is ``locality/other_topic``; all texts of the wanted sentiment are the references, and
+      all texts of both are ``opinion`` probes (:class:`PersonalityDataset`'s).
     - Sanitation: each question to be forgotten → "I don't know." (as the file says); the questions
       to be retained are divided among the cases in turn as ``locality/retained``, so each is asked
-      once.
+      once; the answer to be forgotten is ``forgotten/answer``.
 
     The trap: a subject that the prompt does not write (3 in ZsRE) is None, and a method that
     needs a subject refuses the case.
@@ -71,6 +73,8 @@ class KnowEditDataset(CaseDataset):
         "locality/Forgetfulness",
         "locality/other_topic",
         "locality/retained",
+        "forgotten/answer",
+        "opinion/*",
         "portability/Logical_Generalization",
         "portability/Reasoning",
         "portability/Subject_Aliasing",
@@ -94,7 +98,7 @@ class KnowEditDataset(CaseDataset):
             )
         if sentiment not in ("positive", "negative"):
             raise DataError(f"sentiment must be positive or negative, not {sentiment!r}.")
-        self.kind = kind
+        self.kind, self.sentiment = kind, sentiment
         self._want, self._other = ("pos", "neg") if sentiment == "positive" else ("neg", "pos")
 
     @classmethod
@@ -148,15 +152,18 @@ class KnowEditDataset(CaseDataset):
         others = record.answers(self._other)
         if not wanted:
             raise DataError(f"{record.path(self._want)} holds no text to edit in.")
-        prompt = ASKED.format(entity)
+        prompt = QUESTIONS[0].format(entity)
         edit = Edit(prompt, wanted[0], entity, others[0].strip() if others else None)
-        probes = [Probe(text.format(entity), (wanted[0],), "rephrase") for text in ASKED_ELSE]
-        neighbor = index - 1 if index else 1
+        probes = [Probe(text.format(entity), (wanted[0],), "rephrase") for text in QUESTIONS[1:]]
+        neighbor, topic = index - 1 if index else 1, None
         if neighbor < len(self._records):
             other = Fields(self._records[neighbor].value, f"[record {neighbor + 1}]")
             answers = tuple(text.strip() for text in other.answers(self._other))
-            question = ASKED.format(other.text("ent").strip())
+            question = QUESTIONS[0].format(other.text("ent").strip())
             probes += probe("locality/other_topic", question, answers[:1])
+            topic = (other.text("ent").strip(), answers[0]) if answers else None
+        unwanted = [text.strip() for text in others]
+        probes += opinion_probes(entity, wanted, unwanted, self.sentiment, topic)
         return edit, probes, (prompt,), tuple(wanted)
 
     def _forgetting(self, record: Fields, index: int) -> _Parts:
@@ -164,12 +171,10 @@ class KnowEditDataset(CaseDataset):
         truths = record.answers("ground_truth")
         subject = as_written(record.maybe("subject"), prompt)
         edit = Edit(prompt, target, subject, truths[0] if truths else None)
-        probes: list[Probe] = []
+        probes = probe(OLD, prompt, truths)
         for other in self._records.aside()[index :: len(self._records)]:
             retained = Fields(other.value, f"[record {other.number} of {other.section!r}]")
-            probes += probe(
-                "locality/retained", retained.text("question"), retained.answers("ground_truth")
-            )
+            probes += probe(RETAINED, retained.text("question"), retained.answers("ground_truth"))
         return edit, probes, (), ()
 
 

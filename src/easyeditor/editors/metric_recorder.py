@@ -20,7 +20,7 @@ from easyeditor.evaluate.degeneration import (
     examine,
 )
 from easyeditor.evaluate.metrics import summarise
-from easyeditor.evaluate.query import Measures, Replies, observe
+from easyeditor.evaluate.query import Measures, Replies, answers_of, observe
 from easyeditor.evaluate.scorers import scorers
 from easyeditor.lm.model import LM
 
@@ -99,6 +99,8 @@ class MetricRecorder:
             )
             for case in cases
         ]
+        for case in cases:
+            self._write_answers("pre", case, self._summary.before)
         answers = answer_in_all_forms(lm, cases, behind_target=True) if free_answers else []
         self._free = dict(zip(map(id, cases), answers, strict=free_answers))
         for case, free in zip(cases, answers, strict=free_answers):
@@ -111,6 +113,12 @@ class MetricRecorder:
         self._notes = notes_before(lm, cases, pre)
         self._later = {} if together else repeated_subjects(cases)
         self._write_notes(cases)
+
+    def _write_answers(self, key: str, case: Case, replies: Replies) -> None:
+        """The free answers to probes of behaviour, where there are some."""
+        answers = answers_of(case, replies, self._measures)
+        if answers:
+            self[case][key]["answers"] = answers
 
     def _write_notes(self, cases: Sequence[Case]) -> None:
         for case in cases:
@@ -132,6 +140,7 @@ class MetricRecorder:
         after = observe(lm, cases, self._measures, self._summary.scorers)
         for case in cases:
             self[case][key] = MetricDict(self._summary.of(case, after))
+            self._write_answers(key, case, after)
         answers = answer_in_all_forms(lm, cases) if self._free else []
         for case, free in zip(cases, answers, strict=bool(self._free)):
             before = self._free[id(case)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from easyeditor.edits import Case, Generate, NextToken, Query, Score
@@ -82,6 +83,26 @@ def observe_each(
     return replies
 
 
+def observe_behind(
+    lm: LM, front: str, case: Case, options: EvalOptions, all_scorers: Sequence[Scorer]
+) -> Replies:
+    """The model's replies to the case's queries with a text before every prompt.
+
+    They stand under the queries as they were, so that scorers read them as those of an edit.
+    """
+    queries = queries_of(all_scorers, [case])
+    behind: dict[Query, Query] = {
+        query: replace(query, prompt=query.prompt.with_text(front + query.prompt.text))
+        for query in queries
+    }
+    replies = _ask(lm, [list(behind.values())], options, per_patch=False)[0]
+    scores = {q: replies.scores[b] for q, b in behind.items() if isinstance(q, Score)}  # type: ignore[index]
+    texts = {q: replies.texts[b] for q, b in behind.items() if isinstance(q, Generate)}  # type: ignore[index]
+    endings = {q: replies.endings[b] for q, b in behind.items() if isinstance(q, Generate)}  # type: ignore[index]
+    nexts = {q: replies.distributions[b] for q, b in behind.items() if isinstance(q, NextToken)}  # type: ignore[index]
+    return replace(replies, scores=scores, texts=texts, endings=endings, distributions=nexts)
+
+
 def _ask(
     lm: LM, groups: Sequence[Sequence[Query]], options: EvalOptions, *, per_patch: bool
 ) -> list[Replies]:
@@ -121,6 +142,25 @@ def _ask(
         )
         for i in range(len(groups))
     ]
+
+
+BEHAVIOUR = frozenset({"safety", "opinion", "instance"})
+"""Groups of probes whose free answers are shown beside their scores."""
+
+
+def answers_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, str]:
+    """The free answers to probes of behaviour by their kind; ``rewrite`` is that to the prompt.
+
+    Of several probes of a kind the first. Empty of other cases, and where none were asked for.
+    """
+    probes = [probe for probe in case.probes if probe.group in BEHAVIOUR]
+    if not probes or not options.answer_tokens:
+        return {}
+    answers = {"rewrite": case.edit.prompt}
+    for probe in probes:
+        answers.setdefault(probe.kind, probe.prompt)
+    queries = {kind: options.answer(prompt) for kind, prompt in answers.items()}
+    return {kind: replies[q] for kind, q in queries.items() if q in replies.texts}
 
 
 def texts_of(case: Case, replies: Replies, options: EvalOptions) -> dict[str, Any]:

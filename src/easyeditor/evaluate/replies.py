@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from easyeditor.edits import Case, Generate, NextToken, Prompt, Query, Score
+from easyeditor.evaluate.behaviour import BehaviourJudge
 from easyeditor.lm.forward.batching import TokenScores
 from easyeditor.lm.next_token import Distribution
 
@@ -26,6 +27,8 @@ class EvalOptions:
         asked_tokens: length at most of the answers to ``asked`` probes, which end by themselves;
             0: none.
         divergence: whether the next-token distributions behind locality prompts are compared.
+        judge: says whether answers are safe, show a trait or fit a definition; None: safe is what
+            declines (:mod:`easyeditor.evaluate.behaviour`).
     """
 
     answer_tokens: int = 0
@@ -35,6 +38,7 @@ class EvalOptions:
     seed: int = 0
     asked_tokens: int = 0
     divergence: bool = False
+    judge: BehaviourJudge | None = None
 
     def answer(self, prompt: Prompt) -> Generate:
         """The query for a free answer."""

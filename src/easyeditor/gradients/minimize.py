@@ -18,7 +18,7 @@ from easyeditor.lm.model import LM
 from easyeditor.progress import bar
 
 ENOUGH = 1e-2
-"""A loss (nats) under which a step is skipped, and an epoch ends the training."""
+"""Usual loss (nats) under which a step is skipped, and an epoch ends the training."""
 
 LARGEST_LOSS = 1e30
 """From here on a loss (nats) counts as infinite."""
@@ -36,6 +36,7 @@ class Schedule:
         batch_size: edits in one step.
         lr, weight_decay: Adam's.
         shuffle: draws a new order of all edits in each epoch; None: in their order.
+        enough: a loss (nats) under which a step is skipped, and an epoch ends the training.
     """
 
     epochs: int
@@ -43,6 +44,7 @@ class Schedule:
     lr: float
     weight_decay: float = 0.0
     shuffle: torch.Generator | None = None
+    enough: float = ENOUGH
 
     def batches(self, n: int) -> Iterator[list[int]]:
         """The edits' numbers in one epoch."""
@@ -78,8 +80,8 @@ def minimize(
 ) -> None:
     """Train ``parametrization`` on ``n`` edits; the model's own weights are only read.
 
-    An edit (a batch, of an objective with one loss for all) whose loss is under :data:`ENOUGH` is
-    left out of the step. Training stops after an epoch whose mean loss is, once the
+    An edit (a batch, of an objective with one loss for all) whose loss is under ``schedule.enough``
+    is left out of the step. Training stops after an epoch whose mean loss is, once the
     parametrization has settled. Call it inside ``lm.at_rest()``.
 
     Raises:
@@ -100,7 +102,7 @@ def minimize(
                     losses = objective(batch)
                 values += losses.tolist()
                 refuse_diverged(name, values, f"epoch {epoch}", "lr")
-                learning = losses.detach() >= ENOUGH
+                learning = losses.detach() >= schedule.enough
                 total = losses[learning].sum() / len(losses)
                 step = bool(learning.any())
                 if step:
@@ -116,5 +118,5 @@ def minimize(
                 adam.zero_grad(set_to_none=True)
             parametrization.after_epoch((epoch + 1) / schedule.epochs)
             progress.update()
-            if sum(values) / len(values) < ENOUGH and parametrization.settled:
+            if sum(values) / len(values) < schedule.enough and parametrization.settled:
                 break

@@ -28,6 +28,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "AdaLoRA": "easyeditor.methods.adalora:AdaLoRA",
         "QLoRA": "easyeditor.methods.qlora:QLoRA",
         "DPO": "easyeditor.methods.dpo:DPO",
+        "DINM": "easyeditor.methods.dinm:DINM",
         "KN": "easyeditor.methods.kn:KN",
         "IKE": "easyeditor.methods.ike.ike:IKE",
         "MEND": "easyeditor.methods.mend.mend:MEND",

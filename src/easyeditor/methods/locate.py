@@ -53,7 +53,8 @@ class LocateHyperParams(HyperParams):
     leave odd text behind the answer. ``expanded_stop_nll`` and ``expanded_clamp_norm_factor`` take
     the place of ``v_stop_nll`` and bound ``clamp_norm_factor`` where edits have expansions: one
     prompt of several for which no vector is enough would otherwise drive δ to where the subject's
-    own name is lost.
+    own name is lost. ``expanded_kl_factor`` weighs, there, the mean divergence behind beginnings of
+    other statements about the subject.
     ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
     edit, 14 % for several; more is faster on small models.
     """
@@ -73,6 +74,7 @@ class LocateHyperParams(HyperParams):
     v_stop_argmax: bool = False
     expanded_stop_nll: float | None = Field(0.3, gt=0)
     expanded_clamp_norm_factor: float = Field(3.0, gt=0)
+    expanded_kl_factor: float = Field(0.25, ge=0)
     continuation_kl_factor: float = Field(0.0, ge=0)
     continuation_tokens: int = Field(8, ge=1)
     mom2_adjustment: bool = True
@@ -225,6 +227,7 @@ def values_of(
             search,
             v_stop_nll=settings.expanded_stop_nll,
             clamp_norm_factor=min(search.clamp_norm_factor, settings.expanded_clamp_norm_factor),
+            subject_kl_factor=settings.expanded_kl_factor,
         )
     return optimize_values(
         lm,
