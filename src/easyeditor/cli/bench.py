@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.bench.results import require_run
 from easyeditor.cli import options, output, places
 from easyeditor.cli.app import Command, Commands
 from easyeditor.errors import did_you_mean
@@ -231,8 +230,6 @@ def judge(
     as_json: options.Json = False,
 ) -> None:
     """Let a language model say which free answers state the new fact (OPENAI_API_KEY)."""
-    require_run(run)  # before torch is imported
-
     from easyeditor.bench.judging import judge_run
     from easyeditor.evaluate.judge import Judge
 
@@ -364,8 +361,7 @@ def _run(
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
-    for run in runs:
-        require_run(run)  # before torch is imported
+    places.check_runs(runs)  # before torch is imported
     from easyeditor.bench.report import report as write
 
     with output.working("writing the report …"):
