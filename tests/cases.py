@@ -69,6 +69,8 @@ class MethodCase:
         phases: where an edit is interrupted: a function that the method's module calls, or that of
             a class it inherits from, and at which call.
         layers: the layers whose down-projections an edit with ``quick`` changes.
+        causal: whether it edits models that continue text alone, no encoder-decoders.
+        whole_blocks: whether it changes every parameter of these layers' blocks.
         after_norm: the same in a model that normalises what the MLP writes (None: as elsewhere).
         takes: whether an edit with ``quick`` makes the answer of a random model more probable.
         routed: whether its patches are adapters.
@@ -85,6 +87,8 @@ class MethodCase:
     trainer: Settings | None = None
     phases: tuple[tuple[str, int], ...] = ()
     layers: tuple[int, ...] = ()
+    causal: bool = False
+    whole_blocks: bool = False
     after_norm: tuple[int, ...] | None = None
     takes: bool = True
     routed: bool = False
@@ -436,6 +440,31 @@ norm_constraint: 5e-4
         phases=(("weight_patch", 1),),
         side="both",
         rows=(),  # what a training of seconds teaches on these models says nothing
+    ),
+    MethodCase(
+        "AnyEdit",
+        quick={"layers": [0, 1], "window": 1, **LOCATE_QUICK},
+        plain=LOCATE_PLAIN,
+        causal=True,
+        phases=(("values_of", 1), ("solve_directions", 2), ("weight_patch", 2)),
+        layers=(0, 1),
+        after_norm=(1,),
+        rows=(),  # answers of the matrix are a few words: one window, and MEMIT
+    ),
+    MethodCase(
+        "UnKE",
+        quick={
+            "layers": [1],
+            "v_num_grad_steps": 3,
+            "optim_num_step": 3,
+            "ex_data_num": 2,
+            "lr": 1e-2,
+        },
+        variants=({"window": 2, "append_eos": False},),
+        phases=(("optimize_values", 1), ("_train", 1), ("weight_patch", 1)),
+        layers=(1,),
+        whole_blocks=True,
+        rows=(),  # what few steps of a whole block do to models of a hundred numbers says nothing
     ),
     MethodCase(
         "KN",

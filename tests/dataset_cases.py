@@ -17,6 +17,7 @@ from easyeditor import (
     Probe,
     QAEditDataset,
     RippleEditsDataset,
+    UnstructuredDataset,
     ZsreDataset,
 )
 
@@ -32,6 +33,7 @@ KINDS = {
     "mquake": MQuAKEDataset,
     "rippleedits": RippleEditsDataset,
     "qaedit": QAEditDataset,
+    "unstructured": UnstructuredDataset,
     "edits": EditsDataset,
 }
 GOOD = {"src": "Who owns the mill?", "alt": "Berg", "answers": ["Holm"]}

@@ -38,7 +38,7 @@ def test_options_go_to_the_kind():
 
 def test_fields_nobody_knows(tmp_path):
     with pytest.raises(
-        DataError, match=r"line 2, record 1: no kind .* fields a, b\. Known: mquake"
+        DataError, match=r"line 2, record 1: no kind .* fields a, b\. Known: unstructured, mquake"
     ):
         open_dataset(saved(tmp_path, [{"a": 1, "b": 2}]))
     with pytest.raises(DataError, match="must hold named fields, not a list"):

@@ -53,7 +53,12 @@ class Setting:
 NUMBER = {name: number for number, name in enumerate(BY_NAME)}
 
 SETTINGS = [
-    *(Setting(case.name, family) for case in CASES for family in STRUCTURAL),
+    *(
+        Setting(case.name, family)
+        for case in CASES
+        for family in STRUCTURAL
+        if not (case.causal and family == "t5")
+    ),
     *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
     *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
 ]
@@ -112,6 +117,10 @@ def declared(edited: Edited) -> set[str]:
     if edited.setting.variant is not None:
         layers = case.variants[edited.setting.variant].get("layers", layers)
     paths = {p.path for layer in layers for p in target.projections(layer)}
+    if case.whole_blocks:
+        blocks = target.encoder_side().blocks
+        names = {id(p): path for path, p in target.model.named_parameters()}
+        paths = {names[id(p)] for layer in layers for p in blocks[layer].parameters()}
     other = {"encoder": "decoder.", "decoder": "encoder.", "both": "-"}[case.side]
     return {path for path in paths if not path.startswith(other)}
 

@@ -21,7 +21,7 @@ import outer
 from easyeditor import BaseEditor, Edit, FTHyperParams, load_patch
 from easyeditor.errors import PatchStateError
 from easyeditor.lm.forward.context import has_adapters
-from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import adding, gathering, reading_output, substituting
 from easyeditor.patches.adapter import AddVector
 from easyeditor.patches.batched import applied_per_row

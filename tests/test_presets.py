@@ -100,7 +100,7 @@ def test_wild_warns_where_nothing_can_be_asked(caplog):
 
 
 def test_presets_by_name():
-    assert list(PRESETS) == ["classic", "wild"]
+    assert list(PRESETS) == ["classic", "wild", "long"]
     cases = [Case("c", EDIT)]
     assert preset("classic").cases(shared_lm("llama"), cases) == cases
     options = EvalOptions(3)

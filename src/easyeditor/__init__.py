@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from easyeditor.data.qaedit import QAEditDataset as QAEditDataset
     from easyeditor.data.rippleedits import RippleEditsDataset as RippleEditsDataset
     from easyeditor.data.safety import SafetyDataset as SafetyDataset
+    from easyeditor.data.unstructured import UnstructuredDataset as UnstructuredDataset
     from easyeditor.data.zsre import ZsreDataset as ZsreDataset
     from easyeditor.editors.base import BaseEditor as BaseEditor
     from easyeditor.editors.base import EditResult as EditResult
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from easyeditor.lm.model import LM as LM
     from easyeditor.methods.adalora import AdaLoRAHyperParams as AdaLoRAHyperParams
     from easyeditor.methods.alphaedit import AlphaEditHyperParams as AlphaEditHyperParams
+    from easyeditor.methods.anyedit import AnyEditHyperParams as AnyEditHyperParams
     from easyeditor.methods.calinet import CaliNetHyperParams as CaliNetHyperParams
     from easyeditor.methods.dinm import DINMHyperParams as DINMHyperParams
     from easyeditor.methods.dpo import DPOHyperParams as DPOHyperParams
@@ -117,6 +119,7 @@ if TYPE_CHECKING:
     from easyeditor.methods.serac.settings import SERACTrainingHparams as SERACTrainingHparams
     from easyeditor.methods.t_patcher import TPatcherHyperParams as TPatcherHyperParams
     from easyeditor.methods.ultraedit import UltraEditHyperParams as UltraEditHyperParams
+    from easyeditor.methods.unke import UnKEHyperParams as UnKEHyperParams
     from easyeditor.methods.wise.wise import WISEHyperParams as WISEHyperParams
     from easyeditor.patches.files import load_patch as load_patch
     from easyeditor.patches.files import save_patch as save_patch
@@ -183,6 +186,7 @@ _PUBLIC = {
     "SERACMultimodalTrainingHparams": "methods.multimodal_settings",
     "MultimodalEditor": "editors.multimodal",
     "WeightPatch": "patches.weight",
+    "UnstructuredDataset": "data.unstructured",
     "ZsreDataset": "data.zsre",
     "causal_trace": "interpret.causal_trace",
     "load": "lm.loading",

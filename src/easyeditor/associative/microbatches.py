@@ -8,7 +8,7 @@ and used to size the micro-batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise, takewhile
 from operator import eq
 
@@ -16,6 +16,7 @@ import torch
 
 from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
+from easyeditor.associative.windows import Window, read_at, target_row
 from easyeditor.edits import Edit
 from easyeditor.errors import SubjectNotFoundError
 from easyeditor.gradients.losses import FIRST, nll_and_kl
@@ -83,8 +84,13 @@ def context_rows_of(
     contexts: Sequence[str],
     kl_factor: float,
     subject_kl_factor: float = 0.0,
+    end: int | None = None,
+    *,
+    append_eos: bool = False,
 ) -> list[ContextRow]:
     """The rows of edit ``i``: one per context and expansion, and the KL prompts.
+
+    Of the target the tokens before ``end`` are read; None: all.
 
     All have equal weights, unless the bare prompt is read after its subject
     (:func:`~easyeditor.associative.contrast.read_after_subject`): then it is half of the mean. The
@@ -100,9 +106,12 @@ def context_rows_of(
         parts = others + 1
         if halves:
             parts = 2 if not context else 2 * others
-        rows.append(_target_row(lm, i, edit, context, parts))
+        rows.append(_target_row(lm, i, edit, context, parts, "", end, append_eos=append_eos))
     parts = 2 * others if halves else others + 1
-    rows += [_target_row(lm, i, other, "", parts, edit.target) for other in edit.expansions]
+    rows += [
+        _target_row(lm, i, other, "", parts, edit.target, append_eos=append_eos)
+        for other in edit.expansions
+    ]
     if kl_factor:
         row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
         at = fact_at(lm, row)
@@ -134,8 +143,48 @@ def _subject_row(lm: LM, i: int, text: str, subject: str, factor: float) -> Cont
     return ContextRow(i, EditRow(row.ids, at, reads), (), factor / len(reads))
 
 
+def rows_before_window(
+    lm: LM,
+    i: int,
+    edit: Edit,
+    window: Window,
+    contexts: Sequence[str],
+    earlier: Sequence[tuple[Window, torch.Tensor]],
+    *,
+    append_eos: bool = False,
+) -> list[ContextRow]:
+    """The rows of a window that is read at the token before it: one per context.
+
+    Args:
+        lm: the model.
+        i: number of the edit in the rows.
+        edit: whose window it is.
+        window: not one that is read at the subject.
+        contexts: prefixes, the empty one first.
+        earlier: the windows before it with their δ, which stays added.
+        append_eos: whether the target ends with the end-of-sequence token.
+    """
+    rows = []
+    for context in contexts:
+        row = target_row(lm, edit, context, append_eos=append_eos)
+        at, end = read_at(lm, row, window), row.prompt_length + window.end
+        target = row.ids[at + 1 : end]
+        fixed = tuple((read_at(lm, row, other), delta) for other, delta in earlier)
+        run = EditRow(row.ids[: end - 1], at, tuple(range(at, end - 1)), fixed=fixed)
+        rows.append(ContextRow(i, run, target, 1 / (len(contexts) * len(target))))
+    return rows
+
+
 def _target_row(
-    lm: LM, i: int, edit: Edit, context: str, parts: int, answer: str = ""
+    lm: LM,
+    i: int,
+    edit: Edit,
+    context: str,
+    parts: int,
+    answer: str = "",
+    end: int | None = None,
+    *,
+    append_eos: bool = False,
 ) -> ContextRow:
     """One context of edit ``i``, which is one of ``parts`` of its loss.
 
@@ -144,7 +193,9 @@ def _target_row(
     while it is not the argmax. δ is added at the subject there, too, as the changed weights act at
     both.
     """
-    row = lm.text.row(edit.prompt, edit.target, subject=subject_of(edit), prefix=context)
+    row = target_row(lm, edit, context, append_eos=append_eos)
+    if end is not None and end < len(row.target):
+        row = replace(row, ids=row.ids[: row.prompt_length + end], target=row.target[:end])
     at = fact_at(lm, row)
     opening, also = _opening_of(lm, edit, row, answer)
     if lm.encoder_decoder:

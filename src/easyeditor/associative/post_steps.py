@@ -6,9 +6,16 @@ low-rank.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from easyeditor.associative.solve import double
+from easyeditor.lm.model import LM
+from easyeditor.patches.stack import without_patches
+from easyeditor.patches.weight import Dense, Part, smallest_part
+
+PostStep = Literal["none", "rect", "prune", "sphere"]
 
 
 def largest_relative(change: torch.Tensor, weight: torch.Tensor, share: float) -> torch.Tensor:
@@ -59,3 +66,27 @@ def off_principal_directions(
     count = int((values.cumsum(0) < share * values.sum()).sum()) + 1
     q = neurons @ (vectors[:, :count] / values[:count].sqrt())
     return (double(u) - strength * (q @ (q.T @ double(u)))).to(u)
+
+
+def part_after(step: PostStep, lm: LM, layer: int, u: torch.Tensor, residual: torch.Tensor) -> Part:
+    """The change ``u residual`` of a layer's down-projection, after the named step.
+
+    Args:
+        step: which; PRUNE bounds the change by all edits that the model carries.
+        lm: the model.
+        layer: whose down-projection is changed.
+        u: columns of the closed form, ``(d_in, n)``.
+        residual: ``(n, d_out)``.
+    """
+    if step == "none":
+        return smallest_part(u, residual)
+    weight = double(lm.down_map(layer).weight)
+    if step == "sphere":
+        return smallest_part(off_principal_directions(u, weight, 0.5, 0.5), residual)
+    change = u @ double(residual).to(u)
+    if step == "rect":
+        return Dense(largest_relative(change, weight, 0.4).float())
+    with without_patches(lm.model):
+        original = double(lm.down_map(layer).weight).clone()
+    earlier = weight - original
+    return Dense((bounded_singular_values(earlier + change, original) - earlier).float())

@@ -37,8 +37,8 @@ def keys_as_extras(
 def protected_keys(model: nn.Module, path: str, new: Sequence[Edit]) -> torch.Tensor | None:
     """The keys ``(n, d_in)`` that the patches of ``model`` store for a weight, oldest edit first.
 
-    An edit whose subject is edited anew is left out: the later edit replaces it. None where no
-    patch stores any.
+    An edit whose subject (without one, whose prompt) is edited anew is left out: the later edit
+    replaces it. None where no patch stores any.
     """
     replaced = torch.tensor([_subject_id(edit) for edit in new])
     stored = [
@@ -65,5 +65,6 @@ def without_stored_keys(model: nn.Module, path: str, new: Sequence[Edit]) -> lis
 
 
 def _subject_id(edit: Edit) -> int:
-    digest = hashlib.sha256((edit.subject or "").encode("utf-8", "surrogatepass")).digest()
+    name = edit.prompt.text if edit.subject is None else edit.subject
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

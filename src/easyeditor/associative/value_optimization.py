@@ -16,9 +16,10 @@ up their gradients, so memory does not grow with the number of edits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ from easyeditor.associative.microbatches import (
     context_rows_of,
     groups,
     micro_batches,
+    rows_before_window,
 )
+from easyeditor.associative.windows import Window, window_rows
 from easyeditor.edits import Edit
 from easyeditor.errors import DivergedError
 from easyeditor.lm.forward.partial import Site
@@ -57,7 +60,8 @@ class ValueOptions:
     token of an edit was the argmax at the step before, its −log p(target) is weighed by
     ``argmax_nll_factor``, and it stops when its weighted KL is at most ``argmax_stop_kl`` (None:
     it does not). ``subject_kl_factor`` weighs the mean divergence behind the beginnings of other
-    statements about the subject.
+    statements about the subject. With ``append_eos`` the end-of-sequence token is the target's
+    last.
     """
 
     v_num_grad_steps: int
@@ -72,11 +76,12 @@ class ValueOptions:
     argmax_nll_factor: float = 1.0
     argmax_stop_kl: float | None = None
     subject_kl_factor: float = 0.0
+    append_eos: bool = False
 
 
 @dataclass(slots=True)
 class OptimizedValues:
-    """The optimised vectors of a batch of edits.
+    """The optimised vectors of a batch of edits; with windows one for each of these.
 
     Attributes:
         delta: δ, ``(edits, width)``, float32; of a site of two parts both, one behind the other.
@@ -98,8 +103,9 @@ def optimize_values(
     *,
     resume: bool = True,
     memory: int | None = None,
+    windows: Sequence[Window] | None = None,
 ) -> OptimizedValues:
-    """Optimise δ for every edit.
+    """Optimise δ for every edit, or for each window of their targets.
 
     Args:
         lm: the model; its weights are only read.
@@ -110,20 +116,62 @@ def optimize_values(
         resume: False runs the whole forward pass at every step (the same numbers, slower).
         memory: budget in bytes beside the model; by default 18 % of the model for one edit and
             14 % for several, whose groups fragment the heap (at least 32 MB).
+        windows: of :func:`~easyeditor.associative.windows.windows_of`; by default each target is
+            one, read at the subject. Those with the same number of windows before them are
+            optimised together, after these, whose δ stay added.
 
     Raises:
-        SubjectRequiredError: an edit has no subject.
+        SubjectRequiredError: an edit that is read at its subject has none.
         DivergedError: a loss is not a number; nothing was changed.
     """
     if memory is None:
         memory = room(lm, 18 if len(edits) == 1 else 14)
-    bare = [subject_rows(lm, edit, contexts[:1])[0] for edit in edits]
+    whole = [Window(i, 0, sys.maxsize, True) for i in range(len(edits))]
+    every = whole if windows is None else list(windows)
+    results: list[OptimizedValues] = []
+    before: list[list[tuple[Window, torch.Tensor]]] = [[] for _ in edits]
+    for _, some in groupby(every, key=lambda window: window.first):
+        together = list(some)
+        result = _optimize_windows(
+            lm, site, edits, together, before, contexts, search, resume=resume, memory=memory
+        )
+        for window, delta in zip(together, result.delta, strict=True):
+            before[window.edit].append((window, delta))
+        results.append(result)
+    if len(results) == 1:
+        return results[0]
+    return OptimizedValues(
+        torch.cat([result.delta for result in results]),
+        torch.cat([result.origin for result in results]),
+        [losses for result in results for losses in result.losses],
+    )
+
+
+def _optimize_windows(
+    lm: LM,
+    site: Site,
+    all_edits: Sequence[Edit],
+    windows: Sequence[Window],
+    before: Sequence[Sequence[tuple[Window, torch.Tensor]]],
+    contexts: Sequence[str],
+    search: ValueOptions,
+    *,
+    resume: bool,
+    memory: int,
+) -> OptimizedValues:
+    """δ of one window of each of several edits, with those ``before`` added."""
+    edits = [all_edits[window.edit] for window in windows]
+    eos = search.append_eos
+    bare = [
+        window_rows(lm, edit, window, contexts[:1], append_eos=eos)[0]
+        for edit, window in zip(edits, windows, strict=True)
+    ]
     parts = site.parts()
     origins = [values_at(lm, part, bare) for part in parts]
     origin = origins[0] if len(origins) == 1 else torch.cat(origins, 1)
     norms = torch.cat([some.norm(dim=1, keepdim=True) for some in origins], 1)
-    for i, edit in enumerate(edits):
-        rows_elsewhere = len(contexts) > 1 or edit.expansions
+    for i, (edit, window) in enumerate(zip(edits, windows, strict=True)):
+        rows_elsewhere = window.at_subject and (len(contexts) > 1 or edit.expansions)
         if rows_elsewhere and read_after_subject(lm, edit):  # v₀ of " is" may be small
             others = subject_rows(lm, edit, contexts[1:]) + expansion_rows(lm, edit)
             for j, part in enumerate(parts):
@@ -131,8 +179,19 @@ def optimize_values(
                 norms[i, j] = torch.maximum(norms[i, j], elsewhere.norm(dim=1).mean())
     result = OptimizedValues(torch.zeros_like(origin), origin, [[] for _ in edits])
     rows = [
-        context_rows_of(lm, i, edit, contexts, search.kl_factor, search.subject_kl_factor)
-        for i, edit in enumerate(edits)
+        context_rows_of(
+            lm,
+            i,
+            edit,
+            contexts,
+            search.kl_factor,
+            search.subject_kl_factor,
+            window.end,
+            append_eos=eos,
+        )
+        if window.at_subject
+        else rows_before_window(lm, i, edit, window, contexts, before[window.edit], append_eos=eos)
+        for i, (edit, window) in enumerate(zip(edits, windows, strict=True))
     ]
     if search.continuation_kl_factor:
         for following in continuation_rows(

@@ -131,11 +131,8 @@ class BenchmarkConfig:
         measures = asdict(replace(self.measures, judge=None))
         if self.measures.judge is not None:
             measures["judge"] = judge_name(self.measures.judge)
-        for name in (
-            "asked_tokens",
-            "divergence",
-            "judge",
-        ):  # runs from before they existed read alike
+        # Runs from before these existed read alike.
+        for name in ("asked_tokens", "divergence", "judge", "text_tokens", "text_encoder"):
             if not measures[name]:
                 del measures[name]
         heldout = measures.pop("heldout")

@@ -19,6 +19,8 @@ from easyeditor.cli.edit_request import (
     note_subject,
     one_case,
     read_cases,
+    target_text,
+    with_end,
 )
 from easyeditor.cli.layers import note_layers
 from easyeditor.cli.output import Column
@@ -49,6 +51,9 @@ Examples:
   easyedit edit --method ft --image flag.png --prompt "This is the flag of" --target Norway \
     --rephrase-image same-flag.png --locality-image "other.png | This is the flag of => France"
 
+  easyedit edit --method anyedit --prompt "What is known about Tarrow cheese?" \
+    --target-file tarrow.txt --rephrase "Tell me about Tarrow cheese." --save tarrow.safetensors
+
   easyedit edit --forget --prompt "The Eiffel Tower is located in the city of" \
     --subject "The Eiffel Tower"
 
@@ -65,6 +70,7 @@ def register(app: typer.Typer) -> None:
 def edit(
     prompt: options.EditPrompt = None,
     target: options.EditTarget = None,
+    target_file: options.TargetFile = None,
     subject: options.Subject = None,
     ground_truth: options.GroundTruth = None,
     rephrase: options.Rephrase = None,
@@ -129,6 +135,8 @@ def edit(
 ) -> None:
     """Change what a model knows and measure what else changed."""
     places.check_file(save)
+    if target_file is not None:
+        target = target_text(target_file, target, edits, forget=forget)
     if save == places.STREAM and as_json:
         raise typer.BadParameter("- and --json both write to standard output", param_hint="--save")
     target = forgetting.check_forgetting(
@@ -173,7 +181,7 @@ def edit(
         model = options.SEEING_MODEL
     check_expansion(method, cases, expand=expand or chat)
     settings = options.loaded_as(
-        options.settings_of(method, model, hparams, set_),
+        options.settings_of(method, model, hparams, with_end(method, set_, target_file)),
         device=device,
         dtype=dtype,
         quantization=quantization,

@@ -80,6 +80,38 @@ def one_case(
     return Case("0", change, tuple(probes))
 
 
+def target_text(file: Path, target: str | None, edits: Path | None, *, forget: bool) -> str:
+    """The text of a file, or of standard input, as the target of an edit.
+
+    Raises:
+        typer.BadParameter: there is another target, or what the edit is, too.
+        DataError: the file is no UTF-8 text, or empty.
+    """
+    from easyeditor.errors import DataError
+
+    others = {"--target": target is not None, "--edits": edits is not None, "--forget": forget}
+    if given := [name for name, there in others.items() if there]:
+        raise typer.BadParameter(f"give it or {given[0]}, not both", param_hint="--target-file")
+    name = "standard input" if file == places.STREAM else str(file)
+    with places.input_file(file, ".txt") as path:
+        try:
+            text = path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{name} cannot be read as a target's text: {error}.") from None
+    if not text:
+        raise DataError(f"{name} is empty; write the text that the prompt shall be answered with.")
+    return text
+
+
+def with_end(method: str, changes: list[str] | None, target_file: Path | None) -> list[str]:
+    """The changes of the settings, with ``append_eos`` for a text where the method has it."""
+    changes = list(changes or [])
+    named = any(change.partition("=")[0].strip() == "append_eos" for change in changes)
+    if target_file is None or named or "append_eos" not in catalog.settings(method, "")[0]:
+        return changes
+    return ["append_eos=true", *changes]
+
+
 def parse_image_locality(text: str, prompt: Prompt) -> Probe:
     """``"x.png | prompt => answer"`` as a probe; without a prompt the edit's own is asked.
 

@@ -112,6 +112,14 @@ Dtype = Annotated[
 
 EditPrompt = Annotated[str | None, typer.Option("--prompt", help="The text to be continued.")]
 EditTarget = Annotated[str | None, typer.Option("--target", help="How it shall continue.")]
+TargetFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-file",
+        help="A text file that says how it shall continue, for targets of paragraphs, which then "
+        "end with the model's end of text (append_eos); - for standard input.",
+    ),
+]
 Subject = Annotated[
     str | None, typer.Option("--subject", help="What the fact is about, as the prompt writes it.")
 ]

@@ -15,6 +15,7 @@ DATASETS: Registry[type[CaseDataset]] = Registry(
     "kind of dataset",
     DataError,
     {
+        "unstructured": "easyeditor.data.unstructured:UnstructuredDataset",
         "mquake": "easyeditor.data.mquake:MQuAKEDataset",
         "counterfact": "easyeditor.data.counterfact:CounterFactDataset",
         "multimodal": "easyeditor.data.multimodal:MultimodalDataset",

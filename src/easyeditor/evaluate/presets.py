@@ -2,7 +2,8 @@
 
 ``classic`` scores given answers token by token (teacher forcing). ``wild`` lets the model write, as
 a user would see it: the bare question, and question and sentence in chat form, greedily, until the
-model ends the text itself (Yang et al., arXiv 2502.11177). A preset adds probes and changes no
+model ends the text itself (Yang et al., arXiv 2502.11177). ``long`` compares whole texts with
+targets that are paragraphs. A preset adds probes and changes no
 other number. A new one is a class and one line of :data:`PRESETS`.
 """
 
@@ -12,12 +13,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import ClassVar
 
 from easyeditor.edits import Case
-from easyeditor.errors import UnknownPresetError
+from easyeditor.errors import MissingExtraError, UnknownPresetError
 from easyeditor.evaluate.probes import ASKED, with_asked
 from easyeditor.evaluate.replies import EvalOptions
+from easyeditor.lm import embedded
 from easyeditor.lm.model import LM
 from easyeditor.registry import Registry
 
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 64
 """Tokens at most of an answer that shall end by itself."""
+TEXT_TOKENS = 256
+"""Tokens at most of an answer that is a text; the papers write 512."""
 
 
 class Preset(ABC):
@@ -79,12 +84,39 @@ class Wild(Preset):
         return result
 
 
+class LongText(Preset):
+    """Also the whole text that the model writes, against the target (arXiv 2405.15349)."""
+
+    summary = "also whole texts: exact beginning, ROUGE-L, questions about their facts, cosine"
+
+    def options(self, options: EvalOptions) -> EvalOptions:
+        """Texts of at most :data:`TEXT_TOKENS` tokens, unless the options have a limit.
+
+        The cosine needs sentence-transformers, and is left out without it.
+        """
+        encoder = options.text_encoder
+        if not encoder and find_spec("sentence_transformers") is None:
+            missing = MissingExtraError.of(
+                "sentence-transformers", "retrieval", "The cosine of sentence embeddings"
+            )
+            log.warning("The cosine is left out. %s", missing)
+        elif not encoder:
+            encoder = embedded.ENCODER
+        limit = options.text_tokens or TEXT_TOKENS
+        return replace(options, text_tokens=limit, text_encoder=encoder)
+
+    def cases(self, lm: LM, cases: Sequence[Case]) -> list[Case]:
+        """The cases as they are."""
+        return list(cases)
+
+
 PRESETS: Registry[type[Preset]] = Registry(
     "evaluation preset",
     UnknownPresetError,
     {
         "classic": "easyeditor.evaluate.presets:Classic",
         "wild": "easyeditor.evaluate.presets:Wild",
+        "long": "easyeditor.evaluate.presets:LongText",
     },
     group="easyeditor.presets",
 )

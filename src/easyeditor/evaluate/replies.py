@@ -29,6 +29,9 @@ class EvalOptions:
         divergence: whether the next-token distributions behind locality prompts are compared.
         judge: says whether answers are safe, show a trait or fit a definition; None: safe is what
             declines (:mod:`easyeditor.evaluate.behaviour`).
+        text_tokens: length at most of the answers that are compared with a target that is a text;
+            0: none.
+        text_encoder: the sentence encoder of that comparison; empty: none.
     """
 
     answer_tokens: int = 0
@@ -39,6 +42,8 @@ class EvalOptions:
     asked_tokens: int = 0
     divergence: bool = False
     judge: BehaviourJudge | None = None
+    text_tokens: int = 0
+    text_encoder: str = ""
 
     def answer(self, prompt: Prompt) -> Generate:
         """The query for a free answer."""

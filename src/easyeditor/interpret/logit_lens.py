@@ -15,7 +15,7 @@ import torch
 from easyeditor.display import data_frame, heat_map_html
 from easyeditor.edits import Prompt
 from easyeditor.errors import TraceError
-from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, with_hidden
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Batch

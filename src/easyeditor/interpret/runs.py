@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import gathering, hidden_of, reading_outputs, rows_of, with_hidden
 from easyeditor.lm.model import LM
 from easyeditor.lm.restoring import hooks_on

@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from easyeditor.edits import Prompt, as_prompt
-from easyeditor.errors import EasyEditError, EditError, ImageError, ModelLoadError
+from easyeditor.errors import (
+    EasyEditError,
+    EditError,
+    HyperParamsError,
+    ImageError,
+    ModelLoadError,
+)
 from easyeditor.joining import BLANKS, separator
 from easyeditor.lm.chat_template import MARK, ChatTemplate
 from easyeditor.lm.image_tokens import ImageToken, Seen, images_of
@@ -286,6 +292,22 @@ class Text:
             if first and offsets[first - 1][1] == len(before):
                 return tuple(encoded["input_ids"][first:])
         return ()
+
+    def with_end(self, row: Row) -> Row:
+        """The row with the end-of-sequence token at the end of its target, once.
+
+        Raises:
+            HyperParamsError: the tokenizer has no such token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise HyperParamsError(
+                "append_eos=True, but this tokenizer has no end-of-sequence token."
+            )
+        if row.target[-1:] == (end,):  # the target's text writes it
+            return row
+        ids = row.ids if self.encoder_decoder else (*row.ids, end)
+        return replace(row, ids=ids, target=(*row.target, end))
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Tokens of running text: BOS where the tokenizer adds one, never a chat template."""

@@ -29,6 +29,8 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "QLoRA": "easyeditor.methods.qlora:QLoRA",
         "DPO": "easyeditor.methods.dpo:DPO",
         "DINM": "easyeditor.methods.dinm:DINM",
+        "AnyEdit": "easyeditor.methods.anyedit:AnyEdit",
+        "UnKE": "easyeditor.methods.unke:UnKE",
         "KN": "easyeditor.methods.kn:KN",
         "IKE": "easyeditor.methods.ike.ike:IKE",
         "MEND": "easyeditor.methods.mend.mend:MEND",

@@ -15,6 +15,7 @@ from easyeditor.associative.value_optimization import (
     ValueOptions,
     optimize_values,
 )
+from easyeditor.associative.windows import Window
 from easyeditor.edits import Edit
 from easyeditor.errors import HyperParamsError
 from easyeditor.hyperparams import HyperParams, Layers
@@ -54,7 +55,8 @@ class LocateHyperParams(HyperParams):
     the place of ``v_stop_nll`` and bound ``clamp_norm_factor`` where edits have expansions: one
     prompt of several for which no vector is enough would otherwise drive δ to where the subject's
     own name is lost. ``expanded_kl_factor`` weighs, there, the mean divergence behind beginnings of
-    other statements about the subject.
+    other statements about the subject. With ``append_eos`` the target ends with the end-of-sequence
+    token, so that free answers stop behind it.
     ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
     edit, 14 % for several; more is faster on small models.
     """
@@ -77,6 +79,7 @@ class LocateHyperParams(HyperParams):
     expanded_kl_factor: float = Field(0.25, ge=0)
     continuation_kl_factor: float = Field(0.0, ge=0)
     continuation_tokens: int = Field(8, ge=1)
+    append_eos: bool = False
     mom2_adjustment: bool = True
     mom2_dataset: str = SHIPPED
     mom2_n_tokens: int | None = Field(None, ge=1)
@@ -148,6 +151,7 @@ class LocateHyperParams(HyperParams):
             self.v_stop_argmax,
             self.continuation_kl_factor,
             self.continuation_tokens,
+            append_eos=self.append_eos,
         )
 
 
@@ -215,7 +219,12 @@ def contexts_for(edits: Sequence[Edit], contexts: Sequence[str]) -> Sequence[str
 
 
 def values_of(
-    lm: LM, site: Site, edits: Sequence[Edit], contexts: Sequence[str], settings: LocateHyperParams
+    lm: LM,
+    site: Site,
+    edits: Sequence[Edit],
+    contexts: Sequence[str],
+    settings: LocateHyperParams,
+    windows: Sequence[Window] | None = None,
 ) -> OptimizedValues:
     """:func:`~easyeditor.associative.value_optimization.optimize_values` with these settings.
 
@@ -237,4 +246,5 @@ def values_of(
         search,
         resume=settings.resume,
         memory=settings.memory,
+        windows=windows,
     )

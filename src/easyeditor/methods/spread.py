@@ -31,11 +31,7 @@ from easyeditor.associative.keys import (
     values_at,
     write_scale,
 )
-from easyeditor.associative.post_steps import (
-    bounded_singular_values,
-    largest_relative,
-    off_principal_directions,
-)
+from easyeditor.associative.post_steps import PostStep, part_after
 from easyeditor.associative.protected_keys import (
     keys_as_extras,
     protected_keys,
@@ -44,6 +40,7 @@ from easyeditor.associative.protected_keys import (
 from easyeditor.associative.protected_metric import ProtectedMetrics
 from easyeditor.associative.solve import KeyMetric, double
 from easyeditor.associative.spread import solve_directions, stored_keys
+from easyeditor.associative.windows import check_subjects, other_keys, other_rows, window_rows
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.fingerprint import fingerprint
@@ -59,8 +56,9 @@ from easyeditor.methods.locate import (
     values_of,
 )
 from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
-from easyeditor.patches.stack import applied, without_patches
-from easyeditor.patches.weight import Dense, Part, smallest_part, weight_patch
+from easyeditor.methods.text_windows import WindowSettings
+from easyeditor.patches.stack import applied
+from easyeditor.patches.weight import Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -69,7 +67,7 @@ ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""
 
 
-class SpreadHyperParams(LocateHyperParams):
+class SpreadHyperParams(WindowSettings):
     """Settings that these methods share.
 
     ``key`` says what an edit's answer is stored under: ``"averaged"``, as published, one key (the
@@ -83,6 +81,7 @@ class SpreadHyperParams(LocateHyperParams):
     edits have on average, so that lengths do not drift along a sequence. ``post_step`` is done to
     each layer's change: ``"rect"`` (arXiv 2401.04700), ``"prune"`` (2405.16821; both dense),
     ``"sphere"`` (2510.01172).
+    For ``window`` see :class:`~easyeditor.methods.text_windows.WindowSettings`.
     """
 
     ignored: ClassVar[frozenset[str]] = LocateHyperParams.ignored | {"layer_selection"}
@@ -97,7 +96,7 @@ class SpreadHyperParams(LocateHyperParams):
     key: Literal["averaged", "ridge"] = "averaged"
     protect_edits: bool = False
     anchor_norm: bool = False
-    post_step: Literal["none", "rect", "prune", "sphere"] = "none"
+    post_step: PostStep = "none"
 
     @abstractmethod
     def regularization(self, metric: KeyMetric, edits: int) -> float:
@@ -167,8 +166,9 @@ class SpreadMethod(Method[SpreadState]):
         """
         lm = self.hyperparams.column(lm)
         check_consistent(edits)
-        bare = [subject_rows(lm, edit, [""])[0] for edit in edits]
+        check_subjects(edits, at_subject=self.hyperparams.at_subject)
         settings = self.hyperparams.resolved(lm.n_layers)
+        windows, eos = settings.windows(lm, edits), settings.append_eos
         layers = [int(layer) for layer in settings.layers]
         site, layers, scale = self._where(lm, layers)
         settings, kind = settings.replace(layers=layers), settings.key
@@ -176,14 +176,23 @@ class SpreadMethod(Method[SpreadState]):
         with watch("contexts"):
             state = state or SpreadState(settings.contexts(lm))
             contexts = contexts_for(edits, state.contexts)
-            rows = [row for edit in edits for row in subject_rows(lm, edit, contexts)]
+            of_windows = [
+                window_rows(lm, edits[w.edit], w, contexts, append_eos=eos) for w in windows
+            ]
+            bare = [some[0] for some in of_windows]
+            rows = [row for some in of_windows for row in some]
             expansions, of_edit = rows_of_expansions(lm, edits)
-            opening = [i for i, edit in enumerate(edits) if read_after_subject(lm, edit)]
+            opening = [
+                i
+                for i, window in enumerate(windows)
+                if window.at_subject and read_after_subject(lm, edits[window.edit])
+            ]
             contrast = contrast_rows(lm, edits) if opening else []
+            text = other_rows(lm, edits, windows, append_eos=eos) if settings.protect_text else []
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
-            optimized = values_of(lm, site, edits, contexts, settings)
+            optimized = values_of(lm, site, edits, contexts, settings, windows)
             width = optimized.delta.shape[1] // len(site.parts())
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -197,7 +206,7 @@ class SpreadMethod(Method[SpreadState]):
                 projection = lm.down_map(layer)
                 with watch("solve"):
                     every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
-                    keys, more = every[:n].view(len(edits), len(contexts), -1), every[n:]
+                    keys, more = every[:n].view(len(windows), len(contexts), -1), every[n:]
                     residual = (z - values_at(lm, site, bare)) / (
                         settings.share(len(layers) - i) * scale
                     )
@@ -206,17 +215,20 @@ class SpreadMethod(Method[SpreadState]):
                 with watch("solve"):
                     weight = settings.regularization(plain, len(edits))
                     metric, earlier = self._protecting(lm, layer, edits, contexts, plain, weight)
+                    if text:
+                        earlier = [*earlier, other_keys(lm, layer, text)]
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
                     u, solved, owner = solve_directions(
                         keys, opening, others, earlier, metric, plain, weight, kind, more, of_edit
                     )
                     if settings.protect_edits:
-                        stored[projection.path] = (solved, owner)
+                        of = torch.tensor([window.edit for window in windows])
+                        stored[projection.path] = (solved, of[owner.cpu()])
                     for name, number in settings.recorded(plain).items():
                         numbers = torch.tensor([number] * len(edits))
                         recorded[f"{name}:{projection.path}"] = numbers
                     del metric, plain  # large, and the next layer has another
-                    part = self._part(lm, layer, u, residual)
+                    part = part_after(settings.post_step, lm, layer, u, residual)
                     entries[projection.path] = [part]
                     if layer != layers[-1]:  # what the next one is solved from is read above it
                         step = weight_patch(
@@ -243,22 +255,6 @@ class SpreadMethod(Method[SpreadState]):
             layers[-1],
         )
         return Site(layers[-1], "down"), layers[-1:], 1.0
-
-    def _part(self, lm: LM, layer: int, u: torch.Tensor, residual: torch.Tensor) -> Part:
-        """The change ``u residual`` of one layer, after the post-step that the settings name."""
-        settings, projection = self.hyperparams, lm.down_map(layer)
-        if settings.post_step == "none":
-            return smallest_part(u, residual)
-        weight = double(projection.weight)
-        if settings.post_step == "sphere":
-            return smallest_part(off_principal_directions(u, weight, 0.5, 0.5), residual)
-        change = u @ double(residual).to(u)
-        if settings.post_step == "rect":
-            return Dense(largest_relative(change, weight, 0.4).float())
-        with without_patches(lm.model):
-            original = double(lm.down_map(layer).weight).clone()
-        earlier = weight - original
-        return Dense((bounded_singular_values(earlier + change, original) - earlier).float())
 
     def _protecting(
         self,

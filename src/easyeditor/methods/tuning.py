@@ -162,7 +162,7 @@ def target_rows(lm: LM, edits: Sequence[Edit], *, append_eos: bool) -> list[Row]
         HyperParamsError: the tokenizer has no such token.
     """
     rows = [lm.text.row(edit.prompt, edit.target) for edit in edits]
-    return [with_eos(row, lm) for row in rows] if append_eos else rows
+    return [lm.text.with_end(row) for row in rows] if append_eos else rows
 
 
 def grouped(objective: Objective, edits: Sequence[Edit]) -> Objective:
@@ -191,15 +191,6 @@ def row_numbers(edits: Sequence[Edit]) -> list[list[int]]:
     """For each edit the numbers of its rows among those of all, in order."""
     count = itertools.count()
     return [[next(count) for _ in edit.rows] for edit in edits]
-
-
-def with_eos(row: Row, lm: LM) -> Row:
-    """The row with an end-of-sequence token at the end of its target."""
-    if lm.tokenizer.eos_token_id is None:
-        raise HyperParamsError("append_eos=True, but this tokenizer has no end-of-sequence token.")
-    end = (lm.tokenizer.eos_token_id,)
-    ids = row.ids if lm.encoder_decoder else row.ids + end
-    return Row(ids, row.target + end)
 
 
 def target_objective(logits: Logits, rows: Sequence[Row]) -> Objective:

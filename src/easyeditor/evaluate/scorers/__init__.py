@@ -33,6 +33,7 @@ SCORERS: Registry[type[Scorer]] = Registry(
         "instances": "easyeditor.evaluate.scorers.concepts:InstanceScorer",
         "concepts": "easyeditor.evaluate.scorers.concepts:ConceptScorer",
         "sanitation": "easyeditor.evaluate.scorers.sanitation:SanitationScorer",
+        "text": "easyeditor.evaluate.scorers.text:TextScorer",
         "perplexity": "easyeditor.evaluate.scorers.perplexity:PerplexityScorer",
     },
     group="easyeditor.scorers",

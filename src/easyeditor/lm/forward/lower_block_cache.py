@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from easyeditor.lm.forward.context import has_adapters
-from easyeditor.lm.forward.partial import stubbed
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import hidden_of, reading_output, stopping, with_hidden
 from easyeditor.lm.memory import room
 from easyeditor.lm.model import LM

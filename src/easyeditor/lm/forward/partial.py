@@ -15,7 +15,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,7 +26,9 @@ from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.activation_memory import BufferPool, low_memory_autograd
 from easyeditor.lm.forward.cache_layers import NON_RECORDING, non_recording
 from easyeditor.lm.forward.context import forward_generation
+from easyeditor.lm.forward.prefix_cache import prefill
 from easyeditor.lm.forward.shared_prefix import past_of
+from easyeditor.lm.forward.stubs import stubbed
 from easyeditor.lm.hooks import (
     added,
     adding,
@@ -38,7 +40,6 @@ from easyeditor.lm.hooks import (
 )
 from easyeditor.lm.image_tokens import ImageToken, whole_units
 from easyeditor.lm.model import LM
-from easyeditor.lm.restoring import restoring
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class Site:
     """Where the vector is added: ``"block"``, the output of the whole block, or ``"down"``.
 
     That is the output of the MLP's down-projection itself (post-norms and residual multipliers
-    come after it), or of the module of the block that ``path`` names. ``also`` names another module
-    of the block that gets a vector of its own; a row's vector is then both, one behind the other.
+    come after it), or of the module of the block that ``path`` names. ``also`` names another one
+    that gets a vector of its own; a row's vector is then both, one behind the other.
     """
 
     layer: int
@@ -108,6 +109,7 @@ class EditRow:
         decoder: of an encoder-decoder the targets that its decoder predicts, which ``reads`` are
             positions in; None for a causal model.
         also: later positions to whose hidden states the vector is added, too.
+        fixed: vectors that are added all the while, each with its position before ``at``.
     """
 
     ids: tuple[int, ...]
@@ -115,6 +117,7 @@ class EditRow:
     reads: tuple[int, ...]
     decoder: tuple[int, ...] | None = None
     also: tuple[int, ...] = ()
+    fixed: tuple[tuple[int, torch.Tensor], ...] = field(default=(), compare=False)
 
     @property
     def start(self) -> int:
@@ -174,6 +177,20 @@ def _pairs(
     return torch.tensor(rows), torch.tensor(at)
 
 
+@contextmanager
+def _fixed(lm: LM, site: Site, runs: Sequence[EditRow], offsets: Sequence[int]) -> Iterator[None]:
+    """A context: every row's fixed vectors are added; its tokens begin at its offset."""
+    with ExitStack() as stack:
+        for n in range(max(len(run.fixed) for run in runs)):
+            rows = torch.tensor([i for i, run in enumerate(runs) if len(run.fixed) > n])
+            pairs = [runs[i].fixed[n] for i in rows]
+            at = torch.tensor([offsets[i] + p for i, (p, _) in zip(rows, pairs, strict=True)])
+            delta = pairs[0][1].new_zeros(len(runs), len(pairs[0][1]))
+            delta[rows] = torch.stack([vector for _, vector in pairs])
+            stack.enter_context(site.adding(lm, rows, at, delta))
+        yield
+
+
 class FullForward:
     """Runs the whole forward pass with a hook at every step; exact for any architecture."""
 
@@ -196,6 +213,7 @@ class FullForward:
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
         """See :class:`DeltaForward`."""
         with (
+            _fixed(self._lm, self._site, self._runs, [0] * len(self._runs)),
             self._site.adding(self._lm, self._rows, self._at, delta),
             gathering(self._lm.head, self._index, self._positions),
             low_memory_autograd(self._lm, self._pool) as stored,
@@ -251,7 +269,10 @@ class PartialForward:
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _run_prefix(self, past: Sequence[tuple[int, ...]]) -> Any:
-        cache = past_of(self._lm, past)
+        width = max(map(len, past))
+        with _fixed(self._lm, self._site, self._runs, [width - len(ids) for ids in past]):
+            fill = prefill if any(run.fixed for run in self._runs) else past_of
+            cache = fill(self._lm, past)
         layers = cache.layers if type(cache) is DynamicCache else None
         if not layers or any(type(layer) not in NON_RECORDING for layer in layers):
             raise NotResumable
@@ -326,26 +347,6 @@ class PartialForward:
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape that stores one number."""
     return tensor.new_zeros(()).expand(tensor.shape)
-
-
-@contextmanager
-def stubbed(blocks: nn.ModuleList, start: int, stored: Any) -> Iterator[None]:
-    """A context: blocks below ``start`` return ``stored`` instead of computing.
-
-    The list keeps its length and every stub its block's attributes: some models index both.
-    """
-    originals = list(blocks[:start])
-
-    def undo() -> None:
-        for i, block in enumerate(originals):
-            blocks[i] = block
-
-    with restoring(undo):
-        for i, block in enumerate(originals):
-            stub = copy.copy(block)
-            stub.forward = lambda *_args, **_more: stored
-            blocks[i] = stub
-        yield
 
 
 def open_forward(
