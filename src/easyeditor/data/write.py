@@ -80,8 +80,10 @@ def _dump(case: Case) -> str:
 def record_of(case: Case) -> dict[str, Any]:
     """The case as a record of ``EditsDataset``; fields that hold nothing are left out.
 
+    Probes of other kinds stand behind the usual ones.
+
     Raises:
-        DataError: a probe that such a record cannot hold.
+        DataError: a rephrase that such a record cannot hold.
     """
     record = {
         "case_id": case.id,
@@ -93,10 +95,12 @@ def record_of(case: Case) -> dict[str, Any]:
         "references": list(case.references),
         "also": [_edit(edit) for edit in case.also],
         "tests": [conditional.record_of(test) for test in case.tests],
+        "probes": [
+            {"kind": p.kind, "prompt": p.prompt.to_json(), "answers": list(p.answers)}
+            for p in case.probes
+            if p.group not in {"rephrase", "locality", "portability"}
+        ],
     }
-    unknown = {p.group for p in case.probes} - {"rephrase", "locality", "portability"}
-    if unknown:
-        raise DataError(f"case {case.id}: no file holds {', '.join(sorted(unknown))} probes.")
     return {name: value for name, value in record.items() if value}
 
 
@@ -109,7 +113,7 @@ def row_of(case: Case) -> dict[str, str]:
     record = record_of(case)
     lists = [
         name
-        for name in ("generation_prompts", "references", "also", "expansions", "tests")
+        for name in ("generation_prompts", "references", "also", "expansions", "tests", "probes")
         if name in record
     ]
     if lists:
