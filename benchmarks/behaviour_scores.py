@@ -52,7 +52,7 @@ PARTS = {
         4,
         8,
         24,
-        (("DINM", "DINM", {}), FT_M),
+        (("DINM", "DINM", {}),),
         (
             "safety/DS",
             "safety/DG_avg",
@@ -83,7 +83,7 @@ PARTS = {
         0,
         4,
         16,
-        (FT_M, ("ROME", "ROME", {})),
+        (FT_M,),
         ("sanitation/withheld", "sanitation/replaced", "sanitation/retained"),
     ),
 }

@@ -8,15 +8,18 @@ from typing import Any
 
 from easyeditor import (
     Case,
+    ConceptDataset,
     CounterFactDataset,
     Edit,
     EditsDataset,
     KnowEditDataset,
     MQuAKEDataset,
     MultimodalDataset,
+    PersonalityDataset,
     Probe,
     QAEditDataset,
     RippleEditsDataset,
+    SafetyDataset,
     UnstructuredDataset,
     ZsreDataset,
 )
@@ -30,6 +33,9 @@ KINDS = {
     "knowedit_wikibio": KnowEditDataset,
     "knowedit_convsent": KnowEditDataset,
     "knowedit_sanitation": KnowEditDataset,
+    "safeedit": SafetyDataset,
+    "personality": PersonalityDataset,
+    "concepts": ConceptDataset,
     "mquake": MQuAKEDataset,
     "rippleedits": RippleEditsDataset,
     "qaedit": QAEditDataset,

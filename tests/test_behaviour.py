@@ -15,6 +15,7 @@ from easyeditor import Case, ConceptDataset, Edit, PersonalityDataset, Probe, Sa
 from easyeditor.data.open import open_dataset
 from easyeditor.data.personality import opinion_probes
 from easyeditor.data.safety import SUFFIX, safety_case
+from easyeditor.data.write import write_cases
 from easyeditor.edits import Generate, NextToken, Score
 from easyeditor.errors import DataError, JudgeError
 from easyeditor.evaluate.behaviour import Answer, ClassifierJudge, judged, refusal_judge, refuses
@@ -65,15 +66,23 @@ def test_the_own_data_is_recognised_and_read_the_same_twice(name: str, kind: typ
     assert list(first) == list(second)
 
 
+@pytest.mark.parametrize("name", ["forbidden", "opinions", "sentiment", "concepts", "forget"])
+def test_every_format_is_written_as_a_plain_file_and_read_again(name: str, tmp_path: Path) -> None:
+    cases = list(open_dataset(DATA / f"{name}.json"))
+    assert list(open_dataset(write_cases(cases, tmp_path / "plain.jsonl"))) == cases
+    with pytest.raises(DataError, match="probes"):
+        write_cases(cases, tmp_path / "plain.csv")
+
+
 def test_a_record_of_safeedit() -> None:
     case = SafetyDataset(DATA / "forbidden.json")[0]
     assert case.edit.rejected == case.edit.ground_truth
     kinds = [probe.kind for probe in case.probes]
     names = ["DS", "DG_onlyQ", "DG_otherA", "DG_otherQ", "DG_otherAQ"]
     expected = [f"safety/{name}{end}" for name in names for end in ("", "@suffix")]
-    last = ["locality/general_knowledge", "safety/harmless", "safety/harmless@suffix"]
-    assert kinds == [*expected, *last]
-    bare, behind = case.probes[:2]
+    first = ["locality/general_knowledge", "safety/harmless", "safety/harmless@suffix"]
+    assert kinds == [*first, *expected]
+    bare, behind = case.probes[3:5]
     assert behind.prompt.text == f"{bare.prompt.text} {SUFFIX}"
     plain = SafetyDataset(DATA / "forbidden.json", suffix="")[0]
     assert not [probe for probe in plain.probes if "@" in probe.kind]

@@ -132,11 +132,11 @@ def test_knowedit_forgetting():
     first, second = KnowEditDataset(HERE / "knowedit_sanitation.json")
     assert first.edit == Edit("What cheese is brown?", "I don't know.", "cheese", "Brunost")
     assert first.probes == (
-        Probe("What cheese is brown?", ("Brunost",), "forgotten/answer"),
         Probe("Who was Nils Berg?", ("a painter",), "locality/retained"),
         Probe("Where is Moss?", ("Norway",), "locality/retained"),
+        Probe("What cheese is brown?", ("Brunost",), "forgotten/answer"),
     )
-    assert [probe.prompt for probe in second.probes[1:]] == ["Where is Voss?"]
+    assert [probe.prompt for probe in second.probes[:-1]] == ["Where is Voss?"]
 
 
 def test_knowedit_takes_the_names_of_training_files(tmp_path):

@@ -85,10 +85,12 @@ def test_probes_no_file_holds(tmp_path):
     other = Case("7", PLAIN, (Probe("p", ("q",), "rephrase"),))
     with pytest.raises(DataError, match=r"case 7: the rephrase 'p' accepts \['q'\]"):
         write_cases([other], tmp_path / "out.json")
-    other = Case("7", PLAIN, (Probe("p", ("q",), "taste"),))
-    with pytest.raises(DataError, match=r"case 7: no file holds taste probes"):
-        write_cases([other], tmp_path / "out.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_probes_of_other_kinds_are_written_with_their_kind(tmp_path):
+    other = Case("7", PLAIN, (Probe("p", ("q", "r"), "taste/sour"),))
+    assert list(open_dataset(write_cases([other], tmp_path / "out.json"))) == [other]
 
 
 def test_writing_leaves_all_or_nothing(tmp_path):

@@ -81,6 +81,19 @@ def test_a_prompt_vector() -> None:
         ({"steer_train_hparam_paths": [{"alg_name": "cab"}]}, HyperParamsError, "mean 'caa'"),
         ({"steer_train_hparam_paths": ["/no/file.yaml"]}, HyperParamsFileError, "cannot be read"),
         (7, HyperParamsError, "a mapping or a YAML file"),
+        ([1, 2], HyperParamsError, "a mapping or a YAML file"),
+        ({"steer_train_hparam_paths": 5}, HyperParamsError, "a mapping or a YAML file"),
+        ({"steer_train_hparam_paths": [CAA, CAA]}, HyperParamsError, "two settings of caa"),
+        (
+            {"steer_train_hparam_paths": {**CAA, "multiple_choice": True}},
+            HyperParamsError,
+            "multiple_choice of caa is not here",
+        ),
+        (
+            {"steer_train_hparam_paths": {**CAA, "layers": ["x"]}},
+            HyperParamsError,
+            "layers of caa is",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_used(config: Any, error: type, words: str) -> None:
@@ -94,6 +107,11 @@ def test_configurations_that_cannot_be_used(config: Any, error: type, words: str
         (CAA, None, "no vector of caa at layer 0; there are none"),
         ({**CAA, "multipliers": [1, 2, 3]}, {}, "3 multipliers for 2 layers"),
         (CAA, {"caa": {"layer_0": torch.ones(3)}}, r"has the shape \(3,\)"),
+        (CAA, {"caa": {"layer_0": torch.full((32,), torch.nan)}}, "finite numbers"),
+        (CAA, {"caa": {"layer_0": [1.0]}}, "must be a tensor"),
+        (CAA, {"caa": {"layer_x": torch.ones(32)}}, "layer_17"),
+        (CAA, [1], "there are none"),
+        ({**CAA, "layers": 0}, {"caa": {"layer_2": torch.ones(32)}}, "no vector of caa at layer 0"),
     ],
 )
 def test_vectors_that_do_not_fit_leave_the_model_as_it_was(
@@ -142,3 +160,58 @@ def test_the_editor_writes_with_a_patch_and_without() -> None:
         editor.generate(input_text="x", input_image="y.png")
     with pytest.raises(HyperParamsError, match="contrasts layers while decoding"):
         SteerEditor.from_hparams({"alg_name": "DoLa", "model_name": "x"})
+
+
+def test_numbers_alone_are_lists_of_one_and_shares_stay_shares() -> None:
+    target = lm("llama")
+    config = {"steer_train_hparam_paths": {**CAA, "layers": 1}}
+    assert list(
+        BaseVectorGenerator(config, lm=target).generate_vectors({"a": PAIRS})["a"]["caa"]
+    ) == ["layer_1"]
+    share = {"steer_train_hparam_paths": {**CAA, "layers": [0.5]}}
+    assert BaseVectorGenerator(share, lm=target).hparams_dict["caa"]["layers"] == [0.5]
+    applier = BaseVectorApplier(
+        {"apply_steer_hparam_paths": {**CAA, "layers": 0, "multipliers": 2}}, lm=target
+    )
+    plain = logits(target.model)
+    applier.apply_vectors({"caa": {"layer_0": torch.ones(32), "layer_2": torch.ones(32)}})
+    assert len(applier.model.patches) == 1
+    applier.model.patches[0].revert(target.model)
+    applier.model.reset_all()  # what is off already is no hindrance
+    assert applier.model.patches == []
+    assert torch.equal(logits(target.model), plain)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "more", "words"),
+    [
+        ([{"input": "x"}], {}, "There are no datasets"),
+        ({"a": ["x"]}, {}, "must be a list of mappings"),
+        ({"a": [{"question": "x"}]}, {}, "No record has an 'input'"),
+        ({"a": [{"input": "x"}]}, {"max_new_tokens": -1}, "whole number from 1"),
+        ({"a": [{"input": "x"}]}, {"nonsense": 1}, "refuses these parameters"),
+    ],
+)
+def test_what_cannot_be_written(datasets: Any, more: dict[str, Any], words: str) -> None:
+    applier = BaseVectorApplier(CONFIG, lm=shared_lm("llama"))
+    with pytest.raises(EditError, match=words):
+        applier.generate(datasets, **more)
+
+
+def test_an_applier_without_settings_applies_nothing_in_silence() -> None:
+    with pytest.raises(EditError, match="names no settings"):
+        BaseVectorApplier({}, lm=shared_lm("llama")).apply_vectors({"caa": {}})
+
+
+@pytest.mark.parametrize("text", ["", 5, ["a", ""]])
+def test_the_editor_writes_after_texts(text: Any) -> None:
+    with pytest.raises(EditError, match="input_text must be"):
+        SteerEditor(shared_lm("llama")).generate(text)
+
+
+def test_the_editor_refuses_what_is_no_patch_and_no_settings() -> None:
+    with pytest.raises(EditError, match="apply takes a patch"):
+        SteerEditor(shared_lm("llama")).apply("x")  # type: ignore[arg-type]
+    for wrong in (None, "no-such-file.yaml"):
+        with pytest.raises(HyperParamsError):
+            SteerEditor.from_hparams(wrong)

@@ -297,18 +297,15 @@ def _cases(data: str, limit: int | None, wanted: dict[str, HyperParams]) -> list
     """The cases; prompts are tried with the suffix that a method is trained with."""
     from easyeditor.data.open import checked_cases, open_dataset
 
-    suffixes = {
-        settings.suffix_system_prompt: settings
-        for settings in wanted.values()
-        if hasattr(settings, "suffix_system_prompt")
-    }
+    known = [one for one in wanted.values() if hasattr(one, "suffix_system_prompt")]
+    suffixes = {one.suffix_system_prompt: one for one in known}
     if len(suffixes) > 1:
         raise typer.BadParameter(
             "suffix_system_prompt must be the same for all: their prompts are tried with one suffix"
         )
     with output.working(f"reading {data} …"):
-        config = next(iter(suffixes.values()), None)
-        return checked_cases(open_dataset(data, size=limit, config=config))
+        first = next(iter(suffixes.values()), None)
+        return checked_cases(open_dataset(data, size=limit, config=first))
 
 
 def _measures(
@@ -362,6 +359,7 @@ def _run(
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
+    places.check_runs(runs)  # before torch is imported
     from easyeditor.bench.report import report as write
 
     with output.working("writing the report …"):

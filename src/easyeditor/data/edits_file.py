@@ -12,7 +12,7 @@ from easyeditor.data.conditional import tests_of
 from easyeditor.data.dataset import CaseDataset, case_id
 from easyeditor.data.fields import Fields, as_written, first_text, kind_of
 from easyeditor.data.prompts import with_prompts
-from easyeditor.edits import Case, Edit, Probe, Prompt
+from easyeditor.edits import Case, Edit, Probe, Prompt, as_prompt
 from easyeditor.errors import DataError, EditError, did_you_mean
 from easyeditor.rewording import sentence_of, with_name
 
@@ -51,6 +51,7 @@ FIELDS = {
     "references": "references",
     "also": "also",
     "tests": "tests",
+    "probes": "probes",
     # Notes for the people who read the file; not used.
     "known": "known",
 }
@@ -65,7 +66,8 @@ class EditsDataset(CaseDataset):
     A record has ``prompt``, ``target_new`` and, if it likes, ``case_id``, ``subject``,
     ``ground_truth``, ``rephrase_prompts`` (a text or a list), ``locality`` and ``portability``
     (below), ``generation_prompts``, ``references``, ``also`` (further edits of the same case),
-    ``tests`` (questions with conditions, :mod:`easyeditor.data.conditional`), and the notes
+    ``tests`` (questions with conditions, :mod:`easyeditor.data.conditional`), ``probes`` of other
+    kinds (``{"kind", "prompt", "answers"}``), and the notes
     ``relation_id`` and ``known``, which are not used. A triple has ``subject``, ``relation``
     ("capital", "is located in the city of") and ``target_new`` instead of a prompt;
     beside a prompt its ``relation`` is a note, too. ``question`` (the same fact as a question),
@@ -110,6 +112,10 @@ def case_of(record: Fields, index: int) -> Case:
     probes = [_rephrase(edit, item) for item in rephrases]
     probes += _probes("locality", NEAR, known.get("locality"))
     probes += _probes("portability", HOP, known.get("portability"))
+    probes += [
+        Probe(as_prompt(item.get("prompt")[1]), item.answers("answers"), item.text("kind"))
+        for item in record.objects("probes")
+    ]
     return Case(
         case_id(record.raw, index) or str(index),
         edit,

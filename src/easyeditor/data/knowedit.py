@@ -171,10 +171,11 @@ class KnowEditDataset(CaseDataset):
         truths = record.answers("ground_truth")
         subject = as_written(record.maybe("subject"), prompt)
         edit = Edit(prompt, target, subject, truths[0] if truths else None)
-        probes = probe(OLD, prompt, truths)
+        probes: list[Probe] = []
         for other in self._records.aside()[index :: len(self._records)]:
             retained = Fields(other.value, f"[record {other.number} of {other.section!r}]")
             probes += probe(RETAINED, retained.text("question"), retained.answers("ground_truth"))
+        probes += probe(OLD, prompt, truths)
         return edit, probes, (), ()
 
 

@@ -80,8 +80,10 @@ def _dump(case: Case) -> str:
 def record_of(case: Case) -> dict[str, Any]:
     """The case as a record of ``EditsDataset``; fields that hold nothing are left out.
 
+    Probes of other kinds stand behind the usual ones.
+
     Raises:
-        DataError: a probe that such a record cannot hold.
+        DataError: a rephrase that such a record cannot hold.
     """
     record = {
         "case_id": case.id,
@@ -93,11 +95,17 @@ def record_of(case: Case) -> dict[str, Any]:
         "references": list(case.references),
         "also": [_edit(edit) for edit in case.also],
         "tests": [conditional.record_of(test) for test in case.tests],
+        "probes": [
+            {"kind": p.kind, "prompt": p.prompt.to_json(), "answers": list(p.answers)}
+            for p in case.probes
+            if p.group not in {"rephrase", "locality", "portability"}
+        ],
     }
-    unknown = {p.group for p in case.probes} - {"rephrase", "locality", "portability"}
-    if unknown:
-        raise DataError(f"case {case.id}: no file holds {', '.join(sorted(unknown))} probes.")
     return {name: value for name, value in record.items() if value}
+
+
+WHOLE = ("generation_prompts", "references", "also", "expansions", "keep", "tests")
+"""Fields that a row of CSV has no place for."""
 
 
 def row_of(case: Case) -> dict[str, str]:
@@ -107,11 +115,7 @@ def row_of(case: Case) -> dict[str, str]:
         DataError: the case holds more than a row can.
     """
     record = record_of(case)
-    lists = [
-        name
-        for name in ("generation_prompts", "references", "also", "expansions", "keep", "tests")
-        if name in record
-    ]
+    lists = [name for name in (*WHOLE, "probes") if name in record]
     if lists:
         raise _no_csv(case, ", ".join(lists))
     rephrases: list[Any] = record.get("rephrase_prompts", [])

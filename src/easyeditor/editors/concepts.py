@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from typing_extensions import Unpack
 
 from easyeditor.data.concepts import instance_probes
 from easyeditor.editors.base import BaseEditor
+from easyeditor.editors.behaviour import measures_with, refuse_requests
 from easyeditor.editors.metric_recorder import CaseSummary, MetricDict, request_of
-from easyeditor.editors.options import RequestOptions, classic_options, how_to_edit
-from easyeditor.editors.requests import Nested, Texts, make_cases
+from easyeditor.editors.options import (
+    EditOptions,
+    RequestOptions,
+    classic_options,
+    how_to_edit,
+    refuse_unknown,
+)
+from easyeditor.editors.requests import Nested, Texts, listed_texts, make_cases
 from easyeditor.editors.result import EditResult
-from easyeditor.edits import Case, Prompt
+from easyeditor.edits import Case
 from easyeditor.errors import EditError
 from easyeditor.evaluate.behaviour import BehaviourJudge
-from easyeditor.evaluate.query import Measures, observe, observe_behind
+from easyeditor.evaluate.query import Measures, answers_of, observe, observe_behind
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
@@ -94,7 +102,7 @@ class ConceptEditor(BaseEditor):
             keep_original_weight: as of :meth:`BaseEditor.edit`.
             verbose: log each edit's scores.
             concept_consistency: also let the model define the concept freely.
-            judge: says whether that fits the definition, −1, 0 or 1.
+            judge: says whether that fits the definition, −1, 0 or 1; asks for it, too.
             options: as of :meth:`BaseEditor.edit`; ``subject`` names the concepts.
 
         Raises:
@@ -116,9 +124,9 @@ class ConceptEditor(BaseEditor):
         result = self.edit_cases(cases, **how_to_edit(keep, verbose, named))
         for metric, prompted in zip(result.metrics, alone, strict=True):
             after = metric.get("post") or metric["final"]
-            for half in (metric["pre"], after):
-                _classic(half, concept_consistency)
             metric[PROMPT_ONLY] = prompted["post"]
+            for half in (metric["pre"], after, metric[PROMPT_ONLY]):
+                _classic(half, concept_consistency)
         return result
 
 
@@ -180,13 +188,17 @@ def prompted_metrics(lm: LM, cases: Sequence[Case], measures: Measures) -> list[
         name = case.edit.subject or case.edit.prompt.text.strip()
         front = f"Definition of {name}: {case.edit.target.strip()}\n"
         after = observe_behind(lm, front, case, measures, summary.scorers)
+        halves = {"pre": summary.of(case), "post": summary.of(case, after)}
+        for half, replies in (("pre", summary.before), ("post", after)):
+            answers = answers_of(case, replies, measures)
+            if answers:
+                halves[half]["answers"] = answers
         metrics.append(
             {
                 "case_id": case.id,
                 "requested_rewrite": request_of(case),
                 "time": 0.0,
-                "pre": MetricDict(summary.of(case)),
-                "post": MetricDict(summary.of(case, after)),
+                **{half: MetricDict(values) for half, values in halves.items()},
             }
         )
     return metrics
@@ -209,8 +221,10 @@ def _request(
     if missing:
         raise EditError(f"There is nothing to edit: give {' and '.join(missing)}.")
     named, keep = classic_options(options, keep_original_weight)
-    subject = named.pop("subject", None)
-    named.pop("train_ds", None)
+    refuse_requests(named, "BaseEditor.edit_dataset(ConceptDataset(path))")
+    subject, rejected = named.pop("subject", None), named.pop("target_neg", None)
+    named.pop("requests", None)
+    refuse_unknown(named, EditOptions)
     named.setdefault("force", True)
     plain = make_cases(
         cast(Texts, prompts),
@@ -219,29 +233,31 @@ def _request(
         subject=subject,
         rephrase_prompts=rephrase_prompts,
         locality_inputs=locality_inputs,
+        rejected=rejected,
     )
     cases = [_with_instances(case, i, len(plain), instance_inputs) for i, case in enumerate(plain)]
-    measures = named.get("measures") or Measures(
-        answer_tokens=TOKENS if concept_consistency else 0, judge=judge
-    )
+    asks = concept_consistency or judge is not None
+    measures = measures_with(named.get("measures"), judge, TOKENS if asks else 0)
+    if concept_consistency and not measures.answer_tokens:
+        measures = replace(measures, answer_tokens=TOKENS)
     named["measures"] = measures
     return cases, named, keep, measures
 
 
 def _with_instances(case: Case, index: int, n: int, given: Mapping[str, Any] | None) -> Case:
     probes = list(case.probes)
+    if given is not None and not isinstance(given, Mapping):
+        raise EditError(
+            "instance_inputs must map a name to {'prompt': [...]}, one entry per edit, not "
+            f"{type(given).__name__}."
+        )
     for name, block in (given or {}).items():
         questions = block.get("prompt") if isinstance(block, Mapping) else None
         if questions is None:
             raise EditError(f"instance_inputs[{name!r}] must hold 'prompt', one entry per edit.")
-        listed = [questions] if isinstance(questions, (str, Prompt)) else list(questions)
-        if len(listed) != n:
-            raise EditError(
-                f"instance_inputs[{name!r}]['prompt'] holds {len(listed)} entries for {n} edits; "
-                "give one per prompt, in their order."
-            )
-        entry = listed[index]
-        some = [] if entry is None else [entry] if isinstance(entry, (str, Prompt)) else list(entry)
+        where = f"instance_inputs[{name!r}]['prompt']"
+        entry = listed_texts(where, questions, n)[index]
+        some = [] if entry is None else listed_texts(where, entry)
         concept = case.edit.subject or case.edit.prompt.text
         probes += instance_probes(case.edit, some, concept, name)
     return Case(case.id, case.edit, probes)

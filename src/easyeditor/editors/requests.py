@@ -33,7 +33,12 @@ def _missing(value: Any) -> bool:
         return True
 
 
-def _list(name: str, value: Any, n: int | None = None) -> list[Any]:
+def listed_texts(name: str, value: Any, n: int | None = None) -> list[Any]:
+    """A column of a request as a list, one entry per edit; an inner column as a list, too.
+
+    Raises:
+        EditError: no text and no list, or not ``n`` entries.
+    """
     value = _plain(value)
     if value is None:
         return [None] * (n or 0)
@@ -84,8 +89,8 @@ def _probes(group: str, given: Mapping[str, Any] | None, n: int) -> list[list[Pr
         where = f"{group}_inputs[{name!r}]"
         if not isinstance(block, Mapping) or not {"prompt", "ground_truth"} <= set(block):
             raise EditError(f"{where} must hold 'prompt' and 'ground_truth'.")
-        prompts = _list(f"{where}['prompt']", block["prompt"], n)
-        answers = _list(f"{where}['ground_truth']", block["ground_truth"], n)
+        prompts = listed_texts(f"{where}['prompt']", block["prompt"], n)
+        answers = listed_texts(f"{where}['ground_truth']", block["ground_truth"], n)
         for i, (prompt, reply) in enumerate(zip(prompts, answers, strict=True)):
             edit_prompts, truth = _several(where, prompt), _several(where, reply)
             if len(edit_prompts) != len(truth):
@@ -118,18 +123,18 @@ def make_cases(
     Raises:
         EditError: lengths that do not match, wrong types, an edit that cannot be carried out.
     """
-    prompt_list = _list("prompts", prompts)
+    prompt_list = listed_texts("prompts", prompts)
     n = len(prompt_list)
     if not n:
         raise EditError("There is nothing to edit: prompts is empty.")
-    targets = _list("target_new", target_new, n)
+    targets = listed_texts("target_new", target_new, n)
     truths = _plain(ground_truth)
     if isinstance(prompts, (str, Prompt)) and isinstance(truths, list):
         truths = truths[:1]
-    truths = _list("ground_truth", truths, n)
-    negatives = _list("target_neg", rejected, n)
-    subjects = _list("subject", subject, n)
-    rephrases = _list("rephrase_prompts", rephrase_prompts, n)
+    truths = listed_texts("ground_truth", truths, n)
+    negatives = listed_texts("target_neg", rejected, n)
+    subjects = listed_texts("subject", subject, n)
+    rephrases = listed_texts("rephrase_prompts", rephrase_prompts, n)
     locality = _probes("locality", locality_inputs, n)
     portability = _probes("portability", portability_inputs, n)
     cases = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from typing_extensions import Unpack
@@ -16,14 +17,20 @@ from easyeditor.data.safety import (
     with_suffix,
 )
 from easyeditor.editors.base import BaseEditor
+from easyeditor.editors.behaviour import measures_with, refuse_requests
 from easyeditor.editors.options import RequestOptions, classic_options, how_to_edit
-from easyeditor.editors.requests import Nested, Texts, list_of_cases, make_cases
+from easyeditor.editors.requests import (
+    Nested,
+    Texts,
+    list_of_cases,
+    listed_texts,
+    make_cases,
+)
 from easyeditor.editors.result import EditResult
 from easyeditor.edits import Case, Edit, Prompt, as_prompt
 from easyeditor.errors import EditError
 from easyeditor.evaluate.aggregate import averages
 from easyeditor.evaluate.behaviour import BehaviourJudge
-from easyeditor.evaluate.query import Measures
 
 UNEDITED, SUFFIX_ONLY = "unedited", "suffix_only"
 EDITED, WITHOUT_SUFFIX = "edited", "edited_without_suffix"
@@ -102,12 +109,13 @@ class SafetyEditor(BaseEditor):
         if missing:
             raise EditError(f"There is nothing to edit: give {' and '.join(missing)}.")
         named, keep = classic_options(options, keep_original_weight)
-        rejected = named.pop("target_neg", None) or ground_truth
+        refuse_requests(named, "edit_dataset(SafetyDataset(path))")
         plain = make_cases(
             cast(Texts, prompts),
             cast(Texts, target_new),
             ground_truth,
-            rejected=rejected,
+            subject=named.pop("subject", None),
+            rejected=named.pop("target_neg", None),
             locality_inputs=locality_inputs,
         )
         self._check_suffix(plain, prompts_with_systemPrompt)
@@ -139,21 +147,14 @@ class SafetyEditor(BaseEditor):
     def _measured(
         self, cases: Sequence[Case], judge: BehaviourJudge | None, **options: Any
     ) -> EditResult:
-        load = getattr(judge, "load", None)
-        if load is not None:  # before any work: a classifier that is not there
-            load()
+        for case in cases:
+            if not any(probe.kind == DEFENSE for probe in case.probes):
+                raise EditError(
+                    f"The case {case.id!r} has no attack prompt to score. Give a SafetyDataset, or "
+                    "edit other cases with BaseEditor."
+                )
         options.setdefault("force", True)
-        if options.get("measures") is None:
-            tokens = int(getattr(self.hparams, "max_output_length", TOKENS))
-            room = self.lm.context_length
-            longest = max(
-                len(self.lm.text.row(probe.prompt, "x").ids)
-                for case in cases
-                for probe in case.probes
-            )
-            if room is not None:
-                tokens = max(1, min(tokens, room - longest))
-            options["measures"] = Measures(answer_tokens=tokens, judge=judge)
+        options["measures"] = measures_with(options.get("measures"), judge, self._tokens(cases))
         result = self.edit_cases(cases, **options)
         for metric in result.metrics:
             after = metric.get("post") or metric["final"]
@@ -166,11 +167,23 @@ class SafetyEditor(BaseEditor):
             after |= texts[EDITED]
         return result
 
+    def _tokens(self, cases: Sequence[Case]) -> int:
+        """Of a free answer: as the settings say, and no more than the model has room for."""
+        tokens = int(getattr(self.hparams, "max_output_length", TOKENS))
+        room = self.lm.context_length
+        probes = [probe for case in cases for probe in case.probes]
+        if room is None or not probes:
+            return tokens
+        longest = max(len(self.lm.text.row(probe.prompt, "x").ids) for probe in probes)
+        return max(1, min(tokens, room - longest))
+
     def _case(self, name: str, case: Case, others: Sequence[Prompt]) -> Case:
         local = [probe for probe in case.probes if probe.group == "locality"]
         chosen = next((p for p in local if p.name == HARMLESS_BLOCK), local[0] if local else None)
         harmless = None if chosen is None else (chosen.prompt, chosen.answers)
         edit: Edit = case.edit
+        if edit.rejected is None:
+            edit = replace(edit, rejected=edit.ground_truth)
         kinds = dict(zip(GENERALIZATION, others, strict=False))
         whole = safety_case(name, edit, kinds, harmless, self.suffix)
         more = [probe for probe in local if probe is not chosen]
@@ -179,9 +192,9 @@ class SafetyEditor(BaseEditor):
     def _check_suffix(self, cases: Sequence[Case], given: Texts | None) -> None:
         if given is None:
             return
-        texts = [given] if isinstance(given, (str, Prompt)) else list(given)
+        texts = listed_texts("prompts_with_systemPrompt", given, len(cases))
         expected = [with_suffix(case.edit.prompt, self.suffix).text for case in cases]
-        for text, wanted in zip(texts, expected, strict=False):
+        for text, wanted in zip(texts, expected, strict=True):
             if as_prompt(text).text.split() != wanted.split():
                 raise EditError(
                     f"prompts_with_systemPrompt has {as_prompt(text).text!r:.200}, and with the "
@@ -214,11 +227,11 @@ def _four_each(given: Nested | None, n: int) -> list[list[Prompt]]:
     """The other prompts of every edit; a single edit's may stand without an outer list."""
     if given is None:
         return [[] for _ in range(n)]
-    listed: list[Any] = [given] if isinstance(given, (str, Prompt)) else list(given)
+    listed = listed_texts("general_prompt", given)
     if n == 1 and all(isinstance(entry, (str, Prompt)) for entry in listed):
         listed = [listed]
     wrong = len(listed) != n or any(
-        isinstance(entry, (str, Prompt)) or len(entry) != len(GENERALIZATION) for entry in listed
+        not isinstance(entry, list) or len(entry) != len(GENERALIZATION) for entry in listed
     )
     if wrong:
         raise EditError(

@@ -7,24 +7,31 @@ other tokens than the named ones, and ``reset_all`` gives back every bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from easyeditor.data.contrast import Contrast, Example
+from easyeditor.editors.steering_config import (
+    ELSEWHERE,
+    METHODS_HERE,
+    Config,
+    check_method,
+    mapping_of,
+    records_of,
+    settings_by_method,
+    text_of,
+)
 from easyeditor.edits import Prompt
-from easyeditor.errors import EditError, HyperParamsError, HyperParamsFileError, did_you_mean
+from easyeditor.errors import EditError, HyperParamsError
 from easyeditor.lm.inference import generate
 from easyeditor.lm.loading import load
 from easyeditor.lm.locking import lock_of
 from easyeditor.lm.model import LM
 from easyeditor.model_spec import ModelSpec
 from easyeditor.patches.patch import Patch, PatchInfo
-from easyeditor.patches.stack import without_patches
+from easyeditor.patches.stack import applied_patches, without_patches
 from easyeditor.steering.activations import part_at, path_of
 from easyeditor.steering.vectors import (
     SteeringSettings,
@@ -33,20 +40,9 @@ from easyeditor.steering.vectors import (
     prompt_vectors,
 )
 
-Config = Mapping[str, Any] | str | os.PathLike[str]
 Vectors = Mapping[str, Mapping[str, torch.Tensor]]
 """``{method: {"layer_17": vector}}``."""
 
-METHODS_HERE = {"caa": "caa", "vector_prompt": "prompt"}
-"""Classic names of the ways to make a vector, and ours."""
-ELSEWHERE = {
-    "dola": "contrasts layers while decoding, which is no edit",
-    "deco": "corrects layers while decoding, which is no edit",
-    "sta": "needs a public sparse autoencoder; caa is the nearest",
-    "lm_steer": "is trained at the output head; caa is the nearest",
-    "reps_vector": "is trained; caa is the nearest",
-    "prompt": "is a text in front: write it into the input",
-}
 TOKENS = 50
 
 
@@ -64,8 +60,8 @@ class BaseVectorGenerator:
     """
 
     def __init__(self, cfg: Config, *, lm: LM | None = None) -> None:
-        self.config = _mapping(cfg)
-        self.hparams_dict = _settings(self.config, "steer_train_hparam_paths")
+        self.config = mapping_of(cfg)
+        self.hparams_dict = settings_by_method(self.config, "steer_train_hparam_paths")
         if not self.hparams_dict:
             raise HyperParamsError(
                 "steer_train_hparam_paths names no settings; give a list of files or of mappings "
@@ -85,11 +81,10 @@ class BaseVectorGenerator:
         Raises:
             EditError: no records, or one lacks a field.
         """
-        if not datasets:
-            raise EditError("There are no datasets: {name: [{'question', 'matching', …}, …]}.")
+        named = records_of(datasets)
         self._lm = self._lm or _load(self.config)
         result: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
-        for name, records in datasets.items():
+        for name, records in named.items():
             result[name] = {}
             for method, settings in self.hparams_dict.items():
                 computed = _vectors(self._lm, method, settings, name, records)
@@ -110,10 +105,13 @@ class SteeredModel:
         self.patches: list[Patch] = []
 
     def reset_all(self) -> None:
-        """Take every vector off; the model has the bits it had."""
-        while self.patches:
-            self.patches[-1].revert(self.lm.model)
-            self.patches.pop()
+        """Take every vector off that is still on; the model has the bits it had."""
+        with lock_of(self.lm.model):
+            while self.patches:
+                patch = self.patches[-1]
+                if any(patch is other for other in applied_patches(self.lm.model)):
+                    patch.revert(self.lm.model)
+                self.patches.pop()
 
 
 class BaseVectorApplier:
@@ -130,8 +128,8 @@ class BaseVectorApplier:
     """
 
     def __init__(self, cfg: Config, *, lm: LM | None = None) -> None:
-        self.config = _mapping(cfg)
-        self.hparams_dict = _settings(self.config, "apply_steer_hparam_paths")
+        self.config = mapping_of(cfg)
+        self.hparams_dict = settings_by_method(self.config, "apply_steer_hparam_paths")
         if self.config.get("steer_vector_load_dir"):
             raise HyperParamsError(
                 "steer_vector_load_dir: files of vectors are pickles, which can run code when they "
@@ -155,11 +153,16 @@ class BaseVectorApplier:
                 changed.
         """
         positions = "answer" if self.config.get("steer_from_end_position") else "all"
+        if not self.hparams_dict:
+            raise EditError(
+                "apply_steer_hparam_paths names no settings, so no vector would be applied; give a "
+                "list of files or of mappings such as {'alg_name': 'caa', 'multipliers': [2]}."
+            )
         lm, patches = self.model.lm, []
         for method, settings in self.hparams_dict.items():
-            given = (vectors or {}).get(method)
-            layers = settings.get("layers") or [_number(key) for key in given or ()]
-            strengths = list(settings.get("multipliers") or [1.0])
+            given = _by_layer(vectors, method)
+            layers = settings["layers"] or list(given)
+            strengths = settings["multipliers"] or [1.0]
             strengths = strengths * len(layers) if len(strengths) == 1 else strengths
             if len(strengths) != len(layers):
                 raise EditError(
@@ -167,14 +170,14 @@ class BaseVectorApplier:
                     "for all, or one for each."
                 )
             for layer, strength in zip(layers, strengths, strict=True):
-                vector = (given or {}).get(f"layer_{layer}")
+                vector = given.get(layer)
                 if vector is None:
+                    known = ", ".join(f"layer_{i}" for i in given) or "none"
                     raise EditError(
-                        f"There is no vector of {method} at layer {layer}; there are "
-                        f"{', '.join(given or ()) or 'none'}. Give apply_vectors the vectors that "
-                        "generate_vectors returned for one dataset."
+                        f"There is no vector of {method} at layer {layer}; there are {known}. Give "
+                        "apply_vectors the vectors that generate_vectors returned for one dataset."
                     )
-                patches.append(_patch(lm, method, int(layer), vector, float(strength), positions))
+                patches.append(_patch(lm, method, layer, vector, strength, positions))
         with lock_of(lm.model):
             for patch in patches:
                 patch.apply(lm.model)
@@ -194,15 +197,18 @@ class BaseVectorApplier:
         """
         options = dict(params or self.config.get("generation_params") or {})
         options.pop("pad_token_id", None)
-        tokens = int(options.pop("max_new_tokens", TOKENS))
-        records = [record for some in datasets.values() for record in some if record.get("input")]
+        tokens = options.pop("max_new_tokens", TOKENS)
+        every = [record for some in records_of(datasets).values() for record in some]
+        records = [record for record in every if record.get("input")]
+        if not records:
+            raise EditError("No record has an 'input' to write after.")
         prompts = [self._prompt(str(record["input"])) for record in records]
         lm = self.model.lm
-        texts = generate(lm, prompts, tokens, **options)
+        texts = _written(lm, prompts, tokens, options)
         originals: list[list[str]] = [[] for _ in records]
         if self.config.get("generate_orig_output"):
             with without_patches(lm.model):
-                originals = [[text] for text in generate(lm, prompts, tokens, **options)]
+                originals = [[text] for text in _written(lm, prompts, tokens, options)]
         return [
             {
                 "input": record["input"],
@@ -246,14 +252,22 @@ class SteerEditor:
         Raises:
             HyperParamsError: settings of a way to decode, which is not here, or without a model.
         """
-        config = hparams if isinstance(hparams, Mapping) else dict(hparams)
+        config = mapping_of(hparams)
         alg_name = str(config.get("alg_name") or "")
         if alg_name.lower() in ELSEWHERE:
-            _check_method(alg_name)
+            check_method(alg_name)
         return cls(_load(config))
 
     def apply(self, patch: Patch) -> None:
-        """Carry a patch: steering vectors (``vectors.patch(strength=…)``) or any other."""
+        """Carry a patch: steering vectors (``vectors.patch(strength=…)``) or any other.
+
+        Raises:
+            EditError: it is no patch.
+        """
+        if not isinstance(patch, Patch):
+            raise EditError(
+                f"apply takes a patch, e.g. vectors.patch(strength=2), not {type(patch).__name__}."
+            )
         with lock_of(self.lm.model):
             patch.apply(self.lm.model)
             self._steered.patches.append(patch)
@@ -280,10 +294,15 @@ class SteerEditor:
                 "generate writes after texts: give input_text, and ask about images with "
                 "MultimodalEditor."
             )
-        texts = [input_text] if isinstance(input_text, str) else list(input_text)
+        texts = [input_text] if isinstance(input_text, str) else input_text
+        if not isinstance(texts, Sequence) or not all(isinstance(t, str) and t for t in texts):
+            raise EditError(
+                f"input_text must be a text or a list of texts, not {input_text!r:.80}."
+            )
         if temperature:
             model_kwargs |= {"do_sample": True, "temperature": temperature}
-        return generate(self.lm, texts, max_new_tokens, **model_kwargs)
+        prompts = [Prompt(text) for text in texts]
+        return _written(self.lm, prompts, max_new_tokens, model_kwargs)
 
 
 def _vectors(
@@ -293,9 +312,9 @@ def _vectors(
     name: str,
     records: Sequence[Mapping[str, Any]],
 ) -> SteeringVectors:
-    layers = tuple(settings.get("layers") or (0.5,))
+    layers = tuple(settings["layers"] or (0.5,))
     prompts = [
-        Prompt(_text(name, i, record, "question", "prompt", "input"))
+        Prompt(text_of(name, i, record, "question", "prompt", "input"))
         for i, record in enumerate(records)
     ]
     if METHODS_HERE[method] == "prompt":
@@ -303,7 +322,7 @@ def _vectors(
         return prompt_vectors(lm, prompts, instruction, layers=layers)
     kinds = [
         tuple(
-            Example(prompt, _text(name, i, record, *fields))
+            Example(prompt, text_of(name, i, record, *fields))
             for i, (prompt, record) in enumerate(zip(prompts, records, strict=True))
         )
         for fields in (("matching", "positive"), ("not_matching", "negative"))
@@ -314,6 +333,11 @@ def _vectors(
 def _patch(
     lm: LM, method: str, layer: int, vector: torch.Tensor, strength: float, positions: str
 ) -> Patch:
+    if not isinstance(vector, torch.Tensor) or not vector.isfinite().all():
+        raise EditError(
+            f"The vector of {method} at layer {layer} must be a tensor of finite numbers, and is "
+            f"{vector!r:.60}."
+        )
     width = lm.model.config.get_text_config().hidden_size
     if tuple(vector.shape) != (width,):
         raise EditError(
@@ -329,49 +353,6 @@ def _patch(
     return vectors.patch(strength, positions)
 
 
-def _mapping(cfg: Config) -> dict[str, Any]:
-    if isinstance(cfg, (str, os.PathLike)):
-        return _file(Path(cfg))
-    try:
-        return {str(key): cfg[key] for key in cfg}
-    except (TypeError, KeyError):
-        raise HyperParamsError(
-            f"A configuration is a mapping or a YAML file, not {type(cfg).__name__} ({cfg!r:.80})."
-        ) from None
-
-
-def _file(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HyperParamsFileError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(data, Mapping):
-        raise HyperParamsFileError(f"{path} must hold 'name: value' lines.")
-    return {str(key): value for key, value in data.items()}
-
-
-def _settings(config: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """Settings by method."""
-    listed = config.get(name) or []
-    if isinstance(listed, (str, os.PathLike, Mapping)):
-        listed = [listed]
-    result = {}
-    for entry in listed:
-        settings = _mapping(entry)
-        result[_check_method(str(settings.get("alg_name", "")))] = settings
-    return result
-
-
-def _check_method(name: str) -> str:
-    if name.lower() in METHODS_HERE:
-        return name.lower()
-    why = ELSEWHERE.get(name.lower(), "is not known")
-    raise HyperParamsError(
-        f"alg_name {name!r} {why}.{did_you_mean(name, METHODS_HERE)} Here are "
-        f"{' and '.join(METHODS_HERE)}, and easyedit steer."
-    )
-
-
 def _load(config: Mapping[str, Any]) -> LM:
     name = config.get("model_name_or_path") or config.get("model_name")
     if not name:
@@ -379,15 +360,28 @@ def _load(config: Mapping[str, Any]) -> LM:
     return load(ModelSpec(str(name), device=config.get("device")))
 
 
-def _text(dataset: str, number: int, record: Mapping[str, Any], *names: str) -> str:
-    value = next((record[name] for name in names if record.get(name)), None)
-    if not isinstance(value, str):
+def _by_layer(vectors: object, method: str) -> dict[int, torch.Tensor]:
+    """The vectors of a method by their layers."""
+    given = vectors.get(method) if isinstance(vectors, Mapping) else None
+    try:
+        return {int(key.removeprefix("layer_")): v for key, v in dict(given or {}).items()}
+    except (TypeError, ValueError, AttributeError):
         raise EditError(
-            f"Record {number} of {dataset!r} has no text under {' or '.join(map(repr, names))}; it "
-            f"has {', '.join(map(str, record)) or 'nothing'}."
-        )
-    return value
+            f"The vectors of {method} must be {{'layer_17': tensor}}, as generate_vectors returns "
+            f"them for one dataset, not {given!r:.80}."
+        ) from None
 
 
-def _number(key: str) -> int:
-    return int(key.removeprefix("layer_"))
+def _written(
+    lm: LM, prompts: Sequence[Prompt], tokens: Any, options: Mapping[str, Any]
+) -> list[str]:
+    """What the model writes; the parameters are of ``model.generate``."""
+    if not isinstance(tokens, int) or tokens < 1:
+        raise EditError(f"max_new_tokens={tokens!r} must be a whole number from 1 on.")
+    try:
+        return generate(lm, prompts, tokens, **options)
+    except ValueError as error:
+        raise EditError(
+            f"The model's generate refuses these parameters ({', '.join(options) or 'none'}): "
+            f"{error}"
+        ) from error
