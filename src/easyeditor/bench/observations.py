@@ -30,7 +30,7 @@ def to_json(replies: Replies) -> dict[str, Any]:
             for ending in (replies.endings[query] for query in replies.texts)
         ],
         "distributions": [
-            [query.prompt.to_json(), *distribution.top().to_json()]
+            [query.prompt.to_json(), *distribution.top().to_json(), query.written]
             for query, distribution in replies.distributions.items()
         ],
     }
@@ -54,9 +54,9 @@ def joined(lines: Iterable[Mapping[str, Any]]) -> Replies:
             texts.setdefault(query, text)
         for query, (tokens, by_itself) in zip(queries, line.get("endings", ()), strict=False):
             endings.setdefault(query, Ending(tokens, by_itself))
-        for prompt, ids, logprobs in line.get("distributions", ()):
+        for prompt, ids, logprobs, *written in line.get("distributions", ()):
             distribution = Distribution.from_json(ids, logprobs)
-            distributions.setdefault(NextToken(as_prompt(prompt)), distribution)
+            distributions.setdefault(NextToken(as_prompt(prompt), *written), distribution)
         perplexity = line["perplexity"] if perplexity is None else perplexity
         chat = line["chat"]
     return Replies(scores, texts, perplexity, chat, endings, distributions)

@@ -80,12 +80,21 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def _read(folder: Path, name: str) -> Run:
+def require_run(folder: Path) -> None:
+    """Make sure that a run was written to this folder.
+
+    Raises:
+        BenchError: it holds none.
+    """
     if not (folder / "run.json").is_file():
         raise BenchError(
             f"{folder} is no run folder: it holds no run.json. Give the folder that a benchmark "
             "run was written to."
         )
+
+
+def _read(folder: Path, name: str) -> Run:
+    require_run(folder)
     info = _json(folder / "run.json")
     if info.get("format") != 1:
         raise BenchError(

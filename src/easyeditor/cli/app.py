@@ -19,12 +19,16 @@ from rich.logging import RichHandler
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from easyeditor.cli.terminal import Terminal, visible, write_json
+from easyeditor.cli.terminal import Terminal, folded, visible, write_json
 from easyeditor.errors import EasyEditError
 from easyeditor.version import VERSION
 
 DONE, NOT_TAKEN, BAD_INPUT, UNEXPECTED, READER_GONE = 0, 1, 2, 70, 141
 
+TABLE_WIDTH = 76
+"""Columns that the table of a command's options needs."""
+LONGEST = 200
+"""Characters of a command's sentence in a list."""
 OTHERS = ("torch", "transformers")
 """Packages that ``--version`` names, too: what an edit's bits may depend on."""
 
@@ -59,19 +63,30 @@ def _usage_errors() -> Iterator[None]:
 
 
 class _Help:
-    """Prints the epilog as it is written, so that its examples can be pasted."""
+    """Prints the epilog as it is written, so that its examples can be pasted.
+
+    On a narrow terminal the help has no table, which would cut the names of options.
+    """
 
     epilog: str | None
+    rich_markup_mode: Any
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, and the epilog last."""
         epilog, self.epilog = self.epilog, None
+        mode = self.rich_markup_mode
+        if err.width < TABLE_WIDTH:
+            self.rich_markup_mode = None
         try:
             super().format_help(ctx, formatter)  # type: ignore[misc]
         finally:
-            self.epilog = epilog
+            self.epilog, self.rich_markup_mode = epilog, mode
         if epilog:
-            typer.echo(f"{dedent(epilog).strip()}\n")
+            text = f"{folded(dedent(epilog).strip(), err.width)}\n"
+            if formatter.getvalue():
+                formatter.write(f"\n{text}")
+            else:
+                typer.echo(text)
 
 
 class Command(_Help, TyperCommand):
@@ -80,6 +95,12 @@ class Command(_Help, TyperCommand):
 
 class Commands(_Help, TyperGroup):
     """A group whose deliberate errors end with exit code 2 and one message on stderr."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands, where it is no table, with whole sentences."""
+        rows = [(name, command.get_short_help_str(LONGEST)) for name, command in _shown(self)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Parse; what is wrong with the words themselves is reported as JSON, too."""
@@ -110,6 +131,10 @@ class Commands(_Help, TyperGroup):
         words = Text.assemble(("Error", "bold red"), f" ({kind}): ", visible(message))
         err.print(words, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
+
+
+def _shown(group: Any) -> list[tuple[str, Any]]:
+    return [(name, command) for name, command in group.commands.items() if not command.hidden]
 
 
 def add(

@@ -361,6 +361,7 @@ def _run(
 
 
 def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
+    places.check_runs(runs)  # before torch is imported
     from easyeditor.bench.report import report as write
 
     with output.working("writing the report …"):

@@ -6,10 +6,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from easyeditor.bench.results import require_run
 from easyeditor.errors import EasyEditError
 from easyeditor.files import check_writable_place
 
@@ -24,6 +25,16 @@ def check_file(path: Path | None) -> None:
     """
     if path is not None and path != STREAM:
         check_writable_place(path)
+
+
+def check_runs(folders: Iterable[Path]) -> None:
+    """Make sure that runs of ``easyedit bench`` lie in all of the folders.
+
+    Raises:
+        BenchError: one holds none.
+    """
+    for folder in folders:
+        require_run(folder)
 
 
 def check_folder(path: Path, *, empty: bool = True, size: int = 0) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleDimensions
@@ -78,6 +79,15 @@ def write_json(document: Any, *, indent: int | None = 2) -> None:
     if not _fits(sys.stdout, text):
         text = json.dumps(document, ensure_ascii=True, indent=indent)
     sys.stdout.write(f"{text}\n")
+
+
+def folded(text: str, columns: int) -> str:
+    """The text with its paragraphs folded at ``columns``; indented lines, commands, stay whole."""
+    blocks = text.split("\n\n")
+    return "\n\n".join(
+        block if re.search(r"^\s", block, re.M) else fill(" ".join(block.split("\n")), columns)
+        for block in blocks
+    )
 
 
 def quoted(path: str | Path) -> str:

@@ -68,6 +68,11 @@ def train(
     if out is not None:
         places.check_folder(out, empty=False)
 
+    from easyeditor.data.open import open_dataset
+
+    for file in filter(None, (data, val)):
+        open_dataset(file)  # says what is wrong with it before torch is imported
+
     from easyeditor.methods.training import training_class_of
 
     settings = options.settings_as(lambda: training_class_of(method), model, hparams, set_)

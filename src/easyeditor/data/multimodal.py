@@ -16,7 +16,6 @@ from easyeditor.data.fields import Fields, probe
 from easyeditor.data.prompts import inside
 from easyeditor.edits import Case, Edit, ImageRef, Probe, Prompt
 from easyeditor.errors import DataError, ImageError
-from easyeditor.lm.image_files import open_image
 
 CHECKED = 3
 """So many records' images are opened when a dataset is made: a missing folder shows at once."""
@@ -88,6 +87,8 @@ class MultimodalDataset(CaseDataset):
 
     def problem(self, index: int) -> str:
         """Why the images of a record cannot be read; empty where they can."""
+        from easyeditor.lm.image_files import open_image  # imports torch
+
         record = Fields(self._records[index].value)
         for name in ("image", "image_rephrase", "m_loc"):
             if name in record:

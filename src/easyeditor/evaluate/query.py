@@ -126,7 +126,9 @@ def _ask(
     for (text_query, i), reply in zip(texts, written, strict=True):
         by_text[i][text_query] = reply.text
         endings[i][text_query] = Ending(len(reply.ids), reply.ended)
-    distributions = next_token(lm, [query.prompt for query, _ in nexts], of_next)
+    distributions = next_token(
+        lm, [query.prompt for query, _ in nexts], of_next, [query.written for query, _ in nexts]
+    )
     for (next_query, i), distribution in zip(nexts, distributions, strict=True):
         by_next[i][next_query] = distribution
     return [

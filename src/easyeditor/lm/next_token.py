@@ -72,7 +72,10 @@ def kl_divergence(before: Distribution, after: Distribution) -> float:
 
 
 def next_token(
-    lm: LM, prompts: Sequence[Prompt], patch_of_query: Sequence[int] | None = None
+    lm: LM,
+    prompts: Sequence[Prompt],
+    patch_of_query: Sequence[int] | None = None,
+    written: Sequence[str] | None = None,
 ) -> list[Distribution]:
     """The distribution of the first token after each prompt, over the whole vocabulary.
 
@@ -80,6 +83,8 @@ def next_token(
         lm: the model.
         prompts: what is asked.
         patch_of_query: as in :func:`~easyeditor.lm.inference.score`.
+        written: for each prompt the beginning of the answer, behind which the token comes; None:
+            directly behind the prompts.
 
     Raises:
         PromptTooLongError: a prompt does not fit into the model's context.
@@ -89,7 +94,8 @@ def next_token(
         patches = None
         if patch_of_query is not None and who is lm:
             patches = [patch_of_query[i] for i in rows]
-        return _of_one_model(who, texts, patches)
+        begun = [written[i] for i in rows] if written is not None else [""] * len(texts)
+        return _of_one_model(who, texts, begun, patches)
 
     return answer_via_routers(
         lm,
@@ -100,27 +106,36 @@ def next_token(
 
 
 def _of_one_model(
-    lm: LM, prompts: Sequence[Prompt], patches: Sequence[int] | None
+    lm: LM, prompts: Sequence[Prompt], written: Sequence[str], patches: Sequence[int] | None
 ) -> list[Distribution]:
     """:func:`next_token` of one model, without routers."""
-    starts = [lm.text.row(prompt).ids for prompt in prompts]
-    check_length(lm, [Row(ids) for ids in starts])
+    begun = [lm.text.row(prompt, text) for prompt, text in zip(prompts, written, strict=True)]
+    check_length(lm, begun)
+    starts = [row.ids for row in begun]
     # The last token of a row is not run; which one it is does not matter.
     nothing = (lm.text.pad_id,)
-    rows = [Row(ids if lm.encoder_decoder else ids + nothing, nothing) for ids in starts]
+    rows = [
+        Row(row.ids if lm.encoder_decoder else row.ids + nothing, row.target + nothing)
+        for row in begun
+    ]
     replies: dict[int, Distribution] = {}
     reads = LOGIT_BUDGET // lm.model.config.get_text_config().vocab_size
     chunks = [
         [group[i] for i in part]
         for group in lm.alike(starts)  # with and without images
         for part in batches_by_length(
-            [len(starts[i]) for i in group], [1] * len(group), TOKEN_BUDGET, max(1, reads)
+            [len(starts[i]) for i in group],
+            [len(rows[i].target) for i in group],
+            TOKEN_BUDGET,
+            max(1, reads),
         )
     ]
     with lm.at_rest(), torch.inference_mode():
         for chunk in chunks:
             of_row = None if patches is None else [patches[i] for i in chunk]
             logits = lm.target_logits([rows[i] for i in chunk], patch_of_row=of_row)
+            ends = torch.tensor([len(rows[i].target) for i in chunk]).cumsum(0) - 1
+            logits = logits[ends.to(logits.device)]
             logprobs = logits.float().log_softmax(-1).cpu()
             replies.update(
                 {i: Distribution(None, row.clone()) for i, row in zip(chunk, logprobs, strict=True)}

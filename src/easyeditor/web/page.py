@@ -27,8 +27,8 @@ CSS = """
 .ee-problem {border-color: #db6d28; background: #db6d2822}
 .ee-done {border-color: #2ea043; background: #2ea04322}
 .ee-working {border-color: #5878c8; background: #5878c822}
-#runs-table table {display: block; max-width: 100%; overflow-x: auto}
-#runs-table td, #runs-table th {overflow-wrap: normal; word-break: normal; white-space: nowrap}
+#runs-table {overflow-x: auto}
+#runs-table td, #runs-table th {overflow-wrap: normal; word-break: normal; padding: 6px 8px}
 """
 FONTS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")

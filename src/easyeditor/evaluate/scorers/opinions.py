@@ -88,8 +88,7 @@ class OpinionScorer(Scorer):
 def _positions(probe: Probe) -> Iterator[NextToken]:
     words = probe.answers[0].split()
     for n in range(min(KL_WORDS, len(words))):
-        text = " ".join([probe.prompt.text.rstrip(), *words[:n]])
-        yield NextToken(probe.prompt.with_text(text))
+        yield NextToken(probe.prompt, " ".join(words[:n]))
 
 
 def _mean_logprob(case: Case, kind: str, replies: Replies) -> float | None:
