@@ -99,6 +99,18 @@ def test_a_target_of_one_window_is_edited_as_without() -> None:
             assert all(same_bits(getattr(part, f), getattr(other, f)) for f in part.fields)
 
 
+def test_values_of_edits_that_are_made_alone_are_searched_together() -> None:
+    target = shared_lm("llama")
+    together = memit(window=2).edit_each(target, [TEXT, OTHER])
+    for edit, outcome in zip((TEXT, OTHER), together, strict=True):
+        alone = memit(window=2).edit(target, [edit]).patch
+        assert outcome.patch.info.edits == (edit,)
+        for path in alone.entries:
+            torch.testing.assert_close(
+                outcome.patch.dense(path), alone.dense(path), rtol=1e-3, atol=1e-5
+            )
+
+
 @pytest.mark.parametrize("method", ["MEMIT", "AlphaEdit"])
 def test_windows_hold_more_of_a_text(method: str) -> None:
     from easyeditor.methods import METHODS
@@ -330,3 +342,38 @@ def test_the_shipped_paragraphs() -> None:
                 assert probe.answers[0].lower() in case.edit.target.lower()
         if size == "120":
             assert sum(probe.kind == SUB_QUESTION for probe in case.probes) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as a target's text"),
+        (b" \n", "is empty"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_target_files_that_hold_no_text(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    """Refused before any model is loaded."""
+    from easyeditor.cli.edit_request import target_text
+
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        target_text(file, None, None, forget=False)
+
+
+def test_a_target_file_is_the_target_and_ends() -> None:
+    import typer
+
+    from easyeditor.cli.edit_request import target_text, with_end
+
+    file = Path(__file__)
+    assert target_text(file, None, None, forget=False).startswith('"""Targets that are paragraphs')
+    with pytest.raises(typer.BadParameter, match="--target, not both"):
+        target_text(file, "x", None, forget=False)
+    assert with_end("MEMIT", ["window=8"], file) == ["append_eos=true", "window=8"]
+    assert with_end("FT", ["append_eos=false"], file) == ["append_eos=false"]
+    assert with_end("GRACE", None, file) == with_end("FT", None, None) == []

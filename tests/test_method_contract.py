@@ -52,13 +52,14 @@ class Setting:
 
 NUMBER = {name: number for number, name in enumerate(BY_NAME)}
 
+PLAIN = [
+    Setting(case.name, family)
+    for case in CASES
+    for family in STRUCTURAL
+    if not (case.causal and family == "t5")
+]
 SETTINGS = [
-    *(
-        Setting(case.name, family)
-        for case in CASES
-        for family in STRUCTURAL
-        if not (case.causal and family == "t5")
-    ),
+    *PLAIN,
     *(Setting(case.name, "gpt2", torch.bfloat16) for case in CASES),
     *(Setting(case.name, "llama", variant=i) for case in CASES for i in range(len(case.variants))),
 ]
@@ -223,9 +224,7 @@ def passes_until_failure(setting: Setting, place: str, call: int, make_method: M
     return passes()
 
 
-@pytest.mark.parametrize(
-    "setting", in_tiers(Setting(name, family) for name in BY_NAME for family in STRUCTURAL), ids=str
-)
+@pytest.mark.parametrize("setting", in_tiers(PLAIN), ids=str)
 def test_an_edit_that_fails_at_first_or_at_last_changes_nothing(
     setting: Setting, make_method: Maker
 ) -> None:

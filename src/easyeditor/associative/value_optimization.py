@@ -93,6 +93,11 @@ class OptimizedValues:
     origin: torch.Tensor
     losses: list[list[float]] = field(default_factory=list)
 
+    def rows(self, numbers: Sequence[int]) -> OptimizedValues:
+        """Those of some edits or windows."""
+        losses = [self.losses[n] for n in numbers]
+        return OptimizedValues(self.delta[numbers], self.origin[numbers], losses)
+
 
 def optimize_values(
     lm: LM,

@@ -17,7 +17,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -38,8 +37,9 @@ from easyeditor.associative.protected_keys import (
     without_stored_keys,
 )
 from easyeditor.associative.protected_metric import ProtectedMetrics
-from easyeditor.associative.solve import KeyMetric, double
+from easyeditor.associative.solve import KeyMetric
 from easyeditor.associative.spread import solve_directions, stored_keys
+from easyeditor.associative.value_optimization import OptimizedValues
 from easyeditor.associative.windows import check_subjects, other_keys, other_rows, window_rows
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.hyperparams import Layers
@@ -49,12 +49,12 @@ from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
 from easyeditor.methods.locate import (
-    ContextState,
     KeyMetrics,
     LocateHyperParams,
     contexts_for,
     values_of,
 )
+from easyeditor.methods.spread_state import SpreadState
 from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
 from easyeditor.methods.text_windows import WindowSettings
 from easyeditor.patches.stack import applied
@@ -62,9 +62,6 @@ from easyeditor.patches.weight import Part, weight_patch
 from easyeditor.timing import Stopwatch
 
 log = logging.getLogger(__name__)
-
-ANCHOR_EDITS = 50
-"""How many edits the norm anchor is the mean of."""
 
 
 class SpreadHyperParams(WindowSettings):
@@ -111,21 +108,6 @@ class SpreadHyperParams(WindowSettings):
         return {}
 
 
-@dataclass(frozen=True, slots=True)
-class SpreadState(ContextState):
-    """The contexts, and the mean length of the first edits' ``z`` (with ``anchor_norm``)."""
-
-    anchored: int = 0
-    anchor: float = 0.0
-
-    def anchored_with(self, z: torch.Tensor) -> SpreadState:
-        """The state that has seen the rows of ``z`` ``(edits, width)``, as far as they count."""
-        norms = double(z[: max(ANCHOR_EDITS - self.anchored, 0)].norm(dim=1))
-        count = self.anchored + len(norms)
-        mean = (self.anchor * self.anchored + float(norms.sum())) / count
-        return SpreadState(self.contexts, count, mean)
-
-
 class SpreadMethod(Method[SpreadState]):
     """Any number of facts in one batch, spread over several layers. Needs the subjects."""
 
@@ -164,6 +146,33 @@ class SpreadMethod(Method[SpreadState]):
             DivergedError: the search left the finite numbers.
             HyperParamsError: settings that do not fit the model.
         """
+        return self._edit(lm, edits, state, None)
+
+    def edit_each(
+        self, lm: LM, edits: Sequence[Edit], state: SpreadState | None = None
+    ) -> list[Outcome[SpreadState]]:
+        """The patches of edits that are made alone; their values are searched in one batch."""
+        settings = self.hyperparams.resolved(lm.n_layers)
+        if len(edits) == 1 or len({bool(edit.expansions) for edit in edits}) > 1:
+            return super().edit_each(lm, edits, state)
+        column = settings.column(lm)
+        check_subjects(edits, at_subject=settings.at_subject)
+        windows = settings.windows(column, edits)
+        site = self._where(column, [int(layer) for layer in settings.layers])[0]
+        state = state or SpreadState(settings.contexts(column))
+        contexts = contexts_for(edits, state.contexts)
+        values = values_of(column, site, edits, contexts, settings, windows)
+        return [
+            self._edit(
+                lm, [e], state, values.rows([n for n, w in enumerate(windows) if w.edit == i])
+            )
+            for i, e in enumerate(edits)
+        ]
+
+    def _edit(
+        self, lm: LM, edits: Sequence[Edit], state: SpreadState | None, z: OptimizedValues | None
+    ) -> Outcome[SpreadState]:
+        """:meth:`edit` with values that were searched already, if there are any."""
         lm = self.hyperparams.column(lm)
         check_consistent(edits)
         check_subjects(edits, at_subject=self.hyperparams.at_subject)
@@ -192,22 +201,22 @@ class SpreadMethod(Method[SpreadState]):
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
         with watch("values"):
-            optimized = values_of(lm, site, edits, contexts, settings, windows)
+            optimized = z or values_of(lm, site, edits, contexts, settings, windows)
             width = optimized.delta.shape[1] // len(site.parts())
         entries: dict[str, list[Part]] = {}
         stored: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         recorded: dict[str, torch.Tensor] = {}
-        z = (optimized.origin + optimized.delta)[:, :width]  # a second part is not written
+        new = (optimized.origin + optimized.delta)[:, :width]  # a second part is not written
         if settings.anchor_norm:
-            state = state.anchored_with(z)
-            z = torch.nn.functional.normalize(z, dim=1) * state.anchor
+            state = state.anchored_with(new)
+            new = torch.nn.functional.normalize(new, dim=1) * state.anchor
         with ExitStack() as lower_layers:
             for i, layer in enumerate(layers):
                 projection = lm.down_map(layer)
                 with watch("solve"):
                     every, n = keys_at(lm, [layer], rows + expansions)[layer], len(rows)
                     keys, more = every[:n].view(len(windows), len(contexts), -1), every[n:]
-                    residual = (z - values_at(lm, site, bare)) / (
+                    residual = (new - values_at(lm, site, bare)) / (
                         settings.share(len(layers) - i) * scale
                     )
                 with watch("moments"):
