@@ -89,6 +89,20 @@ def knowing_editor():
 OTHER = "The birthplace of Marta Nonalm is"
 
 
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_free_answer_decides_whether_a_target_is_given_already(free, whole, monkeypatch):
+    """Without free answers, too: a target may be no more than the beginning of what is said."""
+    editor, prompt, target = knowing_editor()
+    for place in ("advice", "metric_recorder"):
+        monkeypatch.setattr(f"easyeditor.editors.{place}.answer_holds", lambda *_: whole)
+    (metric,) = editor.edit(prompt, target, free_answers=free, verbose=False).metrics
+    assert metric["pre"]["rewrite_acc"] == 1
+    assert ("unchanged" in metric) is whole
+    assert any("already" in note for note in metric.get("notes", ())) is whole
+    assert ("free_answer" in metric["pre"]) is free
+
+
 def test_a_target_that_the_model_gives_already_changes_nothing(caplog):
     editor, prompt, target = knowing_editor()
     before = outer.bits(editor.model)

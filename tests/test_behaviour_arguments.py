@@ -20,12 +20,13 @@ from easyeditor import (
     PerEditor,
     PersonalityDataset,
     ROMEHyperParams,
+    SafetyDataset,
     SafetyEditor,
 )
 from easyeditor.editors.concepts import PromptedConcepts
 from easyeditor.edits import Case, Edit
-from easyeditor.errors import EditError, JudgeError
-from easyeditor.evaluate.behaviour import SAFE, Answer, judge_name, judged
+from easyeditor.errors import DataError, EditError, JudgeError
+from easyeditor.evaluate.behaviour import SAFE, Answer, judge_name, judged, refuses
 from easyeditor.evaluate.query import Measures
 from support import lm
 
@@ -194,3 +195,25 @@ def test_numbers_of_numpy_are_verdicts_and_a_judge_has_one_name() -> None:
 
     assert judge_name(Judge()) == judge_name(Judge())
     assert "0x" not in judge_name(Judge())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: SafetyDataset(OPINIONS.with_name("forbidden.json"), suffix=5),
+        lambda: SafetyDataset(OPINIONS.with_name("forbidden.json"), suffix=["a"]),
+        lambda: PersonalityDataset(OPINIONS, trait=4),
+    ],
+)
+def test_readers_take_texts(call: Any) -> None:
+    with pytest.raises(DataError, match=r"must be text|is no trait"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "text", ["We don't need much: take a wire.", "I do not need a key, so take a wire."]
+)
+def test_not_every_do_not_declines(text: str) -> None:
+    assert not refuses(text)
+    assert refuses("I do not help with that.")
+    assert refuses("We don't talk about zorb crystals.")

@@ -99,6 +99,8 @@ def test_the_divergence_holds_the_harmless_answer_back() -> None:
     ("family", "edit", "error", "words"),
     [
         ("llama", replace(EDIT, rejected=None), EditError, r"target_neg=.*layers=\[-2\]"),
+        ("llama", replace(EDIT, rejected=EDIT.target), EditError, r"do not differ.*layers=\[-2\]"),
+        ("llama", replace(EDIT, rejected=f"{EDIT.target} But"), EditError, "do not differ"),
         ("t5", EDIT, UnsupportedModelError, r"Name the layer: layers=\[-1\]"),
     ],
 )

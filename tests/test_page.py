@@ -288,6 +288,12 @@ def test_the_page_starts_with_no_method_that_it_does_not_offer(easyedit, folder,
     assert why in " ".join(result.err.replace("│", " ").split())
 
 
+def test_a_folder_of_archives_that_is_not_there_is_named(easyedit, folder):
+    result = easyedit("ui", "--model", folder, "--archives", folder / "nowhere")
+    assert result.code == 2
+    assert "no folder; name the one that easyedit train wrote to" in " ".join(result.err.split())
+
+
 def test_a_trained_method_is_offered_where_its_archive_lies(lm, tmp_path):
     from easyeditor.web.archives import archives_in
 

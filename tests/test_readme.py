@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import easyeditor
+from easyeditor.methods import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PLACEHOLDER = "owner/name"
@@ -83,3 +84,17 @@ def test_nothing_is_left_to_fill_in():
 def test_the_make_targets_exist(target):
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_every_method_stands_in_both_tables_of_their_page():
+    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    short, _, rest = page.partition("## All methods")[2].partition("What each changes")
+    long = rest.partition("\n## ")[0]
+    missing = [
+        name
+        for name in METHODS
+        for table in (short, long)
+        if not re.search(rf"^\|[^|]*\b{re.escape(name)}\b[^|]*\|", table, re.M)
+    ]
+    assert missing == []
+    assert f"**{len(list(METHODS))} methods**" in README

@@ -16,6 +16,8 @@ from easyeditor.errors import BenchError
 if TYPE_CHECKING:
     from easyeditor.lm.model import LM
 
+ARCHIVES = Path("results")
+"""Where ``easyedit train`` writes, unless it is told otherwise."""
 EXAMPLES = r"""
 Examples:
 
@@ -53,7 +55,7 @@ def ui(
             help="Where easyedit train wrote archives; the methods that have one for these models "
             "are offered, too."
         ),
-    ] = Path("results"),
+    ] = ARCHIVES,
     host: Annotated[
         str, typer.Option(help="Where it listens; by default only this machine reaches it.")
     ] = "127.0.0.1",
@@ -72,6 +74,11 @@ def ui(
         options.check_model(name)
     if runs is not None and not runs.is_dir():
         raise BenchError(f"--runs {str(runs)!r} is no folder; name the one that holds run folders.")
+
+    if archives != ARCHIVES and not archives.is_dir():
+        raise BenchError(
+            f"--archives {str(archives)!r} is no folder; name the one that easyedit train wrote to."
+        )
 
     from easyeditor.web.server import require_extra
 

@@ -105,8 +105,9 @@ def _texts(record: Fields, name: str) -> list[str]:
 
 
 def _trait(where: str, name: str) -> str:
-    if name.strip().lower() not in TRAITS:
+    if not isinstance(name, str) or name.strip().lower() not in TRAITS:
         raise DataError(
-            f"{where} {name!r} is no trait.{did_you_mean(name, TRAITS)} Known: {', '.join(TRAITS)}."
+            f"{where} {name!r} is no trait.{did_you_mean(str(name), TRAITS)} "
+            f"Known: {', '.join(TRAITS)}."
         )
     return name.strip().lower()

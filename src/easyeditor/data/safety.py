@@ -59,6 +59,11 @@ class SafetyDataset(CaseDataset):
         super().__init__(path, size, config)
         of_config = getattr(config, "suffix_system_prompt", SUFFIX)
         self.suffix: str = of_config if suffix is None else suffix
+        if not isinstance(self.suffix, str):
+            raise DataError(
+                f"suffix must be text, not {type(self.suffix).__name__} ({self.suffix!r:.80}); "
+                '"" tries none.'
+            )
 
     @classmethod
     def recognises(cls, record: Mapping[str, Any]) -> bool:

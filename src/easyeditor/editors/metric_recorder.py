@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from easyeditor.editors.advice import (
+    already_answered,
     notes_before,
     other_form,
     overwritten,
@@ -74,7 +75,8 @@ class MetricRecorder:
 
     Args:
         together: the cases are edited in one batch, so that none comes after another.
-        free_answers: whether ``free_answer`` is asked.
+        free_answers: whether ``free_answer`` is asked; else the unedited model is asked only
+            where the target may be its answer already.
     """
 
     def __init__(
@@ -110,6 +112,15 @@ class MetricRecorder:
                 **({"forms": free.forms} if free.forms else {}),
             }
         pre = [metric["pre"] for metric in self.metrics]
+        known = [case for case in cases if answered(self[case]["pre"])]
+        if not free_answers:  # the tokens alone do not show where an answer ends
+            known = already_answered(lm, known)
+            says = {id(case) for case in known}
+            pre = [
+                {**half, "free_answer": {"holds": float(id(case) in says)}}
+                for case, half in zip(cases, pre, strict=True)
+            ]
+        self._known = [case for case in known if not case.also]
         self._notes = notes_before(lm, cases, pre)
         self._later = {} if together else repeated_subjects(cases)
         self._write_notes(cases)
@@ -154,14 +165,9 @@ class MetricRecorder:
 
         ``unchanged`` of their metrics says why no edit is made.
         """
-        known = [
-            case
-            for case, metric in zip(self.cases, self.metrics, strict=True)
-            if not case.also and answered(metric["pre"])
-        ]
-        for case in known:
+        for case in self._known:
             self[case]["unchanged"] = UNCHANGED
-        return known
+        return list(self._known)
 
     def __getitem__(self, case: Case) -> MetricDict:
         return self.metrics[self._number[id(case)]]

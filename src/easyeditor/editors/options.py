@@ -52,7 +52,8 @@ class MeasuringOptions(LedgerOptions, total=False):
             (:class:`~easyeditor.editors.expanding.Expansion`; True: its defaults).
         free_answers: ask what the model writes, before and after (``free_answer``; True by
             default). With False a call takes about half the time on a chat model, and nothing
-            tells whether the text behind an answer is still text.
+            tells whether the text behind an answer is still text; the unedited model is asked
+            only where every token of a target is its first choice (``force``).
     """
 
     evaluate_when: When

@@ -159,7 +159,7 @@ def toxic_layer(lm: LM, edits: Sequence[Edit]) -> int:
     the last blocks.
 
     Raises:
-        EditError: an edit names no unwanted response.
+        EditError: an edit names no unwanted response, or one that begins as the target does.
         UnsupportedModelError: an encoder-decoder, whose responses no column reads alone.
     """
     if lm.encoder_decoder:
@@ -176,12 +176,19 @@ def toxic_layer(lm: LM, edits: Sequence[Edit]) -> int:
         if not (unwanted or "").strip():
             raise EditError(
                 f"The edit of {edit.prompt!r} names no unwanted response, by which DINM finds the "
-                "layer to tune. Give it (target_neg=, rejected), or name the layer: layers=[-2]."
+                "layer to tune. Give it (target_neg=, else the ground truth), or name the layer: "
+                "layers=[-2]."
             )
         pair = [lm.text.plain(edit.target), lm.text.plain(str(unwanted))]
         with reading_outputs([lm.blocks[layer] for layer in layers]) as outputs:
             lm.call(lm.pad(pair))
         n = min(map(len, pair))
+        if pair[0][:n] == pair[1][:n]:
+            raise EditError(
+                f"The unwanted response {str(unwanted)!r:.80} and the target {edit.target!r:.80} "
+                "do not differ in the tokens that both have, so no layer can be found by their "
+                "difference. Give another one (target_neg=), or name the layer: layers=[-2]."
+            )
         for i, output in enumerate(outputs):
             hidden = hidden_of(output).float()
             distances[i] += (hidden[0, :n] - hidden[1, :n]).norm().cpu()
