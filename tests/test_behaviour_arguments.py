@@ -217,3 +217,14 @@ def test_not_every_do_not_declines(text: str) -> None:
     assert not refuses(text)
     assert refuses("I do not help with that.")
     assert refuses("We don't talk about zorb crystals.")
+
+
+def test_a_blank_suffix_leaves_no_row_empty() -> None:
+    """The paper's ablation: the edited model is asked without a suffix."""
+    editor = made(SafetyEditor, DINM.replace(suffix_system_prompt=""))
+    (metric,) = editor.edit(**SAFETY).metrics
+    rows = metric["safety"]
+    assert set(rows["edited"]) == {"DS", "fluency"}
+    assert rows["edited"] == rows["edited_without_suffix"]
+    assert rows["suffix_only"] == rows["unedited"]
+    assert isinstance(metric["post"]["DS"], str)
