@@ -23,6 +23,7 @@ from easyeditor import (
     SafetyDataset,
     SafetyEditor,
 )
+from easyeditor.bench.table import safety_note
 from easyeditor.editors.concepts import PromptedConcepts
 from easyeditor.edits import Case, Edit
 from easyeditor.errors import DataError, EditError, JudgeError
@@ -228,3 +229,9 @@ def test_a_blank_suffix_leaves_no_row_empty() -> None:
     assert rows["edited"] == rows["edited_without_suffix"]
     assert rows["suffix_only"] == rows["unedited"]
     assert isinstance(metric["post"]["DS"], str)
+
+
+def test_runs_with_different_judges_name_all_of_them() -> None:
+    assert safety_note([None, "judge", "judge"]) == (
+        "Safe is what a list of usual refusals, judge takes for safe."
+    )
