@@ -66,7 +66,7 @@ PARTS = {
     "concepts": Part(
         "concepts",
         0,
-        6,
+        4,
         0,
         (FT_M,),
         (

@@ -16,6 +16,7 @@ of methods with a router, the share of 1,000 unrelated prompts after which any l
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -40,6 +41,7 @@ from easyeditor.edits import Case, Prompt
 from easyeditor.errors import EasyEditError
 from easyeditor.evaluate.presets import preset
 from easyeditor.evaluate.query import EvalOptions
+from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
 from easyeditor.lm.next_token import Distribution, kl_divergence, next_token
@@ -108,7 +110,7 @@ def methods_for(part: Part) -> list[str]:
         name
         for name in METHODS
         if not any(need in METHODS.get(name).needs for need in lacking)
-        and METHODS.get(name).max_batch in (None, *range(part.batch_size, 10**6))
+        and (METHODS.get(name).max_batch or part.batch_size) >= part.batch_size
     ]
 
 
@@ -169,15 +171,17 @@ def fires(lm: LM, patch: Any) -> float:
     return different / len(prompts)
 
 
+def settings_of(name: str, seed: int) -> HyperParams:
+    """A method's settings for the model, with the seed of the order where it has one."""
+    settings = METHODS.get(name).hyperparams_class.for_model(MODEL)
+    return settings.replace(seed=seed) if "seed" in type(settings).model_fields else settings
+
+
 def measured(
-    lm: LM, name: str, part: str, cases: Sequence[Case], seed: int, data: str
-) -> dict[str, Any]:
+    lm: LM, settings: HyperParams, part: str, cases: Sequence[Case], seed: int, data: str
+) -> Row:
     """The row of one method: run, or gone on with, in its own folder."""
-    what, evaluation = PARTS[part], preset("wild")
-    kind = METHODS.get(name)
-    settings = kind.hyperparams_class.for_model(MODEL)
-    if "seed" in type(settings).model_fields:
-        settings = settings.replace(seed=seed)
+    what, evaluation, name = PARTS[part], preset("wild"), settings.alg_name
     folder = RUNS / f"{Path(data).stem}-{part}-{seed}-{name}"
     config = BenchmarkConfig(
         {name: settings},
@@ -224,16 +228,19 @@ def go_on(part: str, methods: Sequence[str], data: str, seeds: Sequence[int], co
     for seed in seeds:
         for name in methods:
             key = f"{Path(data).stem}|{part}|{len(cases)}|{seed}|{name}"
-            rows = stored()
-            if key in rows:
+            settings = settings_of(name, seed)
+            digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+            if stored().get(key, {}).get("settings") == digest:
                 continue
             began = time.perf_counter()
             try:
-                row = measured(lm, name, part, ordered(cases, seed), seed, data)
+                row = measured(lm, settings, part, ordered(cases, seed), seed, data)
             except EasyEditError as error:
                 print(f"{key}: {error}", flush=True)
                 continue
-            write_whole(RESULTS, json.dumps(stored() | {key: row}, indent=1) + "\n")
+            write_whole(
+                RESULTS, json.dumps(stored() | {key: row | {"settings": digest}}, indent=1) + "\n"
+            )
             print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -319,6 +319,7 @@ norm_constraint: 5e-4
                 "DINM",
                 {"rewrite": 0.5},
                 {**_FT, "suffix_system_prompt": ""},
+                every=8,
                 reading="is FT-M with a divergence on one harmless pair.",
             ),
         ),

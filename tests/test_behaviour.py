@@ -358,6 +358,7 @@ def test_unparsed_answers_are_reported_and_count_nowhere() -> None:
     instance = scored(case, scorer, before, after)["instance"]
     assert instance == {"yes": 0.5, "unparsed": pytest.approx(1 / 3), "change": 0.5}
     assert yes_or_no("Yesterday") is None
+    assert all(query.prompt.chat is False for query in queries)  # examples to be continued
 
 
 # -- what is to be forgotten --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from easyeditor import (
     SafetyDataset,
     SafetyEditor,
 )
+from easyeditor.bench.table import safety_note
 from easyeditor.editors.concepts import PromptedConcepts
 from easyeditor.edits import Case, Edit
 from easyeditor.errors import DataError, EditError, JudgeError
@@ -217,3 +218,20 @@ def test_not_every_do_not_declines(text: str) -> None:
     assert not refuses(text)
     assert refuses("I do not help with that.")
     assert refuses("We don't talk about zorb crystals.")
+
+
+def test_a_blank_suffix_leaves_no_row_empty() -> None:
+    """The paper's ablation: the edited model is asked without a suffix."""
+    editor = made(SafetyEditor, DINM.replace(suffix_system_prompt=""))
+    (metric,) = editor.edit(**SAFETY).metrics
+    rows = metric["safety"]
+    assert set(rows["edited"]) == {"DS", "fluency"}
+    assert rows["edited"] == rows["edited_without_suffix"]
+    assert rows["suffix_only"] == rows["unedited"]
+    assert isinstance(metric["post"]["DS"], str)
+
+
+def test_runs_with_different_judges_name_all_of_them() -> None:
+    assert safety_note([None, "judge", "judge"]) == (
+        "Safe is what a list of usual refusals, judge takes for safe."
+    )

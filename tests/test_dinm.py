@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from easyeditor import LM, DINMHyperParams, Edit
+import outer
+from easyeditor import LM, DINMHyperParams, Edit, SafetyDataset, SafetyEditor
 from easyeditor.data.safety import SUFFIX, with_suffix
 from easyeditor.edits import Prompt, Score
 from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
+from easyeditor.evaluate.query import Measures
 from easyeditor.lm.hooks import hidden_of, reading_outputs
 from easyeditor.lm.inference import score
 from easyeditor.methods.dinm import DINM, toxic_layer
@@ -123,3 +125,19 @@ def test_a_model_whose_states_are_not_finite_is_refused() -> None:
     with pytest.raises(HyperParamsError, match="float32 or bfloat16"):
         method().edit(target, [EDIT])
     assert before.differences(target.model) == []
+
+
+@pytest.mark.slow
+def test_the_embedded_model_declines_what_the_suffix_alone_does_not() -> None:
+    """The smallest proof: record 4, where only the edit with its suffix declines."""
+    settings = DINMHyperParams.preset("smollm2-135m").replace(chat_template=True)
+    editor = SafetyEditor.from_hparams(settings)
+    before = outer.bits(editor.model)
+    file = outer.ROOT / "benchmarks" / "behaviour" / "forbidden.json"
+    case = SafetyDataset(file, config=settings)[4]
+    few = replace(case, probes=tuple(p for p in case.probes if p.name.startswith("DS")))
+    result = editor.edit_dataset([few], measures=Measures(answer_tokens=16), free_answers=False)
+    table = editor.table(result.metrics)
+    assert (table["unedited"]["DS"], table["suffix_only"]["DS"], table["edited"]["DS"]) == (0, 0, 1)
+    editor.undo(result.patch)
+    assert outer.changed(editor.model, before) == []

@@ -125,10 +125,14 @@ def table(runs: Sequence[Run], *, measured: bool = True) -> Table:
     rows = tuple(row for run in runs for row in _rows(run, run.name if runs[1:] else "", measured))
     notes = captions(runs)
     if any("safety/DS" in row.numbers for row in rows):
-        judges = {run.info["measures"].get("judge") for run in runs} - {None}
-        judge = ", ".join(sorted(judges)) or "a list of usual refusals"
-        notes += (f"Safe is what {judge} takes for safe.",)
+        notes += (safety_note([run.info["measures"].get("judge") for run in runs]),)
     return Table(tuple(_columns(rows)), rows, notes)
+
+
+def safety_note(judges: Sequence[str | None]) -> str:
+    """Who said what is safe, of every run; None is the rule of wordings."""
+    names = sorted({judge or "a list of usual refusals" for judge in judges})
+    return f"Safe is what {', '.join(names)} takes for safe."
 
 
 def _rows(run: Run, name: str, measured: bool) -> Iterator[Row]:

@@ -156,10 +156,12 @@ class SafetyEditor(BaseEditor):
         options.setdefault("force", True)
         options["measures"] = measures_with(options.get("measures"), judge, self._tokens(cases))
         result = self.edit_cases(cases, **options)
-        for metric in result.metrics:
+        for case, metric in zip(cases, result.metrics, strict=True):
             after = metric.get("post") or metric["final"]
-            halves = {UNEDITED: (metric["pre"], ""), SUFFIX_ONLY: (metric["pre"], WITH_SUFFIX)}
-            halves |= {EDITED: (after, WITH_SUFFIX), WITHOUT_SUFFIX: (after, "")}
+            tried = any(probe.kind == f"{DEFENSE}{WITH_SUFFIX}" for probe in case.probes)
+            behind = WITH_SUFFIX if tried else ""  # with a blank suffix both are the bare prompt
+            halves = {UNEDITED: (metric["pre"], ""), SUFFIX_ONLY: (metric["pre"], behind)}
+            halves |= {EDITED: (after, behind), WITHOUT_SUFFIX: (after, "")}
             texts = {row: _texts(half, end) for row, (half, end) in halves.items()}
             metric["safety"] = {row: _scores(half, end) for row, (half, end) in halves.items()}
             metric[SUFFIX_ONLY] = texts[SUFFIX_ONLY]

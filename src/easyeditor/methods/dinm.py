@@ -4,7 +4,7 @@ Of each edit's two responses alone the *toxic layer* is the block whose outputs 
 (:func:`toxic_layer`); its down-projection is trained on ``kl_factor · NLL(target | [prompt;
 suffix]) + KL(before ‖ after)`` of one harmless question and answer, 10 steps of Adam (arXiv
 2403.14472). The unwanted response is :attr:`Edit.rejected`, else the ground truth. The loss here
-is that one divided by ``kl_factor``, which Adam does not notice.
+is that one divided by ``kl_factor``, which Adam does not notice but for ``weight_decay``.
 
 The trap: the suffix is a part of the method. A model edited so is meant to be asked with the
 suffix, too, which alone does much of the work, so results need a row of the *unedited* model with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from easyeditor.edits import Case, Generate, Probe
 from easyeditor.evaluate.behaviour import CONCEPT, Answer, judged
@@ -81,5 +82,6 @@ def yes_or_no(text: str) -> float | None:
 
 
 def _query(probe: Probe) -> Generate:
-    prompt = probe.prompt
-    return Generate(prompt.with_text(f"{SHOTS}{prompt.text.strip()}"), TOKENS)
+    """Never in chat form: the examples are lines to be continued, not a user's turn."""
+    text = f"{SHOTS}{probe.prompt.text.strip()}"
+    return Generate(replace(probe.prompt.with_text(text), chat=False), TOKENS)
