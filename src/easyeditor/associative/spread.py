@@ -11,8 +11,6 @@ from easyeditor.lm.weights import float64_device
 
 SMALLEST_SHARE = 1e-6
 """Of λ that the slack of an opening subject's key may be."""
-KEPT_SLACK = 0.03
-"""The share of its energy that a kept prompt's key may be off."""
 
 
 def stored_keys(keys: torch.Tensor, kind: str) -> torch.Tensor:
@@ -48,7 +46,6 @@ def solve_directions(
     kind: str,
     more: torch.Tensor | None = None,
     of_edit: Sequence[int] = (),
-    protected: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The columns of the closed form, summed over each edit's keys: ``(d_in, edits)``, float64.
 
@@ -70,12 +67,10 @@ def solve_directions(
         more: keys of the edits' expansions ``(n, d_in)``; every one is stored, whatever ``kind``
             says of the contexts.
         of_edit: the edit that each of these belongs to.
-        protected: ``(m, d_in)``, keys of prompts that the edits keep, with a residual of zero and a
-            slack of :data:`KEPT_SLACK` in units of their mean energy.
     """
     per_edit = stored_keys(keys, kind)
     owner = torch.arange(len(keys), device=keys.device).repeat_interleave(per_edit.shape[1])
-    if not opening and (more is None or not len(more)) and protected is None:
+    if not opening and (more is None or not len(more)):
         solved = per_edit.flatten(0, 1)
         system = torch.cat([solved, *(k.to(solved) for k in earlier)])
         u = closed_form(system.T, metric, weight)[:, : len(solved)]
@@ -103,9 +98,5 @@ def solve_directions(
     if contrast is not None:
         system = torch.cat([system, contrast])
         slack = torch.cat([slack, (weight * share.mean()).expand(len(contrast))])
-    if protected is not None:
-        energy = key_energy(protected, plain).mean().to(slack)
-        system = torch.cat([system, protected])
-        slack = torch.cat([slack, (KEPT_SLACK * energy).expand(len(protected))])
     u = closed_form(system.T, metric, slack)[:, : len(owner)]
     return u.new_zeros(len(u), len(keys)).index_add_(1, owner.to(u.device), u), solved, owner

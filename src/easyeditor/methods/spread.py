@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from easyeditor.associative.contrast import contrast_rows, kept_rows, read_after_subject
+from easyeditor.associative.contrast import contrast_rows, read_after_subject
 from easyeditor.associative.keys import (
     keys_at,
     rows_of_expansions,
@@ -114,7 +114,6 @@ class SpreadMethod(Method[SpreadState]):
     state_class = SpreadState
     needs = frozenset({Need.SUBJECT})
     searches_expansions = True
-    keeps = True
 
     hyperparams: SpreadHyperParams
 
@@ -198,7 +197,6 @@ class SpreadMethod(Method[SpreadState]):
                 if window.at_subject and read_after_subject(lm, edits[window.edit])
             ]
             contrast = contrast_rows(lm, edits) if opening else []
-            keep = kept_rows(lm, edits)
             text = other_rows(lm, edits, windows, append_eos=eos) if settings.protect_text else []
         with watch("moments"):
             self._metrics.prepare(lm, layers, settings)
@@ -229,9 +227,8 @@ class SpreadMethod(Method[SpreadState]):
                     if text:
                         earlier = [*earlier, other_keys(lm, layer, text)]
                     others = keys_at(lm, [layer], contrast)[layer] if contrast else None
-                    held = keys_at(lm, [layer], keep)[layer] if keep else None
                     args = keys, opening, others, earlier, metric, plain, weight, kind, more
-                    u, solved, owner = solve_directions(*args, of_edit, held)
+                    u, solved, owner = solve_directions(*args, of_edit)
                     if settings.protect_edits:
                         of = torch.tensor([window.edit for window in windows])
                         stored[projection.path] = (solved, of[owner.cpu()])
