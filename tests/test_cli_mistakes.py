@@ -362,3 +362,16 @@ def test_what_needs_no_model_is_answered_without_torch(tmp_path):
     )
     codes = [line for line in done.stdout.splitlines() if line.startswith("CODE")]
     assert codes == ["CODE 0 []"] * len(fine) + ["CODE 2 []"] * len(QUICK)
+
+
+@pytest.mark.parametrize(("given", "asked"), [("1", "1"), ("0", None)])
+def test_offline_asks_no_hub_either(monkeypatch, given, asked):
+    """Five retries of a hub that cannot be reached take half a minute."""
+    from easyeditor.cli.main import main
+
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    monkeypatch.setattr(os, "environ", {**environment, "EASYEDITOR_OFFLINE": given})
+    monkeypatch.setattr("sys.argv", ["easyedit", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("HF_HUB_OFFLINE") == asked

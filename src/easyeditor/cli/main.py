@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -52,6 +53,8 @@ def register(words: list[str]) -> None:
 def main() -> None:
     """Entry point of the ``easyedit`` script."""
     tolerate_encodings()
+    if os.environ.get("EASYEDITOR_OFFLINE", "0") not in {"", "0"}:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the hub's client reads it when imported
     register(sys.argv[1:])
     try:
         app(prog_name="easyedit")
