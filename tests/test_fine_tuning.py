@@ -168,6 +168,7 @@ def test_the_answer_ends_with_the_end_of_the_text(monkeypatch: pytest.MonkeyPatc
     assert row.ids[-1] == row.target[-1] == target.tokenizer.eos_token_id
     monkeypatch.setattr(target, "tokenizer", copy.deepcopy(target.tokenizer))
     target.tokenizer.eos_token = None
+    monkeypatch.setattr(target.text, "tokenizer", target.tokenizer)
     before = Snapshot(target.model)
     with pytest.raises(HyperParamsError, match="no end-of-sequence token"):
         patch_of("LocFT-BF", target)

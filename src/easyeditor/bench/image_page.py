@@ -52,7 +52,9 @@ def _rows(run: Run) -> Iterator[list[object]]:
     for position in sorted({p for records in by_method.values() for p in records})[:MOST_CASES]:
         records = {label: rows.get(position) for label, rows in by_method.items()}
         first = next(record for record in records.values() if record is not None)
-        edit = first["requested_rewrite"]
+        edit = first.get("requested_rewrite")
+        if edit is None:  # of a run that did not record it
+            continue
         questions = [("edit", as_prompt(edit["prompt"]), str(edit["target_new"]))]
         for probe in edit["probes"]:
             stays = probe["kind"].startswith("locality")

@@ -36,6 +36,7 @@ class Terminal(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        self._width = self._height = None  # $COLUMNS is read when something is printed, not here
 
     @property  # type: ignore[misc]  # read-only, where rich's can be set: nothing sets it
     def size(self) -> ConsoleDimensions:

@@ -20,7 +20,6 @@ from easyeditor.data.records import Records
 from easyeditor.data.write import record_of
 from easyeditor.edits import Case
 from easyeditor.errors import DataError, ImageError, did_you_mean
-from easyeditor.lm.image_files import open_image
 
 OF_EDIT, OF_CASE = ("subject", "ground_truth"), ("also", "generation", "references")
 MOST_PROBLEMS = 5
@@ -130,6 +129,8 @@ def checked_cases(dataset: CaseDataset) -> list[Case]:
 
 def _unreadable(case: Case) -> str:
     """Why an image of a case cannot be read; empty where all can, or it has none."""
+    from easyeditor.lm.image_files import open_image  # torch, which files of text do without
+
     prompts = [prompt for edit in case.edits for prompt in (edit.prompt, *edit.keep)]
     prompts += [probe.prompt for probe in case.probes]
     for image in {image: None for prompt in prompts for image in prompt.images}:
