@@ -293,7 +293,10 @@ objective_optimization: prompt_last
     MethodCase(
         "DINM",
         quick={
-            **{"layers": [1], "num_steps": 3, "lr": 5e-3, "norm_constraint": 1e-2},
+            "layers": [1],
+            "num_steps": 3,
+            "lr": 5e-3,
+            "norm_constraint": 1e-2,
             "suffix_system_prompt": "",  # a random model asked without it answers anything
         },
         variants=({"layers": [0, 2], "suffix_system_prompt": "Be safe.", "batch_size": 2},),
