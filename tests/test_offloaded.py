@@ -32,6 +32,7 @@ from easyeditor.patches.weight import LowRank, WeightPatch
 from easyeditor.patches.weight_sum import WeightSum
 from support import EDITS, logits, same_bits
 from synthetic import info, some_patch
+from tiers import paired
 
 PATHS = {
     "llama": "model.layers.{}.mlp.down_proj.weight",
@@ -75,8 +76,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("name", WRITING)
-@pytest.mark.parametrize("where", ["disk", "cpu"])
+@pytest.mark.parametrize(("name", "where"), paired(WRITING, ["disk", "cpu"]))
 def test_an_edit_is_the_plain_models(name, where, make_method, tmp_path):
     plain = LM(tiny.model("llama"), tiny.tokenizer())
     lm = LM(offload(tiny.model("llama"), where, tmp_path), tiny.tokenizer())

@@ -32,6 +32,7 @@ from easyeditor.methods import METHODS
 from easyeditor.patches.copies import edited_copy
 from support import EDITS, Snapshot, logits, logprobs, same_bits
 from synthetic import some_patch
+from tiers import paired
 
 SCHEMES = ("8bit", "4bit")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # 4 bits come in blocks of 64
@@ -79,8 +80,7 @@ def unquantized(lm: LM, folder: Path) -> LM:
     return plain
 
 
-@pytest.mark.parametrize("name", WRITING)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("name", "scheme"), paired(WRITING, SCHEMES))
 def test_edits_take_and_are_undone(name, scheme, folders, stats_dir, tmp_path):
     lm = load(str(folders["llama"]), device="cpu", quantization=scheme)
     clean, before = logits(lm.model), packed(lm.model)

@@ -34,6 +34,16 @@ def by_turn(number: int, family: str) -> bool:
     return (number + list(STRUCTURAL).index(family)) % 2 == 0
 
 
+def paired(names: Iterable[Any], ways: Iterable[Any]) -> list[Any]:
+    """All pairs; of each name the fast tier has one, with the ways in turn."""
+    ways = list(ways)
+    return [
+        (name, way) if number % len(ways) == i else slow((name, way))
+        for number, name in enumerate(names)
+        for i, way in enumerate(ways)
+    ]
+
+
 def slow(value: Any) -> Any:
     """The value, or the values of several names, as one parameter of the slow tier."""
     several = value if isinstance(value, tuple) else (value,)
