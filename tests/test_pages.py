@@ -118,6 +118,7 @@ def names(tmp_path, monkeypatch):
     for name, lines in (("declined", POSITIVE), ("answered", NEGATIVE)):
         Path(f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
     Path("text.txt").write_text("The river is long. Rome is big.\n" * 40, encoding="utf-8")
+    Path("tarrow.txt").write_text("Rome is in Italy.\n", encoding="utf-8")
     editor = outer.editor()
     prompts, targets = outer.PROMPTS[:2], outer.TARGETS[:2]
     return {
