@@ -327,6 +327,7 @@ def test_help_shows_examples(easyedit, path):
             assert word in told.out.split("Example", 1)[1]
 
 
+@pytest.mark.slow
 def test_downstream_tasks_from_the_command_to_the_table(bench, tmp_path, monkeypatch):
     """Through lm-evaluation-harness itself, with a task defined here, before and after."""
     tasks = outer.ROOT / "tests" / "data" / "downstream"

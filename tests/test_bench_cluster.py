@@ -200,6 +200,7 @@ def played(monkeypatch):
     return ray
 
 
+@pytest.mark.slow
 def test_every_step_of_a_sequence_may_lose_its_worker(played, tmp_path):
     """Three deaths are too many at one task only."""
     wanted = plan("sequential")

@@ -15,7 +15,7 @@ from easyeditor.redaction import Redactor, public_url, url_secrets
 
 HERE = Path(__file__).parent
 SHIPPED = {"worldfacts": HERE / "worldfacts.json", "paragraphs": HERE / "paragraphs.json"}
-OFFLINE = ("HF_HUB_OFFLINE", "EASYEDITOR_OFFLINE")
+OFFLINE = ("EASYEDITOR_OFFLINE", "HF_HUB_OFFLINE")
 HUB = "https://huggingface.co"
 SECONDS = 30.0
 
