@@ -1,8 +1,8 @@
 """Edits of the real embedded model, on facts it knows, written by us (``facts.json``).
 
 The thresholds are what was measured (``benchmarks/results/quality.json``), less a margin for other
-processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails. All of
-it is of the slow tier; in the fast one the README's examples tell whether an edit of this model takes.
+processors. Fine-tuning scores low because it is so: without a box it forgets, in one it fails. All
+is of the slow tier; in the fast one the README's examples tell whether an edit of this model takes.
 """
 
 import json
