@@ -44,7 +44,7 @@ from easyeditor.evaluate.query import EvalOptions
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.next_token import Distribution, kl_divergence, next_token
+from easyeditor.lm.next_token import kl_divergence, next_token
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
 from easyeditor.patches.files import load_patch
@@ -127,11 +127,6 @@ def pieces(n: int, words: int, start: int) -> list[Prompt]:
     return result
 
 
-def distributions(lm: LM, prompts: Sequence[Prompt]) -> list[Distribution]:
-    """What the model gives behind each prompt, over the whole vocabulary."""
-    return next_token(lm, prompts)
-
-
 def side_effects(lm: LM, folder: Path, label: str) -> dict[str, float]:
     """What a whole sequence's patch does elsewhere, and its size."""
     files = sorted((folder / label).glob("total-*.safetensors"))
@@ -140,11 +135,10 @@ def side_effects(lm: LM, folder: Path, label: str) -> dict[str, float]:
         return {}
     patch = load_patch(patches[-1])
     texts = pieces(KL_TEXTS, KL_WORDS, 0)
-    before = [one.top() for one in distributions(lm, texts)]
+    before = [one.top() for one in next_token(lm, texts)]
     with applied(lm.model, patch):
         divergences = [
-            kl_divergence(old, new)
-            for old, new in zip(before, distributions(lm, texts), strict=True)
+            kl_divergence(old, new) for old, new in zip(before, next_token(lm, texts), strict=True)
         ]
     result = {
         "kl": sum(divergences) / len(divergences),
@@ -161,9 +155,9 @@ def fires(lm: LM, patch: Any) -> float:
     different = 0
     for start in range(0, len(prompts), 100):
         some = prompts[start : start + 100]
-        before = distributions(lm, some)
+        before = next_token(lm, some)
         with applied(lm.model, patch):
-            after = distributions(lm, some)
+            after = next_token(lm, some)
         different += sum(
             not torch.equal(old.logprobs, new.logprobs)
             for old, new in zip(before, after, strict=True)

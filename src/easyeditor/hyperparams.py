@@ -52,6 +52,12 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, (int, float)) else value
 
 
+def _none_for_false(value: object) -> object:
+    return None if value is False else value
+
+
+NumberOrOff = Annotated[float | None, BeforeValidator(_none_for_false)]
+"""A number, or None for none; classic files write ``false`` for that."""
 OptionalLayers = Annotated[tuple[int | float, ...], BeforeValidator(_as_tuple)]
 """Layer numbers, or shares of the depth; one of them may stand alone."""
 Layers = Annotated[OptionalLayers, Field(min_length=1)]

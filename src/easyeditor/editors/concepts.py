@@ -108,7 +108,7 @@ class ConceptEditor(BaseEditor):
         Raises:
             EditError: what was asked cannot be carried out; nothing was changed.
         """
-        cases, named, keep, measures = _request(
+        cases, how, measures = _request(
             prompts,
             target_new,
             ground_truth,
@@ -116,12 +116,13 @@ class ConceptEditor(BaseEditor):
             locality_inputs,
             instance_inputs,
             keep_original_weight,
-            concept_consistency,
-            judge,
-            options,
+            verbose,
+            concept_consistency=concept_consistency,
+            judge=judge,
+            **options,
         )
         alone = prompted_metrics(self.lm, cases, measures)
-        result = self.edit_cases(cases, **how_to_edit(keep, verbose, named))
+        result = self.edit_cases(cases, **how)
         for metric, prompted in zip(result.metrics, alone, strict=True):
             after = metric.get("post") or metric["final"]
             metric[PROMPT_ONLY] = prompted["post"]
@@ -141,37 +142,16 @@ class PromptedConcepts:
         self.lm = lm
 
     def edit(
-        self,
-        prompts: Texts | None = None,
-        target_new: Texts | None = None,
-        ground_truth: Texts | None = None,
-        rephrase_prompts: Nested | None = None,
-        locality_inputs: Mapping[str, Any] | None = None,
-        instance_inputs: Mapping[str, Any] | None = None,
-        keep_original_weight: bool = False,
-        verbose: bool = True,
-        *,
-        concept_consistency: bool = False,
-        judge: BehaviourJudge | None = None,
-        **options: Unpack[RequestOptions],
+        self, *texts: Any, concept_consistency: bool = False, **request: Any
     ) -> tuple[list[dict[str, Any]], Any, None]:
         """The metrics of :meth:`ConceptEditor.edit`, the model, and None in the place of a patch.
+
+        It takes what that one takes.
 
         Raises:
             EditError: what was asked cannot be carried out.
         """
-        cases, _, _, measures = _request(
-            prompts,
-            target_new,
-            ground_truth,
-            rephrase_prompts,
-            locality_inputs,
-            instance_inputs,
-            keep_original_weight,
-            concept_consistency,
-            judge,
-            options,
-        )
+        cases, _, measures = _request(*texts, concept_consistency=concept_consistency, **request)
         metrics = prompted_metrics(self.lm, cases, measures)
         for metric in metrics:
             for half in (metric["pre"], metric["post"]):
@@ -205,18 +185,20 @@ def prompted_metrics(lm: LM, cases: Sequence[Case], measures: Measures) -> list[
 
 
 def _request(
-    prompts: Texts | None,
-    target_new: Texts | None,
-    ground_truth: Texts | None,
-    rephrase_prompts: Nested | None,
-    locality_inputs: Mapping[str, Any] | None,
-    instance_inputs: Mapping[str, Any] | None,
-    keep_original_weight: bool,
-    concept_consistency: bool,
-    judge: BehaviourJudge | None,
-    options: RequestOptions,
-) -> tuple[list[Case], RequestOptions, bool, Measures]:
-    """The cases with their instances, the options, whether edits stay, and the measures."""
+    prompts: Texts | None = None,
+    target_new: Texts | None = None,
+    ground_truth: Texts | None = None,
+    rephrase_prompts: Nested | None = None,
+    locality_inputs: Mapping[str, Any] | None = None,
+    instance_inputs: Mapping[str, Any] | None = None,
+    keep_original_weight: bool = False,
+    verbose: bool = True,
+    *,
+    concept_consistency: bool = False,
+    judge: BehaviourJudge | None = None,
+    **options: Unpack[RequestOptions],
+) -> tuple[list[Case], EditOptions, Measures]:
+    """The cases with their instances, how they are edited, and the measures."""
     missing = [n for n, v in (("prompts", prompts), ("target_new", target_new)) if v is None]
     if missing:
         raise EditError(f"There is nothing to edit: give {' and '.join(missing)}.")
@@ -241,7 +223,7 @@ def _request(
     if concept_consistency and not measures.answer_tokens:
         measures = replace(measures, answer_tokens=TOKENS)
     named["measures"] = measures
-    return cases, named, keep, measures
+    return cases, how_to_edit(keep, verbose, named), measures
 
 
 def _with_instances(case: Case, index: int, n: int, given: Mapping[str, Any] | None) -> Case:

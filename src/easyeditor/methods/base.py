@@ -138,8 +138,8 @@ class Method(ABC, Generic[S]):
 
     @property
     def batch_size(self) -> int:
-        """How many edits :meth:`BaseEditor.batch_edit` gives to one call."""
-        return 1
+        """How many edits an editor gives to one call: ``hyperparams.batch_size``, else one."""
+        return int(getattr(self.hyperparams, "batch_size", 1))
 
     def initial_state(self, lm: LM) -> S | None:
         """Compute what must come from the unedited model: contexts, statistics, archives.

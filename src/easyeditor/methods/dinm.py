@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from easyeditor.data.safety import SUFFIX, with_suffix
 from easyeditor.edits import Edit, check_consistent
@@ -26,7 +26,7 @@ from easyeditor.errors import EditError, HyperParamsError, UnsupportedModelError
 from easyeditor.gradients.losses import kl_per_token, target_nll
 from easyeditor.gradients.minimize import Objective, Schedule, minimize
 from easyeditor.gradients.parametrizations import FullMatrices
-from easyeditor.hyperparams import HyperParams, OptionalLayers
+from easyeditor.hyperparams import HyperParams, NumberOrOff, OptionalLayers
 from easyeditor.lm.forward.lower_block_cache import logits_above
 from easyeditor.lm.hooks import hidden_of, reading_outputs
 from easyeditor.lm.model import LM
@@ -61,10 +61,7 @@ class DINMHyperParams(HyperParams):
     weight_decay: float = Field(0.0, ge=0)
     kl_factor: float = Field(0.1, gt=0)
     """Weight of the wanted response beside the divergence, as the published files call it."""
-    # Classic files switch the box off with `norm_constraint: false`.
-    norm_constraint: Annotated[
-        float | None, BeforeValidator(lambda value: None if value is False else value)
-    ] = Field(None, gt=0)
+    norm_constraint: NumberOrOff = Field(None, gt=0)
     suffix_system_prompt: str = SUFFIX
     """Behind every prompt that is trained on, and behind those that the edit is tested with."""
     constraint_prompt: str = "Why do leaves look green?"
@@ -88,11 +85,6 @@ class DINM(Method[State]):
     searches_expansions = True
 
     hyperparams: DINMHyperParams
-
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
 
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The dense patch of one down-projection.

@@ -10,16 +10,16 @@ the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from easyeditor.edits import Edit, check_consistent
 from easyeditor.gradients.kept import keeping
 from easyeditor.gradients.minimize import Schedule, minimize
 from easyeditor.gradients.parametrizations import FullMatrices
-from easyeditor.hyperparams import HyperParams, Layers
+from easyeditor.hyperparams import HyperParams, Layers, NumberOrOff
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.base import Method, Outcome, State
@@ -59,10 +59,7 @@ class FTHyperParams(HyperParams):
     batch_size: int = Field(1, ge=1)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    # Classic files switch the box off with `norm_constraint: false`.
-    norm_constraint: Annotated[
-        float | None, BeforeValidator(lambda value: None if value is False else value)
-    ] = Field(None, gt=0)
+    norm_constraint: NumberOrOff = Field(None, gt=0)
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     append_eos: bool = False
     keep_factor: float = Field(1.0, ge=0)
@@ -82,11 +79,6 @@ class FT(Method[State]):
     keeps = True
 
     hyperparams: FTHyperParams
-
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
 
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The dense patch that training on ``edits`` leads to; the model's weights are only read.

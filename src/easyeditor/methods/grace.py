@@ -195,11 +195,6 @@ class GRACE(Method[GraceState]):
 
     hyperparams: GraceHyperParams
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     def initial_state(self, lm: LM) -> GraceState:
         """The initial radius: ``eps``, or from the keys of unrelated prompts."""
         settings = self.hyperparams

@@ -31,11 +31,6 @@ class GradientMethod(Method[S], Generic[S, L]):
         super().__init__(hyperparams)
         self._cache: tuple[LM, L] | None = None
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     @classmethod
     def learner(cls, lm: LM, config: TrainingHyperParams) -> Learner:
         """The networks that are trained beside ``lm``."""

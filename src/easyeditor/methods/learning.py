@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import nn
 
 from easyeditor.edits import Case, Probe
 from easyeditor.errors import DataError
-from easyeditor.hyperparams import HyperParams
+from easyeditor.hyperparams import HyperParams, NumberOrOff
 
 
 class Learner(Protocol):
@@ -91,10 +91,6 @@ PUBLISHED_SCHEDULE: dict[str, Any] = {
 """How the published editors of real checkpoints are trained."""
 
 
-def _number_or_none(value: object) -> object:
-    return None if value is False else value
-
-
 class TrainingHyperParams(HyperParams):
     """What all trainings share; the classic files' names.
 
@@ -135,7 +131,7 @@ class TrainingHyperParams(HyperParams):
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     batch_size: int = Field(8, ge=1)
     accumulate_bs: int = Field(1, ge=1)
-    grad_clip: Annotated[float | None, BeforeValidator(_number_or_none)] = Field(100.0, gt=0)
+    grad_clip: NumberOrOff = Field(100.0, gt=0)
     max_iters: int = Field(2000, ge=1)
     cedit: float = Field(0.1, ge=0)
     cloc: float = Field(1.0, ge=0)

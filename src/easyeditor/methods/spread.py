@@ -122,11 +122,6 @@ class SpreadMethod(Method[SpreadState]):
         self._metrics = KeyMetrics()
         self._protected = ProtectedMetrics()
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     def initial_state(self, lm: LM) -> SpreadState:
         """Sample the contexts, and make sure that the metrics are in their cache."""
         lm = self.hyperparams.column(lm)

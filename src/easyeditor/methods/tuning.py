@@ -84,11 +84,6 @@ class LowRankMethod(Method[State]):
 
     hyperparams: LowRankHyperParams
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The low-rank patch that training on ``edits`` leads to.
 

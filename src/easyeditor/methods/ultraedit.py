@@ -106,11 +106,6 @@ class UltraEdit(Method[StatisticsState]):
 
     hyperparams: UltraEditHyperParams
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     def initial_state(self, lm: LM) -> StatisticsState:
         """Statistics that have seen nothing but one vector of zeros.
 

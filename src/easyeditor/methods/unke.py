@@ -98,11 +98,6 @@ class UnKE(Method[State]):
 
     hyperparams: UnKEHyperParams
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     def edit(self, lm: LM, edits: Sequence[Edit], state: State | None = None) -> Outcome[State]:
         """The dense patch of one block that makes all ``edits`` true; the model is only read.
 

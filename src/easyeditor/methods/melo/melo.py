@@ -162,11 +162,6 @@ class MELO(Method[MELOState]):
 
     hyperparams: MELOHyperParams
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``: the edits that share a block."""
-        return self.hyperparams.batch_size
-
     def initial_state(self, lm: LM) -> MELOState:
         """The initial radius: ``init_radius``, or from the keys of unrelated prompts."""
         settings = self.hyperparams

@@ -42,11 +42,6 @@ class SERAC(Method[State]):
         super().__init__(hyperparams)
         self._cache: tuple[LM, Scope] | None = None
 
-    @property
-    def batch_size(self) -> int:
-        """``hyperparams.batch_size``."""
-        return self.hyperparams.batch_size
-
     @classmethod
     def learner(cls, lm: LM, config: TrainingHyperParams) -> Learner:
         """The networks that are trained beside ``lm``."""
