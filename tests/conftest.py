@@ -33,6 +33,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*long[0::2], *rest[:half], *long[1::2], *rest[half:]]
 
 
+def told_by_tokenizer() -> dict[str, object]:
+    """What a test could change of the tokenizer that all share."""
+    shared = tiny.tokenizer()
+    told = {name: getattr(shared, name) for name in ("chat_template", "name_or_path", "eos_token")}
+    return {**told, "length": len(shared), "padding_side": shared.padding_side}
+
+
+AS_MADE = told_by_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def shared_tokenizer() -> Iterator[None]:
+    """A test that changes the tokenizer of all tests fails, and not another one after it."""
+    yield
+    assert told_by_tokenizer() == AS_MADE, "tiny.tokenizer() is changed; copy.deepcopy it first"
+
+
 @pytest.fixture(scope="session")
 def stats_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where this session's second moments are kept."""

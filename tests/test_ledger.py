@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shutil
@@ -219,7 +220,7 @@ def test_a_ledger_made_from_python_remembers_how_its_model_was_loaded(tmp_path):
 
 
 def test_the_chat_form_of_a_ledger_is_that_of_its_model(tmp_path):
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     lm = LM(tiny.model("llama"), tokenizer, chat_template=True)
     book = BaseEditor(lm, outer.settings(), ledger=tmp_path / "new").ledger.ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -95,7 +96,7 @@ def chatting(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("model") / "tiny-llama"
     tiny.model("llama").save_pretrained(place)
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(place)
     return place
