@@ -21,10 +21,6 @@ Settings = Mapping[str, Any]
 STEADY = {"rewrite": 0.99, "rephrase": 0.95, "locality": 0.9}
 GENERAL = {**STEADY, "rephrase": 0.85}
 
-SEEING = {"rewrite": 0.95}
-KEEPING = {"locality/text": 0.95, "locality/image": 0.95, "locality/same_question": 0.9}
-"""Bars of an edit about a picture that is made, and of one that keeps other pictures and text."""
-
 ITSELF = "itself"
 ENCODER = "encoder"
 """In a training: the folder of the model that is edited, and of a tiny network."""
@@ -60,22 +56,6 @@ class MatrixRow:
 
 
 @dataclass(frozen=True)
-class ImageRow:
-    """One row of the table of ``flags-135m`` in docs/matrix.md.
-
-    Attributes:
-        row: its name in ``benchmarks/images.py``, which holds its settings.
-        bars: the least of each score, named as in the results without ``_acc``; a score without a
-            bar is only reported.
-        reading: what the page says of the row.
-    """
-
-    row: str
-    bars: Settings
-    reading: str = ""
-
-
-@dataclass(frozen=True)
 class MethodCase:
     """What the tests need to know of one method.
 
@@ -98,7 +78,6 @@ class MethodCase:
         side: in an encoder-decoder, which of both the layers are of.
         classic: a complete classic hyper-parameters file.
         rows: of the matrix; None is one with the method's name and default settings.
-        images: its rows of the table of the model that sees.
     """
 
     name: str
@@ -117,7 +96,6 @@ class MethodCase:
     side: Literal["encoder", "decoder", "both"] = "encoder"
     classic: str = ""
     rows: tuple[MatrixRow, ...] | None = None
-    images: tuple[ImageRow, ...] = ()
 
     @property
     def matrix(self) -> tuple[MatrixRow, ...]:
@@ -243,19 +221,6 @@ objective_optimization: prompt_last
                 "the rest.",
             ),
         ),
-        images=(
-            ImageRow(
-                "FT",
-                SEEING,
-                "trains one projection of the text column, and learns the question as much as the "
-                "picture.",
-            ),
-            ImageRow(
-                "FT, others kept",
-                SEEING,
-                "does so while a divergence holds the answers about the kept flags.",
-            ),
-        ),
     ),
     MethodCase(
         "LocFT-BF",
@@ -287,10 +252,6 @@ objective_optimization: prompt_last
                 only=_LOW_RANK,
                 reading="learns the answer in a product of two thin matrices.",
             ),
-        ),
-        images=(
-            ImageRow("LoRA", SEEING, "is the same in products of two thin matrices."),
-            ImageRow("LoRA, others kept", SEEING),
         ),
     ),
     MethodCase(
@@ -402,14 +363,6 @@ norm_constraint: 5e-4
                 "edit's business, and everything else goes to the model as it was.",
             ),
         ),
-        images=(
-            ImageRow(
-                "SERAC",
-                SEEING,
-                "decides by the question and the picture whether a query is about the edit; only "
-                "then the small model answers.",
-            ),
-        ),
     ),
     MethodCase(
         "IKE",
@@ -424,16 +377,6 @@ norm_constraint: 5e-4
                 reading="tells the model, and rests on how well that reads: without demonstrations "
                 "these give the whole new answer in {least} % ({worst}) to {most} % ({best}) of "
                 "unseen cases (`tests/zoo/report.json`), and at times to a neighbour, too.",
-            ),
-        ),
-        images=(
-            ImageRow(
-                "IKE", SEEING, "shows the edit's picture with the fact in front of every prompt."
-            ),
-            ImageRow(
-                "IKE, near the picture",
-                SEEING,
-                "does so only where the picture that is asked about is near the edit's.",
             ),
         ),
     ),
@@ -458,11 +401,6 @@ norm_constraint: 5e-4
                 },
                 reading="is one forward and one backward pass, and what its network learnt to make "
                 "of the gradient.",
-            ),
-        ),
-        images=(
-            ImageRow(
-                "MEND", SEEING, "transforms one gradient; its network was trained on other flags."
             ),
         ),
     ),
@@ -601,14 +539,6 @@ dropout: 0.0
                 "prompt is seldom near enough.",
             ),
         ),
-        images=(
-            ImageRow(
-                "GRACE",
-                {**SEEING, **KEEPING, "locality/no_image": 0.95},
-                "answers the edit's own picture alone: another picture of the flag is not near "
-                "enough.",
-            ),
-        ),
     ),
     MethodCase(
         "MEMOIR",
@@ -736,7 +666,6 @@ replay: false
                 reading="answers with a side copy of one weight where the prompt moves that copy.",
             ),
         ),
-        images=(ImageRow("WISE", SEEING),),
     ),
     MethodCase(
         "ROME",
@@ -761,20 +690,6 @@ replay: false
                 {"layers": [1], **_LOCATE, **_OF_AN_MLP},
                 {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
                 reading="stores the new answer under the subject, in one layer, with one rank.",
-            ),
-        ),
-        images=(
-            ImageRow(
-                "ROME",
-                {"rewrite": 0.7},
-                "finds the fact by a word of the prompt, whose key is nearly alike behind all "
-                "pictures.",
-            ),
-            ImageRow(
-                "ROME, others kept",
-                {"rewrite": 0.7, **KEEPING},
-                "keeps other flags by their keys, too: a change that may not touch them can hardly "
-                "reach the edit's own, and some edits are not made.",
             ),
         ),
     ),
@@ -811,7 +726,6 @@ replay: false
                 "constraint.",
             ),
         ),
-        images=(ImageRow("MEMIT", SEEING, "finds it by the same key."),),
     ),
     MethodCase(
         "R-ROME",

@@ -1,6 +1,6 @@
 """The table of the model that sees in ``docs/matrix.md``, from ``benchmarks/results/images.json``.
 
-``benchmarks/images.py`` measures it, row by row; the bars are those of ``tests/cases.py``. Only
+``benchmarks/images.py`` measures it, row by row; the bars are those of ``tests/image_cases.py``. Only
 rows that were measured with the settings the benchmark has now are shown.
 """
 
@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cases import CASES
+from image_cases import ROWS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "images.json"
-ROWS = tuple(row for case in CASES for row in case.images)
 BY_ROW = {row.row: row for row in ROWS}
 COLUMNS = {
     "rewrite": "rewrite",
@@ -44,7 +43,7 @@ answer. The last four are localities and want the answer that the unedited model
 without a picture, **another question about another picture**, and, which random questions hide,
 **the edit's question about other flags and about no picture**. *Kept*: so many other flags whose
 answers the edit holds; none of them is measured. *Views*: distorted copies of its own picture that
-the edit is made with. The bars of the rows are in `tests/cases.py`, and a test holds these figures
+the edit is made with. The bars of the rows are in `tests/image_cases.py`, and a test holds these figures
 to them.
 """
 
