@@ -1,7 +1,7 @@
 """The table of the model that sees in ``docs/matrix.md``, from ``benchmarks/results/images.json``.
 
-``benchmarks/images.py`` measures it, row by row; the bars are those of ``tests/image_cases.py``. Only
-rows that were measured with the settings the benchmark has now are shown.
+``benchmarks/images.py`` measures it, row by row; the bars are those of ``tests/image_cases.py``.
+Only rows that were measured with the settings the benchmark has now are shown.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ answer. The last four are localities and want the answer that the unedited model
 without a picture, **another question about another picture**, and, which random questions hide,
 **the edit's question about other flags and about no picture**. *Kept*: so many other flags whose
 answers the edit holds; none of them is measured. *Views*: distorted copies of its own picture that
-the edit is made with. The bars of the rows are in `tests/image_cases.py`, and a test holds these figures
-to them.
+the edit is made with. The bars of the rows are in `tests/image_cases.py`, and a test holds these
+figures to them.
 """
 
 
