@@ -62,7 +62,16 @@ ROWS = (
         {**GENERAL, "locality/text": 0.85},
         "is the same in products of two thin matrices.",
     ),
-    ImageRow("LoRA, others kept", {**GENERAL, "locality/text": 0.85}),
+    ImageRow(
+        "LoRA, others kept",
+        {
+            **GENERAL,
+            "locality/text": 0.85,
+            "locality/image": 0.85,
+            "locality/same_question": 0.65,
+            "locality/no_image": 0.9,
+        },
+    ),
     ImageRow(
         "IKE",
         GENERAL,

@@ -169,8 +169,8 @@ def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> 
         more = f" (and {count(len(lacking) - 1, 'edit')} more)" if lacking[1:] else ""
         raise SubjectRequiredError(
             f"{lacking[0]}: the edit names no subject, and {method} finds a fact by its "
-            f"subject{more}. Give the words of the prompt that it is about{image}, or take a method "
-            "that needs none (easyedit methods)."
+            f"subject{more}. Give the words of the prompt that it is about{image}, or take a "
+            "method that needs none (easyedit methods)."
         )
 
 
