@@ -110,7 +110,11 @@ ROWS = (
         "keeps other flags by their keys, too: a change that may not touch them can hardly reach "
         "the edit's own, and some edits are not made.",
     ),
-    ImageRow("MEMIT", {"rewrite": 0.95}, "finds it by the same key."),
+    ImageRow(
+        "MEMIT",
+        {**GENERAL, "locality/text": 0.85, "locality/image": 0.8},
+        "finds it by the same key.",
+    ),
     ImageRow(
         "GRACE",
         {
