@@ -101,11 +101,11 @@ ROWS = (
     ImageRow(
         "ROME, others kept",
         {
-            "rewrite": 0.7,
-            "locality/text": 0.9,
-            "locality/image": 0.9,
+            "rewrite": 0.8,
+            "locality/text": 0.85,
+            "locality/image": 0.7,
             "locality/same_question": 0.85,
-            "locality/no_image": 0.9,
+            "locality/no_image": 0.8,
         },
         "keeps other flags by their keys, too: a change that may not touch them can hardly reach "
         "the edit's own, and some edits are not made.",

@@ -38,9 +38,9 @@ def text_column_of(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) 
         ValueError: transformers has no language model of the column's configuration.
     """
     alone = language_model(_as_json(model.config.get_text_config()))
-    decoder, own = model.get_decoder(), alone.get_decoder()
+    decoder, target = model.get_decoder(), alone.get_decoder()
     inner = _path(model, decoder)
-    outer = "" if type(decoder) is type(alone) else _path(alone, own)
+    outer = "" if type(decoder) is type(alone) else _path(alone, target)
     state = {
         f"{outer}{name.removeprefix(inner)}": tensor
         for name, tensor in weights.items()
