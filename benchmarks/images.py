@@ -24,17 +24,20 @@ TRAINED: dict[str, Any] = {"layers": [27], "num_steps": 50}
 """Chosen on cases of ``flag_cases(seed=2)``."""
 KEPT, VIEWS = 8, 3
 """Other flags an edit keeps, and distorted copies of its own picture it is made with."""
+_FT = {**TRAINED, "lr": 1e-3}
+_TOLD = {"use_icl_examples": False}
 SETTINGS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "FT": ("FT", {**TRAINED, "lr": 1e-3}, KEPT, VIEWS),
-    "FT, nothing kept": ("FT", {**TRAINED, "lr": 1e-3}, 0, VIEWS),
-    "LoRA": ("LoRA", TRAINED, KEPT, VIEWS),
-    "ROME": ("ROME", {}, KEPT, VIEWS),
-    "ROME, nothing kept": ("ROME", {}, 0, VIEWS),
-    "MEMIT": ("MEMIT", {}, KEPT, VIEWS),
-    "IKE": ("IKE", {"use_icl_examples": False, "image_reach": 0.8}, 0, 0),
-    "IKE, before every prompt": ("IKE", {"use_icl_examples": False}, 0, 0),
+    "FT": ("FT", _FT, 0, VIEWS),
+    "FT, others kept": ("FT", _FT, KEPT, VIEWS),
+    "LoRA": ("LoRA", TRAINED, 0, VIEWS),
+    "LoRA, others kept": ("LoRA", TRAINED, KEPT, VIEWS),
+    "IKE": ("IKE", _TOLD, 0, 0),
+    "IKE, near the picture": ("IKE", {**_TOLD, "image_reach": 0.8}, 0, 0),
     "MEND": ("MEND", {}, 0, 0),
     "SERAC": ("SERAC", {"image_weight": 0.9}, 0, 0),
+    "ROME": ("ROME", {}, 0, VIEWS),
+    "ROME, others kept": ("ROME", {}, KEPT, VIEWS),
+    "MEMIT": ("MEMIT", {}, 0, VIEWS),
     "GRACE": ("GRACE", {}, 0, 0),
     "WISE": ("WISE", {}, 0, 0),
 }
@@ -72,14 +75,13 @@ def train(names: list[str], out: Path) -> None:
             **{**common, "layers": [-2, -1], "lr": 3e-4, "lr_lr": 1e-3, "edit_lr": 1e-3},
             rank=256,
             cedit=1.0,
-            max_iters=80,
+            max_iters=40,
             val_interval=20,
             lr_schedule="cosine",
         ),
         SERACTrainingHparams.for_model(
             "flags-135m",
-            **{**common, "edit_loss_on": "rephrase", "max_iters": 16, "val_interval": 16},
-            freeze_cntr=True,
+            **{**common, "edit_loss_on": "rephrase", "max_iters": 48, "val_interval": 16},
             small_name="smollm2-135m",
         ),
     )

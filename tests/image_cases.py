@@ -95,13 +95,21 @@ ROWS = (
     ),
     ImageRow(
         "ROME",
-        {"rewrite": 0.7},
+        {
+            "rewrite": 0.95,
+            "rephrase": 0.7,
+            "image_rephrase": 0.9,
+            "locality/text": 0.9,
+            "locality/image": 0.8,
+        },
         "finds the fact by a word of the prompt, whose key is nearly alike behind all pictures.",
     ),
     ImageRow(
         "ROME, others kept",
         {
             "rewrite": 0.8,
+            "rephrase": 0.5,
+            "image_rephrase": 0.5,
             "locality/text": 0.85,
             "locality/image": 0.7,
             "locality/same_question": 0.85,
@@ -126,5 +134,10 @@ ROWS = (
         },
         "answers the edit's own picture alone: another picture of the flag is not near enough.",
     ),
-    ImageRow("WISE", {"rewrite": 0.95}),
+    ImageRow(
+        "WISE",
+        {**GENERAL, "locality/text": 0.7, "locality/same_question": 0.55, "locality/no_image": 0.8},
+        "answers with a side copy of one weight where a prompt moves that copy, which other flags "
+        "often do.",
+    ),
 )

@@ -159,13 +159,14 @@ def test_the_page_and_the_figures_are_of_these_settings_and_every_family() -> No
 
 
 def test_what_each_method_does_to_a_model_that_sees_is_above_its_bars() -> None:
+    assert images.settings().keys() == images.BY_ROW.keys()
     rows = images.measured()
-    assert rows
+    assert {"FT", "LoRA", "IKE", "MEND", "SERAC", "ROME", "MEMIT"} <= rows.keys()
     for name, result in rows.items():
         assert images.below(name, result) == [], (name, result)
     for row in images.ROWS:
         assert row.bars.keys() <= images.COLUMNS.keys()
-        assert row.bars["rewrite"] >= 0.7
+        assert row.bars["rewrite"] >= (0.8 if row.row == "ROME, others kept" else 0.95)
 
 
 def test_a_score_below_its_bar_and_figures_of_other_settings_are_noticed(monkeypatch) -> None:
