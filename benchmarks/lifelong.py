@@ -83,6 +83,16 @@ PARTS = {
     "batches": Part("{n} edits in batches of 10, all kept", "sequential", 200, 10),
     "one-by-one": Part("{n} edits one by one, all kept", "sequential", 200),
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MEMIT, earlier keys held": ("MEMIT", {"protect_edits": True}),
+    "MEMIT, RECT": ("MEMIT", {"post_step": "rect"}),
+    "MEMIT, PRUNE": ("MEMIT", {"post_step": "prune"}),
+    "MEMIT, SPHERE": ("MEMIT", {"post_step": "sphere"}),
+    "AlphaEdit, SPHERE": ("AlphaEdit", {"post_step": "sphere"}),
+    "AlphaEdit, NAS": ("AlphaEdit", {"anchor_norm": True}),
+    "WISE, merged": ("WISE", {"retrieve": False}),
+}
+"""Further rows of the small models: another row with changed settings."""
 SCORES = {
     "rewrite_acc": "reliability",
     "rephrase_acc": "generalization",
@@ -166,7 +176,8 @@ def small(family: str, count: int) -> Target:
     work.mkdir(parents=True, exist_ok=True)
 
     def settings(name: str, seed: int) -> HyperParams:
-        row = BY_ROW[name]
+        base, changes = VARIANTS.get(name, (name, {}))
+        row = BY_ROW[base]
         archive = None
         if row.training is not None:
             config = training(row, family, work)
@@ -174,7 +185,7 @@ def small(family: str, count: int) -> Target:
         result = hyperparams(row, family, work, archive)
         if "use_icl_examples" in type(result).model_fields:
             result = result.replace(use_icl_examples=False)
-        return seeded(result, seed)
+        return seeded(result.replace(**changes), seed)
 
     edited = set(world.subjects("eval"))
     others = [
@@ -188,7 +199,7 @@ def small(family: str, count: int) -> Target:
         f"small-{family}",
         load_small(family),
         world.cases("eval")[:count],
-        METHOD_OF,
+        METHOD_OF | {name: METHOD_OF[base] for name, (base, _) in VARIANTS.items()},
         settings,
         "classic",
         " ".join(f"{prompt} {answer}." for prompt, answer in others[:HELDOUT_STATEMENTS]),

@@ -142,6 +142,8 @@ _OF_A_BLOCK = {"v_lr": 1.0, "clamp_norm_factor": 1.5}
 # T5's encoder is like that wherever the value is written, and its plateaus are wider.
 _IN_AN_ENCODER = {"v_lr": 2.0, "clamp_norm_factor": 1.5}
 
+_LEARNT_SOLVE = {"layers": [2, 3], "edit_lr": 3e-2, "rank": 32, "lr": 1e-3}
+
 # The fields of the classic files, with their usual values.
 _CLASSIC = """
 model_name: "./hugging_cache/gpt2-xl"
@@ -416,7 +418,19 @@ norm_constraint: 5e-4
         },
         phases=(("answer_factors", 1), ("weight_patch", 1)),
         side="both",
-        rows=(),  # what a training of seconds teaches on these models says nothing
+        rows=(
+            MatrixRow(
+                "MALMEN",
+                {"rewrite": 0.8, "rephrase": 0.75, "locality": 0.8},
+                training={
+                    **_LEARNT_SOLVE,
+                    "batch_size": 16,
+                    "max_iters": 120,
+                    "val_interval": 40,
+                },
+                reading="solves for sixteen edits at once; here each is alone.",
+            ),
+        ),
     ),
     MethodCase(
         "RLEdit",
@@ -431,7 +445,20 @@ norm_constraint: 5e-4
         },
         phases=(("answer_factors", 1), ("weight_patch", 1)),
         side="both",
-        rows=(),  # what a training of seconds teaches on these models says nothing
+        rows=(
+            MatrixRow(
+                "RLEdit",
+                {"rewrite": 0.8, "rephrase": 0.75, "locality": 0.8},
+                training={
+                    **_LEARNT_SOLVE,
+                    "batch_size": 8,
+                    "n_edits": 4,
+                    "max_iters": 60,
+                    "val_interval": 20,
+                },
+                reading="learnt on sequences of four batches; here each edit is alone.",
+            ),
+        ),
     ),
     MethodCase(
         "KE",
@@ -446,7 +473,20 @@ norm_constraint: 5e-4
         },
         phases=(("weight_patch", 1),),
         side="both",
-        rows=(),  # what a training of seconds teaches on these models says nothing
+        rows=(
+            MatrixRow(
+                "KE",
+                {"rewrite": 0.85, "rephrase": 0.8, "locality": 0.9},
+                training={
+                    "edit_lr": 10.0,
+                    "lr": 1e-3,
+                    "batch_size": 16,
+                    "max_iters": 240,
+                    "val_interval": 80,
+                },
+                reading="gates the gradient by what it read of the edit; gates learn slowly.",
+            ),
+        ),
     ),
     MethodCase(
         "AnyEdit",
