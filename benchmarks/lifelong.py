@@ -8,9 +8,13 @@ goes on where it was stopped; its row is added to ``benchmarks/results/lifelong.
     python benchmarks/lifelong.py run one-by-one --methods all --data … --seeds 0,1,2
     python benchmarks/lifelong.py table   # docs/lifelong.md, from the rows that are there
 
+``--small gpt2 llama2`` measures the trained models of ``tests/zoo`` instead, in minutes: the 100
+cases of their world whose subjects no setting was chosen on, each method with its row of
+``tests/cases.py``; MEND and SERAC are trained on the other cases first.
+
 Beside the scores of ``easyedit bench`` a row of a sequence has: the mean KL of the next-token
-distributions behind 200 shipped texts to the unedited model's; the size of the saved patch; and,
-of methods with a router, the share of 1,000 unrelated prompts after which any logit differs.
+distributions behind 200 texts to the unedited model's; the size of the saved patch; and,
+of methods with a router, the share of up to 1,000 unrelated prompts after which any logit differs.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ import hashlib
 import json
 import math
 import random
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "lifelong.json"
 RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
+HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
 ANSWER_TOKENS = 24
 
@@ -103,15 +109,97 @@ EXTRA = {
 SHARES = {name for name in SCORES if name != "perplexity"} | {"fires"}
 
 
-def methods_for(part: Part) -> list[str]:
-    """Methods that need nothing but edits, and can edit as many at once."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model with cases to edit, settings of methods, and texts about other things.
+
+    Attributes:
+        data: name of the cases.
+        titles: of the rows, each with the name of its method.
+        settings: the settings of a row, for a seed of the order.
+        preset: which questions are asked.
+        texts: behind which next tokens are compared with the unedited model's.
+        unrelated: prompts that a router should leave alone.
+    """
+
+    data: str
+    lm: LM
+    cases: Sequence[Case]
+    titles: Mapping[str, str]
+    settings: Callable[[str, int], HyperParams]
+    preset: str
+    heldout: str
+    texts: Sequence[Prompt]
+    unrelated: Sequence[Prompt]
+
+
+def embedded(data: str, count: int) -> Target:
+    """The model that comes with the package; methods that need nothing but edits."""
     lacking = (Need.ARCHIVE, Need.REJECTED, Need.IMAGES)
-    return [
-        name
-        for name in METHODS
-        if not any(need in METHODS.get(name).needs for need in lacking)
-        and (METHODS.get(name).max_batch or part.batch_size) >= part.batch_size
+
+    def settings(name: str, seed: int) -> HyperParams:
+        return seeded(METHODS.get(name).hyperparams_class.for_model(MODEL), seed)
+
+    return Target(
+        Path(data).stem,
+        load(MODEL),
+        list(open_dataset(data, size=count)),
+        {n: n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)},
+        settings,
+        "wild",
+        heldout_text(),
+        pieces(KL_TEXTS, KL_WORDS, 0),
+        pieces(UNRELATED_PROMPTS, UNRELATED_WORDS, KL_WORDS),
+    )
+
+
+def small(family: str, count: int) -> Target:
+    """A trained model of the test suite; methods with a row in the matrix."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from matrix.archives import cached
+    from matrix.cell import train, training
+    from matrix.settings import BY_ROW, METHOD_OF, hyperparams
+    from zoo import load as load_small
+    from zoo import world
+
+    work = RUNS / f"small-{family}"
+    work.mkdir(parents=True, exist_ok=True)
+
+    def settings(name: str, seed: int) -> HyperParams:
+        row = BY_ROW[name]
+        archive = None
+        if row.training is not None:
+            config = training(row, family, work)
+            archive = cached(config, family, lambda: train(config, family), retrain=False)
+        result = hyperparams(row, family, work, archive)
+        if "use_icl_examples" in type(result).model_fields:
+            result = result.replace(use_icl_examples=False)
+        return seeded(result, seed)
+
+    edited = set(world.subjects("eval"))
+    others = [
+        (fact.prompt(i), fact.answer)
+        for fact in world.facts()
+        if fact.subject not in edited
+        for i in fact.trained
     ]
+    random.Random(0).shuffle(others)
+    return Target(
+        f"small-{family}",
+        load_small(family),
+        world.cases("eval")[:count],
+        METHOD_OF,
+        settings,
+        "classic",
+        " ".join(f"{prompt} {answer}." for prompt, answer in others[:HELDOUT_STATEMENTS]),
+        [Prompt(prompt, chat=False) for prompt, _ in others[:KL_TEXTS]],
+        [Prompt(prompt, chat=False) for prompt, _ in others[-UNRELATED_PROMPTS:]],
+    )
+
+
+def seeded(settings: HyperParams, seed: int) -> HyperParams:
+    """The settings with the seed of the order, where a method has one."""
+    return settings.replace(seed=seed) if "seed" in type(settings).model_fields else settings
 
 
 def pieces(n: int, words: int, start: int) -> list[Prompt]:
@@ -127,67 +215,58 @@ def pieces(n: int, words: int, start: int) -> list[Prompt]:
     return result
 
 
-def side_effects(lm: LM, folder: Path, label: str) -> dict[str, float]:
+def side_effects(target: Target, folder: Path, label: str) -> dict[str, float]:
     """What a whole sequence's patch does elsewhere, and its size."""
     files = sorted((folder / label).glob("total-*.safetensors"))
     patches = [file for file in files if ".state." not in file.name]
     if not patches:  # every edit failed
         return {}
     patch = load_patch(patches[-1])
-    texts = pieces(KL_TEXTS, KL_WORDS, 0)
-    before = [one.top() for one in next_token(lm, texts)]
-    with applied(lm.model, patch):
+    before = [one.top() for one in next_token(target.lm, target.texts)]
+    with applied(target.lm.model, patch):
         divergences = [
-            kl_divergence(old, new) for old, new in zip(before, next_token(lm, texts), strict=True)
+            kl_divergence(old, new)
+            for old, new in zip(before, next_token(target.lm, target.texts), strict=True)
         ]
     result = {
         "kl": sum(divergences) / len(divergences),
         "patch_mb": sum(f.stat().st_size for f in files if patches[-1].stem in f.name) / 1e6,
     }
     if not isinstance(patch, WeightPatch):
-        result["fires"] = fires(lm, patch)
+        result["fires"] = fires(target, patch)
     return result
 
 
-def fires(lm: LM, patch: Any) -> float:
+def fires(target: Target, patch: Any) -> float:
     """The share of unrelated prompts behind which any logit differs from the unedited model's."""
-    prompts = pieces(UNRELATED_PROMPTS, UNRELATED_WORDS, KL_WORDS)
     different = 0
-    for start in range(0, len(prompts), 100):
-        some = prompts[start : start + 100]
-        before = next_token(lm, some)
-        with applied(lm.model, patch):
-            after = next_token(lm, some)
+    for start in range(0, len(target.unrelated), 100):
+        some = target.unrelated[start : start + 100]
+        before = next_token(target.lm, some)
+        with applied(target.lm.model, patch):
+            after = next_token(target.lm, some)
         different += sum(
             not torch.equal(old.logprobs, new.logprobs)
             for old, new in zip(before, after, strict=True)
         )
-    return different / len(prompts)
+    return different / len(target.unrelated)
 
 
-def settings_of(name: str, seed: int) -> HyperParams:
-    """A method's settings for the model, with the seed of the order where it has one."""
-    settings = METHODS.get(name).hyperparams_class.for_model(MODEL)
-    return settings.replace(seed=seed) if "seed" in type(settings).model_fields else settings
-
-
-def measured(
-    lm: LM, settings: HyperParams, part: str, cases: Sequence[Case], seed: int, data: str
-) -> Row:
+def measured(target: Target, name: str, settings: HyperParams, part: str, seed: int) -> Row:
     """The row of one method: run, or gone on with, in its own folder."""
-    what, evaluation, name = PARTS[part], preset("wild"), settings.alg_name
-    folder = RUNS / f"{Path(data).stem}-{part}-{seed}-{name}"
+    what, evaluation = PARTS[part], preset(target.preset)
+    folder = RUNS / f"{target.data}-{part}-{seed}-{name}"
     config = BenchmarkConfig(
         {name: settings},
-        evaluation.cases(lm, cases),
+        evaluation.cases(target.lm, ordered(target.cases, seed)),
         what.protocol,
         what.batch_size,
-        evaluation.options(EvalOptions(ANSWER_TOKENS, heldout=heldout_text())),
+        evaluation.options(EvalOptions(ANSWER_TOKENS, heldout=target.heldout)),
         seed,
-        data,
-        preset="wild",
+        target.data,
+        preset=target.preset,
     )
-    run(lm, config, folder)
+    run(target.lm, config, folder)
     rows = table(read_runs([folder])).rows
     at_end = rows[-1]
     row: Row = {
@@ -203,7 +282,7 @@ def measured(
         "machine": common.processor(),
     }
     if what.protocol == "sequential":
-        row |= side_effects(lm, folder, name)
+        row |= side_effects(target, folder, name)
     return row
 
 
@@ -215,20 +294,18 @@ def ordered(cases: Sequence[Case], seed: int) -> list[Case]:
     return result
 
 
-def go_on(part: str, methods: Sequence[str], data: str, seeds: Sequence[int], count: int) -> None:
+def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Add the rows that are missing."""
-    lm = load(MODEL)
-    cases = list(open_dataset(data, size=count))
     for seed in seeds:
-        for name in methods:
-            key = f"{Path(data).stem}|{part}|{len(cases)}|{seed}|{name}"
-            settings = settings_of(name, seed)
+        for name in names:
+            key = f"{target.data}|{part}|{len(target.cases)}|{seed}|{name}"
+            settings = target.settings(name, seed)
             digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
             if stored().get(key, {}).get("settings") == digest:
                 continue
             began = time.perf_counter()
             try:
-                row = measured(lm, settings, part, ordered(cases, seed), seed, data)
+                row = measured(target, name, settings, part, seed)
             except EasyEditError as error:
                 print(f"{key}: {error}", flush=True)
                 continue
@@ -297,8 +374,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("part", choices=PARTS)
-    runs.add_argument("--methods", required=True, help="names, or all that need nothing but edits")
-    runs.add_argument("--data", required=True)
+    runs.add_argument("--methods", required=True, help="names, or all")
+    where = runs.add_mutually_exclusive_group(required=True)
+    where.add_argument("--data", help="cases for the model that comes with the package")
+    where.add_argument("--small", nargs="+", help="families of tests/zoo")
     runs.add_argument("--seeds", default="0", help="of the order of the cases")
     runs.add_argument("--count", type=int, help="cases; by default as many as the part has")
     commands.add_parser("table")
@@ -307,10 +386,18 @@ def main() -> None:
         print("\n".join(tables(stored())))
         return
     part = PARTS[given.part]
-    names = methods_for(part) if given.methods == "all" else given.methods.split(",")
-    methods = [METHODS.canonical(name) for name in names]
+    count = given.count or part.cases
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    go_on(given.part, methods, given.data, seeds, given.count or part.cases)
+    for family in given.small or [""]:
+        target = small(family, count) if family else embedded(given.data, count)
+        names = list(target.titles) if given.methods == "all" else given.methods.split(",")
+        go_on(target, given.part, [n for n in names if can(target.titles[n], part)], seeds)
+
+
+def can(method: str, part: Part) -> bool:
+    """Whether a method makes as many edits at once."""
+    most = METHODS.get(method).max_batch
+    return most is None or most >= part.batch_size
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def main() -> None:
         for case, patch, seconds in _patches(lm, row, missing[: args.limit]):
             result = _measured(lm, case, patch, text, base, texts=args.texts)
             result["seconds"] = round(seconds, 1)
+            cases = _read(file)  # another process may have written its cases
             cases.setdefault(row, {}).setdefault(case.id, {}).update(result)
             _write(file, cases)
             print(row, case.id, {k: v for k, v in result.items() if k != "written"}, flush=True)

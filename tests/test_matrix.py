@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from matrix import images
 from matrix.cell import chosen, few, measure, of_one_token
 from matrix.page import PAGE, RESULTS, ROOT, lowest, page
 from matrix.settings import BY_ROW, CELLS
@@ -155,3 +156,24 @@ def test_the_page_and_the_figures_are_of_these_settings_and_every_family() -> No
         assert cell["ids"] == [case.id for case in chosen()]
     assert PAGE.read_text(encoding="utf-8") == page(cells)
     assert lowest(cells) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_what_each_method_does_to_a_model_that_sees_is_above_its_bars() -> None:
+    rows = images.measured()
+    assert rows
+    for name, result in rows.items():
+        assert images.below(name, result) == [], (name, result)
+    for row in images.ROWS:
+        assert row.bars.keys() <= images.COLUMNS.keys()
+        assert row.bars["rewrite"] >= 0.7
+
+
+def test_a_score_below_its_bar_and_figures_of_other_settings_are_noticed(monkeypatch) -> None:
+    name, result = next(iter(images.measured().items()))
+    assert images.below(name, {**result, "rewrite_acc": 0.1}) == ["rewrite"]
+    assert images.below(name, {**result, "rewrite_acc": None}) == ["rewrite"]
+    method, _, kept, views = images.settings()[name]
+    changed = {**images.settings(), name: (method, {"lr": 7.0}, kept, views)}
+    monkeypatch.setattr(images, "settings", lambda: changed)
+    assert name not in images.measured()
+    assert f"*{name}*" in images.section().partition("Not measured")[2]

@@ -1,4 +1,8 @@
-"""``docs/matrix.md`` from the cells of one run: ``python tests/matrix/page.py [FOLDER]``."""
+"""``docs/matrix.md`` from the cells of one run: ``python tests/matrix/page.py [FOLDER]``.
+
+Without a folder the page is written again from the committed results, those of
+``benchmarks/images.py`` too, and nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from matrix.images import section
 from matrix.settings import BY_ROW, ROWS
 from zoo import FAMILIES
 from zoo.models import FOLDER
@@ -85,7 +90,7 @@ def page(cells: Cells) -> str:
     ]
     lines += ["| method | family | settings | training |", "|---|---|---|---|"]
     lines += [line for row in rows for line in _settings(by_place, row)]
-    lines += ["", f"Cases: {', '.join(ids)}.", ""]
+    lines += ["", f"Cases: {', '.join(ids)}.", "", section(), ""]
     return "\n".join(lines)
 
 
