@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import copy
 import random
+import struct
+import zlib
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -152,6 +156,19 @@ CLASSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 FAST = ("llava", "qwen2_vl", "paligemma")
 """Structural classes of the fast tier: plain, 3-D positions, a prefix language model."""
 
+WITH_VIDEOS = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm",
+)  # fmt: skip
+"""Classes whose own processors have a part for videos, which needs torchvision; the others' do with
+pillow alone."""
+
+
+def tiered(fast: Iterable[str]) -> list[Any]:
+    """Every class; those that are not in ``fast`` are of the slow tier."""
+    return [
+        name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES
+    ]
+
 
 class Plain:
     """An image processor and a tokenizer as one processor, without the parts for videos."""
@@ -191,9 +208,10 @@ def _tokenizer(named: bool) -> PreTrainedTokenizerFast:
     return core
 
 
-def model(name: str, seed: int = 0) -> Any:
+def model(name: str, seed: int = 0, **of_the_tower: int) -> Any:
     """A fresh tiny model of a class, in evaluation mode."""
     text, tower, more = CLASSES[name]
+    tower = {**tower, **{key: value for key, value in of_the_tower.items() if key in tower}}
     words = tokenizer()
     special = {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     token = words.image_token_id
@@ -351,6 +369,21 @@ def lm(name: str) -> LM:
     """A fresh tiny model of a class with its processor."""
     built = model(name)
     return LM(built, tokenizer("blip" not in name), processor=processor(name, built))
+
+
+def bomb() -> bytes:
+    """A PNG file of a hundred bytes that says it has 3.6 thousand million pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99)))
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 18)) -> ImageRef:

@@ -76,7 +76,7 @@ def test_resumed_logits_and_gradients_are_the_plain_ones(site: Site, encoder: bo
 def test_the_search_finds_the_same(site: Site, encoder: bool) -> None:
     target = column(encoder)
     found = optimize_values(target, site, EDITS, CONTEXTS, SEARCH)
-    assert RESUMABLE(target)[site, False, False]
+    assert RESUMABLE(target)[site, False, False, False]
     plain = optimize_values(target, site, EDITS, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     for mine, its in zip(found.losses, plain.losses, strict=True):

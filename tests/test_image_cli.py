@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import seeing
-from scripting import document, editing, refused
+from scripting import ROME, document, editing, refused
 
 ABOUT = ("--prompt", "The capital of the land is", "--target", "Rome")
 
@@ -61,14 +61,31 @@ def test_edits_from_a_file_name_images_from_its_folder(easyedit, llava, pictures
 
 def test_wrong_images_are_refused_before_a_model_is_loaded(easyedit, pictures, tmp_path):
     one = pictures[0]
+    seeing.picture(1, (60, 60)).picture.save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "bomb.png").write_bytes(seeing.bomb())
+    patch = tmp_path / "patch.safetensors"
     for words, message in (
+        (("--image", tmp_path / "cut.png"), "damaged or cut off"),
+        (("--image", tmp_path / "text.png"), "not an image"),
+        (("--image", tmp_path / "bomb.png"), "far too many pixels"),
+        (("--image", one, "--rephrase-image", tmp_path / "text.png"), "not an image"),
+        (("--image", one, "--keep-image", tmp_path / "cut.png"), "damaged or cut off"),
+        (("--image", one, "--locality-image", f"{tmp_path / 'text.png'} | => x"), "not an image"),
+        (("--keep-image", one), "give --image, too"),
+        (("--image", "https://example.org/a.png"), "URL"),
+        (("--subject", "<image>"), "the prompt has none"),
         (("--image", tmp_path / "gone.png"), "no such file"),
         (("--image", tmp_path), "it is a folder"),
         (("--rephrase-image", one), "give --image, too"),
         (("--image", one, "--locality-image", "x.png"), "image | prompt => answer"),
         (("--image", one, "--locality-image", "gone.png | => x"), "no such file"),
     ):
-        assert message in refused(easyedit(*editing("no-such-model-here", *ABOUT, *words)))
+        result = easyedit(*editing("no-such-model-here", *ABOUT, *words, "--save", patch))
+        assert message in refused(result)
+        assert not patch.exists()
 
 
 def test_an_image_for_a_model_of_text(easyedit, pictures, tmp_path):
@@ -80,7 +97,32 @@ def test_an_image_for_a_model_of_text(easyedit, pictures, tmp_path):
     assert "reads text alone" in message
 
 
-def test_a_file_that_is_no_image(easyedit, llava, tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    message = refused(easyedit(*editing(llava, *ABOUT, "--image", tmp_path / "text.png")))
-    assert "not an image" in message
+def test_what_only_the_model_can_tell(easyedit, llava, pictures, tmp_path):
+    """Nothing is edited and no patch is written."""
+    import shutil
+
+    blind = tmp_path / "blind"
+    shutil.copytree(llava, blind)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (blind / name).unlink(missing_ok=True)
+    one, patch = ("--image", pictures[0]), tmp_path / "patch.safetensors"
+    two = ("--prompt", "<image> and <image> show", "--target", "Rome")
+    long = ("--prompt", "It is very " * 70, "--target", "Rome")
+    for folder, words, message in (
+        (llava, two, "2 placeholders and 1 image"),
+        (llava, ("--prompt", "It is", "--target", "<image>"), "placeholder of an image"),
+        (llava, long, "16 of them of its images"),
+        (blind, ABOUT, "AutoProcessor.from_pretrained"),
+    ):
+        result = easyedit(*editing(folder, *words, *one, "--save", patch))
+        assert message in refused(result)
+        assert not patch.exists()
+
+
+def test_the_subject_may_be_the_picture(easyedit, llava, pictures, tmp_path):
+    patch = tmp_path / "edit.safetensors"
+    words = editing(
+        llava, *ABOUT, "--image", pictures[0], "--subject", "<image>", method="rome", settings=ROME
+    )
+    document(easyedit(*words, "--save", patch, "--json"))
+    assert "<image>" in easyedit("show", patch).out

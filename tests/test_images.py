@@ -12,8 +12,14 @@ import pytest
 import torch
 
 import seeing
-from easyeditor.edits import Edit, Generate, ImageRef, Prompt, Score, check_consistent
-from easyeditor.errors import ContradictingEditsError, EditError, ImageError, UnsupportedModelError
+from easyeditor.edits import IMAGE, Edit, Generate, ImageRef, Prompt, Score, check_consistent
+from easyeditor.errors import (
+    ContradictingEditsError,
+    EditError,
+    ImageError,
+    SubjectNotFoundError,
+    UnsupportedModelError,
+)
 from easyeditor.lm.model import LM
 
 QUESTION = "The capital of the land is"
@@ -75,6 +81,9 @@ def test_files_that_are_no_readable_images(tmp_path, llava, monkeypatch):
     for name, message in (("cut.png", "damaged or cut off"), ("text.png", "not an image")):
         with pytest.raises(ImageError, match=message):
             llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / name),)))
+    (tmp_path / "bomb.png").write_bytes(seeing.bomb())
+    with pytest.raises(ImageError, match="far too many pixels, and 50 million are read"):
+        llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / "bomb.png"),)))
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="pixels"):
         llava.text.row(Prompt("It is", (ImageRef.of(tmp_path / "whole.png"),)))
@@ -175,6 +184,56 @@ def test_the_subject_is_found_behind_the_expanded_image(llava):
     assert int(named.ids[named.subject_last + 2]) == llava.images.token_id
 
 
+def test_the_subject_may_be_the_image_itself(llava):
+    image, other = seeing.picture(1), seeing.picture(2)
+    edit = Edit(Prompt(QUESTION, (image,)), "Rome", IMAGE, keep=[Prompt(QUESTION, (other,))])
+    assert edit.prompt.text == f"{IMAGE}{QUESTION}"
+    assert edit.keep[0].text == edit.prompt.text
+    assert edit.subject_words is None
+    plain = llava.text.row(Prompt(QUESTION, (image,)), subject=IMAGE)
+    assert llava.text.row(edit.prompt, subject=IMAGE) == plain
+    at = [i for i, token in enumerate(plain.ids) if int(token) == llava.images.token_id]
+    assert (plain.subject_first, plain.subject_last) == (at[0], at[-1])
+    two = llava.text.row(Prompt("Both show", (image, other)), subject=IMAGE)
+    assert two.subject_last - two.subject_first == 15
+    assert two.ids[two.subject_first].unit == other.sha256
+    with pytest.raises(ContradictingEditsError):
+        check_consistent([edit, Edit(Prompt(QUESTION, (image,)), "Paris", "capital")])
+    with pytest.raises(EditError, match="keeps a prompt that it changes"):
+        Edit(Prompt(QUESTION, (image,)), "Rome", IMAGE, keep=[Prompt(QUESTION, (image,))])
+    with pytest.raises(SubjectNotFoundError, match="the prompt has none"):
+        Edit(QUESTION, "Rome", IMAGE)
+    assert Edit("The tag <image> is", "old", IMAGE).subject_words == IMAGE  # plain text
+
+
+def test_an_edit_at_the_image_is_made_as_others_are(llava):
+    """With contexts, expansions and kept prompts; each has the image where its subject stands."""
+    from easyeditor.associative.contrast import kept_rows
+    from easyeditor.associative.microbatches import context_rows_of
+    from easyeditor.editors.expanding import expanded_cases
+    from easyeditor.edits import Case
+    from easyeditor.methods.rome import ROME, ROMEHyperParams
+
+    before = {name: weight.clone() for name, weight in llava.model.state_dict().items()}
+    image, other = seeing.picture(1), seeing.picture(2)
+    edit = Edit(Prompt(QUESTION, (image,)), "Rome", IMAGE, keep=[Prompt(QUESTION, (other,))])
+    (case,) = expanded_cases(llava, [Case("0", edit)], True)
+    prompts = [one.prompt for one in case.edit.expansions]
+    assert len(prompts) > 3
+    assert all(prompt.text.count(IMAGE) == len(prompt.images) == 1 for prompt in prompts)
+    rows = context_rows_of(llava, 0, case.edit, ("", "She plays. "), 0.1, 0.1)
+    assert all(int(row.run.ids[row.run.at]) == llava.images.token_id for row in rows)
+    (kept,) = kept_rows(llava, [edit])
+    assert kept.ids[kept.subject_last].unit == other.sha256
+    settings = {"layers": [1], "mom2_adjustment": False, "v_num_grad_steps": 3}
+    method = ROME(ROMEHyperParams(**settings, context_template_length_params=((2, 2),)))
+    patch = method.edit(llava, [case.edit], method.initial_state(llava)).patch
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+    patch.apply(llava.model)
+    patch.revert(llava.model)
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+
+
 def test_another_number_of_places_than_of_images(llava):
     image = seeing.picture(1)
     for prompt in (
@@ -223,25 +282,25 @@ def test_a_cut_never_goes_through_an_image(llava):
 # -- passes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", seeing.FAST)
+@pytest.mark.parametrize("name", seeing.tiered(seeing.FAST))
 def test_one_image_is_never_answered_from_the_states_of_another(name):
     """Long prompts, so that prefixes are shared where they are equal."""
     from easyeditor.lm.inference import score
 
     lm = seeing.lm(name)
     images = [seeing.picture(1), seeing.picture(2), seeing.picture(3, (40, 20))]
-    long = "She plays the piano well. " * 8 + QUESTION
+    long = "She plays the piano well. " * 6 + QUESTION
     queries = [
         Score(Prompt(long, (image,)), word) for image in images for word in ("Rome", "Paris")
     ]
     queries += [Score(Prompt(f"<image>{long} now", (images[0],)), "Rome"), Score(long, "Rome")]
     together, alone = score(lm, queries), [score(lm, [query])[0] for query in queries]
     for a, b in zip(together, alone, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    assert abs(alone[0].logprobs[0] - alone[2].logprobs[0]) > 1e-3
+        assert a.logprobs == pytest.approx(b.logprobs, abs=5e-5)
+    assert abs(alone[0].logprobs[0] - alone[2].logprobs[0]) > 2e-4
 
 
-@pytest.mark.parametrize("name", seeing.FAST)
+@pytest.mark.parametrize("name", seeing.tiered(seeing.FAST))
 def test_what_is_generated_is_what_is_scored_best(name):
     from easyeditor.lm.inference import generate, score
     from easyeditor.lm.sampling import greedy_tokens
@@ -250,7 +309,8 @@ def test_what_is_generated_is_what_is_scored_best(name):
     prompts = [Prompt(QUESTION, (seeing.picture(i, (24, 12 + 6 * i)),)) for i in (1, 2)]
     rows = [lm.text.row(prompt).ids for prompt in prompts]
     tokens = greedy_tokens(lm, rows, 4)
-    assert generate(lm, prompts, 4) == [lm.tokenizer.decode(t) for t in tokens]
+    texts = [lm.tokenizer.decode(t, skip_special_tokens=True) for t in tokens]
+    assert generate(lm, prompts, 4) == texts
     first = score(lm, [Score(prompt, "Rome") for prompt in prompts])
     assert [s.argmax[0] for s in first] == [t[0] for t in tokens]
 
@@ -370,8 +430,9 @@ def test_a_broken_image_leaves_the_model_as_it_is_in_every_editor(tmp_path, llav
 
 
 @pytest.mark.slow
-def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
-    """A Qwen2-VL folder is read without torchvision; an image then names the install command."""
+@pytest.mark.parametrize("name", seeing.WITH_VIDEOS)
+def test_torchvision_is_asked_for_by_name(name, tmp_path):
+    """Such a folder is read without torchvision; an image then names the install command."""
     import importlib.util
 
     from easyeditor.errors import MissingExtraError
@@ -379,7 +440,7 @@ def test_pillow_and_torchvision_are_asked_for_by_name(tmp_path):
 
     if importlib.util.find_spec("torchvision") is not None:
         pytest.skip("torchvision is installed here")
-    lm = seeing.lm("qwen2_vl")
+    lm = seeing.lm(name)
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     lm.images.processor.image_processor.save_pretrained(tmp_path)
@@ -407,13 +468,52 @@ def test_a_processor_of_another_model_is_a_sentence(llava):
     assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
 
 
-def test_a_saved_model_that_sees_sees_when_it_is_loaded(tmp_path, llava):
+def test_a_model_that_came_without_its_processor():
+    from easyeditor import FTHyperParams, MultimodalEditor
+    from easyeditor.errors import ModelLoadError
+
+    model, words = seeing.model("llava"), seeing.tokenizer()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ModelLoadError, match="without its processor of images"):
+        MultimodalEditor.from_pretrained(model, words, FTHyperParams())
+    lm = LM(model, words)
+    assert lm.text.row("It is").ids
+    with pytest.raises(ModelLoadError, match=r"AutoProcessor\.from_pretrained"):
+        lm.text.row(Prompt("It is", (seeing.picture(1),)))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_more_tokens_than_a_model_reads(llava):
+    from easyeditor import FTHyperParams, MultimodalEditor
+    from easyeditor.errors import PromptTooLongError
+
+    before = {name: weight.clone() for name, weight in llava.model.state_dict().items()}
+    editor = MultimodalEditor(llava, FTHyperParams(layers=[1], num_steps=1))
+    with pytest.raises(PromptTooLongError, match="16 of them of its images"):
+        editor.edit("It is very " * 70, "red", seeing.picture(1))
+    with pytest.raises(PromptTooLongError):
+        editor.edit("It is", "very red and " * 70, seeing.picture(1))
+    assert all(torch.equal(before[k], v) for k, v in llava.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llava"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in seeing.CLASSES
+        if name not in {"llava", *seeing.WITH_VIDEOS}
+    ],
+)
+def test_a_saved_model_that_sees_sees_when_it_is_loaded(name, tmp_path):
+    """By its processor's form for pillow, where torchvision is not installed, as in these tests."""
     from easyeditor.lm.loading import load, save
 
+    lm = seeing.lm(name)
     prompt = Prompt(QUESTION, (seeing.picture(1),))
-    save(llava, tmp_path / "saved")
+    save(lm, tmp_path / "saved")
     again = load(str(tmp_path / "saved"), device="cpu")
-    assert again.text.row(prompt, "Rome") == llava.text.row(prompt, "Rome")
+    assert again.text.row(prompt, "Rome") == lm.text.row(prompt, "Rome")
 
 
 def test_one_block_under_two_names_is_refused(llava):

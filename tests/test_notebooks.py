@@ -18,7 +18,14 @@ NOTEBOOKS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "small")
 METHODS = [
     f"{method}_{family}" for method in ("ike", "rome", "memit") for family in ("gpt2", "llama")
 ]
-GUIDES = ["first_edit", "many_edits", "ship_a_patch", "train_mend", "which_layer"]
+GUIDES = [
+    "correct_a_picture",
+    "first_edit",
+    "many_edits",
+    "ship_a_patch",
+    "train_mend",
+    "which_layer",
+]
 LARGEST_BYTES = 300_000
 
 

@@ -78,7 +78,7 @@ def test_the_search_finds_the_same(family: str, site: Site) -> None:
     # Gemma's loss climbs here from 5.9 to 10.4 in a step, which turns float32's rounding into 1e-3.
     target = lm(family, torch.float64) if family == "gemma" else shared_lm(family)
     found = optimize_values(target, site, NEAR, CONTEXTS, SEARCH)
-    assert RESUMABLE(target)[site, True, False]
+    assert RESUMABLE(target)[site, True, False, False]
     plain = optimize_values(target, site, NEAR, CONTEXTS, SEARCH, resume=False)
     assert found.delta.norm(dim=1).min() > 0.1
     assert_same_search(found, plain)

@@ -12,7 +12,9 @@ from easyeditor.errors import (
     ContradictingEditsError,
     EditError,
     EmptyTargetError,
+    SubjectNotFoundError,
 )
+from easyeditor.prompts import IMAGE as IMAGE
 from easyeditor.prompts import ImageRef as ImageRef
 from easyeditor.prompts import Prompt as Prompt
 from easyeditor.prompts import as_prompt as as_prompt
@@ -30,7 +32,8 @@ class Edit:
     Attributes:
         prompt: what the target continues; a ``str`` is accepted.
         target: what shall be said.
-        subject: what the fact is about.
+        subject: what the fact is about. :data:`~easyeditor.prompts.IMAGE` is the prompt's (last)
+            image itself, whose place the prompt then has written out.
         ground_truth: what is said now, where known.
         rejected: what shall no longer be said (deletion, preference pairs, safety).
         expansions: the same fact in other words, each with its own target and subject: what the
@@ -75,7 +78,10 @@ class Edit:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        if not self.prompt.text.strip():
+        if subject == IMAGE and self.prompt.images:
+            object.__setattr__(self, "prompt", self.prompt.with_places)
+            object.__setattr__(self, "keep", tuple(other.with_places for other in self.keep))
+        if not self.prompt.text_after_images.strip():
             raise EditError("Edit: the prompt is empty; write the text the target continues.")
         if not target.strip():
             raise EmptyTargetError(f"The target of {self.prompt!r} is empty; write the new answer.")
@@ -89,6 +95,11 @@ class Edit:
                 "keep."
             )
         if subject is not None:
+            if subject == IMAGE and IMAGE not in self.prompt.text:
+                raise SubjectNotFoundError(
+                    f"The subject of {self.prompt!r} is the image ({IMAGE}), and the prompt has "
+                    "none; give it an image, or the words of the prompt that the fact is about."
+                )
             locate_subject(self.prompt.text, subject)
             for other in self.expansions:
                 if other.subject is None:
@@ -96,6 +107,11 @@ class Edit:
                         f"The expansion {other.prompt!r} names no subject, and the edit of "
                         f"{self.prompt!r} does; name it as the expansion's prompt writes it."
                     )
+
+    @property
+    def subject_words(self) -> str | None:
+        """The subject where it is words; None where there is none, or it is the image itself."""
+        return None if self.subject == IMAGE and self.prompt.images else self.subject
 
     @property
     def rows(self) -> tuple[Edit, ...]:
@@ -335,7 +351,7 @@ def check_consistent(edits: Iterable[Edit]) -> None:
     """
     wanted: dict[Prompt, str] = {}
     for edit in chain.from_iterable(edit.rows for edit in edits):
-        prompt = edit.prompt.with_text(edit.prompt.text.strip())
+        prompt = edit.prompt.with_text(edit.prompt.text_after_images.strip())
         target = wanted.setdefault(prompt, edit.target.strip())
         if target != edit.target.strip():
             raise ContradictingEditsError(

@@ -13,6 +13,9 @@ from easyeditor.pictures import file_digest, pixel_digest, upright
 
 PROMPT_FIELDS = frozenset({"text", "images", "system", "raw", "chat"})
 """What a prompt is written with in JSON."""
+IMAGE = "<image>"
+"""Where an image stands in a prompt's text, whatever the model's own placeholder is; as the subject
+of an edit the image itself."""
 
 
 def checked_text(owner: str, name: str, value: object) -> str:
@@ -148,6 +151,18 @@ class Prompt:
     def bare(self) -> bool:
         """Whether the prompt is plain text, to be continued as a writer would."""
         return not self.images and self.system is None and not self.raw and self.chat is None
+
+    @property
+    def text_after_images(self) -> str:
+        """The text without the places of its images where all stand in front of it."""
+        return self.text.removeprefix(IMAGE * len(self.images))
+
+    @property
+    def with_places(self) -> Prompt:
+        """The prompt with a place for every image written out: in front, where it has none."""
+        if not self.images or IMAGE in self.text:
+            return self
+        return self.with_text(IMAGE * len(self.images) + self.text)
 
     def with_text(self, text: str) -> Prompt:
         """The same images, system message and mode with another text."""

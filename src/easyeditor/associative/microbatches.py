@@ -17,7 +17,7 @@ import torch
 from easyeditor.associative.contrast import read_after_subject
 from easyeditor.associative.keys import fact_at, subject_of
 from easyeditor.associative.windows import Window, read_at, target_row
-from easyeditor.edits import Edit
+from easyeditor.edits import Edit, Prompt
 from easyeditor.errors import SubjectNotFoundError
 from easyeditor.gradients.losses import FIRST, nll_and_kl
 from easyeditor.lm.caches import LMCache
@@ -113,7 +113,7 @@ def context_rows_of(
         for other in edit.expansions
     ]
     if kl_factor:
-        row = lm.text.row(KL_PROMPT.format(subject), subject=subject)
+        row = lm.text.row(_about(edit, KL_PROMPT), subject=subject)
         at = fact_at(lm, row)
         bare = lm.text.row(edit.prompt, subject=subject)
         if not lm.encoder_decoder and fact_at(lm, bare) == bare.subject_last:
@@ -128,14 +128,20 @@ def context_rows_of(
     if subject_kl_factor:
         share = subject_kl_factor / len(SUBJECT_PROMPTS)
         rows += [
-            _subject_row(lm, i, text.format(subject), subject, share) for text in SUBJECT_PROMPTS
+            _subject_row(lm, i, _about(edit, text), subject, share) for text in SUBJECT_PROMPTS
         ]
     return rows
 
 
-def _subject_row(lm: LM, i: int, text: str, subject: str, factor: float) -> ContextRow:
+def _about(edit: Edit, text: str) -> Prompt:
+    """The text with the edit's subject; with the last of its images where that is the subject."""
+    images = () if edit.subject_words else edit.prompt.images[-1:]
+    return Prompt(text.format(subject_of(edit)), images)
+
+
+def _subject_row(lm: LM, i: int, prompt: Prompt, subject: str, factor: float) -> ContextRow:
     """A text about the subject; its reads share ``factor``."""
-    row = lm.text.row(text, subject=subject)
+    row = lm.text.row(prompt, subject=subject)
     at = fact_at(lm, row)
     if lm.encoder_decoder:
         return ContextRow(i, EditRow(row.ids, at, (0,), ()), (), factor)

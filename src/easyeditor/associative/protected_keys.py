@@ -54,17 +54,18 @@ def without_stored_keys(model: nn.Module, path: str, new: Sequence[Edit]) -> lis
 
     Edits without a subject, and those whose subject is edited anew, are left out.
     """
-    replaced = {edit.subject for edit in new}
+    replaced = {_subject_id(edit) for edit in new}
     return [
         edit
         for patch in applied_patches(model)
         if patch.kind == "weights" and f"keys:{path}" not in patch.extras
         for edit in patch.info.edits
-        if edit.subject is not None and edit.subject not in replaced
+        if edit.subject is not None and _subject_id(edit) not in replaced
     ]
 
 
 def _subject_id(edit: Edit) -> int:
     name = edit.prompt.text if edit.subject is None else edit.subject
+    name += "".join(image.sha256 for image in edit.prompt.images)  # "the flag" of this picture
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

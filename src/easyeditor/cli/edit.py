@@ -193,8 +193,10 @@ def edit(
     with output.loading(model):
         from easyeditor.editors.advice import already_answered
         from easyeditor.editors.base import BaseEditor
+        from easyeditor.editors.multimodal import check_images
         from easyeditor.lm.loading import load
 
+        check_images(cases)
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
         cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
     cases = forgetting.forgetting(editor.lm, cases, refusal) if forget else cases

@@ -44,7 +44,7 @@ def one_case(
         typer.BadParameter: prompt or target is missing, or there are a prompt and a relation.
     """
     from easyeditor.data.edits_file import parse_arrow, with_prompts_of
-    from easyeditor.edits import Case, Edit, ImageRef, Probe
+    from easyeditor.edits import Case, Edit, ImageRef, Probe, Prompt
     from easyeditor.rewording import sentence_of
 
     if relation is not None:
@@ -63,13 +63,10 @@ def one_case(
         raise typer.BadParameter("it asks about another image of the same; give --image, too")
     if keep_images and not images:
         raise typer.BadParameter("it asks the prompt about another image; give --image, too")
-    change = Edit(prompt or "", target or "", subject, ground_truth)
-    change = _raw(change) if raw_target else change
+    about = Prompt(prompt or "", tuple(map(ImageRef.of, images)), raw=raw_target)
+    others = [replace(about, images=(ImageRef.of(path),)) for path in keep_images]
+    change = Edit(about, target or "", subject, ground_truth, keep=others)
     change = with_prompts_of(change, aliases, question)
-    seen = tuple(ImageRef.of(path) for path in images)
-    if seen:
-        others = [replace(change.prompt, images=(ImageRef.of(path),)) for path in keep_images]
-        change = replace(change, prompt=replace(change.prompt, images=seen), keep=tuple(others))
     probes = [
         Probe(change.prompt.with_text(text), (change.target,), "rephrase")
         for text in rephrase or []

@@ -192,17 +192,21 @@ def with_prompts_of(
 ) -> Edit:
     """The edit with a user's further prompts: a question, the prompt with other names, and more.
 
+    A question that is a text is about the edit's images.
+
     Raises:
         EditError: an alias of an edit without a subject, or one that is no text.
         SubjectNotFoundError: the question does not name the subject.
     """
-    if aliases and edit.subject is None:
+    if aliases and edit.subject_words is None:
         raise EditError(
-            f"The edit of {edit.prompt!r} has aliases and no subject; name the subject that they "
-            "are other names of."
+            f"The edit of {edit.prompt!r} has aliases and no subject in words; name the subject "
+            "that they are other names of."
         )
     expansions = list(more)
     if question is not None:
+        if isinstance(question, str):
+            question = Prompt(question, edit.prompt.images)
         expansions.append(Edit(question, edit.target, edit.subject))
     for alias in aliases:
         text = with_name(edit.prompt.text, str(edit.subject), alias)

@@ -110,7 +110,7 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
         edits = []
         for edit in case.edits:
             candidates = [*_by_templates(lm, edit, how, chat), *_views(edit, how.views)]
-            if how.written and edit.subject is not None:
+            if how.written and edit.subject_words is not None:
                 candidates += _written_by_model(lm, edit, how.written, chat)
             edits.append(_with(lm, case, edit, candidates))
         inverse = _inverse(case) if how.inverse else []
@@ -135,9 +135,9 @@ def _with_openings(lm: LM, cases: Sequence[Case]) -> list[Case]:
     def opened(edit: Edit) -> Edit:
         if not _in_chat(edit):
             return edit
-        sentence: str | None = edit.prompt.text.strip()
+        sentence: str | None = edit.prompt.text_after_images.strip()
         if is_question(edit.prompt.text):
-            sentence = statement_of(edit.prompt.text)
+            sentence = statement_of(edit.prompt.text_after_images)
         old = normalise(edit.ground_truth or next(answers)).split()[:1]
         expansions = []
         for other in edit.expansions:
@@ -160,7 +160,7 @@ def _in_chat(edit: Edit) -> bool:
 
 def _by_templates(lm: LM, edit: Edit, how: Expansion, chat: bool) -> Iterator[Edit]:
     """The sentence and its question in chat form, the other form of the prompt, rewordings."""
-    text = edit.prompt.text.strip()
+    text = edit.prompt.text_after_images.strip()
     stated = [other.prompt.text for other in edit.expansions if is_question(other.prompt.text)]
     if is_question(text):
         statement, question = statement_of(text), text
@@ -175,7 +175,7 @@ def _by_templates(lm: LM, edit: Edit, how: Expansion, chat: bool) -> Iterator[Ed
     plain = False if getattr(lm.tokenizer, "chat_template", None) else None
     if statement is not None:
         yield _reworded(edit, statement, chat=plain)
-    rewordings = rewordings_of(statement, edit.subject, question)
+    rewordings = rewordings_of(statement, edit.subject_words, question)
     for sentence in rewordings[: how.rewordings]:
         yield _reworded(edit, sentence, chat=plain)
 
@@ -245,11 +245,11 @@ def _inverse(case: Case) -> list[Edit]:
     """The inverses of the case's edits that are not scored."""
     result = []
     for edit in case.edits:
-        if edit.subject is None:
+        if edit.subject_words is None:
             continue
-        sentence = inverse_of(edit.prompt.text, edit.subject, edit.target.strip())
+        sentence = inverse_of(edit.prompt.text, edit.subject_words, edit.target.strip())
         if sentence is not None and probe_in(sentence, case) is None:
-            result.append(Edit(sentence, edit.subject, edit.target.strip()))
+            result.append(Edit(sentence, edit.subject_words, edit.target.strip()))
     return result
 
 

@@ -107,8 +107,8 @@ class MultimodalEditor(BaseEditor):
                 {"image", "prompt", "ground_truth"}}``; any names, with or without images.
             portability_inputs: the same for what should follow.
             keep_images: images of other things; what the model says after each prompt about them
-                is left alone while the edit is made (:attr:`Edit.keep`), by FT, LoRA, IKE, ROME
-                and MEMIT. Without any, most edits learn the question for all pictures.
+                is left alone while the edit is made (:attr:`Edit.keep`), by FT, LoRA and ROME.
+                Without any, most edits learn the question for all pictures.
             keep_original_weight: True, and the default: each edit alone. ``sequential_edit=True``
                 lets them accumulate on the caller's model.
             verbose: log each edit's scores.
@@ -170,7 +170,8 @@ def check_images(cases: Sequence[Case]) -> None:
     """
     checked: set[ImageRef] = set()
     for case in cases:
-        prompts = [edit.prompt for edit in case.edits] + [probe.prompt for probe in case.probes]
+        prompts = [row.prompt for edit in case.edits for row in edit.rows]
+        prompts += [probe.prompt for probe in case.probes]
         prompts += [prompt for edit in case.edits for prompt in edit.keep]
         for image in (image for prompt in prompts for image in prompt.images):
             if image not in checked:

@@ -77,18 +77,18 @@ class OldAnswer:
                 "(--ground-truth)."
             )
         probes = [probe.prompt for probe in case.probes if probe.group == "rephrase"]
-        text = edit.prompt.text
+        text = edit.prompt.text_after_images
         if not probes and not is_question(text):
             question = question_of(text)
-            rewordings = rewordings_of(text, edit.subject, question)
+            rewordings = rewordings_of(text, edit.subject_words, question)
             probes = [edit.prompt.with_text(words) for words in (question, *rewordings)]
-        back = inverse_of(text, edit.subject, old) if edit.subject else None
+        back = inverse_of(text, edit.subject_words, old) if edit.subject_words else None
         return cls(
             edit.prompt,
             old,
             tuple(probes),
             None if back is None else edit.prompt.with_text(back),
-            edit.subject or "",
+            edit.subject_words or "",
         )
 
 

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from easyeditor.edits import Case, Edit, Probe, Prompt, as_prompt
-from easyeditor.lm.images import MARK
+from easyeditor.edits import IMAGE, Case, Edit, Probe, Prompt, as_prompt
 from easyeditor.lm.model import LM
 from easyeditor.rewording import is_question, question_of, statement_of, with_fact
 
@@ -41,7 +40,7 @@ def _questions(lm: LM, edit: Edit) -> Iterator[tuple[str, Prompt]]:
     base = edit.prompt
     if base.raw:  # it may hold a template already
         return
-    text = base.text.strip()
+    text = base.text_after_images.strip()
     sentence = statement_of(text) if is_question(text) else text
     question = text if is_question(text) else question_of(text)
     template = bool(getattr(lm.tokenizer, "chat_template", None))
@@ -65,9 +64,9 @@ def _edited_with(lm: LM, case: Case, prompt: Prompt) -> bool:
 
     Its own prompt counts in its own form, a further prompt of the edit in either.
     """
-    words, chat = words_of(prompt.text), _chat(lm, prompt)
+    words, chat = words_of(prompt.text_after_images), _chat(lm, prompt)
     return any(
-        (words == words_of(edit.prompt.text) and chat == _chat(lm, edit.prompt))
+        (words == words_of(edit.prompt.text_after_images) and chat == _chat(lm, edit.prompt))
         or any(f" {words} " in f" {words_of(other.prompt.text)} " for other in edit.expansions)
         for edit in case.edits
     )
@@ -101,7 +100,7 @@ def distracted(edit: Edit, neighbor: Probe) -> Probe:
 
     The fact's images are not shown, so their places are left out.
     """
-    fact = re.sub(rf"{MARK}[ \t]*", "", edit.prompt.text)
+    fact = re.sub(rf"{IMAGE}[ \t]*", "", edit.prompt.text)
     text = with_fact(fact, edit.target, neighbor.prompt.text)
     return Probe(neighbor.prompt.with_text(text), neighbor.answers, DISTRACTING)
 

@@ -131,11 +131,11 @@ def _circles(cases: Sequence[Case], entries: Sequence[Entry]) -> list[Conflict]:
     new = [_Step(None, edit) for case in cases for edit in case.edits]
     steps: dict[str, list[_Step]] = defaultdict(list)
     for step in [*(_Step(entry, edit) for entry in entries for edit in entry.edits), *new]:
-        if step.edit.subject is not None:
-            steps[_name(step.edit.subject)].append(step)
+        if (subject := step.edit.subject_words) is not None:
+            steps[_name(subject)].append(step)
     result: dict[frozenset[int], Conflict] = {}
     for first in new:
-        subject, target = first.edit.subject, _name(first.edit.target)
+        subject, target = first.edit.subject_words, _name(first.edit.target)
         if subject is None or _name(subject) == target:
             continue
         chain = _way(steps, target, _name(subject))

@@ -96,6 +96,11 @@ def through_unit(ids: Sequence[int], length: int) -> int:
     return length
 
 
+def has_image(ids: Iterable[int]) -> bool:
+    """Whether a token is an image's (of a prefix language model, a prompt's with one)."""
+    return any(isinstance(token, ImageToken) for token in ids)
+
+
 def images_of(ids: Iterable[int]) -> tuple[Any, ...]:
     """The images whose pixels a token sequence needs, in their order.
 

@@ -16,10 +16,8 @@ from torch import nn
 from easyeditor.errors import ImageError, UnsupportedModelError
 from easyeditor.lm.image_files import open_image
 from easyeditor.lm.image_tokens import ImageToken, Instructed, Seen
-from easyeditor.prompts import ImageRef, Prompt
+from easyeditor.prompts import IMAGE, ImageRef, Prompt
 
-MARK = "<image>"
-"""What a user writes where an image stands, whatever the model's own placeholder is."""
 CACHED_IMAGES = 32
 """So many images are kept as tensors; more are read again."""
 _TEXT_INPUTS = frozenset(
@@ -89,7 +87,7 @@ class ImageReader:
                 "no image_token_id; images cannot be placed in its text."
             )
         self.token_id = int(token)
-        placeholder = getattr(processor, "image_token", MARK)
+        placeholder = getattr(processor, "image_token", IMAGE)
         self.placeholder = str(getattr(placeholder, "content", placeholder))
         self.begin = str(tokenizer.bos_token or "")
         inner = getattr(model, "model", model)
@@ -100,7 +98,7 @@ class ImageReader:
         self.writes_begin = self.kind in {"paligemma", "mllama"}
         self.instructs = getattr(processor, "qformer_tokenizer", None)
         self._readings: OrderedDict[ImageRef, Reading] = OrderedDict()
-        self._places = re.compile("|".join(re.escape(p) for p in {MARK, self.placeholder}))
+        self._places = re.compile("|".join(re.escape(p) for p in {IMAGE, self.placeholder}))
 
     def reading(self, image: Seen) -> Reading:
         """The image for this model; kept for the next time.
@@ -178,7 +176,7 @@ class ImageReader:
             if self._places.search(text):
                 raise ImageError(
                     f"The {name} {text!r} of the prompt {prompt.text!r} holds the placeholder of "
-                    f"an image; write {MARK} into the prompt's own text, where its images stand."
+                    f"an image; write {IMAGE} into the prompt's own text, where its images stand."
                 )
         if self._places.search(target):
             raise ImageError(
@@ -190,7 +188,7 @@ class ImageReader:
             images = f"{len(prompt.images)} image{'s' * (len(prompt.images) != 1)}"
             raise ImageError(
                 f"The prompt {prompt.text!r} has {places} placeholder{'s' * (places != 1)} and "
-                f"{images}. Write one {MARK} where each image stands, or none: then they stand "
+                f"{images}. Write one {IMAGE} where each image stands, or none: then they stand "
                 "before the text."
             )
 
@@ -198,7 +196,7 @@ class ImageReader:
         """``prefix`` and text with a place for every image, and where the prompt's text begins."""
         if not prompt.images or self._places.search(prompt.text):
             return prefix + prompt.text, len(prefix)
-        lead = MARK * len(prompt.images)
+        lead = IMAGE * len(prompt.images)
         return lead + prefix + prompt.text, len(lead) + len(prefix)
 
     def expand(
@@ -232,6 +230,14 @@ class ImageReader:
             done = place.end()
         whole = "".join([*parts, text[done:]])
         return whole, None if span is None else (new_start, new_end)
+
+    def placeholders_in(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
+        """The part of ``span``, where an image is expanded, from its first to its last placeholder.
+
+        What a model writes around an image (``<end_of_image>``) is not of it.
+        """
+        token = str(self.tokenizer.convert_ids_to_tokens(self.token_id))
+        return text.index(token, *span), text.rindex(token, *span) + len(token)
 
     def marked(self, ids: Sequence[int], prompt: Prompt, prompt_length: int) -> tuple[int, ...]:
         """The tokens, those of an image as :class:`ImageToken`.

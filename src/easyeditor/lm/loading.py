@@ -258,7 +258,7 @@ def _processor(where: str, model: PreTrainedModel, trust: bool) -> tuple[Any, Ea
         processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust)
     except Exception as error:  # of any type: without torchvision mostly an AttributeError
         lacking = [p for p in ("PIL", "torchvision") if importlib.util.find_spec(p) is None]
-        if lacking:
+        if lacking and not isinstance(error, OSError):  # which a missing file is
             package = {"PIL": "pillow"}.get(lacking[0], lacking[0])
             return None, MissingExtraError.of(
                 f"the package {package}", "vision", f"The processor of images of this {kind}"

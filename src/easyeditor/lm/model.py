@@ -85,6 +85,11 @@ class LM(ModelStructure):
             chat_template=chat_template,
             images=self.images,
         )
+        if processor is None and getattr(model.config, "vision_config", None) is not None:
+            self.text.unseen = ModelLoadError(
+                f"This {type(model).__name__} came without its processor of images, so it can be "
+                "asked about text alone. Give AutoProcessor.from_pretrained(<the model>), too."
+            )
         self.caches = CacheStore()
         self._encoder_caches = CacheStore()
         self.in_encoder = False
@@ -217,11 +222,11 @@ class LM(ModelStructure):
         rests: Sequence[Sequence[int]],
         plain: torch.Tensor,
     ) -> torch.Tensor:
-        """Positions of ``rests`` behind images in ``past``; padding keeps its plain ones."""
+        """Positions of ``rests``, images in them or in ``past``; padding keeps its plain ones."""
         whole = self.pad([(*a, *b) for a, b in zip(past, rests, strict=True)])
         if whole.positions.dim() == 2:
             return plain
-        positions = plain[None].repeat(3, 1, 1)
+        positions = plain.clone() if plain.dim() == 3 else plain[None].repeat(3, 1, 1)
         for i, (a, b) in enumerate(zip(past, rests, strict=True)):
             positions[:, i, : len(b)] = whole.positions[:, i, len(a) : len(a) + len(b)]
         return positions

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyeditor.edits import Prompt, as_prompt
+from easyeditor.edits import IMAGE, Prompt, as_prompt
 from easyeditor.errors import (
     EasyEditError,
     EditError,
@@ -189,7 +189,8 @@ class Text:
         prompt's end are not fed, so that what is scored is what generation starts from; a raw
         prompt is taken as it stands. The prompt's tokens are those it has without the target.
 
-        Images stand where the prompt has a placeholder for each, else before everything else.
+        Images stand where the prompt has a placeholder for each, else before everything else. The
+        places of the subject :data:`~easyeditor.prompts.IMAGE` are the last image's placeholders.
 
         Raises:
             EditError: the prompt has a system message that no template takes, or the template
@@ -208,11 +209,13 @@ class Text:
         text, start = self._render(trimmed, prompt, chat=chat)
         span = None
         if subject is not None:
-            place = locate_subject(prompt.text, subject)
-            span = (start + begin + place.start, start + begin + place.end)
+            low, high = _subject_span(prompt, content, subject, begin)
+            span = (start + low, start + high)
         specials = not chat
         if self.images is not None and prompt.images:
             text, span = self.images.expand(text, prompt.images, span)
+            if span is not None and subject == IMAGE:
+                span = self.images.placeholders_in(text, span)
             text, span, specials = self._laid_out(text, span, specials=specials)
         if self.encoder_decoder:
             ids, offsets = self._encode(text, prompt, keep_end=True, specials=specials)
@@ -359,6 +362,18 @@ class Text:
             return None, None
         inside = [i for i, (low, high) in enumerate(offsets) if low < span[1] and high > span[0]]
         return inside[-1], inside[0]
+
+
+def _subject_span(prompt: Prompt, content: str, subject: str, begin: int) -> tuple[int, int]:
+    """The subject's characters in ``content``, which has the prompt's text from ``begin`` on.
+
+    An image's are those of its place, which stands in front of the text where the prompt has none.
+    """
+    if subject == IMAGE and prompt.images and IMAGE in content:
+        last = content.rfind(IMAGE)
+        return last, last + len(IMAGE)
+    place = locate_subject(prompt.text, subject)
+    return begin + place.start, begin + place.end
 
 
 def attach_tokenizer(model: nn.Module, tokenizer: Any, processor: Any = None) -> None:

@@ -38,7 +38,7 @@ from easyeditor.lm.hooks import (
     rows_of,
     stopping,
 )
-from easyeditor.lm.image_tokens import ImageToken, whole_units
+from easyeditor.lm.image_tokens import has_image, whole_units
 from easyeditor.lm.model import LM
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class Site:
         return self.layer if self.kind == "down" else self.layer + 1
 
 
-RESUMABLE: LMCache[tuple[Site, bool, bool], bool] = LMCache(
-    "whether a zero vector gives the plain logits; by site, whether there is a prefix, and images",
+RESUMABLE: LMCache[tuple[Site, bool, bool, bool], bool] = LMCache(
+    "whether a zero vector gives the plain logits; by site, prefix, images, images behind a prefix",
     forward_generation,  # adapters may change how the model can be run
 )
 
@@ -365,25 +365,25 @@ def open_forward(
     if not resume:
         return FullForward(lm, site, runs, pool)
     # Without a prefix there is no cache, so that is a proof of its own.
-    images = any(isinstance(token, ImageToken) for run in runs for token in run.ids)
-    key = site, any(run.start for run in runs), images
+    images = any(has_image(run.ids) for run in runs)
+    behind = [run for run in runs if run.start and has_image(run.ids[run.start :])][:1]
+    key = site, any(run.start for run in runs), images, bool(behind)
     proven = RESUMABLE(lm)
     if key not in proven:
-        proven[key] = _agrees(lm, site, runs)
+        proven[key] = _agrees(lm, site, runs, behind)
         if not proven[key]:
-            log.warning(
-                "%s cannot be resumed at layer %d; searching with whole forward passes.",
-                type(lm.model).__name__,
-                site.layer,
-            )
+            name = type(lm.model).__name__
+            message = "%s cannot be resumed at layer %d; searching with whole forward passes."
+            log.warning(message, name, site.layer)
     kind = PartialForward if proven[key] else FullForward
     return kind(lm, site, runs, pool)
 
 
-def _agrees(lm: LM, site: Site, runs: Sequence[EditRow]) -> bool:
-    # The shortest and the longest prefix: between them lie all paddings of these runs.
+def _agrees(lm: LM, site: Site, runs: Sequence[EditRow], also: Sequence[EditRow]) -> bool:
+    # Between the shortest and the longest prefix lie all paddings of these runs. Behind a prefix
+    # an image may need a mask of its own (Gemma 3).
     order = sorted(runs, key=lambda run: run.start or len(run.ids))
-    sample = [order[0], order[-1]]
+    sample = [order[0], order[-1], *also]
     width = 1 if site.path else lm.down_map(site.layer).d_out  # one zero stands for all
     zero = torch.zeros(len(sample), width * len(site.parts()), device=lm.device)
     try:

@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from easyeditor.edits import ImageRef, Prompt, as_prompt
+from easyeditor.edits import IMAGE, ImageRef, Prompt, as_prompt
 from easyeditor.encoders.sentence_encoder import Sentences
 from easyeditor.errors import ImageError, PatchMismatchError
 from easyeditor.lm.image_features import image_vectors
-from easyeditor.lm.images import MARK
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import Rerouted
 from easyeditor.lm.stored_images import PREFIX, with_stored
@@ -25,7 +24,7 @@ from easyeditor.patches.route import RoutePatch
 
 def _seen(text: str, prompt: Prompt) -> str:
     """The text with a place for every image of the prompt, unless it has them already."""
-    return text if MARK in text else MARK * len(prompt.images) + text
+    return text if IMAGE in text else IMAGE * len(prompt.images) + text
 
 
 def _behind(front: Prompt, prompt: Prompt) -> Prompt | str:
