@@ -68,6 +68,7 @@ def test_wrong_images_are_refused_before_a_model_is_loaded(easyedit, pictures, t
     (tmp_path / "bomb.png").write_bytes(seeing.bomb())
     patch = tmp_path / "patch.safetensors"
     for words, message in (
+        (("--image", tmp_path / "cut.png"), "(ImageError): The image"),
         (("--image", tmp_path / "cut.png"), "damaged or cut off"),
         (("--image", tmp_path / "text.png"), "not an image"),
         (("--image", tmp_path / "bomb.png"), "far too many pixels"),

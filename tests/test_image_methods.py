@@ -117,10 +117,15 @@ def test_a_context_brings_its_picture_where_the_file_is_gone(tmp_path):
         method.edit(lm, edits[1:])
 
 
-def test_images_are_told_apart_by_what_the_model_makes_of_them():
+@pytest.mark.parametrize("name", seeing.tiered(("llava",)))
+def test_images_are_told_apart_by_what_the_model_makes_of_them(name):
     from easyeditor.lm.image_features import image_vectors
 
-    lm = seeing.lm("llava")
+    lm = seeing.lm(name)
+    if name == "mllama":
+        with pytest.raises(UnsupportedModelError, match="gives no features of an image"):
+            image_vectors(lm, [(seeing.picture(1),)])
+        return
     one, other = seeing.picture(1), seeing.picture(2)
     vectors = image_vectors(lm, [(one,), (one,), (other,), ()])
     distances = torch.cdist(vectors, vectors) ** 2
@@ -142,6 +147,44 @@ def test_mend_is_trained_on_images_and_edits_with_its_archive(tmp_path):
     method = MEND(MENDHyperParams(archive=str(tmp_path / "MEND" / "tiny")))
     patch = method.edit(lm, [case(0).edit], method.initial_state(lm)).patch
     assert patch.rows()
+    assert all(torch.equal(before[key], w) for key, w in lm.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_serac_is_trained_on_images_and_answers_the_picture_of_the_edit(tmp_path):
+    """With one question about three pictures, of which one is edited."""
+    import tiny
+    from easyeditor import MultimodalTrainer, SERACHyperParams, SERACMultimodalTrainingHparams
+    from easyeditor.lm.inference import score
+    from easyeditor.methods.serac.serac import SERAC
+
+    for part in (tiny.model("gpt2", seed=2), tiny.tokenizer()):
+        part.save_pretrained(tmp_path / "encoder")
+    lm = seeing.lm("llava")
+    before = {key: weight.clone() for key, weight in lm.model.state_dict().items()}
+    config = SERACMultimodalTrainingHparams(
+        model_name="tiny",
+        results_dir=str(tmp_path),
+        cls_name=str(tmp_path / "encoder"),
+        max_iters=2,
+        batch_size=2,
+    )
+    MultimodalTrainer(config, [case(i) for i in range(3)], [case(3)], lm=lm).run()
+    prompts = [case(i).edit.prompt for i in range(3)] + [Prompt(QUESTION)]
+    queries = [Score(prompt, "Rome") for prompt in prompts]
+    replies = score(lm, queries)
+    archive = str(tmp_path / "SERAC" / "tiny")
+    for weight, told_apart in ((100.0, True), (0.0, False)):
+        method = SERAC(SERACHyperParams(archive=archive, image_weight=weight))
+        patch = method.edit(lm, [case(0).edit], method.initial_state(lm)).patch
+        similar = [score for _, score in patch.scores(lm, prompts)]
+        assert similar[0] == pytest.approx(1, abs=1e-4)
+        patch.apply(lm.model)
+        after = score(lm, queries)
+        assert after[0] != replies[0]
+        assert (after[1:3] == replies[1:3]) == told_apart
+        patch.revert(lm.model)
+    assert score(lm, queries) == replies
     assert all(torch.equal(before[key], w) for key, w in lm.model.state_dict().items())
 
 

@@ -201,6 +201,8 @@ def test_the_subject_may_be_the_image_itself(llava):
         check_consistent([edit, Edit(Prompt(QUESTION, (image,)), "Paris", "capital")])
     with pytest.raises(EditError, match="keeps a prompt that it changes"):
         Edit(Prompt(QUESTION, (image,)), "Rome", IMAGE, keep=[Prompt(QUESTION, (image,))])
+    with pytest.raises(SubjectNotFoundError, match="If only the image shows it"):
+        Edit(Prompt(QUESTION, (image,)), "Rome", "Germany")
     with pytest.raises(SubjectNotFoundError, match="the prompt has none"):
         Edit(QUESTION, "Rome", IMAGE)
     assert Edit("The tag <image> is", "old", IMAGE).subject_words == IMAGE  # plain text

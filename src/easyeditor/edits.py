@@ -100,7 +100,11 @@ class Edit:
                     f"The subject of {self.prompt!r} is the image ({IMAGE}), and the prompt has "
                     "none; give it an image, or the words of the prompt that the fact is about."
                 )
-            locate_subject(self.prompt.text, subject)
+            try:
+                locate_subject(self.prompt.text, subject)
+            except SubjectNotFoundError as error:
+                hint = f" If only the image shows it, give subject={IMAGE!r}."
+                raise SubjectNotFoundError(f"{error}{hint * bool(self.prompt.images)}") from None
             for other in self.expansions:
                 if other.subject is None:
                     raise EditError(

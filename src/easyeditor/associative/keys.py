@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from easyeditor.edits import Edit
+from easyeditor.edits import IMAGE, Edit
 from easyeditor.errors import SubjectRequiredError, UnsupportedModelError
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.batching import row_batches
@@ -36,9 +36,10 @@ def subject_of(edit: Edit) -> str:
         SubjectRequiredError: it has none.
     """
     if edit.subject is None:
+        image = f", or subject={IMAGE!r}, the image itself" if edit.prompt.images else ""
         raise SubjectRequiredError(
             f"The edit of {edit.prompt!r} names no subject, and this method locates the fact by "
-            "it. Give subject=..., the words of the prompt that the fact is about."
+            f"it. Give subject=..., the words of the prompt that the fact is about{image}."
         )
     return edit.subject
 

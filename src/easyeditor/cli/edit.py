@@ -166,7 +166,7 @@ def edit(
             locality_images=locality_image or (),
             keep_images=keep_image or (),
         )
-        cases = [one]
+        cases, where = [one], [""]
         check_subjects(method, cases, ["--subject"])
         note_subject(one)
     else:
@@ -196,7 +196,7 @@ def edit(
         from easyeditor.editors.multimodal import check_images
         from easyeditor.lm.loading import load
 
-        check_images(cases)
+        check_images(cases, where)
         editor = BaseEditor(load(settings.model, trust_remote_code=trust_remote_code), settings)
         cases = expanded(editor.lm, cases, expand or chat, chat, written, inverse)
     cases = forgetting.forgetting(editor.lm, cases, refusal) if forget else cases

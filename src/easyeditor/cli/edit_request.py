@@ -164,11 +164,13 @@ def check_subjects(method: str, cases: Sequence[Case], where: Sequence[str]) -> 
         if any(change.subject is None for change in case.edits)
     ]
     if lacking:
+        seen = any(change.prompt.images for case in cases for change in case.edits)
+        image = " ('<image>' for the image)" if seen else ""
         more = f" (and {count(len(lacking) - 1, 'edit')} more)" if lacking[1:] else ""
         raise SubjectRequiredError(
             f"{lacking[0]}: the edit names no subject, and {method} finds a fact by its "
-            f"subject{more}. Give the words of the prompt that it is about, or take a method that "
-            "needs none (easyedit methods)."
+            f"subject{more}. Give the words of the prompt that it is about{image}, or take a "
+            "method that needs none (easyedit methods)."
         )
 
 

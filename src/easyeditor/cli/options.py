@@ -121,7 +121,11 @@ TargetFile = Annotated[
     ),
 ]
 Subject = Annotated[
-    str | None, typer.Option("--subject", help="What the fact is about, as the prompt writes it.")
+    str | None,
+    typer.Option(
+        "--subject",
+        help="What the fact is about, as the prompt writes it; '<image>' for the --image.",
+    ),
 ]
 GroundTruth = Annotated[str | None, typer.Option("--ground-truth", help="How it continues now.")]
 Rephrase = Annotated[

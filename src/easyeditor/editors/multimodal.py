@@ -162,14 +162,18 @@ class MultiModalEditor(MultimodalEditor):
     """:class:`MultimodalEditor` under its other spelling."""
 
 
-def check_images(cases: Sequence[Case]) -> None:
+def check_images(cases: Sequence[Case], where: Sequence[str] | None = None) -> None:
     """Open every image of the cases once, so that a broken one is found before any edit.
+
+    Args:
+        cases: what is checked.
+        where: the place of each case, which an error begins with; None: its id.
 
     Raises:
         ImageError: names the case and the image.
     """
     checked: set[ImageRef] = set()
-    for case in cases:
+    for i, case in enumerate(cases):
         prompts = [row.prompt for edit in case.edits for row in edit.rows]
         prompts += [probe.prompt for probe in case.probes]
         prompts += [prompt for edit in case.edits for prompt in edit.keep]
@@ -178,7 +182,8 @@ def check_images(cases: Sequence[Case]) -> None:
                 try:
                     open_image(image)
                 except ImageError as error:
-                    raise ImageError(f"Case {case.id}: {error}") from None
+                    place = f"Case {case.id}" if where is None else where[i]
+                    raise ImageError(f"{place}: {error}" if place else str(error)) from None
                 checked.add(image)
 
 

@@ -24,9 +24,47 @@ from transformers import (
 
 def config_of(model: PreTrainedModel) -> dict[str, Any]:
     """The whole configuration as JSON types, without the path it was loaded from."""
-    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)
-    return config
+    return _as_json(model.config)
+
+
+def text_column_of(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The text column of a model that sees, as a float32 language model with its own weights.
+
+    Args:
+        model: its structure and configuration are read.
+        weights: its whole state.
+
+    Raises:
+        ValueError: transformers has no language model of the column's configuration.
+    """
+    alone = language_model(_as_json(model.config.get_text_config()))
+    decoder, target = model.get_decoder(), alone.get_decoder()
+    inner = _path(model, decoder)
+    outer = "" if type(decoder) is type(alone) else _path(alone, target)
+    state = {
+        f"{outer}{name.removeprefix(inner)}": tensor
+        for name, tensor in weights.items()
+        if name.startswith(inner)
+    }
+    head = _path(model, model.get_output_embeddings())
+    state[f"{_path(alone, alone.get_output_embeddings())}weight"] = weights[f"{head}weight"]
+    try:
+        alone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"its text column is built otherwise: {error}") from None
+    return alone
+
+
+def _path(model: torch.nn.Module, part: Any) -> str:
+    """What the names of the part's weights begin with."""
+    path = next(name for name, module in model.named_modules() if module is part)
+    return f"{path}." if path else ""
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    values.pop("_name_or_path", None)
+    return values
 
 
 def language_model(

@@ -10,6 +10,7 @@ from easyeditor.data.flag_pictures import COUNTRIES, draw
 from easyeditor.errors import UnsupportedModelError
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.context import forward_generation
+from easyeditor.lm.image_tokens import Instructed
 from easyeditor.lm.model import LM
 from easyeditor.prompts import ImageRef
 
@@ -17,6 +18,7 @@ SEGMENTS = 16
 """The features of an image are averaged to so many, in their order."""
 PRESENCE = 2.0
 """The coordinate that tells an image from none."""
+INSTRUCTION = "The picture shows"
 REFERENCES = 20
 """So many drawn flags give the mean that is taken off."""
 MEANS: LMCache[tuple[()], torch.Tensor] = LMCache(
@@ -64,9 +66,11 @@ def _features(lm: LM, image: ImageRef) -> torch.Tensor:
             f"{type(lm.model).__name__} gives no features of an image by themselves."
         )
     weight = lm.model.get_input_embeddings().weight
+    # Read under an instruction, images are compared as they are under one and the same.
+    seen = Instructed(image, INSTRUCTION) if lm.images.instructs else image
     tensors = {
         name: tensor.to(lm.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in lm.images.reading(image).tensors.items()
+        for name, tensor in lm.images.reading(seen).tensors.items()
     }
     out = features(**tensors, return_dict=True)
     values = getattr(out, "pooler_output", out)

@@ -264,10 +264,11 @@ class Text:
         elif prompt.images and self.unseen is not None:
             raise self.unseen
         elif prompt.images:
+            images = f"{len(prompt.images)} image{'s' * (len(prompt.images) != 1)}"
             raise ImageError(
-                f"The prompt {prompt.text!r} has {len(prompt.images)} images, and this model reads "
-                "text alone. Give the text without images, or load a model that sees (easyedit "
-                "models says which do) with its processor."
+                f"The prompt {prompt.text!r} has {images}, and this model reads text "
+                "alone. Give the text without images, or load a model that sees (easyedit models "
+                "says which do) with its processor."
             )
         if prompt.chat and not getattr(self.tokenizer, "chat_template", None):
             raise EditError(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from easyeditor.encoders.network_config import config_of, language_model
+from easyeditor.encoders.network_config import config_of, language_model, text_column_of
 from easyeditor.encoders.text_encoder import TextEncoder
 from easyeditor.encoders.tokenizer_compat import differences, largest, signature
 from easyeditor.errors import ArchiveError, HyperParamsError, UnsupportedModelError
@@ -50,11 +50,11 @@ class Nets(nn.Module):
         Raises:
             ModelLoadError: one cannot be read.
             HyperParamsError: the counterfactual model has another tokenizer than ``lm``.
-            UnsupportedModelError: only one of the two is an encoder-decoder.
+            UnsupportedModelError: only one of the two is an encoder-decoder, or no model is named
+                and the base model's text column is no language model by itself.
         """
         if config.small_name is None:
-            small = language_model(config_of(lm.model))
-            small.load_state_dict(whole_state(lm.model))
+            small = _copy(lm)
         else:
             result = load(config.small_name, device=str(lm.device), dtype="float32")
             _check_pair(lm, result, config.small_name)
@@ -70,6 +70,23 @@ class Nets(nn.Module):
             "digest": fingerprint(self).digest,  # so that other weights mean another header
         }
         return write_archive(folder, lm, NAME, config, self.state_dict(), more)
+
+
+def _copy(lm: LM) -> PreTrainedModel:
+    """A copy of the base model; of one that sees, of its text column: it is told, and not shown."""
+    state = whole_state(lm.model)
+    if getattr(lm.model.config, "vision_config", None) is None:
+        small = language_model(config_of(lm.model))
+        small.load_state_dict(state)
+        return small
+    try:
+        return text_column_of(lm.model, state)
+    except ValueError:
+        raise UnsupportedModelError(
+            f"The text column of {lm.name} ({type(lm.model).__name__}) is no language model by "
+            "itself, so it cannot be the counterfactual model; give small_name, a language model "
+            "with the same tokenizer."
+        ) from None
 
 
 def _check_pair(lm: LM, small: LM, name: str) -> None:

@@ -80,13 +80,14 @@ class SERACTrainingHparams(TrainingHyperParams):
     """Settings for training; the presets of large models are the published ones.
 
     ``small_name`` is the counterfactual model: any with the base model's tokenizer; a copy of the
-    base if it is not given. ``cls_name`` is the scope classifier: any network that gives hidden
-    states. ``lr`` is the step size of the one, ``cls_lr`` of the other (the same if it is not
-    given), ``head_lr`` of the linear map on the classifier. ``in_scope_weight`` is what paraphrases
-    weigh against the nearest foreign edits of a batch, which are its hardest questions.
-    ``template`` is what the counterfactual model is asked. ``freeze_cntr`` trains the classifier
-    alone, for a counterfactual model that reads instructions by itself. ``soft_weighting`` trains
-    both together on the mixture ``s · counterfactual + (1 − s) · base``, ``s`` the similarity.
+    base (of one that sees, of its text column) if it is not given. ``cls_name`` is the scope
+    classifier: any network that gives hidden states. ``lr`` is the step size of the one, ``cls_lr``
+    of the other (the same if it is not given), ``head_lr`` of the linear map on the classifier.
+    ``in_scope_weight`` is what paraphrases weigh against the nearest foreign edits of a batch,
+    which are its hardest questions. ``template`` is what the counterfactual model is asked.
+    ``freeze_cntr`` trains the classifier alone, for a counterfactual model that reads instructions
+    by itself. ``soft_weighting`` trains both together on the mixture ``s · counterfactual + (1 − s)
+    · base``, ``s`` the similarity.
     """
 
     ignored: ClassVar[frozenset[str]] = TrainingHyperParams.ignored | _VARIANTS | {"layers"}
