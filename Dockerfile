@@ -18,9 +18,11 @@ COPY src ./src
 RUN pip install --only-binary=:all: -c constraints.txt ".[gguf,ui,serve,bench]"
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 easyedit && install -d -o 10001 /cache /edits
+# Any user may write to /cache, and HOME is there, so that --user works.
+RUN useradd --uid 10001 easyedit && install -d -m 1777 /cache && install -d -o 10001 /edits
 COPY --from=build /opt/easyedit /opt/easyedit
 ENV PATH=/opt/easyedit/bin:$PATH \
+    HOME=/cache USER=easyedit \
     EASYEDITOR_CACHE=/cache/easyeditor \
     HF_HOME=/cache/huggingface
 USER 10001

@@ -17,7 +17,7 @@ from typing import Any
 
 import common
 from easyeditor import BaseEditor, Case, ROMEHyperParams
-from easyeditor.bench.drawing import png, svg
+from easyeditor.bench.drawing import png
 from easyeditor.bench.plots import layer_plot
 from easyeditor.data.open import open_dataset
 from easyeditor.evaluate.aggregate import flatten, summary
@@ -90,7 +90,6 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         picture = layer_plot(points, unedited=unedited)
         (args.out / "layers.png").write_bytes(png(picture))
-        (args.out / "layers.svg").write_bytes(svg(picture))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from matplotlib.patches import FancyBboxPatch
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "architecture.svg"
 FLOORS = (  # top to bottom: number, folders, what they do
     ("9", ["cli/", "web/"], "parse, print"),
-    ("8", ["bench/"], "resumable runs, reports"),
+    (
+        "8",
+        ["bench/", "ledger/", "export/", "serving/", "sharing/"],
+        "resumable runs; edits of a served model; other programs' formats; an endpoint",
+    ),
     ("7", ["editors/", "train/"], "EditSession: edit, measure, keep or put back"),
     ("6", ["methods/"], "one file each: Edit + state → Outcome(patch, state)"),
     (
@@ -33,7 +37,7 @@ FLOORS = (  # top to bottom: number, folders, what they do
     (
         "2",
         ["edits.py", "hyperparams.py", "registry.py", "tensor_file.py", "json_log.py"],
-        "the words",
+        "the vocabulary, the two file formats",
     ),
     ("1", ["errors.py"], "the exception tree"),
 )

@@ -1,6 +1,8 @@
-"""Takes the pictures of docs/page.md: the page with the embedded model, in a real browser.
+r"""Takes the pictures of docs/page.md: the page with the embedded model, in a real browser.
 
-    python scripts/page_pictures.py --runs runs            # all of them; runs: of easyedit bench
+    easyedit bench --methods rome,ft --limit 4 --answers 0 --continuation-tokens 0 \
+        --heldout none --out runs/first
+    python scripts/page_pictures.py --runs runs            # all of them
     python scripts/page_pictures.py inside                 # one
 
 Needs the extra ``dev`` and Chromium (``apt-get install chromium``).
@@ -21,6 +23,8 @@ SIZE = {"width": 1280, "height": 800}
 PATIENCE_MS = 1_800_000
 COLOURS = 256
 """Of a picture, which makes its file a third of the size."""
+SHADED = {"inside"}
+"""Pictures of a heat map, whose shades a palette would change."""
 CODE = "The same in Python"
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -42,7 +46,9 @@ def shot(window: browsing.Window, name: str) -> None:
     window.page.mouse.move(0, 0)
     window.page.wait_for_timeout(600)
     window.page.screenshot(path=str(file), full_page=True)
-    picture = Image.open(file).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(file).convert("RGB")
+    if name not in SHADED:
+        picture = picture.quantize(COLOURS, dither=Image.Dither.NONE)
     picture.save(file, optimize=True)
 
 

@@ -222,6 +222,14 @@ MORE = {
     "a misspelt preset": (("hparams", "show", "rome", "gpt2xl"), "Did you mean 'gpt2-xl'"),
     "settings for no training": (("hparams", "show", "ft", "--training"), "needs no training"),
     "settings nowhere": (("hparams", "write", "--out", "/proc/h"), "/proc/h"),
+    "edit before the training": (("edit", *ONE, "--method", "mend"), "--set archive=FILE"),
+    "bench before the training": (
+        ("bench", "--methods", "ft,serac", "--out", "x"),
+        "--set archive=FILE",
+    ),
+    "moments of no file": (("moments", "--dataset", "none.txt"), "No text file 'none.txt'"),
+    "a choice": (("trace", PROMPT, "--kind", "mpl"), "'--kind': 'mpl' is not one of 'state'"),
+    "a precision": (("edit", *ONE, "--dtype", "int8"), "'bfloat16' or 'float16'."),
     "nothing to fetch": (("models", "fetch", "smollm2"), "Did you mean 'smollm2-135m'"),
     "a misspelt command": (("edti",), "Did you mean 'edit'"),
     "markup": (
@@ -320,6 +328,24 @@ def test_help_at_sixty_columns_cuts_no_name(easyedit, monkeypatch):
         assert "--help" in text
         table = text.partition("Examples:")[0]
         assert not re.search(r"\w\.\.\.$", table, re.M), words
+
+
+@pytest.mark.parametrize("columns", ["60", "100"])
+@pytest.mark.parametrize("words", [(), ("ledger",), ("data",), ("hparams",)])
+def test_a_group_without_a_command_shows_its_help(easyedit, monkeypatch, words, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    told = easyedit(*words)
+    assert told.code == BAD_INPUT
+    assert "Usage: easyedit" in told.out
+    assert "Commands" in told.out
+
+
+def test_a_broken_settings_file_takes_one_line(easyedit, tmp_path):
+    file = tmp_path / "rome.yaml"
+    file.write_text("layers: [1\nlr: 3\n")
+    told = easyedit("edit", *ONE, "--hparams", file)
+    assert "rome.yaml is not YAML: line 2, column 3: expected" in refused(told)
+    assert told.err.count("\n") == 1
 
 
 def test_paragraphs_fold_and_commands_stay_whole():

@@ -220,6 +220,7 @@ def test_a_misspelt_column(tmp_path):
         ("edits.jsonl", "", "holds no edits"),
         ("edits.jsonl", "\n \n", "holds no edits"),
         ("edits.jsonl", '{"prompt": "a"', "line 1, column 15: not JSON"),
+        ("edits.jsonl", '{"prompt": "a",\n "target": "b"}', "column 16.*whole record in each line"),
         ("edits.jsonl", json.dumps(GOOD) + "\n{]\n", "line 2"),
         ("edits.csv", "", "holds no edits"),
         ("edits.csv", "prompt,target_new\n", "holds no edits"),
@@ -228,7 +229,7 @@ def test_a_misspelt_column(tmp_path):
         ("edits.json", b'{"prompt": "caf\xe9"}', "UTF-8"),
         ("edits.csv", "prompt,target\na,b".encode("utf-16"), "UTF-8"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_bad_file_is_named(tmp_path, name, content, why):
     with pytest.raises(DataError, match=why) as error:

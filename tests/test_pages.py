@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,39 @@ def test_every_file_that_a_page_names_is_there():
         if not (pages.ROOT / path).exists()
     ]
     assert lost == []
+
+
+def test_every_picture_is_made_by_a_command():
+    """The table of CONTRIBUTING.md names it; every picture is on a page."""
+    table = (pages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    makers = dict(re.findall(r"^\| `([\w*.-]+)` \| `([^`]+)`", table, re.M))
+    shown = {
+        picture.rpartition("/")[2]
+        for file in texts()
+        for _, picture in LINK.findall(FENCE.sub("", file.read_text(encoding="utf-8")))
+        if picture
+    }
+    assert shown == {file.name for file in (pages.DOCS / "pictures").iterdir()}
+    for picture in shown:
+        assert sum(fnmatch(picture, pattern) for pattern in makers) == 1, picture
+    for pattern, command in makers.items():
+        assert any(fnmatch(picture, pattern) for picture in shown), pattern
+        first, second, *_ = command.split()
+        if first == "python":
+            assert (pages.ROOT / second).is_file()
+        else:
+            assert first == "easyedit"
+
+
+def test_the_picture_of_the_floors_has_those_of_the_table():
+    floors = re.findall(
+        r"^\| (\d) \| ([^|]+) \|", (pages.DOCS / "architecture.md").read_text("utf-8"), re.M
+    )
+    drawing = (pages.DOCS / "pictures" / "architecture.svg").read_text(encoding="utf-8")
+    drawn = [text.split() for text in re.findall(r"<!-- (.+) -->", drawing)]
+    for number, names in floors:
+        folders = re.findall(r"`([\w/]+/)`", names)
+        assert not folders or folders in drawn, number
 
 
 def test_every_command_stands_in_a_block_that_is_run_or_says_why_not():

@@ -29,6 +29,24 @@ def test_the_images_use_the_pinned_versions_and_no_root():
         assert re.search(r"^VOLUME /cache$", text, re.M)
 
 
+def test_the_images_are_made_of_what_is_there():
+    """Files that are copied, and not kept from Docker; extras; commands; a cache for any user."""
+    project = (outer.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^([\w-]+) = \[", project.partition("optional-dep")[2], re.M))
+    sent = (outer.ROOT / ".dockerignore").read_text(encoding="utf-8")
+    for name in ("Dockerfile", "Dockerfile.cuda"):
+        text = (outer.ROOT / name).read_text(encoding="utf-8")
+        copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M)).split()
+        assert set(copied) >= {"constraints.txt", "pyproject.toml", "src"}
+        for file in copied:
+            assert (outer.ROOT / file).exists()
+            assert f"!{file}\n" in sent
+        (named,) = re.findall(r'"\.\[(.+)\]"', text)
+        assert {"ui", "serve", "gguf"} <= set(named.split(",")) <= extras
+        assert re.search(r"install -d -m 1777 /cache\b", text)
+        assert re.search(r"^    HOME=/cache USER=easyedit \\$", text, re.M)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "files"),

@@ -213,7 +213,7 @@ class HyperParams(BaseModel):
         try:
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise HyperParamsFileError(f"{file} is not YAML: {error}") from None
+            raise HyperParamsFileError(f"{file} is not YAML: {yaml_problem(error)}.") from None
         if not isinstance(data, Mapping):
             raise HyperParamsFileError(f"{file} must hold 'name: value' lines.")
         try:
@@ -283,15 +283,27 @@ def _flat(spec: object) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in MODEL_FIELDS}
 
 
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a text that is not YAML and where, in one line."""
+    place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if place is None or not problem:
+        return " ".join(str(error).split())
+    return f"line {place.line + 1}, column {place.column + 1}: {problem}"
+
+
 def _explain(kind: type[HyperParams], error: ValidationError) -> str:
     problems = []
+    unknown = False
     for item in error.errors():
         name = str(item["loc"][0]) if item["loc"] else "?"
         if item["type"] == "extra_forbidden":
             hint = did_you_mean(name, [*kind.model_fields, *FAMILY_KEYS])
             problems.append(f"unknown field {name!r}.{hint}")
+            unknown = True
         else:
             problems.append(f"{name}={item['input']!r}: {item['msg']}")
     problems = list(dict.fromkeys(problems))
-    known = ", ".join(kind.model_fields)
-    return f"{kind.__name__}: " + "; ".join(problems) + f" Fields: {known}."
+    text = f"{kind.__name__}: " + "; ".join(problems)
+    if unknown:
+        return f"{text} Fields: {', '.join(kind.model_fields)}."
+    return text if text.endswith((".", "?", "!")) else f"{text}."

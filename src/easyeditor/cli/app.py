@@ -51,12 +51,15 @@ def _out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Errors in the words themselves: as JSON, too, and without control characters."""
+    """Errors in the words themselves: as JSON, too, and without control characters.
+
+    Typer's checks put the name of an exception before some of its messages.
+    """
     try:
         yield
     except UsageError as error:
         if not getattr(error, "reported", False):
-            error.message = visible(error.message)
+            error.message = visible(error.message).removeprefix("Value error, ")
             report_error(error, error.format_message())
             error.reported = True
         raise
@@ -103,9 +106,18 @@ class Commands(_Help, TyperGroup):
             formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Parse; what is wrong with the words themselves is reported as JSON, too."""
+        """Parse; what is wrong with the words themselves is reported as JSON, too.
+
+        Without any words the help is shown; typer leaves that to its own tables, which a narrow
+        terminal does not get.
+        """
         with _usage_errors():
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)
+            except UsageError as error:
+                if type(error).__name__ == "NoArgsIsHelpError" and error.message:
+                    typer.echo(error.message)
+                raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

@@ -377,22 +377,9 @@ def _report(runs: list[Path], out: Path | None, as_json: bool) -> None:
 
 
 def show_table(table: Table) -> None:
-    """The report's tables, each split into as many as the terminal's width asks for."""
+    """The report's tables, each as wide as the terminal."""
     from easyeditor.bench.writers import plain
 
     output.out.print(table.caption)
     for group, labels, head, body in plain(table):
-        widths = [max(len(row[i]) for row in [head, *body]) + 3 for i in range(len(head))]
-        parts: list[list[int]] = [[]]
-        for i in range(labels, len(head)):
-            if (
-                parts[-1]
-                and 1 + sum(widths[:labels]) + sum(widths[j] for j in [*parts[-1], i])
-                > output.out.width
-            ):
-                parts.append([])
-            parts[-1].append(i)
-        for part in parts:
-            chosen = [*range(labels), *part]
-            columns = [output.Column(head[i], right=i >= labels - 1) for i in chosen]
-            output.show(group, columns, [[row[i] for i in chosen] for row in body])
+        output.show_wide(group, head, body, labels)

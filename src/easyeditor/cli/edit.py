@@ -355,7 +355,7 @@ def _show(
         output.show_before_after(f"{method} on {model}", lines)
     output.show_forms(cases, result.metrics)
     scores = ("rewrite", "rephrase", "locality", "portability", "s")
-    columns = [Column("edit", text=True), Column("target", text=True)]
+    columns = [Column("edit", text=True), Column("target", text=True, answer=True)]
     columns += [Column(name, right=True) for name in scores]
     rows = [
         [

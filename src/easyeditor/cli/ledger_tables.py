@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ def show_entries(title: str, entries: Sequence[Entry]) -> None:
         Column("no", right=True),
         Column("state"),
         Column("prompt", text=True),
-        Column("target", text=True),
+        Column("target", text=True, answer=True),
         Column("method"),
         Column("by", text=True),
         Column("when"),
@@ -72,9 +71,11 @@ def show_entry(entry: Entry, history: Sequence[Event]) -> None:
         output.show(f"Scores of {entry.edits[i].prompt}", columns, rows)
     if entry.health:
         line(f"Health then: {health_line(entry.health)}")
-    line(f"Made by {entry.method}: {json.dumps(entry.settings, ensure_ascii=False)}")
+    settings = ", ".join(f"{name}={value}" for name, value in entry.settings.items())
+    output.out.print(f"Made by {entry.method}: {settings}")
     line(f"Patch: {entry.patch or 'not computed yet'}")
-    columns = [Column("when"), Column("event"), Column("by", text=True), Column("why", text=True)]
+    columns = [Column("when", head=True), Column("event")]
+    columns += [Column("by", text=True), Column("why", text=True)]
     output.show("History", columns, [[e.at, e.event, e.author, e.reason] for e in history])
 
 
@@ -110,7 +111,7 @@ def show_check(check: Check) -> None:
         Column("no", right=True),
         Column("status"),
         Column("prompt", text=True),
-        Column("target", text=True),
+        Column("target", text=True, answer=True),
         Column("right", right=True),
         Column("P then → now", right=True),
         Column("rewordings", right=True),

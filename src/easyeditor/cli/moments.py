@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from easyeditor.cli import catalog, options, output
+from easyeditor.cli import catalog, options, output, places
 from easyeditor.cli.app import add
 from easyeditor.cli.terminal import count
 from easyeditor.methods import METHODS
@@ -151,6 +151,7 @@ def _settings(
     given = {"mom2_dataset": dataset, "mom2_n_tokens": tokens}
     changed = {name: value for name, value in given.items() if value is not None}
     located: LocateHyperParams = settings.replace(**changed)
+    places.check_settings(method, located)
     return located
 
 

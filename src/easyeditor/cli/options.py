@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from easyeditor.cli import catalog
+from easyeditor.cli import catalog, places
 from easyeditor.errors import HyperParamsError, ModelLoadError, UnknownMethodError
 from easyeditor.methods import METHODS
 
@@ -241,7 +241,9 @@ def settings_of(
         return result
 
     method = METHODS.canonical(method)  # whether there is one is known before torch is
-    return settings_as(kind, model, file, changes)
+    settings = settings_as(kind, model, file, changes)
+    places.check_settings(method, settings)
+    return settings
 
 
 def settings_as(
@@ -352,7 +354,10 @@ def _changes(changes: list[str]) -> dict[str, Any]:
         try:
             values[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise HyperParamsError(f"--set {change!r}: the value is not YAML ({error}).") from None
+            from easyeditor.hyperparams import yaml_problem
+
+            why = yaml_problem(error)
+            raise HyperParamsError(f"--set {change!r}: the value is not YAML ({why}).") from None
     if "model_name" in values:
         raise HyperParamsError("--set model_name: name the model with --model.")
     return values

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 out = Terminal()
 LONGEST_ANSWER = 24
 """Characters of an answer that are shown beside its probability."""
+GAP = "   "
+"""Between the numbers of a row that is no row of a table."""
+MOST_PARTS = 2
+"""Tables into which one is split before it becomes a list."""
 NARROWEST_TEXT = 24
 """Columns below which a column of running text is not worth a table."""
 
@@ -86,13 +90,19 @@ def loading(name: str) -> Iterator[None]:
 class Column:
     """A column of :func:`show`: running text is folded, everything else is printed whole.
 
-    With ``head`` it names the row where the table becomes a list.
+    With ``head`` it names the row where the table becomes a list, in front of the first column of
+    running text; ``answer`` follows that column there, behind an arrow.
     """
 
     name: str
     text: bool = False
     right: bool = False
     head: bool = False
+    answer: bool = False
+
+    def folds(self, cells: Sequence[Text]) -> bool:
+        """Whether the cells may be broken: names such as a parameter's path have no place to."""
+        return self.text and not all(c.plain.isascii() and " " not in c.plain for c in cells)
 
 
 def show(
@@ -105,19 +115,20 @@ def show(
     cells = [[Text(visible(c)) if isinstance(c, str) else c for c in row] for row in rows]
     used = [i for i in range(len(columns)) if not cells or any(row[i].plain for row in cells)]
     columns, cells = [columns[i] for i in used], [[row[i] for i in used] for row in cells]
+    folds = [column.folds([row[i] for row in cells]) for i, column in enumerate(columns)]
     needed = 1
     for i, column in enumerate(columns):
         width = max([len(column.name), *(row[i].cell_len for row in cells)])
-        needed += 3 + (min(width, NARROWEST_TEXT) if column.text else width)
+        needed += 3 + (min(width, NARROWEST_TEXT) if folds[i] else width)
     if needed > out.width:
-        _show_list(title, columns, cells)
+        show_list(title, columns, cells)
         return
     table = Table(title=title, title_justify="left")
-    for column in columns:
+    for column, folded in zip(columns, folds, strict=True):
         table.add_column(
             column.name,
             justify="right" if column.right else "left",
-            no_wrap=not column.text,
+            no_wrap=not folded,
             overflow="fold",
         )
     for number, row in enumerate(cells):
@@ -127,21 +138,59 @@ def show(
     out.print(table)
 
 
-def _show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Text]]) -> None:
-    """Each row as its running text, then the other columns by name."""
+def show_wide(title: str, head: Sequence[str], body: Sequence[Sequence[str]], labels: int) -> None:
+    """Print a table of many numbers, split in two where the width asks for it, or else as a list.
+
+    The first ``labels`` columns stand in both parts; the last of them is a number, too.
+    """
+    widths = [max(len(row[i]) for row in [head, *body]) + 3 for i in range(len(head))]
+    parts: list[list[int]] = [[]]
+    for i in range(labels, len(head)):
+        needed = 1 + sum(widths[:labels]) + sum(widths[j] for j in [*parts[-1], i])
+        if parts[-1] and needed > out.width:
+            parts.append([])
+        parts[-1].append(i)
+    if len(parts) > MOST_PARTS:
+        show_list(title, [Column(name, head=i < labels - 1) for i, name in enumerate(head)], body)
+        return
+    for part in parts:
+        chosen = [*range(labels), *part]
+        columns = [Column(head[i], right=i >= labels - 1) for i in chosen]
+        show(title, columns, [[row[i] for i in chosen] for row in body])
+
+
+def show_list(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Each row as its name and first running text, then the other columns, each by its name."""
     out.print(Text(visible(title), style="italic"))
+    first = next((column for column in columns if column.text and column.name), None)
     for row in rows:
-        texts = [cell for column, cell in zip(columns, row, strict=True) if column.text]
-        heads = [
-            cell
-            for column, cell in zip(columns, row, strict=True)
-            if (column.head or not (column.text or column.name)) and cell.plain
-        ]
-        running = Text(" → ").join(t for t in texts if t.plain)
-        out.print(Text(": ").join([*heads, *([running] if running.plain else [])]))
-        for column, cell in zip(columns, row, strict=True):
-            if column.name and not (column.text or column.head) and cell.plain:
-                out.print(Text.assemble(f"  {column.name}: ", cell))
+        heads, running, others = [], [], []
+        for column, content in zip(columns, row, strict=True):
+            cell = Text(visible(content)) if isinstance(content, str) else content
+            if not cell.plain:
+                continue
+            if column is first or column.answer:
+                running.append(cell)
+            elif column.head or not column.name:
+                heads.append(cell)
+            else:
+                others.append(Text.assemble(f"{column.name}: ", cell))
+        headline = [*heads, *([Text(" → ").join(running)] if running else [])]
+        if headline:
+            out.print(Text(": ").join(headline))
+        for line in _lines(others, out.width):
+            out.print(line)
+
+
+def _lines(parts: Sequence[Text], width: int) -> list[Text]:
+    """``parts`` indented, as many on a line as fit."""
+    lines: list[Text] = []
+    for part in parts:
+        if lines and lines[-1].cell_len + len(GAP) + part.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], GAP, part)
+        else:
+            lines.append(Text.assemble("  ", part))
+    return lines
 
 
 # -- before and after -------------------------------------------------------------------------

@@ -134,7 +134,8 @@ def show(
     header, matrices = document, document["matrices"]
     more = document.get("memory", [])
     output.out.print_line(f"{header['method']} patch for {header['model_name']}")
-    columns = [Column(name, text=True) for name in ("prompt", "subject", "old", "new")]
+    columns = [Column(name, text=True) for name in ("prompt", "subject", "old")]
+    columns += [Column("new", text=True, answer=True)]
     columns += [Column("id")] if more else []
     edits = []
     for i, edit in enumerate(header["edits"]):
@@ -159,9 +160,10 @@ def show(
     else:
         output.out.print("It changes no weight: it answers prompts in another way.")
     settings = ", ".join(f"{k}={v}" for k, v in header["hyperparams"].items())
-    output.out.print_line(f"Settings: {settings}")
+    output.out.print(f"Settings: {settings}")
     versions = ", ".join(f"{k} {v}" for k, v in header["versions"].items())
-    output.out.print_line(f"Made with {versions}; {output.seconds_line(header['seconds'])}")
+    parts = [f"Made with {versions}", output.seconds_line(header["seconds"])]
+    output.out.print("; ".join(part for part in parts if part))
 
 
 def _described(file: Path) -> dict[str, Any]:

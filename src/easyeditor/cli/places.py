@@ -9,10 +9,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from easyeditor.bench.results import require_run
-from easyeditor.errors import EasyEditError
+from easyeditor.errors import ArchiveError, EasyEditError, HyperParamsError, MomentsError
 from easyeditor.files import check_writable_place
+
+if TYPE_CHECKING:
+    from easyeditor.hyperparams import HyperParams
 
 STREAM = Path("-")
 
@@ -93,3 +97,30 @@ def output_file(path: Path) -> Iterator[Path]:
         sys.stdout.flush()
         sys.stdout.buffer.write(file.read_bytes())
         sys.stdout.buffer.flush()
+
+
+def check_settings(method: str, settings: HyperParams) -> None:
+    """Refuse settings whose files are known to be missing, before a model is loaded.
+
+    Raises:
+        HyperParamsError: the method has to be trained and no archive is named.
+        ArchiveError: the archive that is named is not there.
+        MomentsError: there is no such text file to collect second moments from.
+    """
+    fields = dict(settings)
+    archive = fields.get("archive", "")
+    train = f"easyedit train --method {method.lower()} --data FILE --model {settings.model_name}"
+    if archive is None:
+        raise HyperParamsError(
+            f"{method} edits with networks that are trained first, and no archive= names them. "
+            f"Train them once: {train}; it says where the archive is, for --set archive=FILE."
+        )
+    if archive and not os.path.exists(os.path.expanduser(archive)):
+        raise ArchiveError(
+            f"There is no archive {archive!r}: {method} edits with networks that are trained "
+            f"first. Train them once: {train}; or name them: --set archive=FILE."
+        )
+    source = fields.get("mom2_dataset") if fields.get("mom2_adjustment", True) else None
+    file = isinstance(source, str) and source.endswith((".txt", ".jsonl"))
+    if file and not os.path.isfile(str(source)):
+        raise MomentsError(f"No text file {source!r} to collect second moments from.")

@@ -212,6 +212,11 @@ def _draw(
             figure.savefig(part, format=path.suffix[1:].lower(), dpi=200)
 
 
+def _bounded(maps: list[str]) -> list[str]:
+    """Each row of a map with its ends marked: its lightest cells are spaces."""
+    return [f"|{row}|" for row in maps]
+
+
 def _show_trace(trace: CausalTrace) -> None:
     from easyeditor.interpret.pictures import text_map
 
@@ -226,7 +231,7 @@ def _show_trace(trace: CausalTrace) -> None:
     ]
     columns += [Column("layer", right=True)]
     rows = []
-    maps = text_map(trace.scores, trace.corrupted, high)
+    maps = _bounded(text_map(trace.scores, trace.corrupted, high))
     for i, (token, shades) in enumerate(zip(trace.tokens, maps, strict=True)):
         star = "*" if first <= i <= last else ""
         best = trace.scores[i].max()
@@ -252,7 +257,7 @@ def _show_lens(lens: LogitLens, when: str) -> None:
         rows = [
             [token.strip(), shades, f"{float(p[-1]):.3f}", str(int(rank[-1]))]
             for token, shades, p, rank in zip(
-                lens.tokens, text_map(numbers, 0, 1), numbers, ranks, strict=True
+                lens.tokens, _bounded(text_map(numbers, 0, 1)), numbers, ranks, strict=True
             )
         ]
         output.show(f"p({answer.strip()}) by layer {when}".strip(), columns, rows)

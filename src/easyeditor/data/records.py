@@ -200,6 +200,8 @@ def _parsed_line(file: Path, record: Record) -> Any:
         why = f"not JSON ({error.msg})"
         if error.msg == "Extra data":
             why = "more text after the record; JSONL holds one record per line"
+        elif error.pos >= len(record.value.rstrip()):
+            why += ": the line ends inside the record; JSONL holds a whole record in each line"
         raise DataError(f"{file}, line {record.line}, column {error.colno}: {why}.") from None
 
 
