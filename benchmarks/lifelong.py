@@ -4,7 +4,7 @@ Every method edits the same cases in the same orders with its settings for ``smo
 asked the same questions, and starts from the unedited model. A run is written edit by edit and
 goes on where it was stopped; its row is added to ``benchmarks/results/lifelong.json``:
 
-    python benchmarks/lifelong.py run single --methods ROME,MEMIT,FT --data counterfact_500.json
+    python benchmarks/lifelong.py run single --methods "ROME;MEMIT;FT" --data counterfact_500.json
     python benchmarks/lifelong.py run one-by-one --methods all --data … --seeds 0,1,2
     python benchmarks/lifelong.py table   # docs/lifelong.md, from the rows that are there
 
@@ -385,7 +385,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
     runs.add_argument("part", choices=PARTS)
-    runs.add_argument("--methods", required=True, help="names, or all")
+    runs.add_argument("--methods", required=True, help="names, divided by ; or all")
     where = runs.add_mutually_exclusive_group(required=True)
     where.add_argument("--data", help="cases for the model that comes with the package")
     where.add_argument("--small", nargs="+", help="families of tests/zoo")
@@ -401,7 +401,7 @@ def main() -> None:
     seeds = [int(seed) for seed in given.seeds.split(",")]
     for family in given.small or [""]:
         target = small(family, count) if family else embedded(given.data, count)
-        names = list(target.titles) if given.methods == "all" else given.methods.split(",")
+        names = list(target.titles) if given.methods == "all" else given.methods.split(";")
         go_on(target, given.part, [n for n in names if can(target.titles[n], part)], seeds)
 
 

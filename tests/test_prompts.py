@@ -234,7 +234,7 @@ def test_what_is_scored_is_what_generation_starts_from(prompt, target, text):
 
 def test_a_prompt_that_this_model_cannot_read():
     rules = Text(tiny.tokenizer(), encoder_decoder=False, chat_template=False)
-    with pytest.raises(EditError, match="1 images"):
+    with pytest.raises(EditError, match="1 image, and this model reads text alone"):
         rules.row(Prompt(QUESTION, (CAT,)))
     with pytest.raises(EditError, match="chat_template=True"):
         rules.row(Prompt(QUESTION, system="Be brief."))

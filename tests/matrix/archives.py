@@ -46,4 +46,4 @@ def cached(config: Any, family: str, train: Callable[[], Path], *, retrain: bool
     unfinished = place.with_suffix(f".{os.getpid()}")
     shutil.copyfile(archive, unfinished)
     unfinished.replace(place)
-    return archive
+    return place
