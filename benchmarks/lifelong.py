@@ -24,19 +24,22 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import common
 from easyeditor.bench.config import BenchmarkConfig, Protocol
 from easyeditor.bench.results import read_runs
-from easyeditor.bench.run_dir import write_whole
+from easyeditor.bench.run_dir import BEFORE, RunDirectory, write_whole
 from easyeditor.bench.runner import run
 from easyeditor.bench.table import table
 from easyeditor.data.corpus import own_paragraphs
@@ -49,7 +52,7 @@ from easyeditor.evaluate.query import EvalOptions
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.next_token import kl_divergence, next_token
+from easyeditor.lm.next_token import Distribution, kl_divergence, next_token
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
 from easyeditor.patches.files import load_patch
@@ -64,7 +67,7 @@ RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
 HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
-ANSWER_TOKENS = 24
+ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ EXTRA = {
 SHARES = {name for name in SCORES if name != "perplexity"} | {"fires"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """A model with cases to edit, settings of methods, and texts about other things.
 
@@ -141,6 +144,16 @@ class Target:
     heldout: str
     texts: Sequence[Prompt]
     unrelated: Sequence[Prompt]
+
+    @cached_property
+    def unedited(self) -> list[Distribution]:
+        """The next-token distributions behind :attr:`texts` before any edit."""
+        return [one.top() for one in next_token(self.lm, self.texts)]
+
+    @cached_property
+    def unedited_unrelated(self) -> list[torch.Tensor]:
+        """The next-token log-probabilities behind :attr:`unrelated` before any edit."""
+        return [one.logprobs for one in next_token(self.lm, self.unrelated)]
 
 
 def embedded(data: str, count: int) -> Target:
@@ -233,7 +246,7 @@ def side_effects(target: Target, folder: Path, label: str) -> dict[str, float]:
     if not patches:  # every edit failed
         return {}
     patch = load_patch(patches[-1])
-    before = [one.top() for one in next_token(target.lm, target.texts)]
+    before = target.unedited
     with applied(target.lm.model, patch):
         divergences = [
             kl_divergence(old, new)
@@ -250,34 +263,37 @@ def side_effects(target: Target, folder: Path, label: str) -> dict[str, float]:
 
 def fires(target: Target, patch: Any) -> float:
     """The share of unrelated prompts behind which any logit differs from the unedited model's."""
-    different = 0
-    for start in range(0, len(target.unrelated), 100):
-        some = target.unrelated[start : start + 100]
-        before = next_token(target.lm, some)
-        with applied(target.lm.model, patch):
-            after = next_token(target.lm, some)
-        different += sum(
-            not torch.equal(old.logprobs, new.logprobs)
-            for old, new in zip(before, after, strict=True)
-        )
-    return different / len(target.unrelated)
+    before = target.unedited_unrelated
+    with applied(target.lm.model, patch):
+        after = next_token(target.lm, target.unrelated)
+    pairs = zip(before, after, strict=True)
+    return sum(not torch.equal(old, new.logprobs) for old, new in pairs) / len(before)
 
 
 def measured(target: Target, name: str, settings: HyperParams, part: str, seed: int) -> Row:
     """The row of one method: run, or gone on with, in its own folder."""
     what, evaluation = PARTS[part], preset(target.preset)
-    folder = RUNS / f"{target.data}-{part}-{seed}-{name}"
+    kind = f"{target.data}-{part}-{len(target.cases)}-{seed}"
+    folder = RUNS / f"{kind}-{name}"
     config = BenchmarkConfig(
         {name: settings},
         evaluation.cases(target.lm, ordered(target.cases, seed)),
         what.protocol,
         what.batch_size,
-        evaluation.options(EvalOptions(ANSWER_TOKENS, heldout=target.heldout)),
+        evaluation.options(
+            EvalOptions(ANSWER_TOKENS, asked_tokens=ASKED_TOKENS, heldout=target.heldout)
+        ),
         seed,
         target.data,
         preset=target.preset,
     )
+    unedited = RUNS / f"{kind}.unedited.jsonl"
+    if unedited.exists() and not folder.exists():  # every method starts from the same answers
+        with RunDirectory(folder, config.describe(target.lm)):
+            pass
+        shutil.copy(unedited, folder / BEFORE)
     run(target.lm, config, folder)
+    shutil.copy(folder / BEFORE, unedited)
     rows = table(read_runs([folder])).rows
     at_end = rows[-1]
     row: Row = {
@@ -320,9 +336,9 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
             except EasyEditError as error:
                 print(f"{key}: {error}", flush=True)
                 continue
-            write_whole(
-                RESULTS, json.dumps(stored() | {key: row | {"settings": digest}}, indent=1) + "\n"
-            )
+            with FileLock(RUNS / "results.lock"):  # several processes may add rows
+                rows = stored() | {key: row | {"settings": digest}}
+                write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
             print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
