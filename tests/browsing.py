@@ -70,6 +70,7 @@ class Window:
         self.page = opened.new_page(viewport={"width": 1280, "height": 900})
         self.page.set_default_timeout(120_000)
         self.foreign: list[str] = []
+        self._former: dict[str, str] = {}
         self.page.on("request", lambda asked: self._note(asked.url, address))
         self.page.goto(address)
         self.page.wait_for_selector("#edit-button")
@@ -96,7 +97,8 @@ class Window:
         field.fill(text)
 
     def choose(self, name: str, value: str) -> None:
-        """One of the values of a list."""
+        """One of the values of a list; :meth:`ended` waits for what ``{name}-status`` then says."""
+        self._look(f"{name}-status")
         self.page.locator(f"#{name} input").click()
         self.page.get_by_role("option", name=value, exact=True).locator("visible=true").click()
 
@@ -106,16 +108,20 @@ class Window:
         return self.ended(status)
 
     def start(self, name: str, status: str) -> None:
-        """Press a button, after the tab's former message was removed."""
-        self.page.evaluate(
-            "id => document.querySelectorAll(`#${id} .ee-message`).forEach(x => x.remove())", status
-        )
+        """Press a button whose work :meth:`ended` waits for."""
+        self._look(status)
         self.page.click(f"#{name}")
+
+    def _look(self, status: str) -> None:
+        """Note what a tab's message is, so that it is not taken for what comes next."""
+        shown = self.page.query_selector(f"#{status} {DONE}")
+        self._former[status] = "" if shown is None else str(shown.get_attribute("data-number"))
 
     def ended(self, status: str) -> str:
         """The message at the end."""
-        self.page.wait_for_selector(f"#{status} {DONE}")
-        return str(self.page.inner_text(f"#{status}")).strip()
+        former = self._former.get(status, "")
+        new = self.page.wait_for_selector(f'#{status} {DONE}:not([data-number="{former}"])')
+        return str(new.inner_text()).strip()
 
     def text(self, name: str) -> str:
         """What an element shows."""

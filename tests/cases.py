@@ -546,6 +546,31 @@ p: 0.4
         ),
     ),
     MethodCase(
+        "GatedROME",
+        quick={
+            "layers": [1],
+            "v_num_grad_steps": 20,
+            "v_lr": 2.0,
+            "v_weight_decay": 0.0,
+            "clamp_norm_factor": 1000.0,
+            "context_template_length_params": ((2, 2),),
+            "threshold": 0.99,  # a random model's prompts are all alike
+        },
+        variants=({"v_stop_argmax": True, "clamp_norm_factor": 1.0},),
+        phases=(("inputs_at", 1), ("values_of", 1), ("codebook_of", 1)),
+        routed=True,
+        rows=(
+            MatrixRow(
+                "GatedROME",
+                {"rewrite": 0.99, "rephrase": 0.85, "locality": 0.95},
+                {"layers": [1], **_LOCATE, **_OF_AN_MLP},
+                {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
+                reading="adds ROME's vector where a token's key is the subject's, and nothing "
+                "anywhere else.",
+            ),
+        ),
+    ),
+    MethodCase(
         "GRACE",
         quick={"layers": [1], "n_iter": 20, "eps": 0.05},
         variants=({"val_init": "warm", "eps": None},),

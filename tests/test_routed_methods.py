@@ -21,6 +21,7 @@ from easyeditor.export.lora import export_lora
 from easyeditor.lm.forward.context import has_adapters
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Row
+from easyeditor.methods import METHODS
 from easyeditor.patches.batched import applied_per_row, can_apply_per_row
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import Patch, merge
@@ -32,6 +33,7 @@ from tiers import tiered
 
 ROUTED = [name for name, case in BY_NAME.items() if case.routed]
 GATED = [name for name in ROUTED if not BY_NAME[name].everywhere]
+NAMED = [n for n in ROUTED if "inner_params" in METHODS.get(n).hyperparams_class.model_fields]
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral", "gptj"]
 FAST = {"llama", "gpt2", "opt"}
 FAR = ["You", "She plays the piano and", "The river", "Because it rained, I"]
@@ -85,13 +87,14 @@ def last_logits(target: LM, prompts: Sequence[str]) -> torch.Tensor:
 def test_a_row_gets_the_same_whatever_surrounds_it(name: str, family: str, edited_of: Any) -> None:
     edited = edited_of(name, family)
     target = edited.lm
-    plain = said(target, PROMPTS)
+    plain = last_logits(target, PROMPTS)
     with applied(target.model, merge(edited.patches)):
         together = said(target, PROMPTS)
         assert together == said(target, PROMPTS, use_cache=False)
         assert together == [said(target, [prompt])[0] for prompt in PROMPTS]
         assert together == [said(target, [prompt], use_cache=False)[0] for prompt in PROMPTS]
-        assert together[:3] != plain[:3]
+        # Not each in every family: a subject may lie outside of a sliding window.
+        assert (last_logits(target, PROMPTS) != plain).any(1)[:3].any()
         # Teacher forcing of what was written gives it again: padded on the right, in one pass.
         answers = [
             Score(prompt, target.tokenizer.decode(tokens))
@@ -188,18 +191,20 @@ def test_settings_that_name_no_layer_are_refused(name: str, make_method: Maker) 
 
     target = lm("llama")
     before = Snapshot(target.model)
-    for wrong, words in (
-        ({"layers": [0, 1]}, "one layer"),
-        ({"inner_params": ["model.layers[1].mlp.dwn_proj.weight"]}, "no linear layer of a block"),
-        ({"inner_params": ["lm_head"]}, "no linear layer of a block"),
-        ({"layers": [99]}, "outside"),
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [({"layers": [99]}, "outside")]
+    if name in NAMED:
+        cases += [
+            ({"layers": [0, 1]}, "one layer"),
+            ({"inner_params": ["model.layers[1].mlp.dwn_proj.weight"]}, "no linear layer of a"),
+            ({"inner_params": ["lm_head"]}, "no linear layer of a block"),
+        ]
+    for wrong, words in cases:
         with pytest.raises(HyperParamsError, match=words):
             make_method(name, target, "llama", **wrong).edit(target, EDITS[:1])
     assert before.differences(target.model) == []
 
 
-@pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.parametrize("name", NAMED)
 def test_another_linear_layer_of_a_block_is_adapted(name: str, make_method: Maker) -> None:
     target = lm("gpt2")
     method = make_method(name, target, "gpt2", inner_params=["transformer.h[1].mlp.c_fc.weight"])
@@ -220,5 +225,5 @@ def test_a_loss_that_is_no_number_is_an_error(name: str, make_method: Maker) -> 
     before = Snapshot(target.model)
     method = make_method(name, target, "llama")
     with pytest.raises(DivergedError, match="unchanged"):
-        method.edit(target, [Edit("Berlin is the capital of", "Paris")])
+        method.edit(target, [Edit("Berlin is the capital of", "Paris", "Berlin")])
     assert before.differences(target.model) == []

@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from easyeditor.edits import IMAGE, Edit
 from easyeditor.errors import SubjectRequiredError, UnsupportedModelError
 from easyeditor.lm.caches import LMCache
 from easyeditor.lm.forward.batching import row_batches
 from easyeditor.lm.forward.partial import Site
-from easyeditor.lm.hooks import adding, hidden_of, reading_inputs, reading_output, stopping
+from easyeditor.lm.hooks import (
+    Reading,
+    adding,
+    hidden_of,
+    reading_inputs,
+    reading_output,
+    stopping,
+)
 from easyeditor.lm.image_tokens import through_unit
 from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
@@ -94,19 +102,36 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     """
     ordered = sorted(set(layers))
     projections = [lm.down_map(layer) for layer in ordered]
-    modules = [projection.module for projection in projections]
-    result = {
-        layer: torch.empty(len(rows), projection.d_in, device=projection.device)
-        for layer, projection in zip(ordered, projections, strict=True)
-    }
+    read = inputs_at(lm, [p.module for p in projections], rows, [p.keys for p in projections])
+    return dict(zip(ordered, read, strict=True))
+
+
+def inputs_at(
+    lm: LM,
+    modules: Sequence[nn.Module],
+    rows: Sequence[Row],
+    readings: Sequence[Reading] | None = None,
+) -> list[torch.Tensor]:
+    """What some modules read at each row's subject-last, ``(rows, width)`` each, float32.
+
+    Args:
+        lm: the model.
+        modules: in the order in which a pass meets them; it stops at the last.
+        rows: with ``subject_last``.
+        readings: what is made of each module's inputs; None: the first of them, as it is.
+    """
+    result = [torch.empty(0) for _ in modules]
     with lm.at_rest(), torch.no_grad(), bar(len(rows), "reading keys", "prompt") as progress:
         for chunk in row_batches(rows, TOKENS, 1 << 30):
             batch = lm.pad([rows[i].ids for i in chunk])
-            with reading_inputs(modules, [p.keys for p in projections]) as inputs, stopping():
+            with reading_inputs(modules, readings) as inputs, stopping():
                 lm.call(batch)
-            for layer, seen in zip(ordered, inputs, strict=True):
+            for i, seen in enumerate(inputs):
                 assert seen is not None
-                result[layer][chunk] = _at_subject(seen, [rows[i] for i in chunk])
+                keys = _at_subject(seen, [rows[n] for n in chunk])
+                if not len(result[i]):
+                    result[i] = keys.new_empty(len(rows), keys.shape[1])
+                result[i][chunk] = keys
             progress.update(len(chunk))
     return result
 

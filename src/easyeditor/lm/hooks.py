@@ -43,10 +43,14 @@ def rows_of(value: Any, rows: torch.Tensor, n: int) -> Any:
     return value
 
 
+Reading = Callable[[tuple[Any, ...]], torch.Tensor]
+"""What is made of a module's inputs."""
+
+
 @contextmanager
 def reading_inputs(
     modules: Sequence[nn.Module],
-    read_of: Sequence[Callable[[tuple[Any, ...]], torch.Tensor]] | None = None,
+    read_of: Sequence[Reading] | None = None,
 ) -> Iterator[list[torch.Tensor | None]]:
     """Record the first input of each module, or what ``read_of`` makes of its inputs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from easyeditor.cli.verdict import failures
@@ -17,16 +18,23 @@ SHOWN_SHIFTS = 8
 """Facts of the list of what else moved."""
 SHOWN_EDITS = 100
 """Rows of the table of many edits."""
+_NUMBERS = count(1)
 
 
 def problem(text: str) -> str:
     """A message that says what was wrong."""
-    return f"<div role='alert' class='ee-message ee-problem'>{escaped(text)}</div>"
+    return _ending("alert", "ee-problem", text)
 
 
 def remark(text: str) -> str:
     """A message that says what was done."""
-    return f"<div role='status' class='ee-message ee-done'>{escaped(text)}</div>"
+    return _ending("status", "ee-done", text)
+
+
+def _ending(role: str, kind: str, text: str) -> str:
+    """How work ended; numbered, so that the same words said again are a new message."""
+    number = f"data-number='{next(_NUMBERS)}'"
+    return f"<div role='{role}' class='ee-message {kind}' {number}>{escaped(text)}</div>"
 
 
 def hint(text: str) -> str:

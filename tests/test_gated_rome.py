@@ -1,0 +1,248 @@
+"""GatedROME: where its gate opens, several edits of one subject, what undoing leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from easyeditor import LM, Edit, GatedROMEHyperParams, load_patch, save_patch
+from easyeditor.errors import (
+    ContradictingEditsError,
+    DivergedError,
+    PatchFormatError,
+    SubjectRequiredError,
+)
+from easyeditor.lm.forward.context import ForwardContext
+from easyeditor.lm.inference import score
+from easyeditor.lm.next_token import next_token
+from easyeditor.methods.gated_rome import (
+    GatedROME,
+    SubjectCodebook,
+    distinct_directions,
+    one_per_subject,
+)
+from easyeditor.patches.patch import Patch
+from easyeditor.patches.stack import applied
+from support import EDITS, Snapshot, lm
+from zoo import world
+
+SETTINGS: dict[str, Any] = {
+    "layers": [1],
+    "v_num_grad_steps": 200,
+    "v_lr": 0.2,
+    "v_weight_decay": 1e-3,
+    "v_stop_nll": 0.02,
+    "kl_factor": 0,
+    "clamp_norm_factor": 10,
+    "context_template_length_params": [[5, 2], [10, 2]],
+}
+
+
+def method(**changes: Any) -> GatedROME:
+    return GatedROME(GatedROMEHyperParams(**SETTINGS | changes))
+
+
+def codebook(
+    keys: list[list[float]],
+    values: list[float],
+    subjects: list[int] | None = None,
+    prompts: list[int] | None = None,
+) -> SubjectCodebook:
+    n = len(values)
+    return SubjectCodebook(
+        torch.tensor(keys),
+        torch.arange(n),
+        torch.tensor(values)[:, None],
+        torch.tensor(subjects or list(range(n))),
+        torch.tensor(prompts or list(range(n))),
+        torch.full((n,), 0.9),
+    )
+
+
+def added(book: SubjectCodebook, x: list[list[float]], end: int) -> list[float]:
+    inputs = torch.tensor([x])
+    context = ForwardContext(torch.ones(1, len(x)), torch.tensor([end]))
+    result: torch.Tensor = book(inputs, torch.zeros(1, len(x), 1), context)
+    return result[0, :, 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def small() -> LM:
+    return zoo.load("gpt2")
+
+
+def other_facts() -> list[Edit]:
+    """Two editable facts of one subject, each with another answer."""
+    of_subject: dict[str, list[Edit]] = {}
+    for case in world.cases("eval"):
+        assert case.edit.subject is not None
+        of_subject.setdefault(case.edit.subject, []).append(case.edit)
+    return next(edits for edits in of_subject.values() if len(edits) > 1)[:2]
+
+
+def right(target: LM, edits: list[Edit]) -> list[bool]:
+    replies = score(target, [(edit.prompt, edit.target) for edit in edits])
+    return [reply.accuracy == 1 for reply in replies]
+
+
+def test_a_vector_is_added_where_a_prompt_token_is_near_to_a_key() -> None:
+    book = codebook([[1.0, 0.0], [0.0, 1.0]], [5.0, 7.0])
+    x = [[3.0, 0.1], [1.0, 1.0], [0.0, 2.0], [9.0, 0.0]]
+    assert added(book, x, end=2) == [5, 0, 7, 0]  # the last token is the answer's
+
+
+def test_edits_of_one_subject_add_up_and_of_one_prompt_the_later_counts() -> None:
+    keys = [[1.0, 0.0]] * 3
+    x = [[1.0, 0.0]]
+    assert added(codebook(keys, [1.0, 2.0, 4.0], subjects=[8, 8, 9]), x, 0) == [3]
+    assert added(codebook(keys, [1.0, 2.0, 4.0], [8, 8, 8], [1, 2, 1]), x, 0) == [6]
+
+
+def test_the_parts_of_a_codebook_merge_to_the_whole() -> None:
+    book = codebook([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [1.0, 2.0, 3.0])
+    again = SubjectCodebook.merge([book.part([0]), book.part([1, 2])])
+    for name, tensor in book.state_dict().items():
+        assert torch.equal(again.get_buffer(name), tensor)
+    assert torch.equal(again.totals, book.totals)
+
+
+def test_a_key_far_from_the_mean_is_one_more() -> None:
+    near = torch.tensor([[1.0, 0.1], [1.0, -0.1]])
+    assert torch.allclose(distinct_directions(near, 0.9), torch.tensor([[1.0, 0.0]]))
+    both = distinct_directions(torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]]), 0.9)
+    assert len(both) == 2
+    assert both[1].tolist() == [0, 1]
+
+
+def test_edits_of_one_subject_are_searched_one_after_the_other() -> None:
+    prompts = ["Berlin is", "Paris is", "berlin was", "Berlin has"]
+    subjects = ["Berlin", "Paris", "berlin", "Berlin"]
+    edits = [Edit(p, "x", s) for p, s in zip(prompts, subjects, strict=True)]
+    assert one_per_subject(edits) == [[0, 1], [2], [3]]
+
+
+def test_an_edit_holds_in_other_words_and_other_subjects_keep_their_bits(small: LM) -> None:
+    edited = world.cases("eval")[0]
+    others = [p.prompt for p in edited.probes if p.kind == "locality/neighborhood"]
+    asked = [p for p in edited.probes if p.kind == "rephrase"]
+    before = next_token(small, others)
+    with applied(small.model, method().edit(small, [edited.edit]).patch):
+        after = next_token(small, others)
+        assert right(small, [edited.edit]) == [True]
+        replies = score(small, [(p.prompt, p.answers[0]) for p in asked])
+        assert [reply.accuracy for reply in replies] == [1] * len(asked)
+    assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(before, after, strict=True))
+
+
+def test_two_facts_of_one_subject_hold_together_and_each_comes_off_alone(small: LM) -> None:
+    edits = other_facts()
+    before = Snapshot(small.model)
+    first = method().edit(small, edits[:1]).patch
+    with applied(small.model, first):
+        first_alone = next_token(small, [e.prompt for e in edits])
+    patches: list[Patch] = []
+    for edit in edits:
+        patches.append(method().edit(small, [edit]).patch)
+        patches[-1].apply(small.model)
+    assert right(small, edits) == [True, True]
+    patches[1].revert(small.model)
+    again = next_token(small, [e.prompt for e in edits])
+    assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(first_alone, again, strict=True))
+    patches[0].revert(small.model)
+    assert before.differences(small.model) == []
+
+    with applied(small.model, method().edit(small, edits).patch):  # in one call
+        assert right(small, edits) == [True, True]
+
+
+def test_an_earlier_edit_taken_off_leaves_the_others_their_bits(small: LM) -> None:
+    edits = [case.edit for case in world.cases("eval") if case.edit.subject][:6]
+    edits = [e for i, e in enumerate(edits) if e.subject not in {o.subject for o in edits[:i]}]
+    patches = []
+    for edit in edits:
+        patches.append(method().edit(small, [edit]).patch)
+        patches[-1].apply(small.model)
+    patches[0].revert(small.model)
+    rest = next_token(small, [e.prompt for e in edits])
+    for patch in patches[1:]:
+        patch.revert(small.model)
+    for edit in edits[1:]:  # never made at all
+        method().edit(small, [edit]).patch.apply(small.model)
+    never = next_token(small, [e.prompt for e in edits])
+    while small.model.easyedit_stack.patches:
+        small.model.easyedit_stack.patches[-1].revert(small.model)
+    assert len(edits) > 2
+    assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(rest, never, strict=True))
+
+
+def test_a_prompt_edited_again_gives_the_later_answer_and_undone_the_earlier(small: LM) -> None:
+    (first, _) = other_facts()
+    answer = next(
+        case.edit.target
+        for case in world.cases("eval")
+        if case.edit.prompt.text.split()[:2] != first.prompt.text.split()[:2]
+        and case.edit.target != first.target
+    )
+    second = Edit(first.prompt, answer, first.subject)
+    patch = method().edit(small, [first]).patch
+    with applied(small.model, patch):
+        later = method().edit(small, [second]).patch
+        with applied(small.model, later):
+            assert right(small, [first, second]) == [False, True]
+        assert right(small, [first, second]) == [True, False]
+
+
+def test_a_patch_is_the_same_read_from_its_file(small: LM, tmp_path: Any) -> None:
+    edit = world.cases("eval")[0].edit
+    patch = method().edit(small, [edit]).patch
+    loaded = load_patch(save_patch(patch, tmp_path / "one.safetensors"))
+    answers = []
+    for one in (patch, loaded):
+        with applied(small.model, one):
+            answers.append(next_token(small, [edit.prompt])[0].logprobs)
+    assert torch.equal(*answers)
+
+
+def test_tensors_that_make_no_codebook_are_refused() -> None:
+    keys, n = torch.zeros(2, 3), torch.zeros(2)
+    for changed in (
+        {"keys": torch.zeros(2)},
+        {"entries": torch.zeros(3)},
+        {"subjects": torch.zeros(1)},
+        {"entries": torch.tensor([0, 5])},
+    ):
+        good = {"keys": keys, "entries": torch.arange(2), "values": keys}
+        with pytest.raises(ValueError, match=r"keys|values"):
+            SubjectCodebook(**(good | {"subjects": n, "prompts": n, "thresholds": n} | changed))
+
+
+def test_what_cannot_be_edited_is_refused_and_the_model_unharmed() -> None:
+    target = lm("llama")
+    before = Snapshot(target.model)
+    tried: list[tuple[type[Exception], list[Edit]]] = [
+        (SubjectRequiredError, [Edit("Berlin is the capital of", "Paris")]),
+        (
+            ContradictingEditsError,
+            [Edit("Berlin is", "a", "Berlin"), Edit("Berlin is", "b", "Berlin")],
+        ),
+    ]
+    for kind, edits in tried:
+        with pytest.raises(kind):
+            method().edit(target, edits)
+    with torch.no_grad():
+        target.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError):
+        method().edit(target, EDITS[:1])
+    target.model.model.norm.weight.data.fill_(1.0)
+    assert before.differences(target.model) == []
+
+
+def test_a_file_with_other_tensors_is_refused(small: LM, tmp_path: Any) -> None:
+    patch: Any = method().edit(small, [world.cases("eval")[0].edit]).patch
+    ((adapter,),) = patch.adapters.values()
+    adapter.register_buffer("entries", torch.zeros(len(adapter.entries), dtype=torch.long) + 7)
+    with pytest.raises(PatchFormatError):
+        load_patch(save_patch(patch, tmp_path / "wrong.safetensors"))
