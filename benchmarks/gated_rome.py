@@ -1,0 +1,129 @@
+"""GatedROME among the subjects of many other edits: what a full codebook does to its answers.
+
+Edits of GatedROME meet in one place alone, the gate: a token may be nearer to another subject's key
+than to its own, or near to one where no subject stands. So the codebook of a sequence that was
+measured (``lifelong.py run one-by-one --methods GatedROME``) is filled up with entries of other
+subjects, with their own keys and the searched vectors of the sequence in turn, and asked again:
+
+    python benchmarks/gated_rome.py RUN --data counterfact_500.json --count 100 \\
+        --others counterfact_500.json zsre.json --sizes 100 500 1000
+
+RUN is the folder of that run. Each row is added to ``benchmarks/results/gated_rome.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lifelong
+from easyeditor.associative.keys import inputs_at, subject_rows
+from easyeditor.bench.observations import joined
+from easyeditor.bench.run_dir import write_whole
+from easyeditor.data.open import open_dataset
+from easyeditor.editors.metric_recorder import CaseSummary
+from easyeditor.edits import Edit
+from easyeditor.evaluate.aggregate import summary
+from easyeditor.evaluate.presets import preset
+from easyeditor.evaluate.query import EvalOptions, observe
+from easyeditor.lm.next_token import kl_divergence, next_token
+from easyeditor.methods.gated_rome import GatedROMEHyperParams, SubjectCodebook, codebook_of
+from easyeditor.patches.files import load_patch
+from easyeditor.patches.module import ModulePatch
+from easyeditor.patches.stack import applied
+
+RESULTS = lifelong.ROOT / "benchmarks" / "results" / "gated_rome.json"
+
+
+def other_edits(files: Sequence[str], known: set[str], n: int) -> list[Edit]:
+    """``n`` edits of subjects that none before has."""
+    found: list[Edit] = []
+    for case in (case for file in files for case in open_dataset(file)):
+        subject = (case.edit.subject or "").strip().casefold()
+        if subject and subject not in known and len(found) < n:
+            known.add(subject)
+            found.append(case.edit)
+    return found
+
+
+def entries(
+    target: lifelong.Target, path: str, values: torch.Tensor, edits: Sequence[Edit]
+) -> Iterator[SubjectCodebook]:
+    """One codebook per edit: its own keys, a vector of ``values`` in turn."""
+    lm = target.lm
+    settings = target.settings("GatedROME", 0)
+    assert isinstance(settings, GatedROMEHyperParams)
+    contexts = settings.contexts(lm)
+    for i, edit in enumerate(edits):
+        rows = subject_rows(lm, edit, contexts)
+        (keys,) = inputs_at(lm, [lm.model.get_submodule(path)], rows)
+        yield codebook_of(edit, keys.cpu(), values[i % len(values)], settings.threshold)
+
+
+def measured(target: lifelong.Target, before: Path, patch: ModulePatch) -> dict[str, Any]:
+    """The row of one codebook."""
+    evaluation = preset(target.preset)
+    options = EvalOptions(
+        lifelong.ANSWER_TOKENS, asked_tokens=lifelong.ASKED_TOKENS, heldout=target.heldout
+    )
+    measures = evaluation.options(options)
+    cases = evaluation.cases(target.lm, target.cases)
+    lines = [json.loads(line) for line in before.read_text(encoding="utf-8").splitlines()]
+    summaries = CaseSummary(cases, measures, joined(lines))
+    with applied(target.lm.model, patch):
+        after = observe(target.lm, cases, measures)
+        now = next_token(target.lm, target.texts)
+    numbers = summary([summaries.of(case, after) for case in cases])
+    divergences = [kl_divergence(p, q) for p, q in zip(target.unedited, now, strict=True)]
+    return {
+        "scores": {
+            key: [numbers[key].value, numbers[key].low, numbers[key].high]
+            for key in lifelong.SCORES
+            if key in numbers
+        },
+        "kl": sum(divergences) / len(divergences),
+        "fires": lifelong.fires(target, patch),
+    }
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--others", nargs="+", required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000])
+    given = parser.parse_args()
+    target = lifelong.embedded(given.data, given.count)
+    newest = sorted(
+        p for p in (given.run / "GatedROME").glob("total-*.safetensors") if ".state" not in p.name
+    )[-1]
+    patch = load_patch(newest)
+    assert isinstance(patch, ModulePatch)
+    ((path, (codebook,)),) = patch.adapters.items()
+    assert isinstance(codebook, SubjectCodebook)
+    known = {str(case.edit.subject).strip().casefold() for case in target.cases}
+    values = codebook.get_buffer("values")
+    others = other_edits(given.others, known, max(given.sizes) - len(values))
+    filled = list(entries(target, path, values, others))
+    for size in given.sizes:
+        began = time.perf_counter()
+        whole = SubjectCodebook.merge([codebook, *filled[: size - len(values)]])
+        crowded = ModulePatch({path: (whole.eval(),)}, patch.info)
+        row = measured(target, given.run / "before.jsonl", crowded)
+        row["keys"] = len(whole.get_buffer("keys"))
+        stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        key = f"{target.data}|{given.count}|{len(whole.get_buffer('values'))}"
+        write_whole(RESULTS, json.dumps(stored | {key: row}, indent=1) + "\n")
+        print(f"{key}: {time.perf_counter() - began:.0f} s {row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
