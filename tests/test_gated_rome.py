@@ -246,3 +246,17 @@ def test_a_file_with_other_tensors_is_refused(small: LM, tmp_path: Any) -> None:
     adapter.register_buffer("entries", torch.zeros(len(adapter.entries), dtype=torch.long) + 7)
     with pytest.raises(PatchFormatError):
         load_patch(save_patch(patch, tmp_path / "wrong.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "mamba", "bloom", "t5"])
+def test_experts_states_and_encoders_are_edited(family: str) -> None:
+    target = lm(family)
+    before = Snapshot(target.model)
+    quick = {"v_lr": 2.0, "v_weight_decay": 0, "v_num_grad_steps": 20, "threshold": 0.99}
+    asked = [(edit.prompt, edit.target) for edit in EDITS]
+    plain = score(target, asked)
+    with applied(target.model, method(**quick).edit(target, EDITS).patch):
+        edited = score(target, asked)
+    better = [sum(a.logprobs) > sum(b.logprobs) for a, b in zip(edited, plain, strict=True)]
+    assert better == [True] * len(EDITS)
+    assert before.differences(target.model) == []
