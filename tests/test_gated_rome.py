@@ -252,7 +252,7 @@ def test_a_file_with_other_tensors_is_refused(small: LM, tmp_path: Any) -> None:
 def test_experts_states_and_encoders_are_edited(family: str) -> None:
     target = lm(family)
     before = Snapshot(target.model)
-    quick = {"v_lr": 2.0, "v_weight_decay": 0, "v_num_grad_steps": 20, "threshold": 0.99}
+    quick = {"v_lr": 2.0, "v_weight_decay": 0, "clamp_norm_factor": 1000, "threshold": 0.99}
     asked = [(edit.prompt, edit.target) for edit in EDITS]
     plain = score(target, asked)
     with applied(target.model, method(**quick).edit(target, EDITS).patch):
