@@ -6,7 +6,8 @@ goes on where it was stopped; its row is added to ``benchmarks/results/lifelong.
 
     python benchmarks/lifelong.py run single --methods "ROME;MEMIT;FT" --data counterfact_500.json
     python benchmarks/lifelong.py run one-by-one --methods all --data … --seeds 0,1,2
-    python benchmarks/lifelong.py table   # docs/lifelong.md, from the rows that are there
+    python benchmarks/lifelong.py table --into docs/lifelong.md   # the rows that are there
+    python benchmarks/lifelong.py picture one-by-one --data … --methods "MEMIT;AlphaEdit"
 
 ``--small gpt2 llama2`` measures the trained models of ``tests/zoo`` instead, in minutes: the 100
 cases of their world whose subjects no setting was chosen on, each method with its row of
@@ -28,7 +29,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from filelock import FileLock
 
 import common
 from easyeditor.bench.config import BenchmarkConfig, Protocol
+from easyeditor.bench.plots import ageing
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import BEFORE, RunDirectory, write_whole
 from easyeditor.bench.runner import run
@@ -67,6 +69,7 @@ RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
 HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
+MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
 ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
 
@@ -350,13 +353,24 @@ def stored() -> dict[str, Row]:
     return rows
 
 
+def picture(data: str, part: str, count: int, names: Sequence[str], file: Path) -> None:
+    """Draw how much of the edits of some methods is left, by their age, from the runs made here."""
+    runs = read_runs([RUNS / f"{data}-{part}-{count}-0-{name}" for name in names])
+    records = {label: stages for one in runs for label, stages in one.records.items()}
+    drawn = ageing([replace(runs[0], records=records)])
+    assert drawn is not None, "no sequence was measured"
+    drawn.savefig(file, dpi=110)
+
+
 def tables(rows: Mapping[str, Row]) -> Iterator[str]:
     """A table per data, part and number of cases: a row per method, means over the orders."""
     groups: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     for key, row in rows.items():
         data, part, n, _, name = key.split("|")
         groups.setdefault((data, part, n), {}).setdefault(name, []).append(row)
-    for (data, part, n), methods in groups.items():
+    of_size = sorted(groups, key=lambda g: (g[0].startswith("small-"), list(PARTS).index(g[1])))
+    for data, part, n in of_size:
+        methods = groups[data, part, n]
         every = [run for runs in methods.values() for run in runs]
         keys = [key for key in SCORES if any(key in run["scores"] for run in every)]
         extra = [key for key in EXTRA if any(key in run for run in every)]
@@ -366,10 +380,16 @@ def tables(rows: Mapping[str, Row]) -> Iterator[str]:
         yield "|" + "---|" * len(titles)
         before = [shown(key, [every[0]["unedited"].get(key)]) for key in keys]
         yield line(["unedited", "", *before, *("" for _ in extra)])
-        for name, runs in methods.items():
+        for name, runs in sorted(methods.items(), key=lambda item: -answered(item[1])):
             costs = [shown(key, [run.get(key) for run in runs]) for key in extra]
             yield line([name, str(len(runs)), *(scored(key, runs) for key in keys), *costs])
         yield ""
+
+
+def answered(runs: Sequence[Row]) -> float:
+    """By what the rows are ordered: free answers to the sentence and in other words."""
+    keys = ("generation/rewrite_acc", "generation/rephrase_acc")
+    return float(sum(run["scores"][key][0] for run in runs for key in keys)) / len(runs)
 
 
 def line(cells: Sequence[str]) -> str:
@@ -407,10 +427,26 @@ def main() -> None:
     where.add_argument("--small", nargs="+", help="families of tests/zoo")
     runs.add_argument("--seeds", default="0", help="of the order of the cases")
     runs.add_argument("--count", type=int, help="cases; by default as many as the part has")
-    commands.add_parser("table")
+    writing = commands.add_parser("table")
+    writing.add_argument("--into", type=Path, help="a page; what is below its marker is replaced")
+    drawing = commands.add_parser("picture")
+    drawing.add_argument("part", choices=[n for n, p in PARTS.items() if p.protocol != "single"])
+    drawing.add_argument("--data", required=True, help="the name of the cases in the runs")
+    drawing.add_argument("--count", type=int, default=100)
+    drawing.add_argument("--methods", required=True, help="names, divided by ;")
+    drawing.add_argument("--to", type=Path, default=ROOT / "docs/pictures/lifelong.png")
     given = parser.parse_args()
+    if given.command == "picture":
+        picture(given.data, given.part, given.count, given.methods.split(";"), given.to)
+        return
     if given.command == "table":
-        print("\n".join(tables(stored())))
+        text = "\n".join(tables(stored()))
+        if given.into is None:
+            print(text)
+            return
+        above, marker, _ = given.into.read_text(encoding="utf-8").partition(MARKER)
+        assert marker, f"{given.into} has no line {MARKER}"
+        write_whole(given.into, f"{above}{marker}\n\n{text.rstrip()}\n")
         return
     part = PARTS[given.part]
     count = given.count or part.cases

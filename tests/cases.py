@@ -562,7 +562,7 @@ p: 0.4
         rows=(
             MatrixRow(
                 "GatedROME",
-                {"rewrite": 0.99, "rephrase": 0.85, "locality": 0.95},
+                GENERAL,
                 {"layers": [1], **_LOCATE, **_OF_AN_MLP},
                 {"t5": {"layers": [0], **_IN_AN_ENCODER}, "gptj": {"layers": [0]}},
                 reading="adds ROME's vector where a token's key is the subject's, and nothing "

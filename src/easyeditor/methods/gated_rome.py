@@ -16,8 +16,9 @@ last token of the prompt), it is the same in other words, and far from those of 
 
 A subject's first key is the mean direction of its keys behind sampled prefixes; a key that is far
 from those it has already (the subject at the very beginning of a text) is one more. A later edit of
-the same subject is searched beside the earlier ones, whose vectors are added to its own; one of the
-same prompt takes the earlier one's place. The trap: the gate knows the subject, not the question,
+the same subject is searched beside the earlier ones, whose vectors are added to its own, and
+together with them, so that their answers hold; one of the same prompt takes the earlier one's
+place. The trap: the gate knows the subject, not the question,
 so what δ does to other facts about this subject is ROME's.
 """
 
@@ -28,6 +29,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +37,7 @@ from pydantic import Field
 from torch.nn.functional import normalize
 
 from easyeditor.associative.keys import expansion_rows, inputs_at, subject_rows
+from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.edits import IMAGE, Edit, check_consistent
 from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.context import ForwardContext
@@ -208,11 +211,14 @@ class GatedROME(Method[ContextState]):
         column, site = self._site(lm, edits)
         contexts, watch = (state or self.initial_state(lm)).contexts, Stopwatch()
         made: dict[int, SubjectCodebook] = {}
+        known = [edit for patch in carrying(lm, site) for edit in patch.info.edits]
         for some in one_per_subject(edits):
-            beside = _of_subjects([*carried(lm, site), *made.values()], [edits[i] for i in some])
             together = [edits[i] for i in some]
-            new = self._codebooks(column, site, together, contexts, beside, watch)
+            beside = _of_subjects([*carried(lm, site), *made.values()], together)
+            held = [earlier_of(edit, known) for edit in together]
+            new = self._codebooks(column, site, together, contexts, beside, held, watch)
             made |= dict(zip(some, new, strict=True))
+            known += together
         codebook = SubjectCodebook.merge([made[i] for i in range(len(edits))])
         return Outcome(self._patch(lm, site, edits, codebook, watch))
 
@@ -224,7 +230,8 @@ class GatedROME(Method[ContextState]):
         if carried(lm, site) or len({bool(edit.expansions) for edit in edits}) > 1:
             return super().edit_each(lm, edits, state)
         contexts, watch = (state or self.initial_state(lm)).contexts, Stopwatch()
-        codebooks = self._codebooks(column, site, edits, contexts, None, watch)
+        held: list[list[Edit]] = [[] for _ in edits]
+        codebooks = self._codebooks(column, site, edits, contexts, None, held, watch)
         return [
             Outcome(self._patch(lm, site, [edit], codebook, watch))
             for edit, codebook in zip(edits, codebooks, strict=True)
@@ -247,9 +254,13 @@ class GatedROME(Method[ContextState]):
         edits: Sequence[Edit],
         contexts: Sequence[str],
         beside: SubjectCodebook | None,
+        held: Sequence[Sequence[Edit]],
         watch: Stopwatch,
     ) -> list[SubjectCodebook]:
-        """One for each of some edits of different subjects, searched ``beside`` earlier ones."""
+        """One for each of some edits of different subjects, searched ``beside`` earlier ones.
+
+        ``held`` are for each the earlier edits of its subject, whose answers its vector keeps.
+        """
         settings = self.hyperparams.resolved(lm.n_layers)
         contexts = contexts_for(edits, contexts)
         rows = [subject_rows(lm, edit, contexts) + expansion_rows(lm, edit) for edit in edits]
@@ -259,12 +270,43 @@ class GatedROME(Method[ContextState]):
             if beside is not None:
                 stack.enter_context(applied(lm.model, self._patch(lm, site, (), beside, watch)))
             with watch("values"):
-                found = values_of(lm, Site(site.layer, "down"), edits, contexts, settings)
+                found = self._vectors(lm, Site(site.layer, "down"), edits, contexts, held)
         keys = torch.split(read.cpu(), [len(some) for some in rows])
         return [
             codebook_of(edit, directions, delta, settings.threshold)
-            for edit, directions, delta in zip(edits, keys, found.delta.cpu(), strict=True)
+            for edit, directions, delta in zip(edits, keys, found, strict=True)
         ]
+
+    def _vectors(
+        self,
+        lm: LM,
+        site: Site,
+        edits: Sequence[Edit],
+        contexts: Sequence[str],
+        held: Sequence[Sequence[Edit]],
+    ) -> list[torch.Tensor]:
+        """δ of each edit, ``(d_out,)``; one that holds earlier edits is searched with these."""
+        settings = self.hyperparams.resolved(lm.n_layers)
+        result = [torch.empty(0)] * len(edits)
+        for holds in (False, True):
+            some = [i for i, earlier in enumerate(held) if bool(earlier) is holds]
+            if not some:
+                continue
+            if not holds:
+                found = values_of(lm, site, [edits[i] for i in some], contexts, settings)
+            else:
+                found = optimize_values(
+                    lm,
+                    site,
+                    [replace(edits[i], expansions=(*edits[i].expansions, *held[i])) for i in some],
+                    contexts,
+                    settings.search(),
+                    resume=settings.resume,
+                    memory=settings.memory,
+                )
+            for i, delta in zip(some, found.delta.cpu(), strict=True):
+                result[i] = delta
+        return result
 
     def _patch(
         self,
@@ -278,15 +320,35 @@ class GatedROME(Method[ContextState]):
         return ModulePatch({str(site.path): (codebook.eval(),)}, info)
 
 
+def codebooks_in(patch: Any, site: Site) -> list[SubjectCodebook]:
+    """The codebooks that a patch puts at a layer."""
+    adapters = patch.adapters.get(str(site.path), ()) if isinstance(patch, ModulePatch) else ()
+    return [adapter for adapter in adapters if isinstance(adapter, SubjectCodebook)]
+
+
+def carrying(lm: LM, site: Site) -> list[ModulePatch]:
+    """The patches of the model that put a codebook at a layer, oldest first."""
+    return [patch for patch in applied_patches(lm.model) if codebooks_in(patch, site)]
+
+
 def carried(lm: LM, site: Site) -> list[SubjectCodebook]:
     """The codebooks that the model carries at a layer, oldest first."""
-    return [
-        adapter
-        for patch in applied_patches(lm.model)
-        if isinstance(patch, ModulePatch)
-        for adapter in patch.adapters.get(str(site.path), ())
-        if isinstance(adapter, SubjectCodebook)
-    ]
+    return [codebook for patch in carrying(lm, site) for codebook in codebooks_in(patch, site)]
+
+
+def earlier_of(edit: Edit, known: Sequence[Edit]) -> list[Edit]:
+    """Those of ``known`` that are about the edit's subject; of one prompt the last, its own none.
+
+    They come without expansions, as they are to be expansions themselves.
+    """
+    number = subject_number(edit)
+    of_prompt = {
+        _number(_as_data(other)): Edit(other.prompt, other.target, other.subject)
+        for other in known
+        if other.subject is not None and subject_number(other) == number
+    }
+    of_prompt.pop(_number(_as_data(edit)), None)
+    return list(of_prompt.values())
 
 
 def codebook_of(
