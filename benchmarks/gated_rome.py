@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import lifelong
-from easyeditor.associative.keys import inputs_at, subject_rows
 from easyeditor.bench.observations import joined
 from easyeditor.bench.run_dir import write_whole
 from easyeditor.data.open import open_dataset
@@ -33,7 +32,7 @@ from easyeditor.evaluate.aggregate import summary
 from easyeditor.evaluate.presets import preset
 from easyeditor.evaluate.query import EvalOptions, observe
 from easyeditor.lm.next_token import kl_divergence, next_token
-from easyeditor.methods.gated_rome import GatedROMEHyperParams, SubjectCodebook, codebook_of
+from easyeditor.methods.gated_rome import GatedROME, GatedROMEHyperParams, SubjectCodebook
 from easyeditor.patches.files import load_patch
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import applied
@@ -53,17 +52,13 @@ def other_edits(files: Sequence[str], known: set[str], n: int) -> list[Edit]:
 
 
 def entries(
-    target: lifelong.Target, path: str, values: torch.Tensor, edits: Sequence[Edit]
-) -> Iterator[SubjectCodebook]:
+    target: lifelong.Target, values: torch.Tensor, edits: Sequence[Edit]
+) -> list[SubjectCodebook]:
     """One codebook per edit: its own keys, a vector of ``values`` in turn."""
-    lm = target.lm
     settings = target.settings("GatedROME", 0)
     assert isinstance(settings, GatedROMEHyperParams)
-    contexts = settings.contexts(lm)
-    for i, edit in enumerate(edits):
-        rows = subject_rows(lm, edit, contexts)
-        (keys,) = inputs_at(lm, [lm.model.get_submodule(path)], rows)
-        yield codebook_of(edit, keys.cpu(), values[i % len(values)], settings.threshold)
+    drafts = GatedROME(settings).drafts(target.lm, edits)
+    return [draft.codebook(values[i % len(values)]) for i, draft in enumerate(drafts)]
 
 
 def measured(target: lifelong.Target, before: Path, patch: ModulePatch) -> dict[str, Any]:
@@ -107,12 +102,13 @@ def main() -> None:
     )[-1]
     patch = load_patch(newest)
     assert isinstance(patch, ModulePatch)
-    ((path, (codebook,)),) = patch.adapters.items()
-    assert isinstance(codebook, SubjectCodebook)
+    ((path, adapters),) = patch.adapters.items()
+    codebook = SubjectCodebook.merge([a for a in adapters if isinstance(a, SubjectCodebook)])
     known = {str(case.edit.subject).strip().casefold() for case in target.cases}
     values = codebook.get_buffer("values")
+    assert min(given.sizes) >= len(values), f"the run alone has {len(values)} edits"
     others = other_edits(given.others, known, max(given.sizes) - len(values))
-    filled = list(entries(target, path, values, others))
+    filled = entries(target, values, others)
     for size in given.sizes:
         began = time.perf_counter()
         whole = SubjectCodebook.merge([codebook, *filled[: size - len(values)]])

@@ -389,7 +389,8 @@ def tables(rows: Mapping[str, Row]) -> Iterator[str]:
 def answered(runs: Sequence[Row]) -> float:
     """By what the rows are ordered: free answers to the sentence and in other words."""
     keys = ("generation/rewrite_acc", "generation/rephrase_acc")
-    return float(sum(run["scores"][key][0] for run in runs for key in keys)) / len(runs)
+    found = [run["scores"].get(key, [0.0])[0] for run in runs for key in keys]
+    return float(sum(found)) / len(runs)
 
 
 def line(cells: Sequence[str]) -> str:

@@ -557,7 +557,7 @@ p: 0.4
             "threshold": 0.99,  # a random model's prompts are all alike
         },
         variants=({"v_stop_argmax": True, "clamp_norm_factor": 1.0},),
-        phases=(("inputs_at", 1), ("values_of", 1), ("codebook_of", 1)),
+        phases=(("inputs_at", 1), ("keys_and_thresholds", 1), ("values_of", 1)),
         routed=True,
         rows=(
             MatrixRow(

@@ -34,6 +34,7 @@ from tiers import tiered
 ROUTED = [name for name, case in BY_NAME.items() if case.routed]
 GATED = [name for name in ROUTED if not BY_NAME[name].everywhere]
 NAMED = [n for n in ROUTED if "inner_params" in METHODS.get(n).hyperparams_class.model_fields]
+WINDOWED = {"gemma2", "mistral"}  # a subject may lie outside of what the last token sees
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral", "gptj"]
 FAST = {"llama", "gpt2", "opt"}
 FAR = ["You", "She plays the piano and", "The river", "Because it rained, I"]
@@ -93,8 +94,8 @@ def test_a_row_gets_the_same_whatever_surrounds_it(name: str, family: str, edite
         assert together == said(target, PROMPTS, use_cache=False)
         assert together == [said(target, [prompt])[0] for prompt in PROMPTS]
         assert together == [said(target, [prompt], use_cache=False)[0] for prompt in PROMPTS]
-        # Not each in every family: a subject may lie outside of a sliding window.
-        assert (last_logits(target, PROMPTS) != plain).any(1)[:3].any()
+        changed = (last_logits(target, PROMPTS) != plain).any(1)[:3]
+        assert changed.any() if family in WINDOWED else changed.all()
         # Teacher forcing of what was written gives it again: padded on the right, in one pass.
         answers = [
             Score(prompt, target.tokenizer.decode(tokens))

@@ -105,6 +105,11 @@ def _without_accents(text: str) -> str:
     return "".join(c for c in _folded(text)[0] if not unicodedata.combining(c))
 
 
+def folded(text: str) -> str:
+    """The text as subjects are compared: canonically decomposed, without case, plain quotes."""
+    return _folded(text)[0]
+
+
 def _folded(text: str) -> tuple[str, list[int]]:
     """Decomposed, case-folded text, and for each of its characters the index it comes from.
 

@@ -102,6 +102,11 @@ def keys_at(lm: LM, layers: Sequence[int], rows: Sequence[Row]) -> dict[int, tor
     """
     ordered = sorted(set(layers))
     projections = [lm.down_map(layer) for layer in ordered]
+    if not rows:
+        return {
+            layer: torch.empty(0, projection.d_in, device=projection.device)
+            for layer, projection in zip(ordered, projections, strict=True)
+        }
     read = inputs_at(lm, [p.module for p in projections], rows, [p.keys for p in projections])
     return dict(zip(ordered, read, strict=True))
 

@@ -34,6 +34,8 @@ class Adapter(nn.Module):
     """
 
     name: ClassVar[str]
+    joins: ClassVar[bool] = False
+    """Whether :meth:`merge` gives one of this class, which is stored in place of the several."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """The module's new output.
@@ -52,6 +54,11 @@ class Adapter(nn.Module):
     @property
     def output_width(self) -> int | None:
         """The width of the output it is made for, checked where it is put on; None: any."""
+        return None
+
+    @property
+    def input_width(self) -> int | None:
+        """The same for the module's input."""
         return None
 
     @classmethod

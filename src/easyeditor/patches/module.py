@@ -82,6 +82,8 @@ class ModulePatch(Patch):
         for patch in patches:
             for site, some in patch.adapters.items():
                 adapters[site] = adapters.get(site, ()) + some
+        if compact:
+            adapters = {site: _joined(some) for site, some in adapters.items()}
         return cls(adapters, merged_info(patches), merged_extras(patches))
 
     def dump(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -111,12 +113,17 @@ class ModulePatch(Patch):
             raise ValueError("it changes nothing")
         if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
             raise ValueError("a number is not finite")
+        of_adapter: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            place, _, site = key.partition(":")
+            index, _, name = place.partition(".")
+            of_adapter.setdefault((site, int(index)), {})[name] = tensor
         adapters = {}
         for site, described in data["adapters"].items():
             if len(described) > len(tensors):
                 raise ValueError(f"{len(described)} adapters in {len(tensors)} tensors")
             adapters[str(site)] = tuple(
-                _built(str(name), settings, _tensors_of(tensors, site, i))
+                _built(str(name), settings, of_adapter.get((site, i), {}))
                 for i, (name, settings) in enumerate(described)
             )
         return cls(adapters, info, extras)
@@ -147,6 +154,14 @@ def adapters_at(patches: Sequence[ModulePatch]) -> dict[str, tuple[Adapter, ...]
     }
 
 
+def _joined(adapters: Sequence[Adapter]) -> tuple[Adapter, ...]:
+    """The adapters of a place in their order, with those of a class that joins as one."""
+    result: dict[type[Adapter] | int, list[Adapter]] = {}
+    for i, adapter in enumerate(adapters):
+        result.setdefault(type(adapter) if adapter.joins else i, []).append(adapter)
+    return tuple(type(some[0]).merge(some).eval() for some in result.values())
+
+
 def _module(model: nn.Module, site: str) -> nn.Module:
     try:
         return model.get_submodule(site)
@@ -158,23 +173,17 @@ def _module(model: nn.Module, site: str) -> nn.Module:
 
 def _check_width(module: nn.Module, site: str, adapter: Adapter) -> None:
     """Refuse an adapter for another width, where the module is one that says its own."""
-    wanted = adapter.output_width
-    for name in ("out_features", "nf", "embedding_dim"):
-        width = getattr(module, name, None)
-        if isinstance(width, int) and wanted not in (None, width):
-            raise PatchMismatchError(
-                f"The patch's {adapter.name} at {site} is made for outputs of {wanted} numbers; "
-                f"this model's have {width}. Load the model it was made for."
-            )
-
-
-def _tensors_of(
-    tensors: Mapping[str, torch.Tensor], site: str, index: int
-) -> dict[str, torch.Tensor]:
-    suffix = f":{site}"
-    at_site = {n.removesuffix(suffix): t for n, t in tensors.items() if n.endswith(suffix)}
-    start = f"{index}."
-    return {n.removeprefix(start): t for n, t in at_site.items() if n.startswith(start)}
+    for what, wanted, names in (
+        ("outputs", adapter.output_width, ("out_features", "nf", "embedding_dim")),
+        ("inputs", adapter.input_width, ("in_features", "nx")),
+    ):
+        for name in names:
+            width = getattr(module, name, None)
+            if isinstance(width, int) and wanted not in (None, width):
+                raise PatchMismatchError(
+                    f"The patch's {adapter.name} at {site} is made for {what} of {wanted} numbers; "
+                    f"this model's have {width}. Load the model it was made for."
+                )
 
 
 def _built(name: str, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Adapter:
