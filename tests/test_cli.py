@@ -100,7 +100,16 @@ def test_edit_for_people(easyedit, folder, tmp_path):
     told = easyedit(*editing(folder, *ONE, "--save", tmp_path / "p.safetensors"))
     assert told.code == DONE
     assert all(word in told.out for word in ("Scores", TARGET, "easyedit generate", "1.00"))
+    assert "Ship it: easyedit apply" in told.out
     assert "Traceback" not in told.err
+
+
+def test_an_edit_that_is_in_no_weight_is_served(easyedit, folder, tmp_path):
+    settings = ("layers=[1]", "eps=0.05", "n_iter=60")
+    file = tmp_path / "p.safetensors"
+    told = easyedit(*editing(folder, *ONE, "--save", file, method="grace", settings=settings))
+    assert "Serve it: easyedit serve" in told.out
+    assert "easyedit apply" not in told.out
 
 
 @pytest.mark.parametrize("json_too", [True, False])

@@ -374,10 +374,14 @@ def _show(
     if saved:
         file, name = quoted(saved), quoted(model)
         seen = " --image IMAGE" if any(case.edit.prompt.images for case in cases) else ""
+        ship = (
+            f"Ship it: easyedit apply {file} --model {name} --out DIR"
+            if result.patch.kind == "weights"  # any other is in no weight that could be written
+            else f"Serve it: easyedit serve --model {name} --patch {file}"
+        )
         output.out.print_line(
             f"Patch: {saved}\n"
-            f"Use it:  easyedit generate --model {name} --patch {file}{seen} PROMPT\n"
-            f"Ship it: easyedit apply {file} --model {name} --out DIR"
+            f"Use it:  easyedit generate --model {name} --patch {file}{seen} PROMPT\n{ship}"
         )
 
 

@@ -17,8 +17,9 @@ subjects.
 
 A subject's first key is the mean direction of its keys behind sampled prefixes; a key that is far
 from those it has already (an alias, the subject at the very beginning of a text) is one more. Where
-a text begins with a subject of one token, its key is read at the *next* token, as ROME reads it;
-that key's threshold is raised over what other first tokens make of the same beginning. A later edit
+a text begins with a subject of one token, its key is read at the *next* token, as ROME reads it. A
+key that is also near to what the layer reads in unrelated texts (at a text's first tokens nearly
+everything is alike) or behind other first tokens gets a higher threshold. A later edit
 of the same subject is searched beside the earlier ones, whose vectors are added to its own, and
 together with them, so that their answers hold; one of the same prompt takes the earlier one's
 place. The trap: the gate knows the subject, not the question, so what δ does to other facts about
@@ -41,6 +42,7 @@ from torch.nn.functional import normalize
 
 from easyeditor.associative.contrast import contrast_rows
 from easyeditor.associative.keys import expansion_rows, inputs_at, subject_rows
+from easyeditor.associative.unrelated import unrelated_inputs, unrelated_rows
 from easyeditor.associative.value_optimization import optimize_values
 from easyeditor.edits import IMAGE, Edit, check_consistent
 from easyeditor.errors import HyperParamsError, PatchMismatchError
@@ -61,6 +63,7 @@ from easyeditor.timing import Stopwatch
 PLACES = ("entries", "owners")  # what numbers the edits of a codebook
 SAME_SUBJECT = 0.98  # cosine from which two keys are of one subject
 HIGHEST = 0.999  # of a threshold
+N_UNRELATED_PROMPTS = 300  # by which thresholds are raised
 TOKENS = 4096  # whose cosines are computed together
 
 
@@ -68,7 +71,7 @@ class GatedROMEHyperParams(LocateHyperParams):
     """Settings of GatedROME; those of the search are ROME's, ``mom2_…`` say nothing here.
 
     ``threshold`` is the least cosine between a token's input of the down-projection and a subject's
-    key. ``layers`` names one layer.
+    key; a key that unrelated texts come near to gets a higher one. ``layers`` names one layer.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -354,6 +357,7 @@ class GatedROME(Method[ContextState]):
     ) -> list[Draft]:
         """The edits with their subjects' keys, read on the model without adapters."""
         module, result = site.module(lm), []
+        unrelated = Unrelated(lm, str(site.path), self.hyperparams.seed)
         with without_patches(lm.model, ModulePatch):
             for edit in edits:
                 prefixes = contexts_for([edit], contexts)
@@ -364,7 +368,7 @@ class GatedROME(Method[ContextState]):
                 keys, thresholds = keys_and_thresholds(
                     read[: len(rows)].cpu(),
                     read[len(rows) : end].cpu(),
-                    read[end:].cpu(),
+                    torch.cat([read[end:].cpu(), unrelated.inputs(edit)]),
                     self.hyperparams.threshold,
                 )
                 prompts = list(dict.fromkeys(prompt_number(lm, row) for row in edit.rows))
@@ -462,6 +466,24 @@ class Task:
         """The edit, with the held ones as expansions."""
         edit = self.draft.edit
         return replace(edit, expansions=(*edit.expansions, *self.held), keep=())
+
+
+class Unrelated:
+    """What the layer reads in texts that no edit is about, on the unedited model."""
+
+    def __init__(self, lm: LM, path: str, seed: int) -> None:
+        rows = unrelated_rows(lm, N_UNRELATED_PROMPTS, seed)
+        self._texts = [folded(lm.tokenizer.decode(row.ids)) for row in rows]
+        self._inputs = unrelated_inputs(lm, path, N_UNRELATED_PROMPTS, seed)
+
+    def inputs(self, edit: Edit) -> torch.Tensor:
+        """``(tokens, d_in)``, of the texts that do not name the edit's subjects."""
+        names = [folded(str(row.subject).strip()) for row in edit.rows]
+        pairs = zip(self._texts, self._inputs, strict=True)
+        return torch.cat(
+            [read for text, read in pairs if not any(name in text for name in names)]
+            or [self._inputs[0][:0]]
+        ).cpu()
 
 
 class Known:
