@@ -32,7 +32,8 @@ from easyeditor.evaluate.aggregate import summary
 from easyeditor.evaluate.presets import preset
 from easyeditor.evaluate.query import EvalOptions, observe
 from easyeditor.lm.next_token import kl_divergence, next_token
-from easyeditor.methods.gated_rome import GatedROME, GatedROMEHyperParams, SubjectCodebook
+from easyeditor.methods.gated_rome.codebook import SubjectCodebook
+from easyeditor.methods.gated_rome.gated_rome import GatedROME, GatedROMEHyperParams
 from easyeditor.patches.files import load_patch
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import applied

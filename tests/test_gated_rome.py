@@ -20,9 +20,9 @@ from easyeditor.errors import (
 from easyeditor.lm.forward.context import ForwardContext
 from easyeditor.lm.inference import score
 from easyeditor.lm.next_token import next_token
-from easyeditor.methods.gated_rome import (
-    GatedROME,
-    SubjectCodebook,
+from easyeditor.methods.gated_rome.codebook import SubjectCodebook
+from easyeditor.methods.gated_rome.gated_rome import GatedROME
+from easyeditor.methods.gated_rome.subjects import (
     keys_and_thresholds,
     one_per_subject,
     subject_number,

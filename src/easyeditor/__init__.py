@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     from easyeditor.methods.emmet import EMMETHyperParams as EMMETHyperParams
     from easyeditor.methods.encore import ENCOREHyperParams as ENCOREHyperParams
     from easyeditor.methods.ft import FTHyperParams as FTHyperParams
-    from easyeditor.methods.gated_rome import GatedROMEHyperParams as GatedROMEHyperParams
+    from easyeditor.methods.gated_rome.gated_rome import (
+        GatedROMEHyperParams as GatedROMEHyperParams,
+    )
     from easyeditor.methods.grace import GraceHyperParams as GraceHyperParams
     from easyeditor.methods.ike.ike import IKEHyperParams as IKEHyperParams
     from easyeditor.methods.ke.settings import KEHyperParams as KEHyperParams

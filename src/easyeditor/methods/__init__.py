@@ -16,7 +16,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
     {
         "ROME": "easyeditor.methods.rome:ROME",
         "MEMIT": "easyeditor.methods.memit:MEMIT",
-        "GatedROME": "easyeditor.methods.gated_rome:GatedROME",
+        "GatedROME": "easyeditor.methods.gated_rome.gated_rome:GatedROME",
         "R-ROME": "easyeditor.methods.r_rome:RROME",
         "EMMET": "easyeditor.methods.emmet:EMMET",
         "AlphaEdit": "easyeditor.methods.alphaedit:AlphaEdit",

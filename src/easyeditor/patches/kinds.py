@@ -35,7 +35,7 @@ ADAPTERS: Registry[Any] = Registry(
         "ResidualMemory": "easyeditor.methods.memoir:ResidualMemory",
         "RoutedProduct": "easyeditor.methods.melo.router:RoutedProduct",
         "SideMemory": "easyeditor.methods.wise.memory:SideMemory",
-        "SubjectCodebook": "easyeditor.methods.gated_rome:SubjectCodebook",
+        "SubjectCodebook": "easyeditor.methods.gated_rome.codebook:SubjectCodebook",
         "ValueCodebook": "easyeditor.methods.grace:ValueCodebook",
     },
     group="easyeditor.adapters",
