@@ -263,6 +263,16 @@ def test_a_codebook_of_another_model_is_refused(small: LM) -> None:
         SubjectCodebook.merge([book, SubjectCodebook(**narrow)])
 
 
+def test_names_that_end_in_one_token_are_one_subject_in_one_call(small: LM) -> None:
+    edit = other_facts()[0]
+    assert edit.subject is not None
+    last = edit.subject.split()[-1]
+    again = Edit(f"{edit.prompt.text} and", edit.target, last)
+    (book,) = method().edit(small, [edit, again]).patch.adapters[PATH]
+    assert last != edit.subject
+    assert len(set(book.subjects.tolist())) == 1
+
+
 def test_prompts_that_are_kept_and_held_do_not_meet(small: LM) -> None:
     first, second = other_facts()
     keeping = Edit(second.prompt, second.target, second.subject, keep=(first.prompt,))

@@ -95,9 +95,9 @@ class Known:
     def __init__(self, lm: LM, site: Site) -> None:
         self._lm = lm
         self._books: list[tuple[SubjectCodebook, Sequence[Edit]]] = []
-        self._places: dict[int, list[tuple[int, int]]] = {}
+        self._places: dict[int, list[tuple[int, int, int]]] = {}  # book, entry, its own prompt
         self._owner: dict[int, tuple[int, int]] = {}
-        self._first_keys: list[torch.Tensor] = []
+        self._keys: list[torch.Tensor] = []
         self._subjects: list[int] = []
         for patch in applied_patches(lm.model):
             for codebook in codebooks_in(patch, site):
@@ -108,12 +108,14 @@ class Known:
         number = len(self._books)
         self._books.append((codebook, edits))
         owners = codebook.get_buffer("owners").tolist()
+        first: dict[int, int] = {}
         for owner, prompt in zip(owners, codebook.get_buffer("prompts").tolist(), strict=True):
             self._owner[prompt] = number, owner
+            first.setdefault(owner, prompt)
         for entry, subject in enumerate(codebook.get_buffer("subjects").tolist()):
-            self._places.setdefault(subject, []).append((number, entry))
+            self._places.setdefault(subject, []).append((number, entry, first[entry]))
         entries, keys = codebook.get_buffer("entries"), codebook.get_buffer("keys")
-        self._first_keys.append(keys.cpu())
+        self._keys.append(keys.cpu())
         self._subjects += codebook.get_buffer("subjects")[entries].tolist()
 
     def subject_of(self, draft: Draft) -> int:
@@ -121,21 +123,19 @@ class Known:
 
         "The Eiffel Tower" and "Eiffel Tower" end in one token and are one subject.
         """
-        if draft.subject not in self._places and self._first_keys:
-            cosines = torch.cat(self._first_keys) @ draft.keys[0]
-            best, key = cosines.max(0)
+        if draft.subject not in self._subjects and self._keys:
+            best, key = (torch.cat(self._keys) @ draft.keys[0]).max(0)
             if float(best) >= SAME_SUBJECT:
                 draft.subject = self._subjects[int(key)]
+        self._keys.append(draft.keys)  # for the next draft of the same call
+        self._subjects += [draft.subject] * len(draft.keys)
         return draft.subject
 
     def task(self, draft: Draft) -> Task:
         """The draft, with the edits of its subject whose prompts it is not made with."""
         held = []
-        for number, entry in self._in_force(draft):
-            codebook, edits = self._books[number]
-            rows = (codebook.get_buffer("owners") == entry).nonzero()[:, 0]
-            prompt = int(codebook.get_buffer("prompts")[rows[0]])
-            for edit in edits:
+        for number, _, prompt in self._in_force(draft):
+            for edit in self._books[number][1]:
                 if edit.subject is not None and prompt_number(self._lm, edit) == prompt:
                     held.append(Edit(edit.prompt, edit.target, edit.subject))
                     break
@@ -145,21 +145,18 @@ class Known:
         """The entries of the tasks' subjects that stay when these are made."""
         chosen: dict[int, set[int]] = {}
         for task in tasks:
-            for number, entry in self._in_force(task.draft):
+            for number, entry, _ in self._in_force(task.draft):
                 chosen.setdefault(number, set()).add(entry)
         parts = [self._books[n][0].part(sorted(some)) for n, some in sorted(chosen.items())]
         return SubjectCodebook.merge(parts) if parts else None
 
-    def _in_force(self, draft: Draft) -> list[tuple[int, int]]:
+    def _in_force(self, draft: Draft) -> list[tuple[int, int, int]]:
         """The places of the entries of the draft's subject that it does not replace."""
-        result = []
-        for number, entry in self._places.get(draft.subject, ()):
-            codebook = self._books[number][0]
-            rows = (codebook.get_buffer("owners") == entry).nonzero()[:, 0]
-            prompt = int(codebook.get_buffer("prompts")[rows[0]])
-            if prompt not in draft.prompts and self._owner[prompt] == (number, entry):
-                result.append((number, entry))
-        return result
+        return [
+            (number, entry, prompt)
+            for number, entry, prompt in self._places.get(draft.subject, ())
+            if prompt not in draft.prompts and self._owner[prompt] == (number, entry)
+        ]
 
 
 def codebooks_in(patch: Any, site: Site) -> list[SubjectCodebook]:
