@@ -6,11 +6,14 @@ import pytest
 
 import tiny
 from easyeditor.edits import Generate
-from easyeditor.lm.inference import generate
-from easyeditor.lm.sampling import rows_by_room
+from easyeditor.lm import sampling
+from easyeditor.lm.forward.batching import split_by_length
+from easyeditor.lm.inference import continue_all, generate
+from easyeditor.lm.sampling import generation_batches, rows_by_room
 from support import lm
 
 CONTEXT = 24
+PROMPTS = ("Berlin is", "The capital of France is", "You can see the", "She plays")
 SHORT, LONG = "Berlin is", "Rome is the capital of Italy. She plays the piano well. You can see"
 
 
@@ -30,3 +33,58 @@ def test_rows_are_grouped_by_the_tokens_that_fit_behind_them() -> None:
     groups = dict(rows_by_room(lm("gpt2", n_positions=CONTEXT), rows, 10))
     assert groups == {10: [0, 1, 6], 9: [2], 4: [3], 1: [4, 5]}
     assert dict(rows_by_room(lm("t5"), rows, 10)) == {10: [0, 1, 2, 3, 4, 5, 6]}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_shorter_text_is_the_beginning_of_a_longer_one(family: str, seed: int | None) -> None:
+    """A prompt asked for several lengths has the texts that it has where it is asked for one."""
+    target = lm(family)
+    queries = [Generate(text, n, seed) for n in (3, 9, 1) for text in PROMPTS]
+    together = continue_all(target, [*queries, queries[0]], entropies=True)
+    assert together[-1] == together[0]
+    for query, reply in zip(queries, together, strict=False):
+        (alone,) = continue_all(target, [query], entropies=True)
+        assert (reply.text, reply.ids, reply.ended) == (alone.text, alone.ids, alone.ended)
+        assert reply.entropies == pytest.approx(alone.entropies, abs=1e-4)
+    assert {len(reply.ids) for reply in together} >= {1, 3}
+
+
+def test_a_prompt_is_written_once_for_all_its_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, written = lm("gpt2"), list[int]()
+    original = type(target.model).generate
+
+    def generate_and_count(model, input_ids, **options):  # type: ignore[no-untyped-def]
+        written.append(len(input_ids) * options["max_new_tokens"])
+        return original(model, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(target.model), "generate", generate_and_count)
+    continue_all(target, [Generate(text, n) for n in (3, 9) for text in PROMPTS])
+    assert sum(written) == 9 * len(PROMPTS)
+    written.clear()  # what options make of a text may depend on its length
+    queries = [Generate(text, n) for n in (3, 9) for text in PROMPTS]
+    continue_all(target, queries, no_repeat_ngram_size=2)
+    assert sum(written) == (3 + 9) * len(PROMPTS)
+
+
+def test_what_is_sampled_twice_by_options_is_written_twice() -> None:
+    target = lm("gpt2")
+    queries = [Generate(PROMPTS[0], 12)] * 4
+    texts = [one.text for one in continue_all(target, queries, do_sample=True, temperature=5.0)]
+    assert len(set(texts)) > 1
+
+
+def test_short_prompts_are_apart_from_long_ones_where_that_is_cheaper() -> None:
+    lengths = [40, 10, 11, 40, 10, 11, 40]
+    assert split_by_length(lengths, 0) == [[1, 4], [2, 5], [0, 3, 6]]
+    assert split_by_length(lengths, 5) == [[1, 4, 2, 5], [0, 3, 6]]  # 2 padded tokens against 5
+    assert split_by_length(lengths, 115) == [[1, 4, 2, 5], [0, 3, 6]]  # 116 more against 115
+    assert split_by_length(lengths, 117) == [[1, 4, 2, 5, 0, 3, 6]]
+    assert split_by_length([], 7) == []
+
+
+def test_batches_of_generation_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "GENERATION_BUDGET", 60)
+    monkeypatch.setattr(sampling, "STEP_TOKENS", 1)
+    batches = list(generation_batches(lm("gpt2"), [25, 5, 5, 25, 5, 5, 5, 5], 5))
+    assert batches == [[1, 2, 4, 5, 6, 7], [0, 3]]

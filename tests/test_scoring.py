@@ -13,7 +13,7 @@ import tiny
 from easyeditor import LM, Generate
 from easyeditor.errors import DivergedError
 from easyeditor.evaluate.query import Measures, observe
-from easyeditor.lm import inference, sampling
+from easyeditor.lm import sampling, scoring
 from easyeditor.lm.forward.batching import (
     ScoredSequence,
     TokenScores,
@@ -90,7 +90,7 @@ def agree(scores, lm, prompt, answer):
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 @pytest.mark.parametrize("budget", [2048, 40], ids=["one pass", "many passes"])
 def test_together_as_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(inference, "TOKEN_BUDGET", budget)
+    monkeypatch.setattr(scoring, "TOKEN_BUDGET", budget)
     lm = shared_lm(family)
     found = score(lm, PAIRS)
     for scores, pair in zip(found, PAIRS, strict=True):
@@ -167,7 +167,7 @@ def test_an_encoder_is_run_for_every_answer():
 
 
 def test_budgets_are_kept(monkeypatch):
-    monkeypatch.setattr(inference, "TOKEN_BUDGET", 30)
+    monkeypatch.setattr(scoring, "TOKEN_BUDGET", 30)
     lm = shared_lm("llama")
     seen = []
 
@@ -307,7 +307,7 @@ def test_cut_keeps_to_both_budgets():
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bloom", "mistral", "t5"])
 @pytest.mark.parametrize("budget", [8192, 40], ids=["one batch", "many batches"])
 def test_answers_together_as_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(inference, "GENERATION_BUDGET", budget)
+    monkeypatch.setattr(sampling, "GENERATION_BUDGET", budget)
     lm = shared_lm(family)
     found = generate(lm, [*PROMPTS, PROMPTS[0]], 8)
     assert found == [generate(lm, [prompt], 8)[0] for prompt in [*PROMPTS, PROMPTS[0]]]

@@ -26,7 +26,7 @@ from easyeditor.associative.contexts import SEEDS, context_prefixes
 from easyeditor.associative.keys import subject_rows
 from easyeditor.edits import Prompt
 from easyeditor.errors import EditError, ModelLoadError, SubjectNotFoundError
-from easyeditor.lm import Row, inference
+from easyeditor.lm import Row
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Text, pad
 from support import EDITS, argmaxes, lm, logprobs, shared_lm
@@ -294,7 +294,7 @@ def test_scores_do_not_depend_on_the_batch(family: str, monkeypatch: pytest.Monk
     assert together[-1] == together[0]
     assert logprobs(target, PAIRS) == [scores.logprobs for scores in together[:3]]
     assert argmaxes(target, PAIRS) == [scores.argmax for scores in together[:3]]
-    monkeypatch.setattr(inference, "TOKEN_BUDGET", 1)
+    monkeypatch.setattr(scoring, "TOKEN_BUDGET", 1)
     for pair, scores, one in zip(PAIRS, together, score(target, PAIRS), strict=False):
         expected, argmax = score_alone(target, target.text.row(*pair))
         for got in (scores, one):

@@ -7,73 +7,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from easyeditor.edits import Generate, Prompt, Score, as_prompt
-from easyeditor.errors import PromptTooLongError
-from easyeditor.lm.forward.batching import (
-    ScoredSequence,
-    TokenScores,
-    batches_by_length,
-    scored_sequences,
-)
-from easyeditor.lm.forward.context import generation_context, has_adapters
-from easyeditor.lm.forward.prefix_cache import Prefix, batches_after_prefix, shared_prefix_groups
-from easyeditor.lm.hooks import gathering
-from easyeditor.lm.image_tokens import ImageToken
+from easyeditor.edits import Generate, Prompt, as_prompt
+from easyeditor.lm.forward.context import generation_context
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
-from easyeditor.lm.sampling import GENERATION_BUDGET, continuations, entropies_of, rows_by_room
 from easyeditor.lm.sampling import Continuation as Continuation
-from easyeditor.lm.tokens import Row
+from easyeditor.lm.sampling import continuations, entropies_of, generation_batches, rows_by_room
+from easyeditor.lm.scoring import check_length, pick
+from easyeditor.lm.scoring import score as score
 from easyeditor.progress import bar
-
-TOKEN_BUDGET = 2048
-"""Padded tokens per forward pass in scoring."""
-LOGIT_BUDGET = 8 * 2**20
-"""Logits (numbers, not bytes) held at once."""
-
-
-def score(
-    lm: LM,
-    queries: Sequence[Score | tuple[Prompt | str, str]],
-    patch_of_query: Sequence[int] | None = None,
-) -> list[TokenScores]:
-    """Score each answer after its prompt under teacher forcing; few, length-sorted forwards.
-
-    Equal queries are computed once, a causal model runs a prompt once for all its answers, and a
-    long beginning of several prompts once for all of them. The model may be in training mode; it
-    is read in evaluation mode. A pair ``(prompt, answer)`` is accepted for a :class:`Score`.
-
-    Args:
-        lm: the model.
-        queries: what is asked.
-        patch_of_query: for each query which of several changes it asks about, where the model
-            carries several at once (:mod:`easyeditor.patches.batched`).
-
-    Raises:
-        PromptTooLongError: prompt and answer do not fit into the model's context.
-    """
-    scores = [query if isinstance(query, Score) else Score(*query) for query in queries]
-    pairs = list(zip(scores, patch_of_query or [0] * len(scores), strict=True))
-    unique = list(dict.fromkeys(pairs))
-    patches = [patch for _, patch in unique] if patch_of_query is not None else None
-    replies = answer_via_routers(
-        lm,
-        [query.prompt for query, _ in unique],
-        lambda rows: _score(lm, [unique[i][0] for i in rows], _pick(patches, rows)),
-        lambda who, rows, prompts: _score(
-            who,
-            [Score(p, unique[i][0].answer) for i, p in zip(rows, prompts, strict=True)],
-            _pick(patches, rows) if who is lm else None,
-        ),
-    )
-    by_query = dict(zip(unique, replies, strict=True))
-    return [by_query[query] for query in pairs]
 
 
 def generate(
@@ -117,38 +65,90 @@ def continue_all(
         for q, patch in zip(queries, patch_of_query or [0] * len(queries), strict=True)
     ]
     # What the caller samples with options of its own differs from call to call, also where it is
-    # asked twice.
-    unique = pairs if options.get("do_sample") else list(dict.fromkeys(pairs))
+    # asked twice. Options, and the end of an encoder-decoder's text, may depend on the length.
+    asked: list[tuple[Generate, int, tuple[int, ...]]]
+    if options.get("do_sample"):
+        asked = [(query, patch, (query.max_new_tokens,)) for query, patch in pairs]
+    else:
+        asked = _by_prompt(pairs, apart=bool(options) or lm.encoder_decoder)
     kinds: dict[tuple[int, int | None], list[int]] = defaultdict(list)
-    for i, (query, _) in enumerate(unique):
-        kinds[query.max_new_tokens, query.seed].append(i)
-    replies: dict[int, Continuation] = {}
+    for i, (query, _, lengths) in enumerate(asked):
+        kinds[max(lengths), query.seed].append(i)
+    replies: dict[int, dict[int, Continuation]] = {}
     for (tokens, seed), members in kinds.items():
-        prompts = [unique[i][0].prompt for i in members]
-        patches = None if patch_of_query is None else [unique[i][1] for i in members]
-
-        settings = _Generation(tokens, seed, entropies, options)
+        prompts = [asked[i][0].prompt for i in members]
+        patches = None if patch_of_query is None else [asked[i][1] for i in members]
+        settings = _Generation(tokens, seed, entropies, options, [asked[i][2] for i in members])
         replies.update(zip(members, _via_routers(lm, prompts, patches, settings), strict=True))
-    if unique is pairs:
-        return [replies[i] for i in range(len(pairs))]
-    place = {question: i for i, question in enumerate(unique)}
-    return [replies[place[question]] for question in pairs]
+    if options.get("do_sample"):
+        return [replies[i][query.max_new_tokens] for i, (query, _) in enumerate(pairs)]
+    by_question = {
+        (query.prompt, query.seed, patch, length): replies[i][length]
+        for i, (query, patch, lengths) in enumerate(asked)
+        for length in lengths
+    }
+    return [by_question[q.prompt, q.seed, patch, q.max_new_tokens] for q, patch in pairs]
+
+
+def _by_prompt(
+    pairs: Sequence[tuple[Generate, int]], *, apart: bool
+) -> list[tuple[Generate, int, tuple[int, ...]]]:
+    """Different prompts with their patch and the lengths of text that are wanted of them.
+
+    A shorter text is the beginning of a longer one, unless they are written ``apart``.
+    """
+    lengths: dict[tuple[Prompt, int | None, int, int], list[tuple[Generate, int]]] = {}
+    for query, patch in dict.fromkeys(pairs):
+        together = query.max_new_tokens if apart else 0
+        lengths.setdefault((query.prompt, query.seed, patch, together), []).append((query, patch))
+    return [
+        (*members[0], tuple(query.max_new_tokens for query, _ in members))
+        for members in lengths.values()
+    ]
+
+
+def _beginning(lm: LM, whole: Continuation, n_tokens: int) -> Continuation:
+    """What would have been written of at most ``n_tokens``."""
+    if len(whole.ids) < n_tokens:
+        return whole
+    ids = whole.ids[:n_tokens]
+    text = lm.tokenizer.decode(ids, skip_special_tokens=True)
+    return Continuation(text, ids, whole.entropies[:n_tokens], False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """How prompts are continued: length, seed of the sampling, what is returned, options."""
+    """How prompts are continued.
+
+    Attributes:
+        max_new_tokens: of the longest text.
+        seed: of the sampling.
+        entropies: whether they are returned.
+        options: of ``generate``.
+        lengths: of every prompt, the numbers of tokens after which its text is wanted.
+    """
 
     max_new_tokens: int
     seed: int | None
     entropies: bool
     options: Mapping[str, Any]
+    lengths: Sequence[tuple[int, ...]]
 
 
 def _via_routers(
     lm: LM, prompts: Sequence[Prompt], patches: Sequence[int] | None, settings: _Generation
-) -> list[Continuation]:
-    def ask(who: LM, texts: Sequence[Prompt], of: Sequence[int] | None) -> list[Continuation]:
+) -> list[dict[int, Continuation]]:
+    """For every prompt its texts, by their length."""
+
+    def ask(
+        who: LM, rows: Sequence[int], texts: Sequence[Prompt], of: Sequence[int] | None
+    ) -> list[dict[int, Continuation]]:
+        return [
+            {n: _beginning(who, whole, n) for n in settings.lengths[i]}
+            for i, whole in zip(rows, write(who, texts, of), strict=True)
+        ]
+
+    def write(who: LM, texts: Sequence[Prompt], of: Sequence[int] | None) -> list[Continuation]:
         check_length(who, [who.text.row(text) for text in texts])
         if settings.seed is None or who.encoder_decoder:
             return _generate(who, texts, of, settings)
@@ -160,102 +160,9 @@ def _via_routers(
     return answer_via_routers(
         lm,
         prompts,
-        lambda rows: ask(lm, [prompts[i] for i in rows], _pick(patches, rows)),
-        lambda who, rows, texts: ask(who, texts, _pick(patches, rows) if who is lm else None),
+        lambda rows: ask(lm, rows, [prompts[i] for i in rows], pick(patches, rows)),
+        lambda who, rows, texts: ask(who, rows, texts, pick(patches, rows) if who is lm else None),
     )
-
-
-def check_length(lm: LM, rows: Sequence[Row]) -> None:
-    """Refuse token sequences that the model's context cannot hold, before anything is run.
-
-    Raises:
-        PromptTooLongError: says which, how long it is and how long it may be.
-    """
-    limit = lm.context_length
-    for row in rows:
-        if limit is not None and len(row.ids) > limit:
-            start = lm.tokenizer.decode(row.ids[:12], skip_special_tokens=True)
-            images = sum(isinstance(token, ImageToken) for token in row.ids)
-            seen = f", {images} of them of its images" if images else ""
-            raise PromptTooLongError(
-                f"The text that begins {start!r} has {len(row.ids)} tokens{seen}; {lm.name} reads "
-                f"{limit} at most. Shorten it, or use a model with a longer context."
-            )
-
-
-def _pick(patches: Sequence[int] | None, rows: Sequence[int]) -> list[int] | None:
-    return None if patches is None else [patches[i] for i in rows]
-
-
-def _score(lm: LM, queries: Sequence[Score], patches: Sequence[int] | None) -> list[TokenScores]:
-    """:func:`score` of one model, without routers, for queries that all differ."""
-    rows = [lm.text.row(query.prompt, query.answer) for query in queries]
-    check_length(lm, rows)
-    if lm.encoder_decoder:  # the decoder's input differs from answer to answer
-        plan = [
-            ScoredSequence(row.ids, whole := tuple(range(len(row.target))), ((i, whole),))
-            for i, row in enumerate(rows)
-        ]
-    else:
-        plan = scored_sequences(rows, patches, by_prompt=has_adapters(lm.model))
-    scores: dict[int, TokenScores] = {}
-    shown = bar(len(plan), "scoring", "sequence")
-    with lm.at_rest(), torch.inference_mode(), shown as progress:
-        for logits, chunk in _logits(lm, plan, rows, patches):
-            progress.update(len(chunk))
-            scores.update(_scores(logits, [plan[k] for k in chunk], rows))
-    return [scores[i] for i in range(len(rows))]
-
-
-def _logits(
-    lm: LM, plan: Sequence[ScoredSequence], rows: Sequence[Row], patches: Sequence[int] | None
-) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Logits at the positions of every sequence, with the numbers of the sequences, by batches."""
-    patch_of = None if patches is None else [patches[s.rows[0][0]] for s in plan]
-    ends = [rows[s.rows[0][0]].prompt_length - 1 for s in plan]
-    alone = list(range(len(plan)))
-    # An adapter decides once, by the whole prompt: its beginning alone cannot be run.
-    if not lm.encoder_decoder and not has_adapters(lm.model):
-        alone = []
-        for length, members in shared_prefix_groups(plan, patch_of):
-            prefix = None
-            if length:
-                first = _pick(patch_of, members[:1])
-                prefix = Prefix(lm, plan[members[0]].ids[:length], patch_of_row=first)
-            if prefix is None or not prefix.usable:
-                alone += members
-                continue
-            for chunk in batches_after_prefix(plan, members, length):
-                with gathering(lm.head, *_read_at([plan[k] for k in chunk], length)):
-                    logits = prefix.call(
-                        [plan[k].ids[length:] for k in chunk], patch_of_row=_pick(patch_of, chunk)
-                    ).logits[0]
-                yield logits.float(), chunk
-    vocabulary = lm.model.config.get_text_config().vocab_size
-    chunks = [
-        [alone[group[i]] for i in part]
-        for group in lm.alike([plan[k].ids for k in alone])
-        for part in batches_by_length(
-            [len(plan[alone[i]].ids) for i in group],
-            [len(plan[alone[i]].positions) for i in group],
-            TOKEN_BUDGET,
-            LOGIT_BUDGET // vocabulary,
-        )
-    ]
-    for chunk in chunks:
-        patch_of_row = _pick(patch_of, chunk)
-        if lm.encoder_decoder:
-            logits = lm.target_logits(
-                [rows[plan[k].rows[0][0]] for k in chunk], patch_of_row=patch_of_row
-            )
-        else:
-            with gathering(lm.head, *_read_at([plan[k] for k in chunk])):
-                logits = lm.call(
-                    lm.pad([plan[k].ids for k in chunk]),
-                    prompt_end=[ends[k] for k in chunk],
-                    patch_of_row=patch_of_row,
-                ).logits[0]
-        yield logits.float(), chunk
 
 
 def _generate(
@@ -270,7 +177,7 @@ def _generate(
     # Rows of one length together, so that a row near the end of the context shortens no other.
     for n_tokens, members in rows_by_room(lm, ids, how.max_new_tokens):
         written = _generate_rows(
-            lm, [ids[i] for i in members], _pick(patches, members), how, n_tokens
+            lm, [ids[i] for i in members], pick(patches, members), how, n_tokens
         )
         replies.update(zip(members, written, strict=True))
     return [replies[i] for i in range(len(prompts))]
@@ -288,13 +195,12 @@ def _generate_rows(
         # transformers sizes the decoder's cache by the encoder's number of layers.
         settings["use_cache"] = False
     replies: dict[int, Continuation] = {}
-    lengths = [len(row) + settings["max_new_tokens"] for row in ids]
     ends = lm.end_tokens
     shown = bar(len(ids), "generating", "text")
     with lm.at_rest(), torch.inference_mode(), shown as progress:
-        for chunk in batches_by_length(lengths, [0] * len(ids), GENERATION_BUDGET, 1):
+        for chunk in generation_batches(lm, [len(row) for row in ids], settings["max_new_tokens"]):
             batch = lm.pad([ids[i] for i in chunk], left=True)
-            of_row = _pick(patches, chunk)
+            of_row = pick(patches, chunk)
             index = None if of_row is None else torch.tensor(of_row)
             with generation_context(lm.model, batch.mask, index):
                 seen = lm.image_inputs(batch)
@@ -326,32 +232,3 @@ def _generate_rows(
                 )
             progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]
-
-
-def _read_at(plan: Sequence[ScoredSequence], shared: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and position of every logit that is read, where ``shared`` tokens come before."""
-    rows = [k for k, sequence in enumerate(plan) for _ in sequence.positions]
-    positions = [position - shared for sequence in plan for position in sequence.positions]
-    return torch.tensor(rows), torch.tensor(positions)
-
-
-def _scores(
-    logits: torch.Tensor, plan: Sequence[ScoredSequence], rows: Sequence[Row]
-) -> Iterator[tuple[int, TokenScores]]:
-    """The scores that a batch's logits hold, with the number of their row."""
-    norm, best = logits.logsumexp(1), logits.argmax(1).tolist()
-    at: list[int] = []
-    start = 0
-    for sequence in plan:
-        at += [start + k for _, places in sequence.rows for k in places]
-        start += len(sequence.positions)
-    row_numbers = [i for sequence in plan for i, _ in sequence.rows]
-    targets = [token for i in row_numbers for token in rows[i].target]
-    place = torch.tensor(at, device=logits.device)
-    picked = logits[place, torch.tensor(targets, device=logits.device)] - norm[place]
-    values, done = picked.tolist(), 0
-    for i in row_numbers:
-        end = done + len(rows[i].target)
-        argmax = tuple(best[k] for k in at[done:end])
-        yield i, TokenScores(rows[i].target, tuple(values[done:end]), argmax)
-        done = end

@@ -10,9 +10,9 @@ import torch
 
 from easyeditor.edits import Prompt
 from easyeditor.lm.forward.batching import batches_by_length
-from easyeditor.lm.inference import LOGIT_BUDGET, TOKEN_BUDGET, check_length
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import answer_via_routers
+from easyeditor.lm.scoring import LOGIT_BUDGET, TOKEN_BUDGET, check_length
 from easyeditor.lm.tokens import Row
 
 TOP = 512
@@ -82,7 +82,7 @@ def next_token(
     Args:
         lm: the model.
         prompts: what is asked.
-        patch_of_query: as in :func:`~easyeditor.lm.inference.score`.
+        patch_of_query: as in :func:`~easyeditor.lm.scoring.score`.
         written: for each prompt the beginning of the answer, behind which the token comes; None:
             directly behind the prompts.
 

@@ -11,7 +11,7 @@ import torch
 
 from easyeditor.edits import Prompt
 from easyeditor.errors import DivergedError
-from easyeditor.lm.forward.batching import batches_by_length
+from easyeditor.lm.forward.batching import batches_by_length, split_by_length
 from easyeditor.lm.forward.context import generation_context
 from easyeditor.lm.forward.prefix_cache import takes_cache, unread
 from easyeditor.lm.hooks import gathering
@@ -19,6 +19,8 @@ from easyeditor.lm.model import LM
 
 GENERATION_BUDGET = 8192
 """Tokens of prompts and continuations in one batch of generation."""
+STEP_TOKENS = 12
+"""Tokens whose reading takes a CPU as long as the weights' alone, for every step of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,22 @@ def _chunks(
 ) -> Iterator[tuple[int, list[int]]]:
     """Batches within the budget, each with the number of tokens to sample."""
     for count, members in rows_by_room(lm, rows, n_tokens):
-        lengths = [len(rows[i]) + count for i in members]
-        for part in batches_by_length(lengths, [0] * len(members), GENERATION_BUDGET, 1):
+        for part in generation_batches(lm, [len(rows[i]) for i in members], count):
             yield count, [members[i] for i in part]
+
+
+def generation_batches(lm: LM, lengths: Sequence[int], n_tokens: int) -> Iterator[list[int]]:
+    """Batches of prompts of these lengths, within the budget, that get ``n_tokens`` more.
+
+    On a CPU, where a padded token costs as much as any, short prompts are apart from long ones.
+    """
+    groups = [list(range(len(lengths)))]
+    if lm.device.type == "cpu":
+        groups = split_by_length(lengths, STEP_TOKENS * n_tokens)
+    for group in groups:
+        tokens = [lengths[i] + n_tokens for i in group]
+        for part in batches_by_length(tokens, [0] * len(group), GENERATION_BUDGET, 1):
+            yield [group[i] for i in part]
 
 
 def _among_all(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> list[int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from easyeditor.edits import Prompt
 from easyeditor.errors import EditError
-from easyeditor.lm.inference import check_length
 from easyeditor.lm.model import LM
 from easyeditor.lm.routing import rerouted
+from easyeditor.lm.scoring import check_length
 
 
 def question(lm: LM, prompt: Prompt, max_new_tokens: int) -> tuple[LM, tuple[int, ...]]:

@@ -110,6 +110,33 @@ def batches_by_length(
         yield chunk
 
 
+def split_by_length(lengths: Sequence[int], batch_cost: int) -> list[list[int]]:
+    """Groups of indices, sorted by length, with the fewest padded tokens and costs of a batch.
+
+    A group costs its rows times its greatest length, and ``batch_cost`` tokens.
+    """
+    distinct = sorted(set(lengths))
+    of_length = {length: [i for i, n in enumerate(lengths) if n == length] for length in distinct}
+    rows = [0]  # how many are shorter than each
+    for length in distinct:
+        rows.append(rows[-1] + len(of_length[length]))
+    cheapest, begins = [0], [0]  # of all shorter than each length: the cost, the last group's start
+    for end, length in enumerate(distinct, 1):
+        cost, begin = min(
+            (cheapest[begin] + (rows[end] - rows[begin]) * length + batch_cost, begin)
+            for begin in range(end)
+        )
+        cheapest.append(cost)
+        begins.append(begin)
+    groups: list[list[int]] = []
+    end = len(distinct)
+    while end:
+        begin = begins[end]
+        groups.append([i for length in distinct[begin:end] for i in of_length[length]])
+        end = begin
+    return groups[::-1]
+
+
 def row_batches(rows: Sequence[Row], most_tokens: int, most_reads: int) -> Iterator[list[int]]:
     """:func:`batches_by_length` for rows, each read at its target's tokens."""
     lengths, reads = [len(row.ids) for row in rows], [len(row.target) for row in rows]
