@@ -6,12 +6,16 @@ goes on where it was stopped; its row is added to ``benchmarks/results/lifelong.
 
     python benchmarks/lifelong.py run single --methods "ROME;MEMIT;FT" --data counterfact_500.json
     python benchmarks/lifelong.py run one-by-one --methods all --data … --seeds 0,1,2
+    python benchmarks/lifelong.py run one-by-one --data … --among counterfact-edit.json --count 1000
     python benchmarks/lifelong.py table --into docs/lifelong.md   # the rows that are there
     python benchmarks/lifelong.py picture one-by-one --data … --methods "MEMIT;AlphaEdit"
 
 ``--small gpt2 llama2`` measures the trained models of ``tests/zoo`` instead, in minutes: the 100
 cases of their world whose subjects no setting was chosen on, each method with its row of
 ``tests/cases.py``; MEND and SERAC are trained on the other cases first.
+
+``--among`` mixes the records with as many of another file, which are edited between them but
+asked for their own sentence alone, so that a thousand edits are asked about in minutes.
 
 Beside the scores of ``easyedit bench`` a row of a sequence has: the mean KL of the next-token
 distributions behind 200 texts to the unedited model's; the size of the saved patch; and,
@@ -30,11 +34,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 import common
@@ -42,8 +45,9 @@ from easyeditor.bench.config import BenchmarkConfig, Protocol
 from easyeditor.bench.plots import ageing
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import BEFORE, RunDirectory, write_whole
-from easyeditor.bench.runner import run
+from easyeditor.bench.runner import SerialExecutor, run
 from easyeditor.bench.table import table
+from easyeditor.bench.worker import Result, Task, Worker
 from easyeditor.data.corpus import own_paragraphs
 from easyeditor.data.heldout import heldout_text
 from easyeditor.data.open import open_dataset
@@ -54,12 +58,10 @@ from easyeditor.evaluate.query import EvalOptions
 from easyeditor.hyperparams import HyperParams
 from easyeditor.lm.loading import load
 from easyeditor.lm.model import LM
-from easyeditor.lm.next_token import Distribution, kl_divergence, next_token
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
 from easyeditor.patches.files import load_patch
-from easyeditor.patches.stack import applied
-from easyeditor.patches.weight import WeightPatch
+from elsewhere import Elsewhere, from_folder
 
 Row = dict[str, Any]
 MODEL = "smollm2-135m"
@@ -67,6 +69,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "lifelong.json"
 RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
+LENGTHS = (1, 3, 10, 30, 100, 300, 1000)
+"""Numbers of edits after which it is written what they do elsewhere."""
 HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
 MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
@@ -118,11 +122,14 @@ SCORES = {
 EXTRA = {
     "kl": "KL elsewhere",
     "fires": "fires elsewhere",
+    "known": "other facts known",
+    "last_word": "last words",
+    "wikitext": "WikiText perplexity",
     "seconds": "seconds per edit",
     "memory_mb": "memory, MB",
     "patch_mb": "patch, MB",
 }
-SHARES = {name for name in SCORES if name != "perplexity"} | {"fires"}
+SHARES = {name for name in SCORES if name != "perplexity"} | {"fires", "known", "last_word"}
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,7 @@ class Target:
         titles: of the rows, each with the name of its method.
         settings: the settings of a row, for a seed of the order.
         preset: which questions are asked.
-        texts: behind which next tokens are compared with the unedited model's.
-        unrelated: prompts that a router should leave alone.
+        elsewhere: questions that have nothing to do with the edits.
     """
 
     data: str
@@ -145,37 +151,43 @@ class Target:
     settings: Callable[[str, int], HyperParams]
     preset: str
     heldout: str
-    texts: Sequence[Prompt]
-    unrelated: Sequence[Prompt]
-
-    @cached_property
-    def unedited(self) -> list[Distribution]:
-        """The next-token distributions behind :attr:`texts` before any edit."""
-        return [one.top() for one in next_token(self.lm, self.texts)]
-
-    @cached_property
-    def unedited_unrelated(self) -> list[torch.Tensor]:
-        """The next-token log-probabilities behind :attr:`unrelated` before any edit."""
-        return [one.logprobs for one in next_token(self.lm, self.unrelated)]
+    elsewhere: Elsewhere
 
 
-def embedded(data: str, count: int) -> Target:
+def mixed(data: str, among: str, count: int) -> list[Case]:
+    """``count`` cases, every second one of ``among``, of another subject and without probes."""
+    asked = list(open_dataset(data, size=count // 2))
+    subjects = {case.edit.subject for case in asked}
+    others: list[Case] = []
+    for case in open_dataset(among):
+        if case.edit.subject not in subjects and len(others) < count - len(asked):
+            subjects.add(case.edit.subject)
+            others.append(Case(f"among-{case.id}", case.edit))
+    pairs = zip_longest(asked, others)
+    return [case for pair in pairs for case in pair if case is not None]
+
+
+def embedded(data: str, count: int, among: str | None = None, able: Path | None = None) -> Target:
     """The model that comes with the package; methods that need nothing but edits."""
+    lm = load(MODEL)
+    cases = mixed(data, among, count) if among else list(open_dataset(data, size=count))
+    edited = {str(case.edit.subject) for case in cases}
+    texts = pieces(KL_TEXTS, KL_WORDS, 0), pieces(UNRELATED_PROMPTS, UNRELATED_WORDS, KL_WORDS)
+    more = from_folder(able, edited) if able else ()
     lacking = (Need.ARCHIVE, Need.REJECTED, Need.IMAGES)
 
     def settings(name: str, seed: int) -> HyperParams:
         return seeded(METHODS.get(name).hyperparams_class.for_model(MODEL), seed)
 
     return Target(
-        Path(data).stem,
-        load(MODEL),
-        list(open_dataset(data, size=count)),
+        Path(data).stem if among is None else f"{Path(data).stem} among {Path(among).stem}",
+        lm,
+        cases,
         {n: n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)},
         settings,
-        "wild",
+        "classic" if among else "wild",
         heldout_text(),
-        pieces(KL_TEXTS, KL_WORDS, 0),
-        pieces(UNRELATED_PROMPTS, UNRELATED_WORDS, KL_WORDS),
+        Elsewhere(lm, *texts, *more),
     )
 
 
@@ -211,16 +223,17 @@ def small(family: str, count: int) -> Target:
         for i in fact.trained
     ]
     random.Random(0).shuffle(others)
+    lm = load_small(family)
+    prompts = [Prompt(prompt, chat=False) for prompt, _ in others]
     return Target(
         f"small-{family}",
-        load_small(family),
+        lm,
         world.cases("eval")[:count],
         METHOD_OF | {name: METHOD_OF[base] for name, (base, _) in VARIANTS.items()},
         settings,
         "classic",
         " ".join(f"{prompt} {answer}." for prompt, answer in others[:HELDOUT_STATEMENTS]),
-        [Prompt(prompt, chat=False) for prompt, _ in others[:KL_TEXTS]],
-        [Prompt(prompt, chat=False) for prompt, _ in others[-UNRELATED_PROMPTS:]],
+        Elsewhere(lm, prompts[:KL_TEXTS], prompts[-UNRELATED_PROMPTS:]),
     )
 
 
@@ -248,29 +261,25 @@ def side_effects(target: Target, folder: Path, label: str) -> dict[str, float]:
     patches = [file for file in files if ".state." not in file.name]
     if not patches:  # every edit failed
         return {}
-    patch = load_patch(patches[-1])
-    before = target.unedited
-    with applied(target.lm.model, patch):
-        divergences = [
-            kl_divergence(old, new)
-            for old, new in zip(before, next_token(target.lm, target.texts), strict=True)
-        ]
-    result = {
-        "kl": sum(divergences) / len(divergences),
-        "patch_mb": sum(f.stat().st_size for f in files if patches[-1].stem in f.name) / 1e6,
-    }
-    if not isinstance(patch, WeightPatch):
-        result["fires"] = fires(target, patch)
-    return result
+    size = sum(file.stat().st_size for file in files if patches[-1].stem in file.name) / 1e6
+    return target.elsewhere.of(load_patch(patches[-1])) | {"patch_mb": size}
 
 
-def fires(target: Target, patch: Any) -> float:
-    """The share of unrelated prompts behind which any logit differs from the unedited model's."""
-    before = target.unedited_unrelated
-    with applied(target.lm.model, patch):
-        after = next_token(target.lm, target.unrelated)
-    pairs = zip(before, after, strict=True)
-    return sum(not torch.equal(old, new.logprobs) for old, new in pairs) / len(before)
+class WatchedWorker(Worker):
+    """A worker that also writes what a sequence's patch does elsewhere, at some of its lengths."""
+
+    def __init__(self, lm: LM, plan: BenchmarkConfig, elsewhere: Elsewhere, log: Path) -> None:
+        super().__init__(lm, plan)
+        self._elsewhere, self._log = elsewhere, log
+
+    def run_task(self, task: Task) -> Result:
+        """See :class:`Worker`."""
+        result = super().run_task(task)
+        if task.kind == "edit" and result.total is not None and task.unit.stop in LENGTHS:
+            known = self._elsewhere.of(result.total, briefly=True)
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"edits": task.unit.stop, **known}) + "\n")
+        return result
 
 
 def measured(target: Target, name: str, settings: HyperParams, part: str, seed: int) -> Row:
@@ -295,7 +304,8 @@ def measured(target: Target, name: str, settings: HyperParams, part: str, seed: 
         with RunDirectory(folder, config.describe(target.lm)):
             pass
         shutil.copy(unedited, folder / BEFORE)
-    run(target.lm, config, folder)
+    worker = WatchedWorker(target.lm, config, target.elsewhere, RUNS / f"{kind}-{name}.jsonl")
+    run(target.lm, config, folder, SerialExecutor(worker))
     shutil.copy(folder / BEFORE, unedited)
     rows = table(read_runs([folder])).rows
     at_end = rows[-1]
@@ -313,6 +323,7 @@ def measured(target: Target, name: str, settings: HyperParams, part: str, seed: 
     }
     if what.protocol == "sequential":
         row |= side_effects(target, folder, name)
+        row["unedited"] |= target.elsewhere.unedited
     return row
 
 
@@ -343,6 +354,25 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
                 rows = stored() | {key: row | {"settings": digest}}
                 write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
             print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def side_effects_again(data: str, count: int, able: Path) -> None:
+    """Measure the side effects of sequences anew whose runs are here, with what is in ``able``."""
+    target = embedded(data, count, able=able)
+    for key, row in stored().items():
+        name_of_data, part, n, seed, name = key.split("|")
+        folder = RUNS / f"{name_of_data}-{part}-{n}-{seed}-{name}"
+        sequence = PARTS[part].protocol == "sequential"
+        here = (name_of_data, int(n)) == (target.data, len(target.cases)) and folder.exists()
+        if not sequence or not here or "known" in row:
+            continue
+        changes = side_effects(target, folder, name)
+        with FileLock(RUNS / "results.lock"):
+            rows = stored()
+            rows[key] |= changes
+            rows[key]["unedited"] |= target.elsewhere.unedited
+            write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
+        print(f"{key}: {changes}", flush=True)
 
 
 def stored() -> dict[str, Row]:
@@ -379,7 +409,10 @@ def tables(rows: Mapping[str, Row]) -> Iterator[str]:
         yield line([str(title) for title in titles])
         yield "|" + "---|" * len(titles)
         before = [shown(key, [every[0]["unedited"].get(key)]) for key in keys]
-        yield line(["unedited", "", *before, *("" for _ in extra)])
+        able = [[run["unedited"][key] for run in every if key in run["unedited"]] for key in extra]
+        pairs = zip(extra, able, strict=True)
+        costs = [shown(key, values[:1]) if values else "" for key, values in pairs]
+        yield line(["unedited", "", *before, *costs])
         for name, runs in sorted(methods.items(), key=lambda item: -answered(item[1])):
             costs = [shown(key, [run.get(key) for run in runs]) for key in extra]
             yield line([name, str(len(runs)), *(scored(key, runs) for key in keys), *costs])
@@ -426,8 +459,14 @@ def main() -> None:
     where = runs.add_mutually_exclusive_group(required=True)
     where.add_argument("--data", help="cases for the model that comes with the package")
     where.add_argument("--small", nargs="+", help="families of tests/zoo")
+    runs.add_argument("--among", help="a file whose edits are made between those of --data")
+    runs.add_argument("--able", type=Path, help="a folder with known_1000.json, wikitext2_test.txt")
     runs.add_argument("--seeds", default="0", help="of the order of the cases")
     runs.add_argument("--count", type=int, help="cases; by default as many as the part has")
+    again = commands.add_parser("elsewhere")
+    again.add_argument("--data", required=True)
+    again.add_argument("--count", type=int, default=100)
+    again.add_argument("--able", type=Path, required=True, help="as of run")
     writing = commands.add_parser("table")
     writing.add_argument("--into", type=Path, help="a page; what is below its marker is replaced")
     drawing = commands.add_parser("picture")
@@ -439,6 +478,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "picture":
         picture(given.data, given.part, given.count, given.methods.split(";"), given.to)
+        return
+    if given.command == "elsewhere":
+        side_effects_again(given.data, given.count, given.able)
         return
     if given.command == "table":
         text = "\n".join(tables(stored()))
@@ -453,7 +495,9 @@ def main() -> None:
     count = given.count or part.cases
     seeds = [int(seed) for seed in given.seeds.split(",")]
     for family in given.small or [""]:
-        target = small(family, count) if family else embedded(given.data, count)
+        target = (
+            small(family, count) if family else embedded(given.data, count, given.among, given.able)
+        )
         names = list(target.titles) if given.methods == "all" else given.methods.split(";")
         go_on(target, given.part, [n for n in names if can(target.titles[n], part)], seeds)
 
