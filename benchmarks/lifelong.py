@@ -73,6 +73,8 @@ LENGTHS = (1, 3, 10, 30, 100, 300, 1000)
 """Numbers of edits after which it is written what they do elsewhere."""
 HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
+EOS = ", EOS"
+"""Ends the titles of rows whose edits teach the model to end its text behind the answer."""
 MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
 ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
@@ -114,7 +116,9 @@ SCORES = {
     "generation/rewrite_acc": "free: sentence",
     "generation/rephrase_acc": "free: rephrased",
     "generation/question_acc": "free: question",
-    "generation/chat_acc": "free: in the chat",
+    "generation/chat_question_acc": "free: question in the chat",
+    "generation/chat_acc": "free: sentence in the chat",
+    "generation/rewrite_exact": "free: sentence, then the end",
     "portability_acc": "portability",
     "perplexity": "perplexity",
 }
@@ -154,6 +158,15 @@ class Target:
     elsewhere: Elsewhere
 
 
+def eos(method: str) -> str | None:
+    """The title of a method's row with an end-of-sequence token behind every answer.
+
+    None where the method has no such setting, or always does.
+    """
+    field = METHODS.get(method).hyperparams_class.model_fields.get("append_eos")
+    return None if field is None or field.default else method + EOS
+
+
 def mixed(data: str, among: str, count: int) -> list[Case]:
     """``count`` cases, every second one of ``among``, of another subject and without probes."""
     asked = list(open_dataset(data, size=count // 2))
@@ -176,14 +189,18 @@ def embedded(data: str, count: int, among: str | None = None, able: Path | None 
     more = from_folder(able, edited) if able else ()
     lacking = (Need.ARCHIVE, Need.REJECTED, Need.IMAGES)
 
+    names = [n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)]
+    titles = {title: name for name in names for title in (name, eos(name)) if title}
+
     def settings(name: str, seed: int) -> HyperParams:
-        return seeded(METHODS.get(name).hyperparams_class.for_model(MODEL), seed)
+        result = METHODS.get(titles[name]).hyperparams_class.for_model(MODEL)
+        return seeded(result.replace(append_eos=True) if name.endswith(EOS) else result, seed)
 
     return Target(
         Path(data).stem if among is None else f"{Path(data).stem} among {Path(among).stem}",
         lm,
         cases,
-        {n: n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)},
+        titles,
         settings,
         "classic" if among else "wild",
         heldout_text(),
@@ -307,9 +324,18 @@ def measured(target: Target, name: str, settings: HyperParams, part: str, seed: 
     worker = WatchedWorker(target.lm, config, target.elsewhere, RUNS / f"{kind}-{name}.jsonl")
     run(target.lm, config, folder, SerialExecutor(worker))
     shutil.copy(folder / BEFORE, unedited)
+    row = scores_of(folder) | {"machine": common.processor()}
+    if what.protocol == "sequential":
+        row |= side_effects(target, folder, name)
+        row["unedited"] |= target.elsewhere.unedited
+    return row
+
+
+def scores_of(folder: Path) -> Row:
+    """The scores after all edits, those of the unedited model, and what the edits cost."""
     rows = table(read_runs([folder])).rows
     at_end = rows[-1]
-    row: Row = {
+    return {
         "scores": {
             key: [at_end.numbers[key].value, at_end.numbers[key].low, at_end.numbers[key].high]
             for key in SCORES
@@ -319,12 +345,7 @@ def measured(target: Target, name: str, settings: HyperParams, part: str, seed: 
         "n": at_end.cases,
         "seconds": rows[1].numbers["seconds/edit"].value,
         "memory_mb": rows[1].numbers["memory/extra_mb"].value,
-        "machine": common.processor(),
     }
-    if what.protocol == "sequential":
-        row |= side_effects(target, folder, name)
-        row["unedited"] |= target.elsewhere.unedited
-    return row
 
 
 def ordered(cases: Sequence[Case], seed: int) -> list[Case]:
@@ -367,9 +388,10 @@ def side_effects_again(data: str, count: int, able: Path) -> None:
         if not sequence or not here or "known" in row:
             continue
         changes = side_effects(target, folder, name)
+        scores = scores_of(folder)
         with FileLock(RUNS / "results.lock"):
             rows = stored()
-            rows[key] |= changes
+            rows[key] |= changes | scores
             rows[key]["unedited"] |= target.elsewhere.unedited
             write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
         print(f"{key}: {changes}", flush=True)
@@ -394,18 +416,20 @@ def picture(data: str, part: str, count: int, names: Sequence[str], file: Path) 
 
 def tables(rows: Mapping[str, Row]) -> Iterator[str]:
     """A table per data, part and number of cases: a row per method, means over the orders."""
-    groups: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, str, str, bool], dict[str, list[Row]]] = {}
     for key, row in rows.items():
         data, part, n, _, name = key.split("|")
-        groups.setdefault((data, part, n), {}).setdefault(name, []).append(row)
-    of_size = sorted(groups, key=lambda g: (g[0].startswith("small-"), list(PARTS).index(g[1])))
-    for data, part, n in of_size:
-        methods = groups[data, part, n]
+        groups.setdefault((data, part, n, name.endswith(EOS)), {}).setdefault(name, []).append(row)
+    places = list(PARTS)
+    of_size = sorted(groups, key=lambda g: (g[0].startswith("small-"), g[3], places.index(g[1])))
+    for data, part, n, ends in of_size:
+        methods = groups[data, part, n, ends]
         every = [run for runs in methods.values() for run in runs]
         keys = [key for key in SCORES if any(key in run["scores"] for run in every)]
         extra = [key for key in EXTRA if any(key in run for run in every)]
         titles = ["method", "orders", *map(SCORES.get, keys), *map(EXTRA.get, extra)]
-        yield f"### {PARTS[part].title.format(n=n)} ({data})\n"
+        taught = ", an end-of-sequence token behind every answer" if ends else ""
+        yield f"### {PARTS[part].title.format(n=n)}{taught} ({data})\n"
         yield line([str(title) for title in titles])
         yield "|" + "---|" * len(titles)
         before = [shown(key, [every[0]["unedited"].get(key)]) for key in keys]
@@ -415,7 +439,14 @@ def tables(rows: Mapping[str, Row]) -> Iterator[str]:
         yield line(["unedited", "", *before, *costs])
         for name, runs in sorted(methods.items(), key=lambda item: -answered(item[1])):
             costs = [shown(key, [run.get(key) for run in runs]) for key in extra]
-            yield line([name, str(len(runs)), *(scored(key, runs) for key in keys), *costs])
+            yield line(
+                [
+                    name.removesuffix(EOS),
+                    str(len(runs)),
+                    *(scored(key, runs) for key in keys),
+                    *costs,
+                ]
+            )
         yield ""
 
 
