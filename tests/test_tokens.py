@@ -26,7 +26,7 @@ from easyeditor.associative.contexts import SEEDS, context_prefixes
 from easyeditor.associative.keys import subject_rows
 from easyeditor.edits import Prompt
 from easyeditor.errors import EditError, ModelLoadError, SubjectNotFoundError
-from easyeditor.lm import Row
+from easyeditor.lm import Row, scoring
 from easyeditor.lm.inference import generate, score
 from easyeditor.lm.tokens import Text, pad
 from support import EDITS, argmaxes, lm, logprobs, shared_lm

@@ -66,25 +66,25 @@ def continue_all(
     ]
     # What the caller samples with options of its own differs from call to call, also where it is
     # asked twice. Options, and the end of an encoder-decoder's text, may depend on the length.
-    asked: list[tuple[Generate, int, tuple[int, ...]]]
+    requests: list[tuple[Generate, int, tuple[int, ...]]]
     if options.get("do_sample"):
-        asked = [(query, patch, (query.max_new_tokens,)) for query, patch in pairs]
+        requests = [(query, patch, (query.max_new_tokens,)) for query, patch in pairs]
     else:
-        asked = _by_prompt(pairs, apart=bool(options) or lm.encoder_decoder)
+        requests = _by_prompt(pairs, apart=bool(options) or lm.encoder_decoder)
     kinds: dict[tuple[int, int | None], list[int]] = defaultdict(list)
-    for i, (query, _, lengths) in enumerate(asked):
+    for i, (query, _, lengths) in enumerate(requests):
         kinds[max(lengths), query.seed].append(i)
     replies: dict[int, dict[int, Continuation]] = {}
     for (tokens, seed), members in kinds.items():
-        prompts = [asked[i][0].prompt for i in members]
-        patches = None if patch_of_query is None else [asked[i][1] for i in members]
-        settings = _Generation(tokens, seed, entropies, options, [asked[i][2] for i in members])
+        prompts = [requests[i][0].prompt for i in members]
+        patches = None if patch_of_query is None else [requests[i][1] for i in members]
+        settings = _Generation(tokens, seed, entropies, options, [requests[i][2] for i in members])
         replies.update(zip(members, _via_routers(lm, prompts, patches, settings), strict=True))
     if options.get("do_sample"):
         return [replies[i][query.max_new_tokens] for i, (query, _) in enumerate(pairs)]
     by_question = {
         (query.prompt, query.seed, patch, length): replies[i][length]
-        for i, (query, patch, lengths) in enumerate(asked)
+        for i, (query, patch, lengths) in enumerate(requests)
         for length in lengths
     }
     return [by_question[q.prompt, q.seed, patch, q.max_new_tokens] for q, patch in pairs]
