@@ -201,6 +201,21 @@ def test_an_edit_that_diverges_scores_as_none(facts, text):
     assert sweep.row(Candidate((1,)), 2).ES == 0
 
 
+def test_a_method_without_second_moments_is_swept_without_any(facts, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("moments were collected")
+
+    monkeypatch.setattr("easyeditor.methods.locate.moments", refused)
+    sweep = LayerSweep(load(FAMILY), "GatedROME", facts)
+    report = layer_report(sweep, [0, 1])
+    assert [row.layers for row in report.rows] == [(0,), (1,)]
+    assert all(row.ES is not None for row in report.rows)
+    assert not hasattr(sweep.settings(Candidate((0,))), "mom2_dataset")
+    sweep.keep_moments([0])
+    with pytest.raises(AssertionError, match="collected"):
+        LayerSweep(load(FAMILY), "ROME", facts).collect_moments([(0,)])
+
+
 def test_what_cannot_be_swept_is_refused(facts):
     lm = load(FAMILY)
     with pytest.raises(BenchError, match="FT has no layers to sweep"):

@@ -40,14 +40,9 @@ from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import (
-    ContextState,
-    KeyMetrics,
-    LocateHyperParams,
-    contexts_for,
-    values_of,
-)
+from easyeditor.methods.locate import KeyMetrics, LocateHyperParams
 from easyeditor.methods.sweep_plan import ONE_LAYER, SweepPlan
+from easyeditor.methods.value_search import ContextState, contexts_for, values_of
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 

@@ -48,15 +48,11 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import (
-    KeyMetrics,
-    LocateHyperParams,
-    contexts_for,
-    values_of,
-)
+from easyeditor.methods.locate import KeyMetrics, LocateHyperParams
 from easyeditor.methods.spread_state import SpreadState
 from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
 from easyeditor.methods.text_windows import WindowSettings
+from easyeditor.methods.value_search import contexts_for, values_of
 from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import Part, weight_patch
 from easyeditor.timing import Stopwatch

@@ -55,16 +55,21 @@ from easyeditor.methods.gated_rome.subjects import (
     prompt_number,
     subject_number,
 )
-from easyeditor.methods.locate import ContextState, LocateHyperParams, contexts_for, values_of
 from easyeditor.methods.sweep_plan import ONE_LAYER, ContextLengths, SweepPlan
+from easyeditor.methods.value_search import (
+    ContextState,
+    ValueSearchHyperParams,
+    contexts_for,
+    values_of,
+)
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.stack import applied, without_patches
 from easyeditor.timing import Stopwatch
 
 
-class GatedROMEHyperParams(LocateHyperParams):
-    """Settings of GatedROME; those of the search are ROME's, ``mom2_…`` say nothing here.
+class GatedROMEHyperParams(ValueSearchHyperParams):
+    """Settings of GatedROME; those of the search are ROME's.
 
     ``threshold`` is the least cosine between a token's input of the down-projection and a subject's
     key; a key that unrelated texts come near to gets a higher one. ``layers`` names one layer.
