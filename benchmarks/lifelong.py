@@ -362,7 +362,8 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
         for name in names:
             key = f"{target.data}|{part}|{len(target.cases)}|{seed}|{name}"
             settings = target.settings(name, seed)
-            digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+            document = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+            digest = hashlib.sha256(document.encode()).hexdigest()[:16]
             if stored().get(key, {}).get("settings") == digest:
                 continue
             began = time.perf_counter()
