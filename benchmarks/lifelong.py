@@ -42,6 +42,7 @@ from filelock import FileLock
 
 import common
 from easyeditor.bench.config import BenchmarkConfig, Protocol
+from easyeditor.bench.drawing import COLOURS, MARKS, legend, panels, styled
 from easyeditor.bench.plots import ageing
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import BEFORE, RunDirectory, write_whole
@@ -415,6 +416,36 @@ def picture(data: str, part: str, count: int, names: Sequence[str], file: Path) 
     drawn.savefig(file, dpi=110)
 
 
+def growth(data: str, part: str, count: int, names: Sequence[str], file: Path) -> None:
+    """Draw what a sequence does elsewhere after more and more edits: mean over its orders."""
+    wanted = {"kl": "KL elsewhere, nats", "known": "other facts known, %"}
+    lines: dict[str, dict[str, dict[int, list[float]]]] = {key: {} for key in wanted}
+    for name in names:
+        for log in RUNS.glob(f"{data}-{part}-{count}-*-{name}.jsonl"):
+            by_length = {r["edits"]: r for r in map(json.loads, log.read_text().splitlines())}
+            for length, record in by_length.items():
+                for key in wanted.keys() & record.keys():
+                    lines[key].setdefault(name, {}).setdefault(length, []).append(record[key])
+    shown_keys = [key for key in wanted if lines[key]]
+    with styled():
+        figure, axes = panels(len(shown_keys), 3.2, width=5.5)
+        for axis, key in zip(axes, shown_keys, strict=True):
+            share = 100 if key in SHARES else 1
+            for i, name in enumerate(names):
+                by_length = lines[key].get(name, {})
+                lengths = sorted(by_length)
+                means = [share * sum(by_length[n]) / len(by_length[n]) for n in lengths]
+                colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+                axis.plot(lengths, means, color=colour, marker=mark, label=name)
+            axis.set_xscale("log")
+            axis.set_xlabel("edits")
+            axis.set_title(wanted[key], loc="left")
+            if key == "kl":
+                axis.set_yscale("symlog", linthresh=1e-3)
+        legend(figure, axes[0])
+        figure.savefig(file, dpi=110)
+
+
 def tables(rows: Mapping[str, Row]) -> Iterator[str]:
     """A table per data, part and number of cases: a row per method, means over the orders."""
     groups: dict[tuple[str, str, str, bool], dict[str, list[Row]]] = {}
@@ -507,9 +538,11 @@ def main() -> None:
     drawing.add_argument("--count", type=int, default=100)
     drawing.add_argument("--methods", required=True, help="names, divided by ;")
     drawing.add_argument("--to", type=Path, default=ROOT / "docs/pictures/lifelong.png")
+    drawing.add_argument("--growth", action="store_true", help="side effects by number of edits")
     given = parser.parse_args()
     if given.command == "picture":
-        picture(given.data, given.part, given.count, given.methods.split(";"), given.to)
+        draw = growth if given.growth else picture
+        draw(given.data, given.part, given.count, given.methods.split(";"), given.to)
         return
     if given.command == "elsewhere":
         side_effects_again(given.data, given.count, given.able)
