@@ -17,9 +17,12 @@ cases of their world whose subjects no setting was chosen on, each method with i
 ``--among`` mixes the records with as many of another file, which are edited between them but
 asked for their own sentence alone, so that a thousand edits are asked about in minutes.
 
-Beside the scores of ``easyedit bench`` a row of a sequence has: the mean KL of the next-token
-distributions behind 200 texts to the unedited model's; the size of the saved patch; and,
-of methods with a router, the share of up to 1,000 unrelated prompts after which any logit differs.
+Beside the scores of ``easyedit bench`` a row of a sequence has what ``elsewhere.py`` measures and
+the size of the saved patch. ``--able FOLDER`` names a folder with ``known_1000.json`` and
+``wikitext2_test.txt``, for known facts, last words and WikiText; ``elsewhere --able FOLDER`` adds
+them to rows whose runs are kept. After 1, 3, 10, … edits the KL and the known facts are written to
+``build/lifelong``, which ``picture --growth`` draws. A title that ends in ``, EOS`` is the row of a
+method whose targets end with the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -166,6 +169,14 @@ def eos(method: str) -> str | None:
     """
     field = METHODS.get(method).hyperparams_class.model_fields.get("append_eos")
     return None if field is None or field.default else method + EOS
+
+
+def always_ends(title: str) -> bool:
+    """Whether a row's method teaches the end of the text without being told to."""
+    if title not in METHODS:
+        return False
+    field = METHODS.get(title).hyperparams_class.model_fields.get("append_eos")
+    return field is not None and bool(field.default)
 
 
 def mixed(data: str, among: str, count: int) -> list[Case]:
@@ -379,9 +390,9 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
             print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def side_effects_again(data: str, count: int, able: Path) -> None:
+def side_effects_again(data: str, count: int, among: str | None, able: Path) -> None:
     """Measure the side effects of sequences anew whose runs are here, with what is in ``able``."""
-    target = embedded(data, count, able=able)
+    target = embedded(data, count, among, able)
     for key, row in stored().items():
         name_of_data, part, n, seed, name = key.split("|")
         folder = RUNS / f"{name_of_data}-{part}-{n}-{seed}-{name}"
@@ -422,6 +433,8 @@ def growth(data: str, part: str, count: int, names: Sequence[str], file: Path) -
     lines: dict[str, dict[str, dict[int, list[float]]]] = {key: {} for key in wanted}
     for name in names:
         for log in RUNS.glob(f"{data}-{part}-{count}-*-{name}.jsonl"):
+            if not log.stem.removesuffix(f"-{name}").rpartition("-")[2].isdecimal():
+                continue  # of another method, whose name ends in this one
             by_length = {r["edits"]: r for r in map(json.loads, log.read_text().splitlines())}
             for length, record in by_length.items():
                 for key in wanted.keys() & record.keys():
@@ -452,6 +465,10 @@ def tables(rows: Mapping[str, Row]) -> Iterator[str]:
     for key, row in rows.items():
         data, part, n, _, name = key.split("|")
         groups.setdefault((data, part, n, name.endswith(EOS)), {}).setdefault(name, []).append(row)
+    for (data, part, n, ends), rows_of in groups.items():
+        if ends:  # beside those that always learn the end
+            alike = groups.get((data, part, n, False), {})
+            rows_of |= {name: runs for name, runs in alike.items() if always_ends(name)}
     places = list(PARTS)
     of_size = sorted(groups, key=lambda g: (g[0].startswith("small-"), g[3], places.index(g[1])))
     for data, part, n, ends in of_size:
@@ -529,6 +546,7 @@ def main() -> None:
     again = commands.add_parser("elsewhere")
     again.add_argument("--data", required=True)
     again.add_argument("--count", type=int, default=100)
+    again.add_argument("--among", help="as of run")
     again.add_argument("--able", type=Path, required=True, help="as of run")
     writing = commands.add_parser("table")
     writing.add_argument("--into", type=Path, help="a page; what is below its marker is replaced")
@@ -545,7 +563,7 @@ def main() -> None:
         draw(given.data, given.part, given.count, given.methods.split(";"), given.to)
         return
     if given.command == "elsewhere":
-        side_effects_again(given.data, given.count, given.able)
+        side_effects_again(given.data, given.count, given.among, given.able)
         return
     if given.command == "table":
         text = "\n".join(tables(stored()))

@@ -32,6 +32,7 @@ from meter import Counting, Meter, copy_rate, matrix_rate
 SEAMS: list[tuple[Any, str, str]] = [
     (value_search, "context_prefixes", "contexts"),
     (locate, "moments", "moments"),
+    (metric.InverseOfMoment, "prepare", "factor"),
     (metric.InverseOfMoment, "compute", "factor"),
     (value_search, "optimize_values", "value steps"),
     (values, "micro_batches", "prefix"),

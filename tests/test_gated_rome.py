@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import zoo
-from easyeditor import LM, Edit, GatedROMEHyperParams, load_patch, save_patch
+from easyeditor import (
+    LM,
+    Edit,
+    GatedROMEHyperParams,
+    ROMEHyperParams,
+    load_patch,
+    save_patch,
+)
 from easyeditor.errors import (
     ContradictingEditsError,
     DivergedError,
@@ -378,3 +385,11 @@ def test_experts_states_and_encoders_are_edited(family: str) -> None:
     better = [sum(a.logprobs) > sum(b.logprobs) for a, b in zip(edited, plain, strict=True)]
     assert better == [True] * len(EDITS)
     assert before.differences(target.model) == []
+
+
+def test_a_file_of_romes_settings_is_read():
+    """It names second moments, which gates do not need."""
+    rome = ROMEHyperParams(layers=[1]).model_dump(mode="json") | {"alg_name": "GatedROME"}
+    settings = GatedROMEHyperParams(**rome)
+    assert settings.layers == (1,)
+    assert not [name for name in type(settings).model_fields if name.startswith("mom2")]

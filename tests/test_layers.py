@@ -12,6 +12,7 @@ import torch
 from easyeditor import (
     BaseEditor,
     ENCOREHyperParams,
+    GatedROMEHyperParams,
     MEMITHyperParams,
     PMETHyperParams,
     ROMEHyperParams,
@@ -288,6 +289,14 @@ def test_auto_is_remembered_and_edits_say_so(easyedit, words, tmp_path):
     edited = easyedit("edit", "--model", models.FOLDER / FAMILY, *one, "--json")
     assert "what 'easyedit layers --auto' measured" in edited.err
     assert document(edited)["patch"]["hyperparams"]["layers"] == list(written.layers)
+
+
+def test_a_method_without_second_moments_has_layers_too(easyedit, words, tmp_path):
+    out = tmp_path / "gates.yaml"
+    reply = easyedit(*words, "--method", "gatedrome", "--layers", "0,1", "--write", out)
+    assert reply.code == DONE
+    assert "mom2" not in out.read_text()
+    assert GatedROMEHyperParams.from_hparams(out).layers in {(0,), (1,)}
 
 
 def test_a_limit_above_what_auto_measures_is_said_to_change_nothing(easyedit, words, monkeypatch):

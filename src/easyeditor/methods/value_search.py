@@ -38,17 +38,19 @@ class ValueSearchHyperParams(HyperParams):
     encoder-decoder, at the decoder's first position. There ``layers`` are the encoder's with the
     first, where every token sees the whole prompt and the subject's last one still stands for the
     subject, and the decoder's with the second, which belongs to the whole prompt and so rephrases
-    worse. ``continuation_kl_factor``
-    weighs a term that the papers do not have: the mean divergence of ``continuation_tokens`` next-
-    token distributions behind the target from the unedited model's, for edits that are right and
-    leave odd text behind the answer. ``expanded_stop_nll`` and ``expanded_clamp_norm_factor`` take
-    the place of ``v_stop_nll`` and bound ``clamp_norm_factor`` where edits have expansions: one
-    prompt of several for which no vector is enough would otherwise drive δ to where the subject's
-    own name is lost. ``expanded_kl_factor`` weighs, there, the mean divergence behind beginnings of
-    other statements about the subject. With ``append_eos`` the target ends with the end-of-sequence
-    token, so that free answers stop behind it.
-    ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for one
-    edit, 14 % for several; more is faster on small models.
+    worse. ``continuation_kl_factor`` weighs a term that the papers do not have: the mean
+    divergence of ``continuation_tokens`` next- token distributions behind the target from the
+    unedited model's, for edits that are right and leave odd text behind the answer.
+    ``expanded_stop_nll`` and ``expanded_clamp_norm_factor`` take the place of ``v_stop_nll``
+    and bound ``clamp_norm_factor`` where edits have expansions: one prompt of several for which
+    no vector is enough would otherwise drive δ to where the subject's own name is lost.
+    ``expanded_kl_factor`` weighs, there, the mean divergence behind beginnings of other
+    statements about the subject, and ``expanded_prefixes`` is how many sampled prefixes stand
+    beside them, as with six instead of two a search takes half as long again. With
+    ``append_eos`` the target ends with the end-of-sequence token, so that free answers stop
+    behind it.
+    ``memory_mb`` is what the search may use beside the model: by default 18 % of the model for
+    one edit, 14 % for several; more is faster on small models.
     """
 
     ignored: ClassVar[frozenset[str]] = frozenset({"v_loss_layer"})
@@ -67,6 +69,7 @@ class ValueSearchHyperParams(HyperParams):
     expanded_stop_nll: float | None = Field(0.3, gt=0)
     expanded_clamp_norm_factor: float = Field(3.0, gt=0)
     expanded_kl_factor: float = Field(0.25, ge=0)
+    expanded_prefixes: int = Field(2, ge=0)
     continuation_kl_factor: float = Field(0.0, ge=0)
     continuation_tokens: int = Field(8, ge=1)
     append_eos: bool = False
@@ -99,6 +102,16 @@ class ValueSearchHyperParams(HyperParams):
         """The prefixes that the unedited model samples with these settings, the empty one first."""
         return context_prefixes(lm, self.context_template_length_params, seed=self.seed)
 
+    def contexts_of(self, edits: Sequence[Edit], contexts: Sequence[str]) -> Sequence[str]:
+        """Those of ``contexts`` that edits are searched with, the empty one first.
+
+        Expansions are contexts themselves: where every edit has some, ``expanded_prefixes`` of the
+        sampled ones stand beside them.
+        """
+        if all(edit.expansions for edit in edits):
+            return contexts[: 1 + self.expanded_prefixes]
+        return contexts
+
     def search(self) -> ValueOptions:
         """The settings of the value search."""
         return ValueOptions(
@@ -113,20 +126,6 @@ class ValueSearchHyperParams(HyperParams):
             self.continuation_tokens,
             append_eos=self.append_eos,
         )
-
-
-PREFIXES_BESIDE_EXPANSIONS = 2
-"""Sampled prefixes of an edit with expansions; with six a search takes half as long again."""
-
-
-def contexts_for(edits: Sequence[Edit], contexts: Sequence[str]) -> Sequence[str]:
-    """The prefixes that edits are searched with, the empty one first.
-
-    Expansions are contexts themselves: where every edit has some, few sampled prefixes are enough.
-    """
-    if all(edit.expansions for edit in edits):
-        return contexts[: 1 + PREFIXES_BESIDE_EXPANSIONS]
-    return contexts
 
 
 def values_of(

@@ -59,7 +59,6 @@ from easyeditor.methods.sweep_plan import ONE_LAYER, ContextLengths, SweepPlan
 from easyeditor.methods.value_search import (
     ContextState,
     ValueSearchHyperParams,
-    contexts_for,
     values_of,
 )
 from easyeditor.patches.module import ModulePatch
@@ -83,9 +82,23 @@ class GatedROMEHyperParams(ValueSearchHyperParams):
             "v_weight_decay": 1e-3,
             "v_stop_nll": 0.05,
             "context_template_length_params": [[10, 8], [20, 4]],
+            # No other subject is touched, so a search over many prompts may go as far as one.
+            "expanded_stop_nll": 0.05,
+            "expanded_clamp_norm_factor": 4.0,
+            "expanded_kl_factor": 0.0625,
+            "expanded_prefixes": 12,
         },
     }
     sweep: ClassVar[SweepPlan | None] = ONE_LAYER
+    # Of ROME's files: no second moments are needed.
+    ignored: ClassVar[frozenset[str]] = ValueSearchHyperParams.ignored | {
+        "mom2_adjustment",
+        "mom2_dataset",
+        "mom2_dtype",
+        "mom2_n_samples",
+        "mom2_n_tokens",
+        "stats_dir",
+    }
 
     alg_name: str = "GatedROME"
     layers: Layers = Field((0.1,), max_length=1)
@@ -193,7 +206,7 @@ class GatedROME(Method[ContextState]):
         unrelated = Unrelated(lm, str(site.path), self.hyperparams.seed)
         with without_patches(lm.model, ModulePatch):
             for edit in edits:
-                prefixes = contexts_for([edit], contexts)
+                prefixes = self.hyperparams.contexts_of([edit], contexts)
                 rows = subject_rows(lm, edit, prefixes)
                 contrast = contrast_rows(lm, edit.rows)
                 (read,) = inputs_at(lm, [module], [*rows, *expansion_rows(lm, edit), *contrast])
@@ -239,7 +252,9 @@ class GatedROME(Method[ContextState]):
                         lm, where, edits, contexts, search, resume=settings.resume, memory=memory
                     )
                 else:
-                    optimized = values_of(lm, where, edits, contexts_for(edits, contexts), settings)
+                    optimized = values_of(
+                        lm, where, edits, settings.contexts_of(edits, contexts), settings
+                    )
                 for i, delta in zip(some, optimized.delta.cpu(), strict=True):
                     result[i] = delta
         return result
