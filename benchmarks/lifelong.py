@@ -22,7 +22,8 @@ the size of the saved patch. ``--able FOLDER`` names a folder with ``known_1000.
 ``wikitext2_test.txt``, for known facts, last words and WikiText; ``elsewhere --able FOLDER`` adds
 them to rows whose runs are kept. After 1, 3, 10, … edits the KL and the known facts are written to
 ``build/lifelong``, which ``picture --growth`` draws. A title that ends in ``, EOS`` is the row of a
-method whose targets end with the end-of-sequence token.
+method whose targets end with the end-of-sequence token, one in ``, rewordings`` that of edits made
+with rewordings by templates; those rows are not asked the questions, which their edits hold.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from easyeditor.bench.worker import Result, Task, Worker
 from easyeditor.data.corpus import own_paragraphs
 from easyeditor.data.heldout import heldout_text
 from easyeditor.data.open import open_dataset
+from easyeditor.editors.expanding import Expansion, expanded_cases
 from easyeditor.edits import Case, Prompt
 from easyeditor.errors import EasyEditError
 from easyeditor.evaluate.presets import preset
@@ -79,6 +81,8 @@ HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
 EOS = ", EOS"
 """Ends the titles of rows whose edits teach the model to end its text behind the answer."""
+REWORDED = ", rewordings"
+"""Ends the titles of rows whose edits are made with rewordings by templates (``docs/expand.md``)."""
 MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
 ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
@@ -203,6 +207,7 @@ def embedded(data: str, count: int, among: str | None = None, able: Path | None 
 
     names = [n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)]
     titles = {title: name for name in names for title in (name, eos(name)) if title}
+    titles |= {n + REWORDED: n for n in names if METHODS.get(n).searches_expansions}
 
     def settings(name: str, seed: int) -> HyperParams:
         result = METHODS.get(titles[name]).hyperparams_class.for_model(MODEL)
@@ -314,11 +319,14 @@ class WatchedWorker(Worker):
 def measured(target: Target, name: str, settings: HyperParams, part: str, seed: int) -> Row:
     """The row of one method: run, or gone on with, in its own folder."""
     what, evaluation = PARTS[part], preset(target.preset)
+    cases = ordered(target.cases, seed)
+    if name.endswith(REWORDED):
+        cases = expanded_cases(target.lm, cases, Expansion(chat=False))
     kind = f"{target.data}-{part}-{len(target.cases)}-{seed}"
     folder = RUNS / f"{kind}-{name}"
     config = BenchmarkConfig(
         {name: settings},
-        evaluation.cases(target.lm, ordered(target.cases, seed)),
+        evaluation.cases(target.lm, cases),
         what.protocol,
         what.batch_size,
         evaluation.options(
