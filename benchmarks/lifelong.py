@@ -82,7 +82,7 @@ UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
 EOS = ", EOS"
 """Ends the titles of rows whose edits teach the model to end its text behind the answer."""
 REWORDED = ", rewordings"
-"""Ends the titles of rows whose edits are made with rewordings by templates (``docs/expand.md``)."""
+"""Ends the titles of rows whose edits are made with rewordings by templates (docs/expand.md)."""
 MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
 ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
