@@ -90,7 +90,7 @@ class GatedROMEHyperParams(ValueSearchHyperParams):
         },
     }
     sweep: ClassVar[SweepPlan | None] = ONE_LAYER
-    # Of ROME's files: no second moments are needed.
+    # What files of the other methods that search values name: it needs no second moments.
     ignored: ClassVar[frozenset[str]] = ValueSearchHyperParams.ignored | {
         "mom2_adjustment",
         "mom2_dataset",
