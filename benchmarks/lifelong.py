@@ -75,6 +75,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "lifelong.json"
 RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
+FILES = ("archive", "stats_dir")
+"""Settings that name a file or a folder."""
 LENGTHS = (1, 3, 10, 30, 100, 300, 1000)
 """Numbers of edits after which it is written what they do elsewhere."""
 HELDOUT_STATEMENTS = 30
@@ -382,8 +384,7 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
         for name in names:
             key = f"{target.data}|{part}|{len(target.cases)}|{seed}|{name}"
             settings = target.settings(name, seed)
-            document = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
-            digest = hashlib.sha256(document.encode()).hexdigest()[:16]
+            digest = digest_of(settings)
             if stored().get(key, {}).get("settings") == digest:
                 continue
             began = time.perf_counter()
@@ -416,6 +417,13 @@ def side_effects_again(data: str, count: int, among: str | None, able: Path) -> 
             rows[key]["unedited"] |= target.elsewhere.unedited
             write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
         print(f"{key}: {changes}", flush=True)
+
+
+def digest_of(settings: HyperParams) -> str:
+    """A digest of settings: not of their order, nor of the folders that files lie in."""
+    document = settings.model_dump(mode="json")
+    files = {name: Path(document[name]).name for name in FILES if document.get(name)}
+    return hashlib.sha256(json.dumps(document | files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored() -> dict[str, Row]:
