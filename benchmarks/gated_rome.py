@@ -31,7 +31,6 @@ from easyeditor.edits import Edit
 from easyeditor.evaluate.aggregate import summary
 from easyeditor.evaluate.presets import preset
 from easyeditor.evaluate.query import EvalOptions, observe
-from easyeditor.lm.next_token import kl_divergence, next_token
 from easyeditor.methods.gated_rome.codebook import SubjectCodebook
 from easyeditor.methods.gated_rome.gated_rome import GatedROME, GatedROMEHyperParams
 from easyeditor.patches.files import load_patch
@@ -74,17 +73,14 @@ def measured(target: lifelong.Target, before: Path, patch: ModulePatch) -> dict[
     summaries = CaseSummary(cases, measures, joined(lines))
     with applied(target.lm.model, patch):
         after = observe(target.lm, cases, measures)
-        now = next_token(target.lm, target.texts)
     numbers = summary([summaries.of(case, after) for case in cases])
-    divergences = [kl_divergence(p, q) for p, q in zip(target.unedited, now, strict=True)]
     return {
         "scores": {
             key: [numbers[key].value, numbers[key].low, numbers[key].high]
             for key in lifelong.SCORES
             if key in numbers
         },
-        "kl": sum(divergences) / len(divergences),
-        "fires": lifelong.fires(target, patch),
+        **target.elsewhere.of(patch),
     }
 
 

@@ -17,9 +17,13 @@ cases of their world whose subjects no setting was chosen on, each method with i
 ``--among`` mixes the records with as many of another file, which are edited between them but
 asked for their own sentence alone, so that a thousand edits are asked about in minutes.
 
-Beside the scores of ``easyedit bench`` a row of a sequence has: the mean KL of the next-token
-distributions behind 200 texts to the unedited model's; the size of the saved patch; and,
-of methods with a router, the share of up to 1,000 unrelated prompts after which any logit differs.
+Beside the scores of ``easyedit bench`` a row of a sequence has what ``elsewhere.py`` measures and
+the size of the saved patch. ``--able FOLDER`` names a folder with ``known_1000.json`` and
+``wikitext2_test.txt``, for known facts, last words and WikiText; ``elsewhere --able FOLDER`` adds
+them to rows whose runs are kept. After 1, 3, 10, … edits the KL and the known facts are written to
+``build/lifelong``, which ``picture --growth`` draws. A title that ends in ``, EOS`` is the row of a
+method whose targets end with the end-of-sequence token, one in ``, rewordings`` that of edits made
+with rewordings by templates; those rows are not asked the questions, which their edits hold.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from filelock import FileLock
 
 import common
 from easyeditor.bench.config import BenchmarkConfig, Protocol
+from easyeditor.bench.drawing import COLOURS, MARKS, legend, panels, styled
 from easyeditor.bench.plots import ageing
 from easyeditor.bench.results import read_runs
 from easyeditor.bench.run_dir import BEFORE, RunDirectory, write_whole
@@ -51,6 +56,7 @@ from easyeditor.bench.worker import Result, Task, Worker
 from easyeditor.data.corpus import own_paragraphs
 from easyeditor.data.heldout import heldout_text
 from easyeditor.data.open import open_dataset
+from easyeditor.editors.expanding import Expansion, expanded_cases
 from easyeditor.edits import Case, Prompt
 from easyeditor.errors import EasyEditError
 from easyeditor.evaluate.presets import preset
@@ -69,12 +75,16 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "lifelong.json"
 RUNS = ROOT / "build" / "lifelong"
 KL_TEXTS, KL_WORDS = 200, 40
+FILES = ("archive", "stats_dir")
+"""Settings that name a file or a folder."""
 LENGTHS = (1, 3, 10, 30, 100, 300, 1000)
 """Numbers of edits after which it is written what they do elsewhere."""
 HELDOUT_STATEMENTS = 30
 UNRELATED_PROMPTS, UNRELATED_WORDS = 1000, 12
 EOS = ", EOS"
 """Ends the titles of rows whose edits teach the model to end its text behind the answer."""
+REWORDED = ", rewordings"
+"""Ends the titles of rows whose edits are made with rewordings by templates (docs/expand.md)."""
 MARKER = "<!-- the tables: benchmarks/lifelong.py table --into docs/lifelong.md -->"
 ANSWER_TOKENS, ASKED_TOKENS = 24, 32
 
@@ -167,6 +177,14 @@ def eos(method: str) -> str | None:
     return None if field is None or field.default else method + EOS
 
 
+def always_ends(title: str) -> bool:
+    """Whether a row's method teaches the end of the text without being told to."""
+    if title not in METHODS:
+        return False
+    field = METHODS.get(title).hyperparams_class.model_fields.get("append_eos")
+    return field is not None and bool(field.default)
+
+
 def mixed(data: str, among: str, count: int) -> list[Case]:
     """``count`` cases, every second one of ``among``, of another subject and without probes."""
     asked = list(open_dataset(data, size=count // 2))
@@ -191,6 +209,7 @@ def embedded(data: str, count: int, among: str | None = None, able: Path | None 
 
     names = [n for n in METHODS if not any(need in METHODS.get(n).needs for need in lacking)]
     titles = {title: name for name in names for title in (name, eos(name)) if title}
+    titles |= {n + REWORDED: n for n in names if METHODS.get(n).searches_expansions}
 
     def settings(name: str, seed: int) -> HyperParams:
         result = METHODS.get(titles[name]).hyperparams_class.for_model(MODEL)
@@ -302,11 +321,14 @@ class WatchedWorker(Worker):
 def measured(target: Target, name: str, settings: HyperParams, part: str, seed: int) -> Row:
     """The row of one method: run, or gone on with, in its own folder."""
     what, evaluation = PARTS[part], preset(target.preset)
+    cases = ordered(target.cases, seed)
+    if name.endswith(REWORDED):
+        cases = expanded_cases(target.lm, cases, Expansion(chat=False))
     kind = f"{target.data}-{part}-{len(target.cases)}-{seed}"
     folder = RUNS / f"{kind}-{name}"
     config = BenchmarkConfig(
         {name: settings},
-        evaluation.cases(target.lm, ordered(target.cases, seed)),
+        evaluation.cases(target.lm, cases),
         what.protocol,
         what.batch_size,
         evaluation.options(
@@ -362,7 +384,7 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
         for name in names:
             key = f"{target.data}|{part}|{len(target.cases)}|{seed}|{name}"
             settings = target.settings(name, seed)
-            digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+            digest = digest_of(settings)
             if stored().get(key, {}).get("settings") == digest:
                 continue
             began = time.perf_counter()
@@ -377,9 +399,9 @@ def go_on(target: Target, part: str, names: Sequence[str], seeds: Sequence[int])
             print(f"{key}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def side_effects_again(data: str, count: int, able: Path) -> None:
+def side_effects_again(data: str, count: int, among: str | None, able: Path) -> None:
     """Measure the side effects of sequences anew whose runs are here, with what is in ``able``."""
-    target = embedded(data, count, able=able)
+    target = embedded(data, count, among, able)
     for key, row in stored().items():
         name_of_data, part, n, seed, name = key.split("|")
         folder = RUNS / f"{name_of_data}-{part}-{n}-{seed}-{name}"
@@ -395,6 +417,13 @@ def side_effects_again(data: str, count: int, able: Path) -> None:
             rows[key]["unedited"] |= target.elsewhere.unedited
             write_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
         print(f"{key}: {changes}", flush=True)
+
+
+def digest_of(settings: HyperParams) -> str:
+    """A digest of settings: not of their order, nor of the folders that files lie in."""
+    document = settings.model_dump(mode="json")
+    files = {name: Path(document[name]).name for name in FILES if document.get(name)}
+    return hashlib.sha256(json.dumps(document | files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored() -> dict[str, Row]:
@@ -414,12 +443,48 @@ def picture(data: str, part: str, count: int, names: Sequence[str], file: Path) 
     drawn.savefig(file, dpi=110)
 
 
+def growth(data: str, part: str, count: int, names: Sequence[str], file: Path) -> None:
+    """Draw what a sequence does elsewhere after more and more edits: mean over its orders."""
+    wanted = {"kl": "KL elsewhere, nats", "known": "other facts known, %"}
+    lines: dict[str, dict[str, dict[int, list[float]]]] = {key: {} for key in wanted}
+    for name in names:
+        for log in RUNS.glob(f"{data}-{part}-{count}-*-{name}.jsonl"):
+            if not log.stem.removesuffix(f"-{name}").rpartition("-")[2].isdecimal():
+                continue  # of another method, whose name ends in this one
+            by_length = {r["edits"]: r for r in map(json.loads, log.read_text().splitlines())}
+            for length, record in by_length.items():
+                for key in wanted.keys() & record.keys():
+                    lines[key].setdefault(name, {}).setdefault(length, []).append(record[key])
+    shown_keys = [key for key in wanted if lines[key]]
+    with styled():
+        figure, axes = panels(len(shown_keys), 3.2, width=5.5)
+        for axis, key in zip(axes, shown_keys, strict=True):
+            share = 100 if key in SHARES else 1
+            for i, name in enumerate(names):
+                by_length = lines[key].get(name, {})
+                lengths = sorted(by_length)
+                means = [share * sum(by_length[n]) / len(by_length[n]) for n in lengths]
+                colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+                axis.plot(lengths, means, color=colour, marker=mark, label=name)
+            axis.set_xscale("log")
+            axis.set_xlabel("edits")
+            axis.set_title(wanted[key], loc="left")
+            if key == "kl":
+                axis.set_yscale("symlog", linthresh=1e-3)
+        legend(figure, axes[0])
+        figure.savefig(file, dpi=110)
+
+
 def tables(rows: Mapping[str, Row]) -> Iterator[str]:
     """A table per data, part and number of cases: a row per method, means over the orders."""
     groups: dict[tuple[str, str, str, bool], dict[str, list[Row]]] = {}
     for key, row in rows.items():
         data, part, n, _, name = key.split("|")
         groups.setdefault((data, part, n, name.endswith(EOS)), {}).setdefault(name, []).append(row)
+    for (data, part, n, ends), rows_of in groups.items():
+        if ends:  # beside those that always learn the end
+            alike = groups.get((data, part, n, False), {})
+            rows_of |= {name: runs for name, runs in alike.items() if always_ends(name)}
     places = list(PARTS)
     of_size = sorted(groups, key=lambda g: (g[0].startswith("small-"), g[3], places.index(g[1])))
     for data, part, n, ends in of_size:
@@ -497,6 +562,7 @@ def main() -> None:
     again = commands.add_parser("elsewhere")
     again.add_argument("--data", required=True)
     again.add_argument("--count", type=int, default=100)
+    again.add_argument("--among", help="as of run")
     again.add_argument("--able", type=Path, required=True, help="as of run")
     writing = commands.add_parser("table")
     writing.add_argument("--into", type=Path, help="a page; what is below its marker is replaced")
@@ -506,12 +572,14 @@ def main() -> None:
     drawing.add_argument("--count", type=int, default=100)
     drawing.add_argument("--methods", required=True, help="names, divided by ;")
     drawing.add_argument("--to", type=Path, default=ROOT / "docs/pictures/lifelong.png")
+    drawing.add_argument("--growth", action="store_true", help="side effects by number of edits")
     given = parser.parse_args()
     if given.command == "picture":
-        picture(given.data, given.part, given.count, given.methods.split(";"), given.to)
+        draw = growth if given.growth else picture
+        draw(given.data, given.part, given.count, given.methods.split(";"), given.to)
         return
     if given.command == "elsewhere":
-        side_effects_again(given.data, given.count, given.able)
+        side_effects_again(given.data, given.count, given.among, given.able)
         return
     if given.command == "table":
         text = "\n".join(tables(stored()))

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -66,8 +65,8 @@ class Meter:
             self.moving[phase] += moving
 
     @contextmanager
-    def watching(self, seams: Sequence[tuple[ModuleType, str, str]]) -> Iterator[None]:
-        """Inside, calling ``module.name`` is the phase given with it."""
+    def watching(self, seams: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+        """Inside, calling ``module.name`` (or a class's method) is the phase given with it."""
         with ExitStack() as stack:
             for module, name, phase in seams:
                 stack.enter_context(patch.object(module, name, self._wrapped(module, name, phase)))

@@ -25,8 +25,9 @@ from easyeditor.evaluate.metrics import summarise
 from easyeditor.evaluate.query import observe, observe_each
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.loading import load
-from easyeditor.methods.locate import KeyMetrics, values_of
+from easyeditor.methods.locate import KeyMetrics
 from easyeditor.methods.rome import solve_rank_one
+from easyeditor.methods.value_search import values_of
 from easyeditor.patches.weight import Part, weight_patch
 
 SCORES = ("S", "ES", "PS", "NS", "rewrite_acc", "rephrase_acc")

@@ -24,23 +24,23 @@ from easyeditor.editors import base as editing
 from easyeditor.editors import metric_recorder as sheet
 from easyeditor.edits import Case, Probe, Prompt
 from easyeditor.lm.loading import load
-from easyeditor.methods import METHODS, memit, rome
-from easyeditor.methods import locate as shared
+from easyeditor.methods import METHODS, locate, rome, spread, value_search
 from easyeditor.patches import stack
+from easyeditor.second_moments import metric
 from meter import Counting, Meter, copy_rate, matrix_rate
 
-SEAMS = [
-    (shared, "context_prefixes", "contexts"),
-    (shared, "moments", "moments"),
-    (shared, "factor_of", "factor"),
-    (shared, "factor_once", "factor"),
-    (shared, "optimize_values", "value steps"),
+SEAMS: list[tuple[Any, str, str]] = [
+    (value_search, "context_prefixes", "contexts"),
+    (locate, "moments", "moments"),
+    (metric.InverseOfMoment, "prepare", "factor"),
+    (metric.InverseOfMoment, "compute", "factor"),
+    (value_search, "optimize_values", "value steps"),
     (values, "micro_batches", "prefix"),
     (rome, "keys_at", "keys"),
-    (memit, "keys_at", "keys"),
-    (memit, "values_at", "keys"),
+    (spread, "keys_at", "keys"),
+    (spread, "values_at", "keys"),
     (rome, "solve_rank_one", "solve"),
-    (memit, "closed_form", "solve"),
+    (spread, "solve_directions", "solve"),
     (stack, "push", "apply"),
     (editing, "edited_copy", "apply"),
     (sheet, "observe", "evaluate"),

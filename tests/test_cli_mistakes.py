@@ -217,6 +217,7 @@ MORE = {
     "train what does not learn": (("train", "-m", "rome", "--data", "x.json"), "needs no training"),
     "train from nothing": (("train", "--data", "nothing.json"), "No file of edits"),
     "moments of none": (("moments", "-m", "ft"), "uses no second moments"),
+    "moments of gates": (("moments", "-m", "gatedrome"), "GatedROME uses no second moments"),
     "moments of letters": (("moments", "--layers", "a"), "such as 3,4,5"),
     "moments with edits": (("moments", "--edits", "x.csv"), "only --convergence"),
     "a misspelt preset": (("hparams", "show", "rome", "gpt2xl"), "Did you mean 'gpt2-xl'"),

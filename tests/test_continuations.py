@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import pytest
 
 import tiny
-from easyeditor.edits import Generate
+from easyeditor.edits import Generate, Prompt, as_prompt
 from easyeditor.lm import sampling
 from easyeditor.lm.forward.batching import split_by_length
 from easyeditor.lm.inference import continue_all, generate
+from easyeditor.lm.model import LM
+from easyeditor.lm.routing import Rerouted, set_routers
 from easyeditor.lm.sampling import generation_batches, rows_by_room
 from support import lm
 
@@ -65,6 +70,72 @@ def test_a_prompt_is_written_once_for_all_its_lengths(monkeypatch: pytest.Monkey
     queries = [Generate(text, n) for n in (3, 9) for text in PROMPTS]
     continue_all(target, queries, no_repeat_ngram_size=2)
     assert sum(written) == (3 + 9) * len(PROMPTS)
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 3}, {"forced_eos_token_id": 5}])
+def test_where_the_end_depends_on_the_length_texts_are_written_apart(setting, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    target = lm("gpt2")
+    for name, value in setting.items():
+        monkeypatch.setattr(target.model.generation_config, name, value)
+    queries = [Generate(text, n) for n in (3, 12) for text in PROMPTS]
+    together = continue_all(target, queries)
+    assert together == [continue_all(target, [query])[0] for query in queries]
+
+
+def test_a_shorter_text_ends_where_it_would_have_ended() -> None:
+    """Also where generation goes on behind a token that ends a text for the tokenizer alone."""
+    target = lm("gpt2")
+    (whole,) = continue_all(target, [Generate(PROMPTS[0], 12)])
+    ends = whole.ids[2]
+    target.tokenizer = copy.deepcopy(target.tokenizer)
+    target.tokenizer.eos_token = target.tokenizer.convert_ids_to_tokens(ends)
+    assert ends in target.end_tokens
+    queries = [Generate(PROMPTS[0], n) for n in (1, 2, 5, 12)]
+    together = continue_all(target, queries)
+    assert together == [continue_all(target, [query])[0] for query in queries]
+    first = whole.ids.index(ends)
+    assert [len(reply.ids) for reply in together] == [min(n, first) for n in (1, 2, 5, 12)]
+    assert [reply.ended for reply in together] == [n > first for n in (1, 2, 5, 12)]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_lengths_near_the_end_of_the_context_and_of_several_patches(seed: int | None) -> None:
+    target = lm("gpt2", n_positions=CONTEXT)
+    queries = [Generate(text, n, seed) for n in (2, 10) for text in (SHORT, LONG)]
+    alone = [continue_all(target, [query])[0] for query in queries]
+    assert continue_all(target, queries) == alone
+    both = continue_all(target, [*queries, *queries], [0] * len(queries) + [1] * len(queries))
+    assert both == alone * 2
+
+
+class ToAnother:
+    """A router that asks another model about the prompts of one word."""
+
+    def __init__(self, other: LM) -> None:
+        self.other = other
+
+    def reroute(self, lm: LM, prompts: Sequence[Prompt | str]) -> list[Rerouted | None]:
+        """See :class:`easyeditor.lm.routing.Router`."""
+        return [
+            Rerouted(prompt, self.other) if str(as_prompt(prompt).text) == PROMPTS[0] else None
+            for prompt in prompts
+        ]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_lengths_through_a_router(family: str, seed: int | None) -> None:
+    target, other = lm("gpt2"), lm(family)
+    queries = [Generate(text, n, seed) for n in (3, 9, 1) for text in PROMPTS]
+    plain = continue_all(target, queries)
+    set_routers(target.model, [ToAnother(other)])
+    try:
+        routed = continue_all(target, queries)
+    finally:
+        set_routers(target.model, [])
+    for query, reply, before in zip(queries, routed, plain, strict=True):
+        at_other = query.prompt.text == PROMPTS[0]
+        assert reply == (continue_all(other, [query])[0] if at_other else before)
 
 
 def test_what_is_sampled_twice_by_options_is_written_twice() -> None:

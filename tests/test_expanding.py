@@ -36,7 +36,7 @@ from easyeditor.errors import (
 from easyeditor.lm.forward.partial import Site
 from easyeditor.methods import METHODS
 from easyeditor.methods.base import Need
-from easyeditor.methods.locate import values_of
+from easyeditor.methods.value_search import values_of
 from easyeditor.rewording import (
     echo_question,
     inverse_of,

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 import zoo
-from easyeditor import LM, Edit, GatedROMEHyperParams, load_patch, save_patch
+from easyeditor import (
+    LM,
+    Edit,
+    GatedROMEHyperParams,
+    load_patch,
+    save_patch,
+)
 from easyeditor.errors import (
     ContradictingEditsError,
     DivergedError,
@@ -378,3 +384,11 @@ def test_experts_states_and_encoders_are_edited(family: str) -> None:
     better = [sum(a.logprobs) > sum(b.logprobs) for a, b in zip(edited, plain, strict=True)]
     assert better == [True] * len(EDITS)
     assert before.differences(target.model) == []
+
+
+def test_a_file_that_names_second_moments_is_read():
+    """Gates need none; files of the other methods that search values name them."""
+    named = {"mom2_dataset": "wikipedia", "mom2_n_samples": 100, "stats_dir": "data/stats"}
+    settings = GatedROMEHyperParams(layers=[1], **named)
+    assert settings == GatedROMEHyperParams(layers=[1])
+    assert not named.keys() & type(settings).model_fields.keys()

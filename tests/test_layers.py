@@ -12,6 +12,7 @@ import torch
 from easyeditor import (
     BaseEditor,
     ENCOREHyperParams,
+    GatedROMEHyperParams,
     MEMITHyperParams,
     PMETHyperParams,
     ROMEHyperParams,
@@ -201,6 +202,21 @@ def test_an_edit_that_diverges_scores_as_none(facts, text):
     assert sweep.row(Candidate((1,)), 2).ES == 0
 
 
+def test_a_method_without_second_moments_is_swept_without_any(facts, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("moments were collected")
+
+    monkeypatch.setattr("easyeditor.methods.locate.moments", refused)
+    sweep = LayerSweep(load(FAMILY), "GatedROME", facts)
+    report = layer_report(sweep, [0, 1])
+    assert [row.layers for row in report.rows] == [(0,), (1,)]
+    assert all(row.ES is not None for row in report.rows)
+    assert not hasattr(sweep.settings(Candidate((0,))), "mom2_dataset")
+    sweep.keep_moments([0])
+    with pytest.raises(AssertionError, match="collected"):
+        LayerSweep(load(FAMILY), "ROME", facts).collect_moments([(0,)])
+
+
 def test_what_cannot_be_swept_is_refused(facts):
     lm = load(FAMILY)
     with pytest.raises(BenchError, match="FT has no layers to sweep"):
@@ -273,6 +289,14 @@ def test_auto_is_remembered_and_edits_say_so(easyedit, words, tmp_path):
     edited = easyedit("edit", "--model", models.FOLDER / FAMILY, *one, "--json")
     assert "what 'easyedit layers --auto' measured" in edited.err
     assert document(edited)["patch"]["hyperparams"]["layers"] == list(written.layers)
+
+
+def test_a_method_without_second_moments_has_layers_too(easyedit, words, tmp_path):
+    out = tmp_path / "gates.yaml"
+    reply = easyedit(*words, "--method", "gatedrome", "--layers", "0,1", "--write", out)
+    assert reply.code == DONE
+    assert "mom2" not in out.read_text()
+    assert GatedROMEHyperParams.from_hparams(out).layers in {(0,), (1,)}
 
 
 def test_a_limit_above_what_auto_measures_is_said_to_change_nothing(easyedit, words, monkeypatch):

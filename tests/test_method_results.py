@@ -95,7 +95,7 @@ def test_memit_reaches_z_as_lambda_vanishes(
         searches.append((site, values))
         return values
 
-    monkeypatch.setattr("easyeditor.methods.locate.optimize_values", recorded)
+    monkeypatch.setattr("easyeditor.methods.value_search.optimize_values", recorded)
     target = lm(family)
     rows = [subject_rows(target, edit, [""])[0] for edit in EDITS]
     errors = []

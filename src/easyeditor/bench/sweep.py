@@ -32,6 +32,7 @@ from easyeditor.lm.model import LM
 from easyeditor.methods import METHODS
 from easyeditor.methods.locate import LocateHyperParams
 from easyeditor.methods.sweep_plan import SweepPlan
+from easyeditor.methods.value_search import ValueSearchHyperParams
 from easyeditor.patches.patch import Patch
 from easyeditor.patches.stack import applied, is_patched
 from easyeditor.second_moments import Moments, write_moments
@@ -92,7 +93,7 @@ class LayerSweep:
 
     Args:
         lm: the model, without patches.
-        method: a method whose settings have a plan (``LocateHyperParams.sweep``).
+        method: a method whose settings have a plan (``ValueSearchHyperParams.sweep``).
         facts: from :func:`easyeditor.bench.known_facts.facts_known_by`.
         text: what second moments are collected from, see :func:`easyeditor.second_moments.moments`.
         fast: with fewer prefixes and no divergence term, to compare; False measures the settings
@@ -115,7 +116,7 @@ class LayerSweep:
     ) -> None:
         self.method = METHODS.get(method)
         kind: Any = self.method.hyperparams_class
-        self.kind: type[LocateHyperParams] = kind
+        self.kind: type[ValueSearchHyperParams] = kind
         plan = plan_of(kind)
         if plan is None:
             raise BenchError(f"{method} has no layers to sweep: {_those_with_a_plan()} have.")
@@ -182,7 +183,7 @@ class LayerSweep:
             starts = min(starts, math.ceil(LOWER_PART * len(editable)))
         return [tuple(editable[i : i + width]) for i in range(starts)]
 
-    def settings(self, candidate: Candidate, **changes: Any) -> LocateHyperParams:
+    def settings(self, candidate: Candidate, **changes: Any) -> ValueSearchHyperParams:
         """Hyper-parameters of a candidate."""
         d_in = max(self.column.projection(layer).d_in for layer in self.column.layers_with_down)
         per_width = {name: value * d_in for name, value in self.plan.per_width.items()}
@@ -190,12 +191,23 @@ class LayerSweep:
             **self.plan.settings,
             **per_width,
             **self.plan.searches[candidate.search],
-            "mom2_dataset": _lasting(self.text),
-            "mom2_n_tokens": TOKENS_PER_WIDTH * d_in,
             "layers": candidate.layers,
             **changes,
         }
+        if issubclass(self.kind, LocateHyperParams):
+            of_text = {
+                "mom2_dataset": _lasting(self.text),
+                "mom2_n_tokens": TOKENS_PER_WIDTH * d_in,
+            }
+            named = of_text | named
         return self.kind(**named)
+
+    def _solving(self, candidate: Candidate) -> LocateHyperParams | None:
+        """The settings with the moments of this sweep; None where the method needs none."""
+        settings = self.settings(candidate)
+        if not isinstance(settings, LocateHyperParams):
+            return None
+        return settings.replace(stats_dir=str(self.stats))
 
     # -- measuring ---------------------------------------------------------------------------
 
@@ -203,8 +215,9 @@ class LayerSweep:
         """Collect the second moments of these layers in one pass, if they are not there."""
         layers = sorted({layer for window in windows for layer in window} - self._moments)
         if layers:
-            settings = self.settings(Candidate((layers[0],)), stats_dir=str(self.stats))
-            settings.second_moments(self.column, layers)
+            settings = self._solving(Candidate((layers[0],)))
+            if settings is not None:
+                settings.second_moments(self.column, layers)
             self._moments |= set(layers)
 
     def row(self, candidate: Candidate, n: int, progress: Any = None) -> SweepRow:
@@ -239,7 +252,7 @@ class LayerSweep:
         return [(candidate.name, name + together) for name in ids]
 
     def _scores(self, candidate: Candidate, cases: Sequence[Case]) -> list[FactScores]:
-        settings = self.settings(candidate, **self.changes, stats_dir=str(self.stats))
+        settings = (self._solving(candidate) or self.settings(candidate)).replace(**self.changes)
         method = self.method(settings)
         if self._contexts is None:
             self._contexts = settings.contexts(self.column)
@@ -281,13 +294,15 @@ class LayerSweep:
 
     def keep_moments(self, layers: Sequence[int]) -> None:
         """Move the second moments of these layers to where edits look for them."""
-        scratch = self.settings(Candidate(tuple(layers)), stats_dir=str(self.stats))
+        scratch = self._solving(Candidate(tuple(layers)))
+        if scratch is None:
+            return
         collected = scratch.second_moments(self.column, layers)
         copies = {
             layer: Moments(moment.matrix.clone(), moment.tokens, moment.source)
             for layer, moment in collected.items()
         }
-        corpus = self.settings(Candidate(tuple(layers))).corpus()
+        corpus = scratch.replace(stats_dir=None).corpus()
         directory = corpus.pop("directory") or choices_folder().parent / "moments"
         write_moments(self.column, copies, directory, **corpus)
 

@@ -121,6 +121,7 @@ def _describe(name: str) -> dict[str, Any]:
         "expands": kind.max_batch != 1 or kind.searches_expansions,
         "learns": kind.training_class is not None,
         "second_moments": issubclass(kind.hyperparams_class, LocateHyperParams),
+        "sweeps": getattr(kind.hyperparams_class, "sweep", None) is not None,
         "presets": list(kind.hyperparams_class.presets),
     }
 

@@ -108,8 +108,8 @@ def layers(
     if auto and layers_ is not None:
         raise typer.BadParameter("--auto chooses the layers itself", param_hint="--layers")
     chosen = _numbers(layers_)
-    if not catalog.method(method)["second_moments"]:
-        those = [name for name in METHODS if catalog.method(name)["second_moments"]]
+    if not catalog.method(method)["sweeps"]:
+        those = [name for name in METHODS if catalog.method(name)["sweeps"]]
         raise typer.BadParameter(
             f"{method} has no layers to sweep; {', '.join(those)} have", param_hint="--method"
         )

@@ -1,4 +1,4 @@
-"""Answers queries: scores under teacher forcing, and free text, in few batched forward passes.
+"""Answers queries: free text, in few batches; scores are :mod:`easyeditor.lm.scoring`'s.
 
 :func:`score` and :func:`generate` ask through the routers that the model carries
 (:mod:`easyeditor.lm.routing`); everything below them runs one model.
@@ -33,7 +33,8 @@ def generate(
 ) -> list[str]:
     """What the model writes after each prompt (without the prompt).
 
-    Greedy queries go to the model's own ``generate``, equal ones once, in left-padded batches.
+    Greedy queries go to the model's own ``generate``, a prompt once for all lengths that are asked
+    of it, in left-padded batches.
     Those with a seed are sampled from the five most probable tokens, each from a stream of its
     own, so that a continuation does not depend on the batch.
 
@@ -65,12 +66,12 @@ def continue_all(
         for q, patch in zip(queries, patch_of_query or [0] * len(queries), strict=True)
     ]
     # What the caller samples with options of its own differs from call to call, also where it is
-    # asked twice. Options, and the end of an encoder-decoder's text, may depend on the length.
+    # asked twice.
     requests: list[tuple[Generate, int, tuple[int, ...]]]
     if options.get("do_sample"):
         requests = [(query, patch, (query.max_new_tokens,)) for query, patch in pairs]
     else:
-        requests = _by_prompt(pairs, apart=bool(options) or lm.encoder_decoder)
+        requests = _by_prompt(pairs, apart=bool(options) or _ends_by_length(lm))
     kinds: dict[tuple[int, int | None], list[int]] = defaultdict(list)
     for i, (query, _, lengths) in enumerate(requests):
         kinds[max(lengths), query.seed].append(i)
@@ -107,13 +108,35 @@ def _by_prompt(
     ]
 
 
-def _beginning(lm: LM, whole: Continuation, n_tokens: int) -> Continuation:
-    """What would have been written of at most ``n_tokens``."""
-    if len(whole.ids) < n_tokens:
-        return whole
-    ids = whole.ids[:n_tokens]
-    text = lm.tokenizer.decode(ids, skip_special_tokens=True)
-    return Continuation(text, ids, whole.entropies[:n_tokens], False)
+def _ends_by_length(lm: LM) -> bool:
+    """Whether a text of the model may differ from the beginning of a longer one."""
+    settings = lm.model.generation_config
+    forced = getattr(settings, "forced_eos_token_id", None) is not None
+    return lm.encoder_decoder or forced or (getattr(settings, "num_beams", None) or 1) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a model wrote after a prompt, before anything is cut off.
+
+    Attributes:
+        tokens: with those that end the text, and what stands behind them.
+        entropies: of the model's distribution at each of them, or none.
+        ended: whether the text ends behind the last of the tokens.
+    """
+
+    tokens: tuple[int, ...]
+    entropies: tuple[float, ...] = ()
+    ended: bool = False
+
+    def beginning(self, lm: LM, n_tokens: int | None) -> Continuation:
+        """What would have been written of at most ``n_tokens``; None: all."""
+        tokens, ends = self.tokens[:n_tokens], lm.end_tokens
+        stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        behind_last = self.ended and (n_tokens is None or len(self.tokens) < n_tokens)
+        ended = stop < len(tokens) or behind_last
+        text = lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Continuation(text, tokens[:stop], self.entropies[:stop], ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +166,19 @@ def _via_routers(
     def ask(
         who: LM, rows: Sequence[int], texts: Sequence[Prompt], of: Sequence[int] | None
     ) -> list[dict[int, Continuation]]:
-        return [
-            {n: _beginning(who, whole, n) for n in settings.lengths[i]}
-            for i, whole in zip(rows, write(who, texts, of), strict=True)
-        ]
-
-    def write(who: LM, texts: Sequence[Prompt], of: Sequence[int] | None) -> list[Continuation]:
         check_length(who, [who.text.row(text) for text in texts])
+        lengths, most = [settings.lengths[i] for i in rows], settings.max_new_tokens
         if settings.seed is None or who.encoder_decoder:
-            return _generate(who, texts, of, settings)
-        with_entropies = settings.entropies
-        return continuations(
-            who, texts, settings.max_new_tokens, of, seed=settings.seed, entropies=with_entropies
-        )
+            written = _generate(who, texts, of, settings)
+        else:
+            sampled = continuations(
+                who, texts, most, of, seed=settings.seed, entropies=settings.entropies
+            )
+            written = [_Written(one.ids, one.entropies, one.ended) for one in sampled]
+        return [
+            {n: whole.beginning(who, n if n < most else None) for n in wanted}
+            for whole, wanted in zip(written, lengths, strict=True)
+        ]
 
     return answer_via_routers(
         lm,
@@ -170,10 +193,10 @@ def _generate(
     prompts: Sequence[Prompt],
     patches: Sequence[int] | None,
     how: _Generation,
-) -> list[Continuation]:
-    """Greedy continuations by the model's own ``generate``, without routers."""
+) -> list[_Written]:
+    """What the model's own ``generate`` writes, without routers."""
     ids = [lm.text.row(prompt).ids for prompt in prompts]
-    replies: dict[int, Continuation] = {}
+    replies: dict[int, _Written] = {}
     # Rows of one length together, so that a row near the end of the context shortens no other.
     for n_tokens, members in rows_by_room(lm, ids, how.max_new_tokens):
         written = _generate_rows(
@@ -189,13 +212,12 @@ def _generate_rows(
     patches: Sequence[int] | None,
     how: _Generation,
     n_tokens: int,
-) -> list[Continuation]:
+) -> list[_Written]:
     settings = {"do_sample": False, "max_new_tokens": n_tokens, **how.options}
     if lm.encoder_decoder and lm.model.config.num_hidden_layers < lm.n_layers:
         # transformers sizes the decoder's cache by the encoder's number of layers.
         settings["use_cache"] = False
-    replies: dict[int, Continuation] = {}
-    ends = lm.end_tokens
+    replies: dict[int, _Written] = {}
     shown = bar(len(ids), "generating", "text")
     with lm.at_rest(), torch.inference_mode(), shown as progress:
         for chunk in generation_batches(lm, [len(row) for row in ids], settings["max_new_tokens"]):
@@ -218,17 +240,10 @@ def _generate_rows(
                     return_dict_in_generate=True,
                     **settings,
                 )
-            start = 0 if lm.encoder_decoder else batch.ids.shape[1]
+            start = 1 if lm.encoder_decoder else batch.ids.shape[1]
             spread = entropies_of(torch.stack(out.logits, 1)).tolist() if how.entropies else None
             for k, (i, row) in enumerate(zip(chunk, out.sequences, strict=True)):
-                new = row[start:].tolist()
-                written = new[1:] if lm.encoder_decoder else new
-                stop = next((j for j, token in enumerate(written) if token in ends), len(written))
-                replies[i] = Continuation(
-                    lm.tokenizer.decode(new, skip_special_tokens=True),
-                    tuple(written[:stop]),
-                    tuple(spread[k][:stop]) if spread is not None else (),
-                    stop < len(written),
-                )
+                entropies = () if spread is None else tuple(spread[k])
+                replies[i] = _Written(tuple(row[start:].tolist()), entropies)
             progress.update(len(chunk))
     return [replies[i] for i in range(len(ids))]

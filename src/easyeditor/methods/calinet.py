@@ -35,7 +35,7 @@ from easyeditor.methods.extra_neurons import (
     adam_descent,
     with_neurons,
 )
-from easyeditor.methods.locate import ContextState
+from easyeditor.methods.value_search import ContextState
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
 from easyeditor.timing import Stopwatch

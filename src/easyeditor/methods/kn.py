@@ -45,7 +45,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.lm.weights import weight_handle
 from easyeditor.methods.base import Method, Outcome
-from easyeditor.methods.locate import ContextState
+from easyeditor.methods.value_search import ContextState
 from easyeditor.patches.weight import LowRank, Part, weight_patch
 from easyeditor.timing import Stopwatch
 

@@ -30,7 +30,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
 from easyeditor.methods.base import Method, Outcome
-from easyeditor.methods.locate import ContextState
+from easyeditor.methods.value_search import ContextState
 from easyeditor.patches.adapter import Adapter
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.routed import RoutedAdapter

@@ -40,14 +40,9 @@ from easyeditor.hyperparams import Layers
 from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import (
-    ContextState,
-    KeyMetrics,
-    LocateHyperParams,
-    contexts_for,
-    values_of,
-)
+from easyeditor.methods.locate import KeyMetrics, LocateHyperParams
 from easyeditor.methods.sweep_plan import ONE_LAYER, SweepPlan
+from easyeditor.methods.value_search import ContextState, values_of
 from easyeditor.patches.weight import LowRank, weight_patch
 from easyeditor.timing import Stopwatch
 
@@ -134,7 +129,8 @@ class ROME(Method[ContextState]):
         for edit in edits:
             subject_rows(lm, edit, [""])  # fails before any work when there is no subject
         with watch("contexts"):
-            contexts = contexts_for(edits, state.contexts if state else settings.contexts(lm))
+            sampled = state.contexts if state else settings.contexts(lm)
+            contexts = settings.contexts_of(edits, sampled)
             rows = [subject_rows(lm, e, contexts) + expansion_rows(lm, e) for e in edits]
         with watch("moments"):
             self._metrics.prepare(lm, [layer], settings)

@@ -48,15 +48,11 @@ from easyeditor.lm.forward.partial import Site
 from easyeditor.lm.memory import give_back
 from easyeditor.lm.model import LM
 from easyeditor.methods.base import Method, Need, Outcome
-from easyeditor.methods.locate import (
-    KeyMetrics,
-    LocateHyperParams,
-    contexts_for,
-    values_of,
-)
+from easyeditor.methods.locate import KeyMetrics, LocateHyperParams
 from easyeditor.methods.spread_state import SpreadState
 from easyeditor.methods.sweep_plan import LAYER_RANGE, ContextLengths, SweepPlan
 from easyeditor.methods.text_windows import WindowSettings
+from easyeditor.methods.value_search import values_of
 from easyeditor.patches.stack import applied
 from easyeditor.patches.weight import Part, weight_patch
 from easyeditor.timing import Stopwatch
@@ -155,7 +151,7 @@ class SpreadMethod(Method[SpreadState]):
         windows = settings.windows(column, edits)
         site = self._where(column, [int(layer) for layer in settings.layers])[0]
         state = state or SpreadState(settings.contexts(column))
-        contexts = contexts_for(edits, state.contexts)
+        contexts = self.hyperparams.contexts_of(edits, state.contexts)
         values = values_of(column, site, edits, contexts, settings, windows)
         return [
             self._edit(
@@ -179,7 +175,7 @@ class SpreadMethod(Method[SpreadState]):
         watch = Stopwatch()
         with watch("contexts"):
             state = state or SpreadState(settings.contexts(lm))
-            contexts = contexts_for(edits, state.contexts)
+            contexts = self.hyperparams.contexts_of(edits, state.contexts)
             of_windows = [
                 window_rows(lm, edits[w.edit], w, contexts, append_eos=eos) for w in windows
             ]

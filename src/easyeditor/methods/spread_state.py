@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from easyeditor.associative.solve import double
-from easyeditor.methods.locate import ContextState
+from easyeditor.methods.value_search import ContextState
 
 ANCHOR_EDITS = 50
 """How many edits the norm anchor is the mean of."""

@@ -116,7 +116,9 @@ def split_by_length(lengths: Sequence[int], batch_cost: int) -> list[list[int]]:
     A group costs its rows times its greatest length, and ``batch_cost`` tokens.
     """
     distinct = sorted(set(lengths))
-    of_length = {length: [i for i, n in enumerate(lengths) if n == length] for length in distinct}
+    of_length: dict[int, list[int]] = {length: [] for length in distinct}
+    for i, length in enumerate(lengths):
+        of_length[length].append(i)
     rows = [0]  # how many are shorter than each
     for length in distinct:
         rows.append(rows[-1] + len(of_length[length]))

@@ -55,16 +55,20 @@ from easyeditor.methods.gated_rome.subjects import (
     prompt_number,
     subject_number,
 )
-from easyeditor.methods.locate import ContextState, LocateHyperParams, contexts_for, values_of
 from easyeditor.methods.sweep_plan import ONE_LAYER, ContextLengths, SweepPlan
+from easyeditor.methods.value_search import (
+    ContextState,
+    ValueSearchHyperParams,
+    values_of,
+)
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.patch import PatchInfo
 from easyeditor.patches.stack import applied, without_patches
 from easyeditor.timing import Stopwatch
 
 
-class GatedROMEHyperParams(LocateHyperParams):
-    """Settings of GatedROME; those of the search are ROME's, ``mom2_…`` say nothing here.
+class GatedROMEHyperParams(ValueSearchHyperParams):
+    """Settings of GatedROME; those of the search are ROME's.
 
     ``threshold`` is the least cosine between a token's input of the down-projection and a subject's
     key; a key that unrelated texts come near to gets a higher one. ``layers`` names one layer.
@@ -78,9 +82,23 @@ class GatedROMEHyperParams(LocateHyperParams):
             "v_weight_decay": 1e-3,
             "v_stop_nll": 0.05,
             "context_template_length_params": [[10, 8], [20, 4]],
+            # No other subject is touched, so a search over many prompts may go as far as one.
+            "expanded_stop_nll": 0.05,
+            "expanded_clamp_norm_factor": 4.0,
+            "expanded_kl_factor": 0.0625,
+            "expanded_prefixes": 12,
         },
     }
     sweep: ClassVar[SweepPlan | None] = ONE_LAYER
+    # What files of the other methods that search values name: it needs no second moments.
+    ignored: ClassVar[frozenset[str]] = ValueSearchHyperParams.ignored | {
+        "mom2_adjustment",
+        "mom2_dataset",
+        "mom2_dtype",
+        "mom2_n_samples",
+        "mom2_n_tokens",
+        "stats_dir",
+    }
 
     alg_name: str = "GatedROME"
     layers: Layers = Field((0.1,), max_length=1)
@@ -188,7 +206,7 @@ class GatedROME(Method[ContextState]):
         unrelated = Unrelated(lm, str(site.path), self.hyperparams.seed)
         with without_patches(lm.model, ModulePatch):
             for edit in edits:
-                prefixes = contexts_for([edit], contexts)
+                prefixes = self.hyperparams.contexts_of([edit], contexts)
                 rows = subject_rows(lm, edit, prefixes)
                 contrast = contrast_rows(lm, edit.rows)
                 (read,) = inputs_at(lm, [module], [*rows, *expansion_rows(lm, edit), *contrast])
@@ -234,7 +252,9 @@ class GatedROME(Method[ContextState]):
                         lm, where, edits, contexts, search, resume=settings.resume, memory=memory
                     )
                 else:
-                    optimized = values_of(lm, where, edits, contexts_for(edits, contexts), settings)
+                    optimized = values_of(
+                        lm, where, edits, settings.contexts_of(edits, contexts), settings
+                    )
                 for i, delta in zip(some, optimized.delta.cpu(), strict=True):
                     result[i] = delta
         return result

@@ -33,7 +33,7 @@ from easyeditor.lm.model import LM
 from easyeditor.lm.tokens import Row
 from easyeditor.methods.adapted_layer import AdaptedLayer, AdapterHyperParams, RowLogits, descend
 from easyeditor.methods.base import Method, Outcome
-from easyeditor.methods.locate import ContextState
+from easyeditor.methods.value_search import ContextState
 from easyeditor.methods.wise.memory import SideMemory, activations, delta_of, packed, shards_of
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import without_patches
