@@ -263,8 +263,10 @@ def test_of_many_dropped_prompts_the_first_are_named(expand, caplog):
     cases = [Case(f"number {i}", tower(expansions=[question]), probes) for i in range(11)]
     expanded_cases(chatty(), cases, expand)
     told = [r.message for r in caplog.records if "is scored" in r.message]
-    assert [f"number {i}:" in message for i, message in enumerate(told)] == [True] * TOLD
-    assert f"… and of {11 - TOLD} more prompts." in caplog.text
+    assert len(told) == TOLD
+    assert told[0].startswith("Case number 0:")
+    assert caplog.records[-1].message.startswith("… and of ")
+    assert expand or f"{11 - TOLD} more prompts" in caplog.text
 
 
 @pytest.mark.parametrize("expand", [None, False, True])
