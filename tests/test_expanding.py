@@ -25,7 +25,7 @@ from easyeditor.data.edits_file import case_of, read_cases
 from easyeditor.data.fields import Fields
 from easyeditor.data.write import record_of
 from easyeditor.editors.apply_method import outcome_of
-from easyeditor.editors.expanding import Expansion, expanded_cases
+from easyeditor.editors.expanding import TOLD, Expansion, expanded_cases
 from easyeditor.edits import canonical_json, check_consistent
 from easyeditor.errors import (
     ContradictingEditsError,
@@ -254,6 +254,19 @@ def test_scored_prompts_are_dropped_and_the_user_hears_of_it(caplog):
     assert "The answer is" in caplog.text
     assert "Q: In which city" in caplog.text
     assert result.probes == case.probes
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_of_many_dropped_prompts_the_first_are_named(expand, caplog):
+    question = Edit("Where would I find the Eiffel Tower?", "Rome", "The Eiffel Tower")
+    probes = [Probe(question.prompt.text, ("Rome",), "rephrase")]
+    cases = [Case(f"number {i}", tower(expansions=[question]), probes) for i in range(11)]
+    expanded_cases(chatty(), cases, expand)
+    told = [r.message for r in caplog.records if "is scored" in r.message]
+    assert len(told) == TOLD
+    assert told[0].startswith("Case number 0:")
+    assert caplog.records[-1].message.startswith("… and of ")
+    assert expand or f"{11 - TOLD} more prompts" in caplog.text
 
 
 @pytest.mark.parametrize("expand", [None, False, True])

@@ -34,6 +34,8 @@ WRITTEN_TOKENS = 40
 """Tokens at most of a question that the model writes."""
 ANSWER_TOKENS = 24
 """Tokens of the answers by which such a question is checked."""
+TOLD = 8
+"""So many prompts that are scored, and therefore dropped, are named."""
 OPENING_TOKENS = 8
 """Tokens of a reply that are read to see how it begins."""
 INSTRUCTION = (
@@ -95,8 +97,11 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
             f"expand={expand!r:.80} must be True, False or an Expansion(...), not "
             f"{type(expand).__name__}."
         )
+    dropped: list[str] = []
     if not expand:
-        return [_unscored(case) for case in cases]
+        left = [_unscored(case, dropped) for case in cases]
+        _tell(dropped)
+        return left
     how = Expansion() if expand is True else expand
     template = bool(getattr(lm.tokenizer, "chat_template", None))
     if how.chat and not template:
@@ -112,9 +117,10 @@ def expanded_cases(lm: LM, cases: Sequence[Case], expand: Expand) -> list[Case]:
             candidates = [*_by_templates(lm, edit, how, chat), *_views(edit, how.views)]
             if how.written and edit.subject_words is not None:
                 candidates += _written_by_model(lm, edit, how.written, chat)
-            edits.append(_with(lm, case, edit, candidates))
+            edits.append(_with(lm, case, edit, candidates, dropped))
         inverse = _inverse(case) if how.inverse else []
         result.append(replace(case, edit=edits[0], also=(*edits[1:], *inverse)))
+    _tell(dropped)
     return _with_openings(lm, result)
 
 
@@ -185,12 +191,12 @@ def _reworded(edit: Edit, text: str, *, chat: bool | None) -> Edit:
     return Edit(prompt, edit.target.strip(), edit.subject)
 
 
-def _with(lm: LM, case: Case, edit: Edit, candidates: Sequence[Edit]) -> Edit:
+def _with(lm: LM, case: Case, edit: Edit, candidates: Sequence[Edit], dropped: list[str]) -> Edit:
     """The edit with those of its further prompts that are new and are not scored."""
     chat = lm.text.chat_template
     forms = {_form(edit.prompt, chat)}
     expansions: list[Edit] = []
-    for other in _not_scored(case, (*edit.expansions, *candidates)):
+    for other in _not_scored(case, (*edit.expansions, *candidates), dropped):
         form = _form(other.prompt, chat)
         if form in forms:
             continue
@@ -199,11 +205,19 @@ def _with(lm: LM, case: Case, edit: Edit, candidates: Sequence[Edit]) -> Edit:
     return replace(edit, expansions=tuple(expansions))
 
 
-def _unscored(case: Case) -> Case:
+def _tell(dropped: Sequence[str]) -> None:
+    """Warn of prompts that were dropped: of the first ones each by its words."""
+    for sentence in dropped[:TOLD]:
+        log.warning("%s", sentence)
+    if len(dropped) > TOLD:
+        log.warning("… and of %d more prompts.", len(dropped) - TOLD)
+
+
+def _unscored(case: Case, dropped: list[str]) -> Case:
     """The case without further prompts that are scored; the same object where it has none."""
     edits = []
     for edit in case.edits:
-        prompts = tuple(_not_scored(case, edit.expansions))
+        prompts = tuple(_not_scored(case, edit.expansions, dropped))
         same = len(prompts) == len(edit.expansions)
         edits.append(edit if same else replace(edit, expansions=prompts))
     if all(new is old for new, old in zip(edits, case.edits, strict=True)):
@@ -211,18 +225,15 @@ def _unscored(case: Case) -> Case:
     return replace(case, edit=edits[0], also=tuple(edits[1:]))
 
 
-def _not_scored(case: Case, prompts: Sequence[Edit]) -> list[Edit]:
-    """The prompts that hold no probe of the case; a warning for each of the others."""
+def _not_scored(case: Case, prompts: Sequence[Edit], dropped: list[str]) -> list[Edit]:
+    """The prompts that hold no probe of the case; a sentence in ``dropped`` for each other one."""
     by_key = {(other.prompt.text, other.prompt.images): other.prompt for other in prompts}
     probes = {key: probe_in(prompt, case) for key, prompt in by_key.items()}
     for (text, _), probe in probes.items():
         if probe is not None:
-            log.warning(
-                "Case %s: the prompt %r holds %r, which is scored, so the edit is not made with "
-                "it.",
-                case.id,
-                text,
-                probe,
+            dropped.append(
+                f"Case {case.id}: the prompt {text!r} holds {probe!r}, which is scored, so the "
+                "edit is not made with it."
             )
     return [other for other in prompts if probes[other.prompt.text, other.prompt.images] is None]
 
