@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--others", nargs="+", required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000])
+    parser.add_argument("--able", type=Path, help="as of lifelong.py")
+    parser.add_argument("--preset", default="wild", help="classic for a run with rewordings")
     given = parser.parse_args()
-    target = lifelong.embedded(given.data, given.count)
+    target = lifelong.embedded(given.data, given.count, able=given.able)
+    target = replace(target, preset=given.preset)
+    reworded = lifelong.REWORDED if given.run.name.endswith(lifelong.REWORDED) else ""
     newest = sorted(
-        p for p in (given.run / "GatedROME").glob("total-*.safetensors") if ".state" not in p.name
+        p for p in given.run.glob("GatedROME*/total-*.safetensors") if ".state" not in p.name
     )[-1]
     patch = load_patch(newest)
     assert isinstance(patch, ModulePatch)
@@ -113,7 +118,7 @@ def main() -> None:
         row = measured(target, given.run / "before.jsonl", crowded)
         row["keys"] = len(whole.get_buffer("keys"))
         stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        key = f"{target.data}|{given.count}|{len(whole.get_buffer('values'))}"
+        key = f"{target.data}|{given.count}|{len(whole.get_buffer('values'))}{reworded}"
         write_whole(RESULTS, json.dumps(stored | {key: row}, indent=1) + "\n")
         print(f"{key}: {time.perf_counter() - began:.0f} s {row}", flush=True)
 
