@@ -241,6 +241,8 @@ def small(family: str, count: int) -> Target:
 
     def settings(name: str, seed: int) -> HyperParams:
         base, changes = VARIANTS.get(name, (name, {}))
+        if name.endswith(EOS):
+            base, changes = name.removesuffix(EOS), {"append_eos": True}
         row = BY_ROW[base]
         archive = None
         if row.training is not None:
@@ -265,7 +267,9 @@ def small(family: str, count: int) -> Target:
         f"small-{family}",
         lm,
         world.cases("eval")[:count],
-        METHOD_OF | {name: METHOD_OF[base] for name, (base, _) in VARIANTS.items()},
+        METHOD_OF
+        | {name: METHOD_OF[base] for name, (base, _) in VARIANTS.items()}
+        | {name + EOS: method for name, method in METHOD_OF.items() if eos(method)},
         settings,
         "classic",
         " ".join(f"{prompt} {answer}." for prompt, answer in others[:HELDOUT_STATEMENTS]),
@@ -471,6 +475,7 @@ def growth(data: str, part: str, count: int, names: Sequence[str], file: Path) -
             axis.set_title(wanted[key], loc="left")
             if key == "kl":
                 axis.set_yscale("symlog", linthresh=1e-3)
+                axis.set_ylim(bottom=-3e-4)
         legend(figure, axes[0])
         figure.savefig(file, dpi=110)
 
