@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-import lifelong
 from easyeditor.bench.observations import joined
 from easyeditor.bench.run_dir import write_whole
 from easyeditor.data.open import open_dataset
@@ -37,8 +36,11 @@ from easyeditor.methods.gated_rome.gated_rome import GatedROME, GatedROMEHyperPa
 from easyeditor.patches.files import load_patch
 from easyeditor.patches.module import ModulePatch
 from easyeditor.patches.stack import applied
+from lifelong import ANSWER_TOKENS, ASKED_TOKENS
+from lifelong_rows import ROOT, estimates
+from lifelong_targets import REWORDED, Target, embedded
 
-RESULTS = lifelong.ROOT / "benchmarks" / "results" / "gated_rome.json"
+RESULTS = ROOT / "benchmarks" / "results" / "gated_rome.json"
 
 
 def other_edits(files: Sequence[str], known: set[str], n: int) -> list[Edit]:
@@ -52,9 +54,7 @@ def other_edits(files: Sequence[str], known: set[str], n: int) -> list[Edit]:
     return found
 
 
-def entries(
-    target: lifelong.Target, values: torch.Tensor, edits: Sequence[Edit]
-) -> list[SubjectCodebook]:
+def entries(target: Target, values: torch.Tensor, edits: Sequence[Edit]) -> list[SubjectCodebook]:
     """One codebook per edit: its own keys, a vector of ``values`` in turn."""
     settings = target.settings("GatedROME", 0)
     assert isinstance(settings, GatedROMEHyperParams)
@@ -62,12 +62,10 @@ def entries(
     return [draft.codebook(values[i % len(values)]) for i, draft in enumerate(drafts)]
 
 
-def measured(target: lifelong.Target, before: Path, patch: ModulePatch) -> dict[str, Any]:
+def measured(target: Target, before: Path, patch: ModulePatch) -> dict[str, Any]:
     """The row of one codebook."""
     evaluation = preset(target.preset)
-    options = EvalOptions(
-        lifelong.ANSWER_TOKENS, asked_tokens=lifelong.ASKED_TOKENS, heldout=target.heldout
-    )
+    options = EvalOptions(ANSWER_TOKENS, asked_tokens=ASKED_TOKENS, heldout=target.heldout)
     measures = evaluation.options(options)
     cases = evaluation.cases(target.lm, target.cases)
     lines = [json.loads(line) for line in before.read_text(encoding="utf-8").splitlines()]
@@ -76,11 +74,7 @@ def measured(target: lifelong.Target, before: Path, patch: ModulePatch) -> dict[
         after = observe(target.lm, cases, measures)
     numbers = summary([summaries.of(case, after) for case in cases])
     return {
-        "scores": {
-            key: [numbers[key].value, numbers[key].low, numbers[key].high]
-            for key in lifelong.SCORES
-            if key in numbers
-        },
+        "scores": estimates(numbers),
         **target.elsewhere.of(patch),
     }
 
@@ -96,9 +90,9 @@ def main() -> None:
     parser.add_argument("--able", type=Path, help="as of lifelong.py")
     parser.add_argument("--preset", default="wild", help="classic for a run with rewordings")
     given = parser.parse_args()
-    target = lifelong.embedded(given.data, given.count, able=given.able)
+    target = embedded(given.data, given.count, able=given.able)
     target = replace(target, preset=given.preset)
-    reworded = lifelong.REWORDED if given.run.name.endswith(lifelong.REWORDED) else ""
+    reworded = REWORDED if given.run.name.endswith(REWORDED) else ""
     newest = sorted(
         p for p in given.run.glob("GatedROME*/total-*.safetensors") if ".state" not in p.name
     )[-1]

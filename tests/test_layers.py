@@ -293,7 +293,9 @@ def test_auto_is_remembered_and_edits_say_so(easyedit, words, tmp_path):
 
 def test_a_method_without_second_moments_has_layers_too(easyedit, words, tmp_path):
     out = tmp_path / "gates.yaml"
-    reply = easyedit(*words, "--method", "gatedrome", "--layers", "0,1", "--write", out)
+    at = words.index("--text")
+    named = (*words[:at], *words[at + 2 :], "--method", "gatedrome", "--layers", "0,1")
+    reply = easyedit(*named, "--write", out)
     assert reply.code == DONE
     assert "mom2" not in out.read_text()
     assert GatedROMEHyperParams.from_hparams(out).layers in {(0,), (1,)}
@@ -348,6 +350,7 @@ def test_an_edit_without_preset_and_sweep_names_the_cost_and_the_command(easyedi
         (("--auto", "--layers", "1"), "--auto chooses"),
         (("--layers", "one"), "numbers with commas"),
         (("--method", "ft"), "no layers to sweep"),
+        (("--method", "gatedrome", "--text", "self"), "no text is read"),
     ],
 )
 def test_mistakes_are_named_before_the_model_is_loaded(easyedit, more, message):

@@ -195,11 +195,8 @@ class LayerSweep:
             **changes,
         }
         if issubclass(self.kind, LocateHyperParams):
-            of_text = {
-                "mom2_dataset": _lasting(self.text),
-                "mom2_n_tokens": TOKENS_PER_WIDTH * d_in,
-            }
-            named = of_text | named
+            named.setdefault("mom2_dataset", _lasting(self.text))
+            named.setdefault("mom2_n_tokens", TOKENS_PER_WIDTH * d_in)
         return self.kind(**named)
 
     def _solving(self, candidate: Candidate) -> LocateHyperParams | None:
@@ -214,10 +211,9 @@ class LayerSweep:
     def collect_moments(self, windows: Iterable[tuple[int, ...]]) -> None:
         """Collect the second moments of these layers in one pass, if they are not there."""
         layers = sorted({layer for window in windows for layer in window} - self._moments)
-        if layers:
-            settings = self._solving(Candidate((layers[0],)))
-            if settings is not None:
-                settings.second_moments(self.column, layers)
+        settings = self._solving(Candidate((layers[0],))) if layers else None
+        if settings is not None:
+            settings.second_moments(self.column, layers)
             self._moments |= set(layers)
 
     def row(self, candidate: Candidate, n: int, progress: Any = None) -> SweepRow:

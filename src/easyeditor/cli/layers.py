@@ -113,6 +113,10 @@ def layers(
         raise typer.BadParameter(
             f"{method} has no layers to sweep; {', '.join(those)} have", param_hint="--method"
         )
+    if text is not None and not catalog.method(method)["second_moments"]:
+        raise typer.BadParameter(
+            f"{method} uses no second moments, so no text is read", param_hint="--text"
+        )
     places.check_file(write)
     options.check_model(model)
     cases = _cases(edits)
