@@ -222,6 +222,8 @@ def main() -> None:
         names = given.methods.split(";")
         if given.methods == "all":
             names = [name for name in target.titles if not name.endswith((EOS, REWORDED))]
+        if unknown := [name for name in names if name not in target.titles]:
+            parser.error(f"no row {', '.join(unknown)}; there are {'; '.join(target.titles)}")
         go_on(target, given.part, [n for n in names if can(target.titles[n], part)], seeds)
 
 
